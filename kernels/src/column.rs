@@ -1,0 +1,126 @@
+//! Rounding column by column: plainly, and with error feedback.
+
+use crate::dispatch::kernel;
+use crate::lanes::{F, LANES};
+use crate::search::Levels;
+
+/// Codes of sixteen rows in one column.
+pub type Codes = [i8; LANES];
+
+/// The code nearest to each lane on the grid `scale·q + offset`, and its value.
+#[inline(always)]
+fn nearest(w: F, inverse: F, scale: F, offset: F, lo: f32, hi: f32, codes: &mut Codes) -> F {
+    let q = ((w - offset) * inverse).round().clamp(lo, hi);
+    // Nothing is lost: `q` is an integer within `lo ..= hi`, which are `i8`.
+    for (code, q) in codes.iter_mut().zip(q.0) {
+        *code = q as i8;
+    }
+    q.mul_add(scale, offset)
+}
+
+kernel! {
+    /// Rounds each of `w` (`[columns]`) to the nearest point of the grid `scale·q + offset`.
+    pub fn round / round_on(w: &[F], scale: F, offset: F, levels: Levels, codes: &mut [Codes]) {
+        let (lo, hi, inverse) = (f32::from(levels.lo), f32::from(levels.hi), scale.recip());
+        for (&w, codes) in w.iter().zip(codes) {
+            nearest(w, inverse, scale, offset, lo, hi, codes);
+        }
+    }
+}
+
+kernel! {
+    /// GPTQ's inner loop over one group of columns that share a grid (Frantar et al. 2022, algorithm 1).
+    ///
+    /// For each column `j` of the group: `q = quant(w_j)`, `e_j = (w_j − q) / U_jj`, and every later column of the block
+    /// gets `w_k −= e_j·U_jk`.
+    ///
+    /// `w`: `[block]`, the block's columns; the group is `first .. first + codes.len()`. `u`: the factor `U` from the
+    /// block's own corner on, rows `stride` apart. `e`: `[codes.len()]`, the errors for the columns behind the block.
+    pub fn feedback / feedback_on(
+        w: &mut [F],
+        first: usize,
+        u: &[f32],
+        stride: usize,
+        scale: F,
+        offset: F,
+        levels: Levels,
+        codes: &mut [Codes],
+        e: &mut [F],
+    ) {
+        let (lo, hi, inverse) = (f32::from(levels.lo), f32::from(levels.hi), scale.recip());
+        for (i, (codes, e)) in codes.iter_mut().zip(e).enumerate() {
+            let j = first + i;
+            let row = &u[j * stride + j..j * stride + w.len()]; // U_jj, U_j,j+1, …
+            let q = nearest(w[j], inverse, scale, offset, lo, hi, codes);
+            let error = (w[j] - q) * F::splat(1.0 / row[0]);
+            *e = error;
+            for (w, &u) in w[j + 1..].iter_mut().zip(&row[1..]) {
+                *w = error.mul_add(F::splat(-u), *w);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Isa;
+
+    const Q4: Levels = Levels { lo: -8, hi: 7 };
+
+    fn numbers(n: usize) -> Vec<F> {
+        (0..n).map(|i| F(std::array::from_fn(|l| ((i * 16 + l) as f32 * 0.71).sin() * 2.0))).collect()
+    }
+
+    fn factor(n: usize) -> Vec<f32> {
+        (0..n * n).map(|i| if i % n == i / n { 1.5 } else { (i as f32 * 0.3).cos() * 0.2 }).collect()
+    }
+
+    #[test]
+    fn rounding_is_to_the_nearest_point_and_stays_on_the_grid() {
+        let mut codes = [[0; LANES]; 4];
+        let w = [F::splat(0.26), F::splat(-9.0), F::splat(9.0), F::splat(0.0)];
+        round(&w, F::splat(0.25), F::splat(0.0), Q4, &mut codes);
+        assert_eq!(codes.map(|c| c[7]), [1, -8, 7, 0]);
+        round(&w, F::ZERO, F::splat(1.0), Q4, &mut codes);
+        assert_eq!(codes.map(|c| c[0]), [0, 0, 0, 0]);
+    }
+
+    #[test]
+    fn feedback_equals_the_algorithm_row_by_row() {
+        let n = 40;
+        let (w, u) = (numbers(n), factor(n));
+        let (mut lanes, mut codes, mut e) = (w.clone(), vec![[0; LANES]; n], vec![F::ZERO; n]);
+        for first in [0, 20] {
+            let at = first..first + 20;
+            let scale = F::splat(0.3);
+            feedback(&mut lanes, first, &u, n, scale, F::ZERO, Q4, &mut codes[at.clone()], &mut e[at]);
+        }
+        for l in 0..LANES {
+            let mut row: Vec<f32> = w.iter().map(|w| w.0[l]).collect();
+            for j in 0..n {
+                let q = (row[j] * (1.0 / 0.3)).round_ties_even().clamp(-8.0, 7.0);
+                assert_eq!(codes[j][l], q as i8, "row {l}, column {j}");
+                let error = (row[j] - q * 0.3) * (1.0 / u[j * n + j]);
+                for k in j + 1..n {
+                    row[k] = error.mul_add(-u[j * n + k], row[k]);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn all_instruction_sets_agree_to_the_last_bit() {
+        let (n, u) = (33, factor(33));
+        let run = |isa| {
+            let (mut w, mut codes, mut e) = (numbers(n), vec![[0; LANES]; n], vec![F::ZERO; n]);
+            feedback_on(isa, &mut w, 0, &u, n, F::splat(0.2), F::splat(0.1), Q4, &mut codes, &mut e);
+            let mut plain = vec![[0; LANES]; n];
+            round_on(isa, &numbers(n), F::splat(0.2), F::splat(0.1), Q4, &mut plain);
+            (codes, e, plain)
+        };
+        for isa in Isa::available() {
+            assert_eq!(run(isa), run(Isa::Baseline), "{isa:?}");
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! One source, several instruction sets, chosen at run time.
+
+use std::sync::OnceLock;
+
+/// An instruction set that the lane kernels are compiled for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Isa {
+    /// What every CPU of the target has: the reference that the others are tested against.
+    Baseline,
+    /// AVX2 with FMA.
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    /// AVX-512 F, BW, DQ and VL.
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+}
+
+impl Isa {
+    /// Every instruction set that this machine has, slowest first.
+    pub fn available() -> Vec<Isa> {
+        #[cfg_attr(not(target_arch = "x86_64"), allow(unused_mut))]
+        let mut sets = vec![Isa::Baseline];
+        #[cfg(target_arch = "x86_64")]
+        {
+            let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+            if avx2 {
+                sets.push(Isa::Avx2);
+            }
+            if avx2
+                && is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512dq")
+                && is_x86_feature_detected!("avx512vl")
+            {
+                sets.push(Isa::Avx512);
+            }
+        }
+        sets
+    }
+
+    /// The fastest instruction set of this machine.
+    pub fn best() -> Isa {
+        static BEST: OnceLock<Isa> = OnceLock::new();
+        *BEST.get_or_init(|| *Isa::available().last().expect("the baseline is always there"))
+    }
+}
+
+/// Defines a kernel once and compiles it for every [`Isa`]: `name(args)` runs on the best one, `name_on(isa, args)` on a
+/// given one, which has to be available.
+macro_rules! kernel {
+    ($(#[$meta:meta])* pub fn $name:ident / $on:ident($($arg:ident : $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
+        $(#[$meta])*
+        #[allow(clippy::too_many_arguments)]
+        pub fn $name($($arg: $ty),*) $(-> $ret)? {
+            $on($crate::dispatch::Isa::best(), $($arg),*)
+        }
+
+        /// The same on a given instruction set.
+        ///
+        /// # Panics
+        /// If this machine does not have it.
+        #[allow(clippy::too_many_arguments)]
+        pub fn $on(isa: $crate::dispatch::Isa, $($arg: $ty),*) $(-> $ret)? {
+            #[inline(always)]
+            fn body($($arg: $ty),*) $(-> $ret)? $body
+
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma,bmi2")]
+            fn avx2($($arg: $ty),*) $(-> $ret)? {
+                body($($arg),*)
+            }
+
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,bmi2")]
+            fn avx512($($arg: $ty),*) $(-> $ret)? {
+                body($($arg),*)
+            }
+
+            match isa {
+                $crate::dispatch::Isa::Baseline => body($($arg),*),
+                #[cfg(target_arch = "x86_64")]
+                $crate::dispatch::Isa::Avx2 => {
+                    assert!(isa == $crate::dispatch::Isa::best() || $crate::dispatch::Isa::available().contains(&isa));
+                    // SAFETY: the line above saw that this CPU has the features.
+                    unsafe { avx2($($arg),*) }
+                }
+                #[cfg(target_arch = "x86_64")]
+                $crate::dispatch::Isa::Avx512 => {
+                    assert!(isa == $crate::dispatch::Isa::best() || $crate::dispatch::Isa::available().contains(&isa));
+                    // SAFETY: the line above saw that this CPU has the features.
+                    unsafe { avx512($($arg),*) }
+                }
+            }
+        }
+    };
+}
+pub(crate) use kernel;

@@ -1,0 +1,248 @@
+//! The row-wise operations of a decoder block: norms, rotary embedding, activations, softmax.
+
+use crate::dispatch::kernel;
+use crate::lanes::{F, LANES};
+use rayon::prelude::*;
+
+/// Rows that one task handles.
+const ROWS: usize = 32;
+
+/// eˣ in every lane, to within 2 units in the last place; zero below −87.
+///
+/// The reduction and the polynomial are those of Cephes' `expf` (S. Moshier).
+#[inline(always)]
+pub fn exp(x: F) -> F {
+    // Adding 1.5·2²³ leaves the nearest integer in the low bits of the sum.
+    const MAGIC: f32 = 12_582_912.0;
+    let x_in = x;
+    let x = x.clamp(-87.0, 88.0);
+    let t = x.mul_add(F::splat(std::f32::consts::LOG2_E), F::splat(MAGIC));
+    let n = t - F::splat(MAGIC);
+    let r = n.mul_add(F::splat(-0.693_359_4), x);
+    let r = n.mul_add(F::splat(2.121_944_4e-4), r);
+    let mut p = F::splat(1.987_569_1e-4);
+    for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5e-1] {
+        p = p.mul_add(r, F::splat(c));
+    }
+    let y = (r * r).mul_add(p, r + F::splat(1.0));
+    let scaled = y.zip(t, |y, t| y * f32::from_bits((t.to_bits() << 23).wrapping_add(0x3f80_0000)));
+    x_in.less(F::splat(-87.0), F::ZERO, scaled)
+}
+
+/// Loads up to sixteen numbers; the rest of the lanes get `fill`.
+#[inline(always)]
+fn load(x: &[f32], fill: f32) -> F {
+    let mut v = F::splat(fill);
+    v.0[..x.len()].copy_from_slice(x);
+    v
+}
+
+/// The sum of all lanes, always added in the same order.
+#[inline(always)]
+fn sum(v: F) -> f32 {
+    let mut v = v.0;
+    let mut half = LANES / 2;
+    while half > 0 {
+        for l in 0..half {
+            v[l] += v[l + half];
+        }
+        half /= 2;
+    }
+    v[0]
+}
+
+kernel! {
+    /// Replaces scores by their softmax: `x[i] = exp(scale·x[i]) / Σ exp(scale·x[j])`.
+    pub fn softmax / softmax_on(x: &mut [f32], scale: f32) {
+        let mut largest = F::splat(f32::NEG_INFINITY);
+        for part in x.chunks(LANES) {
+            largest = largest.max(load(part, f32::NEG_INFINITY));
+        }
+        let largest = largest.0.into_iter().fold(f32::NEG_INFINITY, |a, b| if b > a { b } else { a });
+        let shift = F::splat(-largest * scale);
+        let mut total = F::ZERO;
+        for part in x.chunks_mut(LANES) {
+            let y = exp(load(part, f32::NEG_INFINITY).mul_add(F::splat(scale), shift));
+            part.copy_from_slice(&y.0[..part.len()]);
+            total = total + y;
+        }
+        let inverse = 1.0 / sum(total);
+        for v in x.iter_mut() {
+            *v *= inverse;
+        }
+    }
+}
+
+kernel! {
+    /// The logarithm of `Σ exp(x[i])`; the exponentials in `f32`, their sum in `f64`.
+    pub fn log_sum_exp / log_sum_exp_on(x: &[f32]) -> f64 {
+        let mut largest = F::splat(f32::NEG_INFINITY);
+        for part in x.chunks(LANES) {
+            largest = largest.max(load(part, f32::NEG_INFINITY));
+        }
+        let largest = largest.0.into_iter().fold(f32::NEG_INFINITY, |a, b| if b > a { b } else { a });
+        let mut total = [0.0f64; LANES];
+        for part in x.chunks(LANES) {
+            let y = exp(load(part, f32::NEG_INFINITY) - F::splat(largest));
+            for (total, y) in total.iter_mut().zip(y.0) {
+                *total += f64::from(y);
+            }
+        }
+        total.iter().sum::<f64>().ln() + f64::from(largest)
+    }
+}
+
+kernel! {
+    /// One row of [`rms_norm`]: `y = x / √(mean(x²) + eps) · gain`.
+    pub fn rms_norm_row / rms_norm_row_on(x: &[f32], gain: &[f32], eps: f32, y: &mut [f32]) {
+        let mut squares = F::ZERO;
+        for part in x.chunks(LANES) {
+            let v = load(part, 0.0);
+            squares = v.mul_add(v, squares);
+        }
+        let inverse = 1.0 / (sum(squares) / x.len() as f32 + eps).sqrt();
+        for ((y, &x), &g) in y.iter_mut().zip(x).zip(gain) {
+            *y = x * inverse * g;
+        }
+    }
+}
+
+kernel! {
+    /// One row of [`swiglu`].
+    pub fn swiglu_row / swiglu_row_on(gate: &[f32], up: &[f32], y: &mut [f32]) {
+        for ((y, gate), up) in y.chunks_mut(LANES).zip(gate.chunks(LANES)).zip(up.chunks(LANES)) {
+            let g = load(gate, 0.0);
+            let silu = g.zip(exp(-g), |g, e| g / (1.0 + e));
+            let v = silu * load(up, 0.0);
+            y.copy_from_slice(&v.0[..y.len()]);
+        }
+    }
+}
+
+/// Root-mean-square norm of every row, on all threads (Zhang and Sennrich 2019, equation 4).
+///
+/// `x`, `y`: `[n, gain.len()]`.
+pub fn rms_norm(x: &[f32], gain: &[f32], eps: f32, y: &mut [f32]) {
+    let width = gain.len();
+    y.par_chunks_mut(ROWS * width).zip(x.par_chunks(ROWS * width)).for_each(|(y, x)| {
+        for (y, x) in y.chunks_mut(width).zip(x.chunks(width)) {
+            rms_norm_row(x, gain, eps, y);
+        }
+    });
+}
+
+/// `silu(gate) · up`, on all threads (Shazeer 2020, equation 6). All of one length.
+pub fn swiglu(gate: &[f32], up: &[f32], y: &mut [f32]) {
+    const PART: usize = 1 << 14;
+    y.par_chunks_mut(PART)
+        .zip(gate.par_chunks(PART))
+        .zip(up.par_chunks(PART))
+        .for_each(|((y, gate), up)| swiglu_row(gate, up, y));
+}
+
+/// Which two numbers of a head rotary embedding turns together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pairing {
+    /// `i` and `i + d/2`: Hugging Face's order of rows.
+    Halves,
+    /// `2i` and `2i + 1`: the order of rows in a GGUF of the llama family.
+    Neighbours,
+}
+
+/// Rotary embedding in place, on all threads (Su et al. 2021, equation 34).
+///
+/// `x`: `[windows · positions, heads · d]`; `cos`, `sin`: `[positions, d/2]`, which also says how many positions a window has.
+///
+/// # Panics
+/// If the lengths do not fit.
+pub fn rope(x: &mut [f32], d: usize, heads: usize, cos: &[f32], sin: &[f32], pairing: Pairing) {
+    let (width, half) = (heads * d, d / 2);
+    let positions = cos.len() / half;
+    assert!(
+        d.is_multiple_of(2) && x.len().is_multiple_of(positions * width) && cos.len() == sin.len(),
+        "shapes of rope"
+    );
+    x.par_chunks_mut(width).enumerate().for_each(|(t, row)| {
+        let at = t % positions * half;
+        let (cos, sin) = (&cos[at..at + half], &sin[at..at + half]);
+        for head in row.chunks_mut(d) {
+            match pairing {
+                Pairing::Halves => {
+                    let (a, b) = head.split_at_mut(half);
+                    for i in 0..half {
+                        (a[i], b[i]) = (a[i] * cos[i] - b[i] * sin[i], b[i] * cos[i] + a[i] * sin[i]);
+                    }
+                }
+                Pairing::Neighbours => {
+                    for (i, pair) in head.chunks_exact_mut(2).enumerate() {
+                        let (a, b) = (pair[0], pair[1]);
+                        (pair[0], pair[1]) = (a * cos[i] - b * sin[i], b * cos[i] + a * sin[i]);
+                    }
+                }
+            }
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Isa;
+
+    #[test]
+    fn exp_is_within_two_units_in_the_last_place() {
+        for i in -8700..8800 {
+            let x = i as f32 / 100.0;
+            let (got, want) = (exp(F::splat(x)).0[0], f64::from(x).exp() as f32);
+            let error = (i64::from(got.to_bits()) - i64::from(want.to_bits())).abs();
+            assert!(error <= 2, "exp({x}) = {got}, not {want}");
+        }
+        assert_eq!(exp(F::splat(-1000.0)), F::ZERO);
+        assert_eq!(exp(F::splat(f32::NEG_INFINITY)), F::ZERO);
+    }
+
+    #[test]
+    fn all_instruction_sets_agree_to_the_last_bit_with_tails() {
+        for n in [1, 15, 16, 17, 100] {
+            let x: Vec<f32> = (0..n).map(|i| (i as f32 * 1.7).sin() * 9.0).collect();
+            let gain: Vec<f32> = (0..n).map(|i| 1.0 + i as f32 * 0.01).collect();
+            let run = |isa| {
+                let (mut a, mut b, mut c) = (x.clone(), vec![0.0; n], vec![0.0; n]);
+                softmax_on(isa, &mut a, 0.3);
+                rms_norm_row_on(isa, &x, &gain, 1e-5, &mut b);
+                swiglu_row_on(isa, &x, &gain, &mut c);
+                (a, b, c, log_sum_exp_on(isa, &x))
+            };
+            let reference = run(Isa::Baseline);
+            for isa in Isa::available() {
+                assert_eq!(run(isa), reference, "{isa:?} with {n}");
+            }
+        }
+    }
+
+    #[test]
+    fn softmax_and_its_logarithm_are_what_they_say() {
+        let x: Vec<f32> = (0..37).map(|i| (i as f32).cos() * 5.0).collect();
+        let total: f64 = x.iter().map(|&v| f64::from(v).exp()).sum();
+        assert!((log_sum_exp(&x) - total.ln()).abs() < 1e-6);
+        let mut y = x.clone();
+        softmax(&mut y, 1.0);
+        for (y, x) in y.iter().zip(&x) {
+            assert!((f64::from(*y) - f64::from(*x).exp() / total).abs() < 1e-6);
+        }
+    }
+
+    #[test]
+    fn both_pairings_turn_the_same_pairs() {
+        let (cos, sin) = ([0.6, 0.8], [0.8, 0.6]); // one position, d = 4
+        let mut halves = [1.0, 2.0, 3.0, 4.0];
+        let mut neighbours = [1.0, 3.0, 2.0, 4.0];
+        rope(&mut halves, 4, 1, &cos, &sin, Pairing::Halves);
+        rope(&mut neighbours, 4, 1, &cos, &sin, Pairing::Neighbours);
+        let want = [0.6 - 2.4, 1.6 - 2.4, 1.8 + 0.8, 3.2 + 1.2];
+        for i in 0..4 {
+            assert!((halves[i] - want[i]).abs() < 1e-6);
+        }
+        assert_eq!([halves[0], halves[2], halves[1], halves[3]], neighbours);
+    }
+}

@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# The one check command: sets up what the tests need, then format, lints, tests and documentation, all denied on warning.
+# Needs: Rust, python3 with venv, node 20 or newer. The first run takes some minutes, most of them for dependencies.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+scripts/setup-consumers.sh
+cargo fmt --all --check
+cargo clippy --workspace --all-targets --locked -- -D warnings
+cargo test --workspace --locked
+RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked

@@ -1,0 +1,80 @@
+//! The statistics of a site: the Hessian of its layers' output error.
+
+use crate::error::{Error, Result};
+use candle_core::Tensor;
+use llmq_kernels::syrk;
+
+/// `H = Σ x xᵀ` over the tokens that a site saw, divided by their number (Frantar et al. 2022, section 3: the Hessian of
+/// `‖WX − QX‖²`, up to a factor).
+pub struct Hessian {
+    columns: usize,
+    tokens: usize,
+    sum: Vec<f32>,
+}
+
+impl Hessian {
+    /// An empty sum for activations of `columns` numbers.
+    pub fn new(columns: usize) -> Hessian {
+        Hessian { columns, tokens: 0, sum: vec![0.0; columns * columns] }
+    }
+
+    /// Adds activations, `[tokens, columns]`.
+    ///
+    /// # Errors
+    /// NaN or infinity among them, or another width.
+    pub fn add(&mut self, x: &Tensor) -> Result<()> {
+        let (tokens, columns) = x.dims2()?;
+        let x = x.flatten_all()?.to_vec1::<f32>()?;
+        if columns != self.columns {
+            return Err(Error::new(format!("activations of {columns} numbers at a site of {}", self.columns)));
+        }
+        if let Some(at) = x.iter().position(|x| !x.is_finite()) {
+            let (token, column) = (at / columns, at % columns);
+            return Err(Error::new(format!(
+                "the activations hold {} at token {} and column {column}",
+                x[at],
+                self.tokens + token
+            ))
+            .hint("the checkpoint overflows in its own forward pass: check it with `llmq eval --perplexity`"));
+        }
+        syrk::syrk(&x, columns, &mut self.sum);
+        self.tokens += tokens;
+        Ok(())
+    }
+
+    /// How many columns it has.
+    pub fn columns(&self) -> usize {
+        self.columns
+    }
+
+    /// The mean outer product, `[columns, columns]`, whole.
+    pub fn finish(mut self) -> Vec<f32> {
+        let scale = 1.0 / self.tokens.max(1) as f32;
+        self.sum.iter_mut().for_each(|x| *x *= scale);
+        syrk::mirror(self.columns, &mut self.sum);
+        self.sum
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    #[test]
+    fn it_is_the_mean_outer_product() {
+        let mut h = Hessian::new(2);
+        for row in [[1.0f32, 2.0], [3.0, -1.0]] {
+            h.add(&Tensor::from_slice(&row, (1, 2), &Device::Cpu).unwrap()).unwrap();
+        }
+        assert_eq!(h.finish(), [5.0, -0.5, -0.5, 2.5]);
+    }
+
+    #[test]
+    fn infinite_activations_are_refused_by_place() {
+        let mut h = Hessian::new(2);
+        let x = Tensor::from_slice(&[1.0f32, 2.0, f32::INFINITY, 0.0], (2, 2), &Device::Cpu).unwrap();
+        let message = h.add(&x).unwrap_err().to_string();
+        assert!(message.contains("inf at token 1 and column 0"), "{message}");
+    }
+}

@@ -1,0 +1,5 @@
+//! Calibration: text -> seeded windows of tokens -> statistics of each site.
+
+pub mod hessian;
+pub mod text;
+pub mod windows;

@@ -1,0 +1,103 @@
+//! Calibration text: files of plain text or of JSON lines, or the sample that is built in.
+
+use crate::error::{Context, Error, Result};
+use flate2::read::MultiGzDecoder;
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+/// A varied sample of prose, technical text, dialogue, code, lists and several languages, written for llmq. Documents
+/// are separated by two empty lines.
+const SAMPLE: &str = include_str!("../../eval/calibration.txt");
+
+/// The documents of the built-in sample.
+pub fn sample() -> Vec<String> {
+    SAMPLE.split("\n\n\n").map(|d| d.trim_end_matches('\n').to_string()).collect()
+}
+
+/// The documents of a file: the whole of a `.txt`, or the `"text"` of every line of a `.jsonl`, `.json` or either with
+/// `.gz` behind it (C4's own format).
+///
+/// # Errors
+/// A file that cannot be read, is empty, is not UTF-8 (the byte is named), or a line that is no such JSON (the line is
+/// named).
+pub fn read(path: &Path) -> Result<Vec<String>> {
+    let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default().to_lowercase();
+    let (stem, packed) = match name.strip_suffix(".gz") {
+        Some(stem) => (stem, true),
+        None => (name.as_str(), false),
+    };
+    let file = File::open(path).map_err(|cause| {
+        Error::new(format!("cannot open {}", path.display())).because(cause).hint("check the path that --calib names")
+    })?;
+    let mut bytes = Vec::new();
+    let mut reader: Box<dyn Read> = if packed { Box::new(MultiGzDecoder::new(file)) } else { Box::new(file) };
+    reader.read_to_end(&mut bytes).context(|| format!("cannot read {}", path.display()))?;
+    let text = String::from_utf8(bytes).map_err(|cause| {
+        let at = cause.utf8_error().valid_up_to();
+        Error::new(format!("{} is not UTF-8: byte {at} is {:#04x}", path.display(), cause.as_bytes()[at]))
+            .hint("convert it first, for example with `iconv -t utf-8`")
+    })?;
+    let documents = if stem.ends_with(".json") || stem.ends_with(".jsonl") { lines(path, &text)? } else { vec![text] };
+    if documents.iter().all(|d| d.trim().is_empty()) {
+        return Err(Error::new(format!("{} holds no text", path.display())));
+    }
+    Ok(documents)
+}
+
+fn lines(path: &Path, text: &str) -> Result<Vec<String>> {
+    #[derive(serde::Deserialize)]
+    struct Line {
+        text: String,
+    }
+    text.lines()
+        .enumerate()
+        .filter(|(_, line)| !line.trim().is_empty())
+        .map(|(i, line)| {
+            serde_json::from_str::<Line>(line).map(|line| line.text).map_err(|cause| {
+                Error::new(format!("{}: line {} is not a JSON object with a \"text\"", path.display(), i + 1))
+                    .because(cause)
+                    .hint("each line should look like {\"text\": \"…\"}, as in C4; plain text belongs in a .txt file")
+            })
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    fn written(name: &str, bytes: &[u8]) -> Result<Vec<String>> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        read(&path)
+    }
+
+    #[test]
+    fn the_sample_has_many_documents() {
+        let documents = sample();
+        assert!(documents.len() > 20 && documents.iter().all(|d| d.len() > 40));
+        assert!(SAMPLE.len() > 60_000);
+    }
+
+    #[test]
+    fn json_lines_and_their_packed_form_are_read() {
+        let lines = b"{\"text\": \"one\", \"url\": \"x\"}\n\n{\"text\": \"two\"}\n";
+        assert_eq!(written("a.jsonl", lines).unwrap(), ["one", "two"]);
+        let mut packer = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        packer.write_all(lines).unwrap();
+        assert_eq!(written("a.json.gz", &packer.finish().unwrap()).unwrap(), ["one", "two"]);
+        assert_eq!(written("a.txt", b"{plain}").unwrap(), ["{plain}"]);
+    }
+
+    #[test]
+    fn bad_text_is_an_error_that_says_where() {
+        assert!(written("a.txt", b"ab\xff").unwrap_err().to_string().contains("byte 2 is 0xff"));
+        assert!(written("a.json", b"{\"text\": \"a\"}\n{\"body\": 1}").unwrap_err().to_string().contains("line 2"));
+        assert!(written("a.txt", b" \n").unwrap_err().to_string().contains("no text"));
+        assert!(written("a.json.gz", b"not gzip").is_err());
+        assert!(read(Path::new("/nowhere/a.txt")).unwrap_err().hint_text().is_some());
+    }
+}

@@ -1,0 +1,84 @@
+//! The command line: one file per command, and the only place that prints.
+
+mod eval;
+mod inspect;
+mod output;
+mod quantize;
+
+use crate::error::{Error, Kind, Result};
+use crate::{interrupt, writer};
+use clap::{Parser, Subcommand, ValueEnum};
+use std::process::ExitCode;
+
+/// Turns a Hugging Face checkpoint into the best GGUF of its size, and proves it.
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 110, propagate_version = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+
+    /// When to use colour
+    #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]
+    color: Color,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Quantize a checkpoint into a GGUF that llama.cpp loads
+    Quantize(quantize::Args),
+    /// Judge a GGUF or a checkpoint on a text
+    Eval(eval::Args),
+    /// Show what is in a GGUF or a checkpoint
+    Inspect(inspect::Args),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Color {
+    Auto,
+    Always,
+    Never,
+}
+
+/// Runs a command and says how it ended: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+pub fn run(cli: Cli) -> ExitCode {
+    output::set_color(cli.color);
+    let handler = ctrlc::set_handler(|| {
+        if interrupt::request() {
+            writer::atomic::discard_all();
+            std::process::exit(130);
+        }
+        output::note("stopping; press Ctrl-C again to stop at once");
+    });
+    let result =
+        handler.map_err(|cause| Error::new("cannot listen for Ctrl-C").because(cause)).and_then(|()| {
+            match &cli.command {
+                Command::Quantize(args) => quantize::run(args),
+                Command::Eval(args) => eval::run(args),
+                Command::Inspect(args) => inspect::run(args),
+            }
+        });
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            output::error(&error);
+            match error.kind() {
+                Kind::Failed => ExitCode::from(1),
+                Kind::Usage => ExitCode::from(2),
+                Kind::Interrupted => ExitCode::from(130),
+            }
+        }
+    }
+}
+
+/// Sets the number of threads for everything that follows.
+fn use_threads(threads: Option<usize>) -> Result<()> {
+    let threads = match threads {
+        Some(0) => return Err(Error::usage("--threads must be at least 1")),
+        Some(n) => n,
+        None => 0,
+    };
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build_global()
+        .map_err(|cause| Error::new("cannot start threads").because(cause))
+}

@@ -1,0 +1,198 @@
+//! How things are shown: results on standard output, everything else on standard error.
+
+use super::Color;
+use crate::error::{Error, Kind};
+use crate::pipeline::report::{Observer, TensorReport, Work};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::io::{ErrorKind, IsTerminal, Write};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+static COLOR: AtomicBool = AtomicBool::new(false);
+
+/// Decides about colour on standard error, once.
+pub fn set_color(choice: Color) {
+    let on = match choice {
+        Color::Always => true,
+        Color::Never => false,
+        Color::Auto => std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty()),
+    };
+    COLOR.store(on, Ordering::Relaxed);
+}
+
+fn painted(text: &str, code: &str) -> String {
+    if COLOR.load(Ordering::Relaxed) { format!("\x1b[{code}m{text}\x1b[0m") } else { text.into() }
+}
+
+/// A line of the result. A reader that has gone away ends the program quietly, as with any filter.
+pub fn line(text: impl std::fmt::Display) {
+    if let Err(cause) = writeln!(std::io::stdout(), "{text}") {
+        let code = if cause.kind() == ErrorKind::BrokenPipe { 0 } else { 1 };
+        crate::writer::atomic::discard_all();
+        std::process::exit(code);
+    }
+}
+
+/// One tagged JSON object on a line of its own.
+pub fn json(tag: &str, fields: serde_json::Value) {
+    let mut object = serde_json::Map::new();
+    object.insert("type".into(), tag.into());
+    if let serde_json::Value::Object(fields) = fields {
+        object.extend(fields);
+    }
+    line(serde_json::Value::Object(object));
+}
+
+/// Something the user should know, on standard error.
+pub fn note(text: &str) {
+    // A standard error that is closed leaves nobody to tell.
+    let _ = writeln!(std::io::stderr(), "{}", text);
+}
+
+/// An error with its causes and its hint.
+pub fn error(error: &Error) {
+    if error.kind() == Kind::Interrupted {
+        note("interrupted; nothing was left behind");
+        return;
+    }
+    let chain = error.chain();
+    note(&format!("{} {}", painted("error:", "1;31"), chain[0]));
+    for cause in &chain[1..] {
+        note(&format!("  caused by: {cause}"));
+    }
+    if let Some(hint) = error.hint_text() {
+        note(&format!("\n{} {hint}", painted("hint:", "1;36")));
+    }
+}
+
+/// A number of bytes as people read it.
+pub fn bytes(n: u64) -> String {
+    let (scaled, unit) = match n as f64 {
+        n if n >= 1e9 => (n / 1e9, "GB"),
+        n if n >= 1e6 => (n / 1e6, "MB"),
+        n => (n / 1e3, "kB"),
+    };
+    format!("{scaled:.2} {unit}")
+}
+
+/// A time as people read it.
+pub fn time(t: Duration) -> String {
+    let s = t.as_secs();
+    match s {
+        0..10 => format!("{:.1} s", t.as_secs_f64()),
+        10..120 => format!("{s} s"),
+        120..7200 => format!("{} min {} s", s / 60, s % 60),
+        _ => format!("{} h {} min", s / 3600, s % 3600 / 60),
+    }
+}
+
+/// A bar with the time left on a terminal, a line now and then elsewhere.
+pub struct Progress {
+    bar: Option<ProgressBar>,
+    verbose: bool,
+    json: bool,
+    started: Instant,
+    total: AtomicU64,
+    done: AtomicU64,
+    told: Mutex<(Instant, u64)>,
+}
+
+/// Without a terminal, no two lines of progress are closer together than this.
+const LINES_APART: Duration = Duration::from_secs(10);
+
+impl Progress {
+    /// `verbose`: show each tensor; `json`: emit each tensor on standard output.
+    pub fn new(verbose: bool, json: bool) -> Progress {
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
+            let style = ProgressStyle::with_template("{bar:40} {percent:>3}%  {elapsed} gone, about {eta} left  {msg}");
+            bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+            bar.enable_steady_tick(Duration::from_millis(250));
+            bar
+        });
+        Progress {
+            bar,
+            verbose,
+            json,
+            started: Instant::now(),
+            total: AtomicU64::new(0),
+            done: AtomicU64::new(0),
+            told: Mutex::new((Instant::now(), 0)),
+        }
+    }
+
+    /// Sets what is done out of the whole.
+    pub fn set(&self, done: u64, total: u64) {
+        self.total.store(total, Ordering::Relaxed);
+        self.done.store(done, Ordering::Relaxed);
+        match &self.bar {
+            Some(bar) => {
+                bar.set_length(total);
+                bar.set_position(done);
+            }
+            None => self.tell(done, total),
+        }
+    }
+
+    fn tell(&self, done: u64, total: u64) {
+        let percent = 100 * done / total.max(1);
+        let Ok(mut told) = self.told.lock() else { return };
+        if percent > told.1 && told.0.elapsed() >= LINES_APART {
+            *told = (Instant::now(), percent);
+            let gone = self.started.elapsed();
+            let left = gone.mul_f64((total - done) as f64 / done.max(1) as f64);
+            note(&format!("{percent}% done, about {} left", time(left)));
+        }
+    }
+
+    fn print(&self, text: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| note(text)),
+            None => note(text),
+        }
+    }
+
+    /// Takes the bar away.
+    pub fn finish(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.finish();
+    }
+}
+
+impl Observer for Progress {
+    fn begin(&self, work: Work) {
+        self.set(0, work.total);
+    }
+
+    fn advance(&self, work: u64) {
+        let done = self.done.load(Ordering::Relaxed) + work;
+        self.set(done, self.total.load(Ordering::Relaxed));
+    }
+
+    fn tensor(&self, report: &TensorReport) {
+        if let Some(bar) = &self.bar {
+            bar.set_message(report.name.clone());
+        }
+        if self.json {
+            json("tensor", super::quantize::tensor_json(report));
+        }
+        if self.verbose {
+            self.print(&super::quantize::tensor_line(report));
+        }
+    }
+
+    fn note(&self, note: &str) {
+        self.print(&format!("{} {note}", painted("note:", "1;33")));
+        if self.json {
+            json("note", serde_json::json!({ "text": note }));
+        }
+    }
+}

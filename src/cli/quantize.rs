@@ -1,0 +1,295 @@
+//! `llmq quantize`: checkpoint in, GGUF out.
+
+use super::output::{self, Progress, bytes, time};
+use crate::calib::text;
+use crate::error::{Error, Result};
+use crate::format::recipe::Recipe;
+use crate::format::{self, Type};
+use crate::pipeline::plan::{Plan, Planned};
+use crate::pipeline::report::{self, Summary, TensorReport};
+use crate::pipeline::{self, Calibration};
+use crate::writer::atomic::check_destination;
+use crate::{method, model};
+use serde_json::json;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// A checkpoint folder: config.json, tokenizer.json, safetensors
+    model: PathBuf,
+
+    /// The file to write [default: NAME.TYPE.gguf in this folder]
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+
+    /// The type of the weights: F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0 or Q5_1
+    #[arg(short, long = "type", value_name = "TYPE", default_value = "Q4_0")]
+    kind: String,
+
+    /// How weights are rounded: gptq (calibrated) or rtn (to the nearest value)
+    #[arg(short, long, default_value = "gptq")]
+    method: String,
+
+    /// Calibration text: .txt, or .jsonl, .json and .json.gz with one {"text": …} a line; repeatable
+    /// [default: a sample that is built in]
+    #[arg(long, value_name = "FILE")]
+    calib: Vec<PathBuf>,
+
+    /// How many windows of calibration text
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    samples: usize,
+
+    /// Tokens per window [default: 2048, or the model's context if that is shorter]
+    #[arg(long, value_name = "N")]
+    seq_len: Option<usize>,
+
+    /// Decides which windows are drawn
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+
+    /// What is added to the Hessian's diagonal, as a fraction of its mean
+    #[arg(long, value_name = "X", default_value_t = 0.01)]
+    damp: f64,
+
+    /// The type of tensors whose GGUF name matches a regular expression; repeatable, the first match wins
+    #[arg(long, value_name = "RE=TYPE")]
+    tensor_type: Vec<String>,
+
+    /// The type of the output matrix (a tied embedding included)
+    #[arg(long, value_name = "TYPE")]
+    output_tensor_type: Option<String>,
+
+    /// The type of the token embedding
+    #[arg(long, value_name = "TYPE")]
+    token_embedding_type: Option<String>,
+
+    /// The pre-tokenizer's name in llama.cpp, if the checkpoint's is not known
+    #[arg(long, value_name = "NAME")]
+    pre: Option<String>,
+
+    /// How many threads [default: one per core]
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
+
+    /// Show what would be written, and write nothing
+    #[arg(long)]
+    dry_run: bool,
+
+    /// Replace an existing file
+    #[arg(long)]
+    force: bool,
+
+    /// One JSON object a line on standard output: each tensor, then a summary
+    #[arg(long)]
+    json: bool,
+
+    /// Show each tensor with its error
+    #[arg(short, long)]
+    verbose: bool,
+}
+
+pub fn run(args: &Args) -> Result<()> {
+    super::use_threads(args.threads)?;
+    let started = Instant::now();
+    let method = method::by_name(&args.method)?;
+    if !(args.damp.is_finite() && args.damp > 0.0) {
+        return Err(Error::usage(format!("--damp must be above zero, not {}", args.damp)));
+    }
+    if args.samples == 0 {
+        return Err(Error::usage("--samples must be at least 1"));
+    }
+    let plan = Plan::new(&args.model, recipe(args)?, args.pre.as_deref())?;
+    let output = args.output.clone().unwrap_or_else(|| default_output(&args.model, &args.kind));
+    let inputs: Vec<PathBuf> = inputs(args, &plan);
+    let inputs: Vec<&Path> = inputs.iter().map(PathBuf::as_path).collect();
+    if args.dry_run {
+        return dry_run(args, &plan, &output);
+    }
+    check_destination(&output, &inputs, args.force)?;
+    let calibration =
+        if method.calibrated() && plan.has_grids() { Some(calibration(args, &plan.model)?) } else { None };
+    if calibration.is_none() && !args.calib.is_empty() {
+        output::note("note: --calib is not used: nothing here is calibrated");
+    }
+    for planned in plan.tensors.iter().filter(|t| t.instead_of.is_some()) {
+        output::note(&fallback(planned));
+    }
+    let progress = Progress::new(args.verbose, args.json);
+    let options = method::Options { damp: args.damp };
+    let summary = pipeline::run(&plan, method, &options, calibration.as_ref(), &output, &progress)?;
+    progress.finish();
+    let took = started.elapsed();
+    show(&summary, &output, took);
+    if args.json {
+        output::json("summary", summary_json(&summary, &output, took));
+    }
+    Ok(())
+}
+
+fn recipe(args: &Args) -> Result<Recipe> {
+    let named = |name: &Option<String>| -> Result<Option<Type>> { name.as_deref().map(format::by_name).transpose() };
+    Recipe::new(
+        format::by_name(&args.kind)?,
+        named(&args.output_tensor_type)?,
+        named(&args.token_embedding_type)?,
+        &args.tensor_type,
+    )
+}
+
+fn default_output(model: &Path, kind: &str) -> PathBuf {
+    let folder = model.canonicalize().unwrap_or_else(|_| model.into());
+    let name = folder.file_name().map_or("model".into(), |n| n.to_string_lossy().into_owned());
+    format!("{name}.{}.gguf", kind.to_uppercase()).into()
+}
+
+/// Every file that is read and must not be overwritten.
+fn inputs(args: &Args, plan: &Plan) -> Vec<PathBuf> {
+    let mut inputs: Vec<PathBuf> = plan.source.files().into_iter().map(Path::to_path_buf).collect();
+    inputs.extend(args.calib.iter().cloned());
+    let folder = std::fs::read_dir(&args.model).into_iter().flatten().flatten();
+    inputs.extend(
+        folder.map(|entry| entry.path()).filter(|path| path.is_file() && !inputs.contains(path)).collect::<Vec<_>>(),
+    );
+    inputs
+}
+
+fn calibration(args: &Args, model: &model::Model) -> Result<Calibration> {
+    const USUAL: usize = 2048;
+    let positions = match args.seq_len {
+        Some(n) if n < 2 => return Err(Error::usage("--seq-len must be at least 2")),
+        Some(n) => {
+            if n > model.context {
+                output::note(&format!("note: --seq-len {n} is longer than the model's context of {}", model.context));
+            }
+            n
+        }
+        None => USUAL.min(model.context),
+    };
+    let mut documents = Vec::new();
+    for path in &args.calib {
+        documents.extend(text::read(path)?);
+    }
+    if args.calib.is_empty() {
+        documents = text::sample();
+    }
+    Ok(Calibration { documents, samples: args.samples, positions, seed: args.seed })
+}
+
+fn fallback(planned: &Planned) -> String {
+    let wanted = planned.instead_of.map_or("", |t| t.name());
+    let columns = planned.spec.shape.last().copied().unwrap_or_default();
+    format!(
+        "note: {} gets {} instead of {wanted}: its rows of {columns} do not divide into blocks",
+        planned.spec.gguf,
+        planned.kind.name()
+    )
+}
+
+fn dry_run(args: &Args, plan: &Plan, output: &Path) -> Result<()> {
+    let size = plan.file_size()?;
+    let weights: u64 = plan.tensors.iter().map(Planned::bytes).sum();
+    let bits = 8.0 * weights as f64 / plan.elements() as f64;
+    for planned in &plan.tensors {
+        let report = planned.report(None);
+        if args.json {
+            output::json("tensor", tensor_json(&report));
+        } else {
+            output::line(tensor_line(&report));
+        }
+    }
+    if args.json {
+        let fields = json!({ "output": output, "bytes": size, "bits_per_weight": bits, "dry_run": true });
+        output::json("summary", fields);
+    } else {
+        output::line(format!("{} would have {} ({bits:.2} bits per weight)", output.display(), bytes(size)));
+    }
+    Ok(())
+}
+
+/// One tensor on one line.
+pub fn tensor_line(report: &TensorReport) -> String {
+    let shape: Vec<String> = report.shape.iter().map(ToString::to_string).collect();
+    let error = report.error.map_or(String::new(), |e| format!("  error {:.4}%", 100.0 * e));
+    let instead = report.instead_of.map_or(String::new(), |t| format!("  instead of {}", t.name()));
+    format!(
+        "{:28} {:>14}  {:>4} -> {:5} {:>10}{error}{instead}",
+        report.name,
+        shape.join(" x "),
+        report.from,
+        report.kind.name(),
+        bytes(report.bytes)
+    )
+}
+
+/// One tensor's fields.
+pub fn tensor_json(report: &TensorReport) -> serde_json::Value {
+    json!({
+        "name": report.name,
+        "shape": report.shape,
+        "from": report.from,
+        "to": report.kind.name(),
+        "instead_of": report.instead_of.map(|t| t.name()),
+        "bytes": report.bytes,
+        "relative_error": report.error,
+    })
+}
+
+fn summary_json(summary: &Summary, output: &Path, took: Duration) -> serde_json::Value {
+    let parts = summary.clock.parts();
+    let seconds: serde_json::Map<_, _> = parts.iter().map(|(k, t)| (k.to_string(), t.as_secs_f64().into())).collect();
+    json!({
+        "output": output,
+        "bytes": summary.bytes,
+        "elements": summary.elements,
+        "bits_per_weight": bits_per_weight(summary),
+        "seconds": took.as_secs_f64(),
+        "seconds_in": seconds,
+        "peak_memory_bytes": report::peak_memory(),
+        "calibration_tokens": summary.tokens,
+        "mean_relative_error": mean_error(summary),
+        "notes": summary.notes,
+        "fallbacks": summary.tensors.iter().filter(|t| t.instead_of.is_some()).map(|t| &t.name).collect::<Vec<_>>(),
+    })
+}
+
+fn bits_per_weight(summary: &Summary) -> f64 {
+    8.0 * summary.tensors.iter().map(|t| t.bytes).sum::<u64>() as f64 / summary.elements as f64
+}
+
+/// The mean relative error of the tensors that were rounded to codes.
+fn mean_error(summary: &Summary) -> Option<f64> {
+    let errors: Vec<f64> = summary.tensors.iter().filter_map(|t| t.error).collect();
+    (!errors.is_empty()).then(|| errors.iter().sum::<f64>() / errors.len() as f64)
+}
+
+fn show(summary: &Summary, output: &Path, took: Duration) {
+    let bits = bits_per_weight(summary);
+    output::note(&format!("{}: {}, {bits:.2} bits per weight", output.display(), bytes(summary.bytes)));
+    let mut worst: Vec<&TensorReport> = summary.tensors.iter().filter(|t| t.error.is_some()).collect();
+    worst.sort_by(|a, b| b.error.partial_cmp(&a.error).unwrap_or(std::cmp::Ordering::Equal));
+    if let Some(mean) = mean_error(summary) {
+        let of = if summary.tokens > 0 { "outputs" } else { "weights" };
+        output::note(&format!("relative error of {of}: {:.3}% on average, the largest:", 100.0 * mean));
+        for tensor in worst.iter().take(3) {
+            output::note(&format!("  {:28} {:.3}%", tensor.name, 100.0 * tensor.error.unwrap_or_default()));
+        }
+    }
+    let parts: Vec<String> = summary
+        .clock
+        .parts()
+        .iter()
+        .filter(|(_, t)| t.as_secs_f64() >= 0.005 * took.as_secs_f64())
+        .map(|(name, t)| format!("{name} {}", time(*t)))
+        .collect();
+    output::note(&format!("{} in all: {}", time(took), parts.join(", ")));
+    if let Some(peak) = report::peak_memory() {
+        output::note(&format!("peak memory {}", bytes(peak)));
+    }
+    if summary.tokens > 0 {
+        output::note(&format!("calibrated on {} tokens", summary.tokens));
+    }
+    for note in &summary.notes {
+        output::note(&format!("note: {note}"));
+    }
+}

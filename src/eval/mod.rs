@@ -1,0 +1,4 @@
+//! Judging a file before it is published.
+
+pub mod perplexity;
+pub mod subject;

@@ -1,0 +1,251 @@
+//! Perplexity, under the two protocols in use.
+//!
+//! - `llama.cpp`: windows of 512 tokens, the first replaced by BOS, the second half scored. Comparable with
+//!   llama-perplexity.
+//! - `hf`: non-overlapping windows of 2048 tokens, every target scored. Comparable with the GPTQ and AWQ papers.
+//!
+//! Weights are read one block at a time, and the windows go through it together: memory is a function of one block and
+//! of [`STREAM`], not of the model.
+
+use super::subject::Subject;
+use crate::error::{Context, Error, Result};
+use crate::interrupt;
+use crate::model::block::{Block, Frame};
+use crate::model::ops;
+use candle_core::{Device, Tensor};
+use llmq_kernels::elementwise::log_sum_exp;
+use rayon::prelude::*;
+
+/// Bytes of residual stream that go through the model together.
+const STREAM: usize = 1 << 30;
+
+/// Tokens that go through a block at once.
+const BATCH: usize = 2048;
+
+/// Numbers of the output matrix that are decoded at once.
+const PIECE: usize = 1 << 24;
+
+/// Which tokens are scored, and after which.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    /// llama-perplexity's.
+    LlamaCpp,
+    /// The one of the GPTQ and AWQ papers.
+    Hf,
+}
+
+impl Protocol {
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Protocol::LlamaCpp => "llama.cpp",
+            Protocol::Hf => "hf",
+        }
+    }
+
+    /// The usual tokens per window.
+    pub fn usual_context(self) -> usize {
+        match self {
+            Protocol::LlamaCpp => 512,
+            Protocol::Hf => 2048,
+        }
+    }
+
+    /// The first position of a window whose successor is scored.
+    fn first(self, context: usize) -> usize {
+        match self {
+            Protocol::LlamaCpp => context / 2,
+            Protocol::Hf => 0,
+        }
+    }
+}
+
+/// What came out.
+#[derive(Debug, Clone, Copy)]
+pub struct Perplexity {
+    /// `exp` of the mean negative log-likelihood.
+    pub value: f64,
+    /// Its standard error, as llama-perplexity computes it.
+    pub error: f64,
+    /// Windows evaluated.
+    pub windows: usize,
+    /// Tokens scored.
+    pub tokens: usize,
+}
+
+impl Perplexity {
+    /// From the negative log-likelihoods of the scored tokens.
+    pub fn from_losses(losses: &[f64], windows: usize) -> Perplexity {
+        let n = losses.len() as f64;
+        let mean = losses.iter().sum::<f64>() / n;
+        let square = losses.iter().map(|x| x * x).sum::<f64>() / n;
+        let value = mean.exp();
+        let deviation = ((square - mean * mean).max(0.0) / (n - 1.0).max(1.0)).sqrt();
+        Perplexity { value, error: value * deviation, windows, tokens: losses.len() }
+    }
+}
+
+/// The windows of a text: `[windows][context]`. One final newline of the text is ignored; what does not fill the last
+/// window is dropped.
+///
+/// # Errors
+/// A text that is too short: llama.cpp's protocol wants two windows, the other one.
+pub fn windows(
+    subject: &Subject,
+    text: &str,
+    protocol: Protocol,
+    context: usize,
+    chunks: Option<usize>,
+) -> Result<Vec<Vec<u32>>> {
+    let mut tokens = Vec::new();
+    let bos = subject.tokenizer.bos().filter(|_| protocol == Protocol::LlamaCpp);
+    tokens.extend(bos);
+    tokens.extend(subject.tokenizer.encode(text.strip_suffix('\n').unwrap_or(text))?);
+    let needed = if protocol == Protocol::LlamaCpp { 2 * context } else { context };
+    if tokens.len() < needed {
+        let n = tokens.len();
+        return Err(Error::new(format!(
+            "the text is too short: {n} tokens, but {needed} are needed for windows of {context}"
+        ))
+        .hint("give a longer text with -f, or a smaller window with -c"));
+    }
+    let mut windows: Vec<Vec<u32>> = tokens.chunks_exact(context).map(<[u32]>::to_vec).collect();
+    windows.truncate(chunks.unwrap_or(usize::MAX));
+    if let Some(bos) = bos {
+        windows.iter_mut().for_each(|w| w[0] = bos);
+    }
+    Ok(windows)
+}
+
+/// Perplexity over windows. `progress` is told the done and the whole work, in blocks of windows.
+///
+/// # Errors
+/// A tensor that cannot be read, or a forward pass that overflows.
+pub fn perplexity(
+    subject: &Subject,
+    windows: &[Vec<u32>],
+    protocol: Protocol,
+    progress: &dyn Fn(usize, usize),
+) -> Result<Perplexity> {
+    let first = protocol.first(windows.first().map_or(0, Vec::len));
+    let losses = losses(subject, windows, first, progress)?;
+    Ok(Perplexity::from_losses(&losses, windows.len()))
+}
+
+/// The negative log-likelihoods of tokens `first + 1 ..` of every window, each after all tokens before it, one window
+/// behind the other.
+///
+/// # Errors
+/// As [`perplexity`].
+pub fn losses(
+    subject: &Subject,
+    windows: &[Vec<u32>],
+    first: usize,
+    progress: &dyn Fn(usize, usize),
+) -> Result<Vec<f64>> {
+    let context = windows.first().map_or(0, Vec::len);
+    let group = (STREAM / (4 * context * subject.model.hidden).max(1)).max(1);
+    let groups = windows.len().div_ceil(group);
+    let steps = subject.model.blocks + 1;
+    let mut losses = Vec::new();
+    for (g, windows) in windows.chunks(group).enumerate() {
+        let hidden = final_states(subject, windows, first, &|block| progress(g * steps + block, groups * steps))?;
+        let targets: Vec<u32> = windows.iter().flat_map(|w| w[first + 1..].iter().copied()).collect();
+        losses.extend(negative_log_likelihoods(subject, &hidden, &targets)?);
+        progress((g + 1) * steps, groups * steps);
+    }
+    match losses.iter().position(|x| !x.is_finite()) {
+        None => Ok(losses),
+        Some(at) => Err(Error::new(format!("the likelihood of scored token {at} is {}", losses[at]))
+            .hint("the model overflows in its own forward pass; the file is probably damaged")),
+    }
+}
+
+/// The normed last hidden states of positions `first .. context − 1` of every window: `[windows · scored, hidden]`.
+fn final_states(subject: &Subject, windows: &[Vec<u32>], first: usize, done: &dyn Fn(usize)) -> Result<Tensor> {
+    let (model, device) = (&subject.model, Device::Cpu);
+    let context = windows[0].len();
+    let frame = Frame::new(model, subject.pairing(), context, &device)?;
+    let embedding = model.embedding();
+    let mut batches = Vec::new();
+    for windows in windows.chunks((BATCH / context).max(1)) {
+        let mut x = Vec::with_capacity(windows.len() * context * model.hidden);
+        for &token in windows.iter().flatten() {
+            x.extend(subject.rows(&embedding, token as usize..token as usize + 1)?);
+        }
+        batches.push(Tensor::from_vec(x, (windows.len() * context, model.hidden), &device)?);
+    }
+    for i in 0..model.blocks {
+        let mut block = Block::new(&frame);
+        for spec in model.block(i) {
+            block.set(&spec, subject.read(&spec)?)?;
+        }
+        for h in &mut batches {
+            interrupt::check()?;
+            *h = block.forward(h).context(|| format!("block {i}"))?;
+        }
+        done(i + 1);
+    }
+    let norm = model.output_norm();
+    let gain = Tensor::from_vec(subject.read(&norm)?, norm.shape[0], &device)?;
+    let mut scored = Vec::new();
+    for h in batches {
+        let h = ops::rms_norm(&h, &gain, model.norm_eps)?;
+        let n = h.dims2()?.0 / context;
+        let h = h.reshape((n, context, model.hidden))?.narrow(1, first, context - 1 - first)?;
+        scored.push(h.reshape((n * (context - 1 - first), model.hidden))?);
+    }
+    Ok(Tensor::cat(&scored, 0)?)
+}
+
+/// `−ln p(target)` for each row of `hidden`, the output matrix in pieces: exponentials in `f32`, sums in `f64`.
+fn negative_log_likelihoods(subject: &Subject, hidden: &Tensor, targets: &[u32]) -> Result<Vec<f64>> {
+    let output = subject.model.output();
+    let (vocab, columns) = (output.shape[0], output.shape[1]);
+    let mut total = vec![f64::NEG_INFINITY; targets.len()];
+    let mut chosen = vec![f64::NEG_INFINITY; targets.len()];
+    let step = (PIECE / columns).max(1);
+    for first in (0..vocab).step_by(step) {
+        let rows = first..(first + step).min(vocab);
+        let piece = Tensor::from_vec(subject.rows(&output, rows.clone())?, (rows.len(), columns), hidden.device())?;
+        for from in (0..targets.len()).step_by(BATCH) {
+            interrupt::check()?;
+            let n = BATCH.min(targets.len() - from);
+            let logits = ops::linear(&hidden.narrow(0, from, n)?, &piece)?.flatten_all()?.to_vec1::<f32>()?;
+            total[from..from + n]
+                .par_iter_mut()
+                .zip(&mut chosen[from..from + n])
+                .zip(&targets[from..from + n])
+                .zip(logits.par_chunks(rows.len()))
+                .for_each(|(((total, chosen), &target), logits)| {
+                    let sum = log_sum_exp(logits);
+                    let (high, low) = if *total > sum { (*total, sum) } else { (sum, *total) };
+                    *total = high + (low - high).exp().ln_1p();
+                    if rows.contains(&(target as usize)) {
+                        *chosen = f64::from(logits[target as usize - rows.start]);
+                    }
+                });
+        }
+    }
+    Ok(total.iter().zip(&chosen).map(|(total, chosen)| total - chosen).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_error_is_that_of_llama_perplexity() {
+        // Losses 1, 2, 3: mean 2, variance 2/3, standard error √(2/3/2).
+        let p = Perplexity::from_losses(&[1.0, 2.0, 3.0], 1);
+        assert!((p.value - 2f64.exp()).abs() < 1e-12);
+        assert!((p.error - 2f64.exp() * (1.0f64 / 3.0).sqrt()).abs() < 1e-12);
+        assert_eq!(p.tokens, 3);
+    }
+
+    #[test]
+    fn the_protocols_score_what_they_should() {
+        assert_eq!(512 - 1 - Protocol::LlamaCpp.first(512), 255);
+        assert_eq!(2048 - 1 - Protocol::Hf.first(2048), 2047);
+    }
+}

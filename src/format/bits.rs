@@ -1,0 +1,60 @@
+//! What several block formats share: half-precision fields and packed codes.
+
+use crate::grid::{Codes, F, LANES};
+use half::f16;
+
+/// The half-precision number at byte `at`.
+pub fn half_at(block: &[u8], at: usize) -> f32 {
+    f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
+}
+
+/// The half-precision field at byte `at` of each of sixteen blocks.
+pub fn halves_at(blocks: &[u8], at: usize) -> F {
+    let bytes = blocks.len() / LANES;
+    F(std::array::from_fn(|l| half_at(&blocks[l * bytes..], at)))
+}
+
+/// Writes half-precision numbers at byte `at` of each of sixteen blocks. They must be exact in half precision.
+pub fn put_halves(blocks: &mut [u8], at: usize, values: F) {
+    let bytes = blocks.len() / LANES;
+    for (block, value) in blocks.chunks_mut(bytes).zip(values.0) {
+        let half = f16::from_f32(value);
+        debug_assert_eq!(half.to_f32(), value, "a scale that is not in half precision");
+        block[at..at + 2].copy_from_slice(&half.to_le_bytes());
+    }
+}
+
+/// Packs four-bit codes, already shifted to `0 ..= 15` by `shift`, in ggml's order: byte `j` holds column `j` in its low
+/// nibble and column `j + 16` in its high one. Bits above the fourth are ignored.
+///
+/// `codes`: `[32]`; `at`: where the sixteen bytes start in each block.
+pub fn put_nibbles(codes: &[Codes], shift: i8, blocks: &mut [u8], at: usize) {
+    let bytes = blocks.len() / LANES;
+    for (l, block) in blocks.chunks_mut(bytes).enumerate() {
+        for (j, byte) in block[at..at + 16].iter_mut().enumerate() {
+            let low = (codes[j][l] + shift) as u8 & 15;
+            let high = (codes[j + 16][l] + shift) as u8 & 15;
+            *byte = low | high << 4;
+        }
+    }
+}
+
+/// Packs the fifth bit of each of 32 codes, shifted by `shift`, as a little-endian `u32` at byte `at`: bit `i` belongs to
+/// column `i`.
+pub fn put_fifth_bits(codes: &[Codes], shift: i8, blocks: &mut [u8], at: usize) {
+    let bytes = blocks.len() / LANES;
+    for (l, block) in blocks.chunks_mut(bytes).enumerate() {
+        let bits = (0..32).fold(0u32, |bits, i| bits | u32::from((codes[i][l] + shift) as u8 >> 4 & 1) << i);
+        block[at..at + 4].copy_from_slice(&bits.to_le_bytes());
+    }
+}
+
+/// The four-bit code of column `i` among the sixteen bytes `nibbles`.
+pub fn nibble(nibbles: &[u8], i: usize) -> u8 {
+    if i < 16 { nibbles[i] & 15 } else { nibbles[i - 16] >> 4 }
+}
+
+/// The five-bit code of column `i`: the fifth bits are the `u32` at byte `high`, the nibbles start at byte `low`.
+pub fn five_bits(block: &[u8], high: usize, low: usize, i: usize) -> u8 {
+    nibble(&block[low..], i) | (block[high + i / 8] >> (i % 8) & 1) << 4
+}

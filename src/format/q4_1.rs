@@ -1,0 +1,63 @@
+//! Q4_1: 32 columns, a half-precision scale and minimum, four-bit codes. `q·d + m`.
+
+use super::bits::{half_at, halves_at, nibble, put_halves, put_nibbles};
+use super::{Encoding, Format};
+use crate::grid::{Codes, F, Grid, Levels};
+use llmq_kernels::search;
+
+/// Asymmetric four-bit blocks, 5 bits per weight.
+pub struct Q4_1;
+
+const WIDTH: usize = 32;
+const BYTES: usize = 20; // d: f16, m: f16, q: [u4; 32]
+const _: () = assert!(BYTES == 4 + WIDTH / 2);
+
+impl Format for Q4_1 {
+    fn name(&self) -> &'static str {
+        "Q4_1"
+    }
+    fn id(&self) -> u32 {
+        3
+    }
+    fn file_type(&self) -> u32 {
+        3
+    }
+    fn width(&self) -> usize {
+        WIDTH
+    }
+    fn bytes(&self) -> usize {
+        BYTES
+    }
+    fn decode(&self, block: &[u8], out: &mut [f32]) {
+        let (d, m) = (half_at(block, 0), half_at(block, 2));
+        for (i, x) in out.iter_mut().enumerate() {
+            *x = f32::from(nibble(&block[4..], i)) * d + m;
+        }
+    }
+    fn encoding(&self) -> Encoding {
+        Encoding::Grid(&Q4_1)
+    }
+}
+
+impl Grid for Q4_1 {
+    fn width(&self) -> usize {
+        WIDTH
+    }
+    fn bytes(&self) -> usize {
+        BYTES
+    }
+    fn levels(&self) -> Levels {
+        Levels { lo: 0, hi: 15 }
+    }
+    fn fit(&self, w: &[F], h: &[F], blocks: &mut [u8]) {
+        let (d, m) = search::asymmetric(w, h, self.levels(), 12);
+        put_halves(blocks, 0, d);
+        put_halves(blocks, 2, m);
+    }
+    fn step(&self, blocks: &[u8], _: usize) -> (F, F) {
+        (halves_at(blocks, 0), halves_at(blocks, 2))
+    }
+    fn store(&self, codes: &[Codes], blocks: &mut [u8]) {
+        put_nibbles(codes, 0, blocks, 4);
+    }
+}

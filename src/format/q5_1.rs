@@ -1,0 +1,64 @@
+//! Q5_1: 32 columns, a half-precision scale and minimum, five-bit codes. `q·d + m`.
+
+use super::bits::{five_bits, half_at, halves_at, put_fifth_bits, put_halves, put_nibbles};
+use super::{Encoding, Format};
+use crate::grid::{Codes, F, Grid, Levels};
+use llmq_kernels::search;
+
+/// Asymmetric five-bit blocks, 6 bits per weight.
+pub struct Q5_1;
+
+const WIDTH: usize = 32;
+const BYTES: usize = 24; // d: f16, m: f16, fifth bits: u32, q: [u4; 32]
+const _: () = assert!(BYTES == 4 + WIDTH / 8 + WIDTH / 2);
+
+impl Format for Q5_1 {
+    fn name(&self) -> &'static str {
+        "Q5_1"
+    }
+    fn id(&self) -> u32 {
+        7
+    }
+    fn file_type(&self) -> u32 {
+        9
+    }
+    fn width(&self) -> usize {
+        WIDTH
+    }
+    fn bytes(&self) -> usize {
+        BYTES
+    }
+    fn decode(&self, block: &[u8], out: &mut [f32]) {
+        let (d, m) = (half_at(block, 0), half_at(block, 2));
+        for (i, x) in out.iter_mut().enumerate() {
+            *x = f32::from(five_bits(block, 4, 8, i)) * d + m;
+        }
+    }
+    fn encoding(&self) -> Encoding {
+        Encoding::Grid(&Q5_1)
+    }
+}
+
+impl Grid for Q5_1 {
+    fn width(&self) -> usize {
+        WIDTH
+    }
+    fn bytes(&self) -> usize {
+        BYTES
+    }
+    fn levels(&self) -> Levels {
+        Levels { lo: 0, hi: 31 }
+    }
+    fn fit(&self, w: &[F], h: &[F], blocks: &mut [u8]) {
+        let (d, m) = search::asymmetric(w, h, self.levels(), 12);
+        put_halves(blocks, 0, d);
+        put_halves(blocks, 2, m);
+    }
+    fn step(&self, blocks: &[u8], _: usize) -> (F, F) {
+        (halves_at(blocks, 0), halves_at(blocks, 2))
+    }
+    fn store(&self, codes: &[Codes], blocks: &mut [u8]) {
+        put_fifth_bits(codes, 0, blocks, 4);
+        put_nibbles(codes, 0, blocks, 8);
+    }
+}

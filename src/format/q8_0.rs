@@ -1,0 +1,66 @@
+//! Q8_0: 32 columns, a half-precision scale, eight-bit codes. `q·d`.
+
+use super::bits::{half_at, halves_at, put_halves};
+use super::{Encoding, Format};
+use crate::grid::{Codes, F, Grid, Levels};
+use llmq_kernels::search;
+
+/// Symmetric eight-bit blocks, 8.5 bits per weight.
+pub struct Q8_0;
+
+const WIDTH: usize = 32;
+const BYTES: usize = 34; // d: f16, q: [i8; 32]
+const _: () = assert!(BYTES == 2 + WIDTH);
+
+impl Format for Q8_0 {
+    fn name(&self) -> &'static str {
+        "Q8_0"
+    }
+    fn id(&self) -> u32 {
+        8
+    }
+    fn file_type(&self) -> u32 {
+        7
+    }
+    fn width(&self) -> usize {
+        WIDTH
+    }
+    fn bytes(&self) -> usize {
+        BYTES
+    }
+    fn decode(&self, block: &[u8], out: &mut [f32]) {
+        let d = half_at(block, 0);
+        for (i, x) in out.iter_mut().enumerate() {
+            *x = f32::from(block[2 + i] as i8) * d;
+        }
+    }
+    fn encoding(&self) -> Encoding {
+        Encoding::Grid(&Q8_0)
+    }
+}
+
+impl Grid for Q8_0 {
+    fn width(&self) -> usize {
+        WIDTH
+    }
+    fn bytes(&self) -> usize {
+        BYTES
+    }
+    fn levels(&self) -> Levels {
+        // ggml never writes −128, and some of its products take the absolute value of a code.
+        Levels { lo: -127, hi: 127 }
+    }
+    fn fit(&self, w: &[F], h: &[F], blocks: &mut [u8]) {
+        put_halves(blocks, 0, search::symmetric(w, h, self.levels(), 2));
+    }
+    fn step(&self, blocks: &[u8], _: usize) -> (F, F) {
+        (halves_at(blocks, 0), F::ZERO)
+    }
+    fn store(&self, codes: &[Codes], blocks: &mut [u8]) {
+        for (l, block) in blocks.chunks_mut(BYTES).enumerate() {
+            for (byte, code) in block[2..].iter_mut().zip(codes) {
+                *byte = code[l] as u8;
+            }
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! What a run tells while it works and when it is done.
+
+use crate::format::Type;
+use std::time::{Duration, Instant};
+
+/// What reading, rounding and writing one number costs, in multiplications: only the estimate of the time left needs it.
+pub const PER_WEIGHT: u64 = 400;
+
+/// The size of a run, in multiplications.
+#[derive(Debug, Clone, Copy)]
+pub struct Work {
+    /// All of them.
+    pub total: u64,
+}
+
+/// Someone who watches a run.
+pub trait Observer {
+    /// The run's size is known.
+    fn begin(&self, work: Work);
+    /// Some of the work is done.
+    fn advance(&self, work: u64);
+    /// A tensor has been written.
+    fn tensor(&self, report: &TensorReport);
+    /// Something went other than planned.
+    fn note(&self, note: &str);
+}
+
+/// One tensor of the file.
+#[derive(Debug, Clone)]
+pub struct TensorReport {
+    /// Its name in GGUF.
+    pub name: String,
+    /// Its shape in the checkpoint, `[rows, columns]` or `[n]`.
+    pub shape: Vec<usize>,
+    /// Its type in the checkpoint.
+    pub from: String,
+    /// Its type in the file.
+    pub kind: Type,
+    /// The type that it should have had, if its rows do not divide into blocks of that.
+    pub instead_of: Option<Type>,
+    /// Its bytes in the file.
+    pub bytes: u64,
+    /// The relative error of its output, or of its weights where no activations were seen; none if nothing was rounded
+    /// to codes.
+    pub error: Option<f64>,
+}
+
+/// What a run has done.
+#[derive(Debug)]
+pub struct Summary {
+    /// Bytes of the file.
+    pub bytes: u64,
+    /// Numbers in all tensors.
+    pub elements: u64,
+    /// Where the time went.
+    pub clock: Clock,
+    /// Every tensor, in file order.
+    pub tensors: Vec<TensorReport>,
+    /// What went other than planned.
+    pub notes: Vec<String>,
+    /// Calibration tokens seen.
+    pub tokens: usize,
+}
+
+/// Where the time went.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Clock {
+    /// Reading and converting the checkpoint.
+    pub reading: Duration,
+    /// Forward passes of the calibration windows.
+    pub forward: Duration,
+    /// Sums of outer products.
+    pub hessian: Duration,
+    /// Factoring, scale searches, rounding, decoding, errors.
+    pub method: Duration,
+    /// Writing the file.
+    pub writing: Duration,
+    /// Tokenizing.
+    pub other: Duration,
+}
+
+impl Clock {
+    /// The beginning of a step.
+    pub fn start(&self) -> Instant {
+        Instant::now()
+    }
+
+    /// The parts by name, in the order of the work.
+    pub fn parts(&self) -> [(&'static str, Duration); 6] {
+        [
+            ("tokenizing", self.other),
+            ("reading", self.reading),
+            ("forward passes", self.forward),
+            ("Hessians", self.hessian),
+            ("rounding", self.method),
+            ("writing", self.writing),
+        ]
+    }
+}
+
+/// The most memory that this process has had at once, in bytes, mapped files included; where the system tells.
+pub fn peak_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
+}

@@ -1,0 +1,151 @@
+//! `config.json`, read with errors that name the key.
+
+use crate::error::{Context, Error, Result};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+
+/// A JSON object and the file that it came from.
+#[derive(Debug, Clone)]
+pub struct Config {
+    path: PathBuf,
+    /// Where inside the file this object is, as a prefix of its keys.
+    within: String,
+    json: Value,
+}
+
+impl Config {
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// A missing file, or one that is no JSON object.
+    pub fn open(path: &Path) -> Result<Config> {
+        let text = std::fs::read_to_string(path).context(|| format!("cannot read {}", path.display()))?;
+        let json: Value = serde_json::from_str(&text).context(|| format!("{} is not valid JSON", path.display()))?;
+        if !json.is_object() {
+            return Err(Error::new(format!("{} is not a JSON object", path.display())));
+        }
+        Ok(Config { path: path.into(), within: String::new(), json })
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The JSON itself.
+    pub fn json(&self) -> &Value {
+        &self.json
+    }
+
+    /// The value of a key; `null` counts as missing.
+    pub fn get(&self, key: &str) -> Option<&Value> {
+        self.json.get(key).filter(|v| !v.is_null())
+    }
+
+    /// The object under a key.
+    ///
+    /// # Errors
+    /// Something else is there.
+    pub fn object(&self, key: &str) -> Result<Option<Config>> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(json @ Value::Object(_)) => Ok(Some(Config {
+                path: self.path.clone(),
+                within: format!("{}{key}.", self.within),
+                json: json.clone(),
+            })),
+            Some(other) => Err(self.wrong(key, other, "an object")),
+        }
+    }
+
+    /// A whole number above zero.
+    ///
+    /// # Errors
+    /// Missing or something else.
+    pub fn size(&self, key: &str) -> Result<usize> {
+        self.maybe_size(key)?.ok_or_else(|| self.missing(key))
+    }
+
+    /// A whole number above zero, if the key is there.
+    ///
+    /// # Errors
+    /// Something else is there.
+    pub fn maybe_size(&self, key: &str) -> Result<Option<usize>> {
+        const LARGEST: u64 = 1 << 32;
+        match self.get(key) {
+            None => Ok(None),
+            Some(v) => match v.as_u64() {
+                Some(n @ 1..LARGEST) => Ok(Some(n as usize)),
+                _ => Err(self.wrong(key, v, "a whole number between 1 and 2^32")),
+            },
+        }
+    }
+
+    /// A finite number above zero, if the key is there.
+    ///
+    /// # Errors
+    /// Something else is there.
+    pub fn maybe_positive(&self, key: &str) -> Result<Option<f64>> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(v) => match v.as_f64() {
+                Some(x) if x.is_finite() && x > 0.0 => Ok(Some(x)),
+                _ => Err(self.wrong(key, v, "a number above zero")),
+            },
+        }
+    }
+
+    /// A finite number above zero.
+    ///
+    /// # Errors
+    /// Missing or something else.
+    pub fn positive(&self, key: &str) -> Result<f64> {
+        self.maybe_positive(key)?.ok_or_else(|| self.missing(key))
+    }
+
+    /// A string.
+    ///
+    /// # Errors
+    /// Missing or something else.
+    pub fn string(&self, key: &str) -> Result<String> {
+        self.maybe_string(key)?.ok_or_else(|| self.missing(key))
+    }
+
+    /// A string, if the key is there.
+    ///
+    /// # Errors
+    /// Something else is there.
+    pub fn maybe_string(&self, key: &str) -> Result<Option<String>> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(Value::String(s)) => Ok(Some(s.clone())),
+            Some(other) => Err(self.wrong(key, other, "a string")),
+        }
+    }
+
+    /// A truth value, `false` if the key is missing.
+    ///
+    /// # Errors
+    /// Something else is there.
+    pub fn flag(&self, key: &str) -> Result<bool> {
+        match self.get(key) {
+            None => Ok(false),
+            Some(Value::Bool(b)) => Ok(*b),
+            Some(other) => Err(self.wrong(key, other, "true or false")),
+        }
+    }
+
+    /// An error about this file: something it asks for is not supported.
+    pub fn unsupported(&self, what: &str) -> Error {
+        Error::new(format!("{}: {what}", self.path.display()))
+    }
+
+    fn missing(&self, key: &str) -> Error {
+        Error::new(format!("{} has no key '{}{key}'", self.path.display(), self.within))
+            .hint("the file should be the checkpoint's own config.json, as the model's authors published it")
+    }
+
+    fn wrong(&self, key: &str, found: &Value, wanted: &str) -> Error {
+        Error::new(format!("{}: '{}{key}' is {found}, not {wanted}", self.path.display(), self.within))
+    }
+}

@@ -1,0 +1,9 @@
+//! Folder or file -> mapped tensors, configuration, tokenizer.
+
+pub mod checkpoint;
+pub mod config;
+pub mod gguf;
+pub mod pre_tokenizer;
+pub mod tokenizer;
+pub mod value;
+pub mod vocabulary;

@@ -1,0 +1,231 @@
+//! The vocabulary as GGUF stores it: tokens, merges, special tokens and chat templates.
+//!
+//! It has two sources, the files of a checkpoint ([`Vocabulary::from_files`]) and the metadata of a GGUF
+//! ([`Vocabulary::from_metadata`]), and two uses: to be written ([`Vocabulary::to_metadata`]) and to encode text
+//! ([`Vocabulary::tokenizer`]). Only byte-level BPE is supported, which is what GGUF calls `gpt2`.
+
+mod encoder;
+mod files;
+mod special;
+
+use super::value::{self, Metadata, Value};
+use crate::error::{Error, Result};
+
+/// GGUF's name for the only kind of vocabulary supported.
+pub const MODEL: &str = "gpt2";
+
+/// What a token is for, with the numbers of `tokenizer.ggml.token_type`.
+#[allow(missing_docs)]
+pub mod token_type {
+    pub const NORMAL: i32 = 1;
+    pub const CONTROL: i32 = 3;
+    pub const USER_DEFINED: i32 = 4;
+    pub const UNUSED: i32 = 5;
+}
+
+/// The special tokens GGUF can name, in the order in which llama.cpp's converter writes them: the name Hugging Face's
+/// files use, and GGUF's key (where "separator" is misspelt for ever).
+pub const SPECIAL: [(&str, &str); 8] = [
+    ("bos", "tokenizer.ggml.bos_token_id"),
+    ("eos", "tokenizer.ggml.eos_token_id"),
+    ("unk", "tokenizer.ggml.unknown_token_id"),
+    ("sep", "tokenizer.ggml.seperator_token_id"),
+    ("pad", "tokenizer.ggml.padding_token_id"),
+    ("mask", "tokenizer.ggml.mask_token_id"),
+    ("eot", "tokenizer.ggml.eot_token_id"),
+    ("eom", "tokenizer.ggml.eom_token_id"),
+];
+
+/// A byte-level BPE vocabulary.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Vocabulary {
+    /// llama.cpp's name for the pre-tokenizer, one of [`super::pre_tokenizer::names`] if it came from a checkpoint.
+    pub pre: String,
+    /// The text of every token: that of an added token as it is, others with each byte as one printable character.
+    pub tokens: Vec<String>,
+    /// What each token is for, one of [`token_type`].
+    pub token_type: Vec<i32>,
+    /// The merges, best first, as `left right`.
+    pub merges: Vec<String>,
+    /// The ids of the special tokens, in the order of [`SPECIAL`].
+    pub special: [Option<u32>; SPECIAL.len()],
+    /// Whether BOS goes in front of every text; when absent, llama.cpp decides by `pre`.
+    pub add_bos: Option<bool>,
+    /// Whether EOS goes behind every text.
+    pub add_eos: Option<bool>,
+    /// Whether a separator goes between two texts; kept for llama.cpp, of no effect here.
+    pub add_sep: Option<bool>,
+    /// The chat template.
+    pub chat_template: Option<String>,
+    /// Further chat templates with their names.
+    pub named_templates: Vec<(String, String)>,
+}
+
+impl Vocabulary {
+    /// The id of a special token by its name in [`SPECIAL`].
+    pub fn special(&self, name: &str) -> Option<u32> {
+        SPECIAL.iter().zip(self.special).find(|((known, _), _)| *known == name).and_then(|(_, id)| id)
+    }
+
+    /// The keys of GGUF, in the order in which llama.cpp's converter writes them.
+    pub fn to_metadata(&self) -> Metadata {
+        let mut metadata: Metadata = vec![
+            ("tokenizer.ggml.model".into(), MODEL.into()),
+            ("tokenizer.ggml.pre".into(), self.pre.as_str().into()),
+            ("tokenizer.ggml.tokens".into(), self.tokens.clone().into()),
+            ("tokenizer.ggml.token_type".into(), self.token_type.clone().into()),
+            ("tokenizer.ggml.merges".into(), self.merges.clone().into()),
+        ];
+        for ((_, key), id) in SPECIAL.iter().zip(self.special) {
+            metadata.extend(id.map(|id| ((*key).to_owned(), id.into())));
+        }
+        for (key, flag) in FLAGS.iter().zip([self.add_bos, self.add_eos, self.add_sep]) {
+            metadata.extend(flag.map(|flag| ((*key).to_owned(), flag.into())));
+        }
+        for (name, template) in &self.named_templates {
+            metadata.push((format!("{TEMPLATE}.{name}"), template.as_str().into()));
+        }
+        if !self.named_templates.is_empty() {
+            let names: Vec<_> = self.named_templates.iter().map(|(name, _)| name.clone()).collect();
+            metadata.push((TEMPLATE_NAMES.into(), names.into()));
+        }
+        metadata.extend(self.chat_template.as_deref().map(|text| (TEMPLATE.to_owned(), text.into())));
+        metadata
+    }
+
+    /// Reads the keys back; those of other parts of the file are ignored.
+    pub fn from_metadata(metadata: &Metadata) -> Result<Self> {
+        let text = |key: &str| optional(metadata, key, "str", Value::as_str);
+        let flag = |key: &str| optional(metadata, key, "bool", Value::as_bool);
+        let strings = |key: &str| optional(metadata, key, "[str]", Value::as_strs);
+
+        let model = required("tokenizer.ggml.model", text("tokenizer.ggml.model")?)?;
+        if model != MODEL {
+            return Err(Error::new(format!("the GGUF's vocabulary is of kind `{model}` (tokenizer.ggml.model)"))
+                .hint("only byte-level BPE is supported, which GGUF calls `gpt2`"));
+        }
+        let tokens = required("tokenizer.ggml.tokens", strings("tokenizer.ggml.tokens")?)?.to_vec();
+        let token_type = match value::get(metadata, "tokenizer.ggml.token_type") {
+            None => vec![token_type::NORMAL; tokens.len()],
+            Some(Value::Array(value::Array::I32(types))) if types.len() == tokens.len() => types.clone(),
+            Some(other) => {
+                let (kind, count) = (other.type_name(), other.as_array().map_or(0, value::Array::len));
+                let wanted = tokens.len();
+                return Err(Error::new(format!(
+                    "tokenizer.ggml.token_type is {kind} of {count} elements, not [i32] of {wanted}"
+                )));
+            }
+        };
+        let mut special = [None; SPECIAL.len()];
+        for (slot, (_, key)) in special.iter_mut().zip(SPECIAL) {
+            *slot = match optional(metadata, key, "u32", Value::as_u64)? {
+                Some(id) if id < tokens.len() as u64 => Some(id as u32),
+                Some(id) => return Err(Error::new(format!("{key} is {id}, but there are {} tokens", tokens.len()))),
+                None => None,
+            };
+        }
+        let names = strings(TEMPLATE_NAMES)?.unwrap_or_default();
+        let named = |name: &String| {
+            let key = format!("{TEMPLATE}.{name}");
+            Ok((name.clone(), required(&key, text(&key)?)?.to_owned()))
+        };
+        let [add_bos, add_eos, add_sep] = FLAGS.map(flag);
+        Ok(Self {
+            pre: text("tokenizer.ggml.pre")?.unwrap_or("default").to_owned(),
+            merges: required("tokenizer.ggml.merges", strings("tokenizer.ggml.merges")?)?.to_vec(),
+            tokens,
+            token_type,
+            special,
+            add_bos: add_bos?,
+            add_eos: add_eos?,
+            add_sep: add_sep?,
+            chat_template: text(TEMPLATE)?.map(str::to_owned),
+            named_templates: names.iter().map(named).collect::<Result<_>>()?,
+        })
+    }
+}
+
+const FLAGS: [&str; 3] =
+    ["tokenizer.ggml.add_bos_token", "tokenizer.ggml.add_eos_token", "tokenizer.ggml.add_sep_token"];
+const TEMPLATE: &str = "tokenizer.chat_template";
+const TEMPLATE_NAMES: &str = "tokenizer.chat_templates";
+
+fn optional<'a, T>(
+    metadata: &'a Metadata,
+    key: &str,
+    kind: &str,
+    read: impl Fn(&'a Value) -> Option<T>,
+) -> Result<Option<T>> {
+    let wrong = |value: &Value| Error::new(format!("{key} is {}, not {kind}", value.type_name()));
+    value::get(metadata, key).map(|value| read(value).ok_or_else(|| wrong(value))).transpose()
+}
+
+fn required<T>(key: &str, value: Option<T>) -> Result<T> {
+    value.ok_or_else(|| {
+        Error::new(format!("the GGUF has no key {key}")).hint("without a vocabulary, it cannot encode text")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    fn tiny() -> Vocabulary {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("eval/tiny");
+        let config = std::fs::read_to_string(folder.join("config.json")).unwrap();
+        Vocabulary::from_files(&folder, 2048, &serde_json::from_str(&config).unwrap(), None).unwrap()
+    }
+
+    #[test]
+    fn the_tiny_checkpoint_is_read_as_llama_cpp_reads_it() {
+        let vocabulary = tiny();
+        let metadata = vocabulary.to_metadata();
+        let keys: Vec<_> = metadata.iter().map(|(key, _)| key.as_str()).collect();
+        let expected = [
+            "tokenizer.ggml.model",
+            "tokenizer.ggml.pre",
+            "tokenizer.ggml.tokens",
+            "tokenizer.ggml.token_type",
+            "tokenizer.ggml.merges",
+            "tokenizer.ggml.bos_token_id",
+            "tokenizer.ggml.eos_token_id",
+            "tokenizer.ggml.add_bos_token",
+            "tokenizer.ggml.add_sep_token",
+        ];
+        assert_eq!(keys, expected);
+        assert_eq!(vocabulary.pre, "llama-bpe");
+        assert_eq!((vocabulary.special("bos"), vocabulary.special("eos")), (Some(2046), Some(2047)));
+        assert_eq!((vocabulary.add_bos, vocabulary.add_sep), (Some(true), Some(false)));
+        assert_eq!(vocabulary.tokens.len(), 2048);
+        assert_eq!(vocabulary.token_type[2045..], [token_type::NORMAL, token_type::CONTROL, token_type::CONTROL]);
+    }
+
+    #[test]
+    fn metadata_round_trips() {
+        let mut vocabulary = tiny();
+        assert_eq!(Vocabulary::from_metadata(&vocabulary.to_metadata()).unwrap(), vocabulary);
+        vocabulary.special = [7, 6, 5, 4, 3, 2, 1, 0].map(Some);
+        vocabulary.add_eos = Some(true);
+        vocabulary.chat_template = Some("{{ messages }}".into());
+        vocabulary.named_templates = vec![("rag".into(), "r".into()), ("tool_use".into(), "t".into())];
+        assert_eq!(Vocabulary::from_metadata(&vocabulary.to_metadata()).unwrap(), vocabulary);
+    }
+
+    #[test]
+    fn broken_metadata_is_refused_by_key() {
+        let whole = tiny().to_metadata();
+        let error = |change: &dyn Fn(&mut Metadata)| {
+            let mut metadata = whole.clone();
+            change(&mut metadata);
+            Vocabulary::from_metadata(&metadata).unwrap_err().to_string()
+        };
+        assert!(error(&|m| m[0].1 = "llama".into()).contains("`llama`"));
+        assert!(error(&|m| m[2].1 = 3u32.into()).contains("tokenizer.ggml.tokens is u32, not [str]"));
+        assert!(error(&|m| m[3].1 = vec![1i32].into()).contains("[i32] of 1 elements, not [i32] of 2048"));
+        assert!(error(&|m| m[5].1 = 2048u32.into()).contains("bos_token_id is 2048, but there are 2048 tokens"));
+        assert!(error(&|m| drop(m.remove(4))).contains("no key tokenizer.ggml.merges"));
+        assert!(error(&|m| drop(m.drain(..))).contains("no key tokenizer.ggml.model"));
+    }
+}

@@ -1,0 +1,155 @@
+//! Which tokens are special, and which are added to every text.
+
+use serde_json::Value;
+
+use super::SPECIAL;
+use super::files::{Files, added_tokens};
+use crate::error::{Error, Result};
+
+/// Where the special tokens stand in [`SPECIAL`].
+const BOS: usize = 0;
+const EOS: usize = 1;
+const SEP: usize = 3;
+const EOT: usize = 6;
+const EOM: usize = 7;
+
+/// The special tokens of a checkpoint.
+#[derive(Default)]
+pub(super) struct Found {
+    /// In the order of [`SPECIAL`].
+    pub ids: [Option<u32>; SPECIAL.len()],
+    pub add_bos: Option<bool>,
+    pub add_eos: Option<bool>,
+    pub add_sep: Option<bool>,
+}
+
+/// Asks the files in the order of their authority; what is added to every text follows from the post-processor, unless
+/// `tokenizer_config.json` overrides it.
+pub(super) fn find(files: &Files) -> Result<Found> {
+    let mut found = Found::default();
+    for (slot, (name, _)) in found.ids.iter_mut().zip(SPECIAL) {
+        *slot = find_one(files, name)?;
+    }
+    let post_processor = &files.tokenizer["post_processor"];
+    match post_processor["processors"].as_array() {
+        Some(parts) => parts.iter().for_each(|part| found.follow(part, files)),
+        None => found.follow(post_processor, files),
+    }
+    let over = |name: &str| files.tokenizer_config[format!("add_{name}_token")].as_bool();
+    found.add_bos = over("bos").or(found.add_bos);
+    found.add_eos = over("eos").or(found.add_eos);
+    found.add_sep = over("sep").or(found.add_sep);
+    // As llama.cpp's converter does for the small Granite models, whose tokenizer claims a BOS they never saw.
+    let llama_class = matches!(files.config["model_type"].as_str(), Some("llama" | "mistral" | "mixtral"));
+    if llama_class && files.rows == 49152 {
+        found.add_bos = Some(false);
+    }
+    // llama.cpp takes silence for "what the pre-tokenizer implies", and a missing id for token 11.
+    found.add_bos = Some(found.add_bos == Some(true) && found.ids[BOS].is_some());
+    found.add_eos = found.add_eos.map(|add| add && found.ids[EOS].is_some());
+    Ok(found)
+}
+
+fn find_one(files: &Files, name: &str) -> Result<Option<u32>> {
+    // Encoders call their first token "cls", and their last one "sep".
+    let texts = match name {
+        "bos" => ["bos_token", "cls_token"].as_slice(),
+        "eos" => &["eos_token", "sep_token"],
+        _ => &[&*format!("{name}_token")],
+    };
+    for file in [&files.tokenizer_config, &files.special_tokens_map] {
+        let text = texts.iter().find_map(|key| file[*key].as_str().or_else(|| file[*key]["content"].as_str()));
+        if let Some(id) = text.and_then(|text| id_of(&files.tokenizer, text)) {
+            return Ok(Some(id));
+        }
+    }
+    let key = format!("{name}_token_id");
+    let places = [
+        ("config.json", files.config),
+        ("config.json", &files.config["text_config"]),
+        ("generation_config.json", &files.generation_config),
+    ];
+    for (file, value) in places {
+        // Several ends of text are a list, whose first is the main one; llama.cpp finds the others by their text. A
+        // negative number means none.
+        let value = &value[&key];
+        match value.as_u64().or_else(|| value[0].as_u64()) {
+            Some(id) if id < files.rows as u64 => return Ok(u32::try_from(id).ok()),
+            Some(id) => {
+                let rows = files.rows;
+                return Err(Error::new(format!("{file}: {key} is {id}, but the embedding has only {rows} rows"))
+                    .hint(format!("correct {key} in {file}, or set it to null")));
+            }
+            None => {}
+        }
+    }
+    Ok(None)
+}
+
+fn id_of(tokenizer: &Value, text: &str) -> Option<u32> {
+    let added = added_tokens(tokenizer).find(|token| token["content"] == text).map(|token| &token["id"]);
+    added.unwrap_or(&tokenizer["model"]["vocab"][text]).as_u64().and_then(|id| id.try_into().ok())
+}
+
+impl Found {
+    /// Concludes from one post-processor what is added to a text.
+    fn follow(&mut self, processor: &Value, files: &Files) {
+        match processor["type"].as_str() {
+            Some("TemplateProcessing") => self.follow_template(processor, &files.tokenizer),
+            Some("RobertaProcessing") => {
+                (self.add_bos, self.add_eos, self.add_sep) = (Some(true), Some(true), Some(true));
+            }
+            _ => {}
+        }
+    }
+
+    /// GGUF can say no more than "BOS first", "EOS last" and "separator between"; other templates are ignored.
+    fn follow_template(&mut self, template: &Value, tokenizer: &Value) {
+        let id = |piece: Option<&Value>| {
+            let name = piece?["SpecialToken"]["id"].as_str()?;
+            let listed = template["special_tokens"][name]["ids"][0].as_u64().and_then(|id| id.try_into().ok());
+            listed.or_else(|| id_of(tokenizer, name))
+        };
+        let pieces = |key: &str| template[key].as_array().map(Vec::as_slice).unwrap_or_default();
+        let single = pieces("single");
+        let (first, last) = if single.len() > 1 { (id(single.first()), id(single.last())) } else { (None, None) };
+
+        if let Some(first) = first {
+            if id(single.get(1)).is_none() {
+                self.ids[BOS].get_or_insert(first);
+            }
+            self.add_bos = Some(self.ids[BOS] == Some(first));
+        }
+        if let Some(last) = last {
+            // A text that ends otherwise than an answer: what ends an answer is the end of a turn.
+            if let Some(eos) = self.ids[EOS].filter(|eos| *eos != last) {
+                let free = [EOT, EOM].into_iter().find(|slot| self.ids[*slot].is_none());
+                free.into_iter().for_each(|slot| self.ids[slot] = Some(eos));
+            }
+            self.ids[EOS] = Some(last);
+            self.add_eos = Some(true);
+        }
+
+        let mut pair = pieces("pair");
+        if first.is_some() && id(pair.first()) == first {
+            pair = &pair[1..];
+        }
+        if last.is_some() && id(pair.last()) == last {
+            pair = &pair[..pair.len() - 1];
+        }
+        let names = |piece: &Value, sequence: &str| piece["Sequence"]["id"] == sequence;
+        if let [a, between @ .., b] = pair
+            && names(a, "A")
+            && names(b, "B")
+            && !between.is_empty()
+        {
+            let separates = |piece| id(piece).is_some_and(|id| [self.ids[SEP], self.ids[EOS]].contains(&Some(id)));
+            let add =
+                (separates(between.first()) && last.is_none()) || (between.len() == 2 && separates(between.last()));
+            self.add_sep = Some(add);
+            if add {
+                self.ids[SEP] = self.ids[SEP].or(self.ids[EOS]);
+            }
+        }
+    }
+}

@@ -1,0 +1,126 @@
+// Asks real llama.cpp (node-llama-cpp's prebuilt CPU binary) how it reads a GGUF: tokens, log-probabilities, metadata.
+//
+//   echo '{"model": "m.gguf", "texts": ["Hi"], "logprobs": [[1, 2, 3]], "vocab_size": 8192}' | node llama.mjs
+//
+// Needs scripts/setup-consumers.sh. Reads one JSON request on stdin and writes one JSON object to stdout; what llama.cpp
+// logs goes to stderr. Exits 1 with a message when anything fails.
+//
+// Request: model (path); texts, logprobs and vocab_size may be left out. vocab_size, when given, must be the number of
+// logits that the model returns.
+//
+// Answer:
+//   tokens          per text, its ids; "<|special|>" text is read as plain text. BOS is never added: a caller who wants it
+//                   puts `bos` in front where `add_bos` is true
+//   tokens_special  the same, with the text of special tokens read as those tokens; no BOS either
+//   logprobs        per sequence t[0..n], n-1 numbers: ln p(t[i+1] | t[0..=i]), exact softmax over the whole vocabulary
+//   top             per sequence, the most likely id at each of those n-1 places
+//   bos, eos        ids or null
+//   add_bos         whether llama.cpp puts BOS in front of a prompt
+//   chat_template   text or null
+//   metadata        the file's general.* keys, without the prefix
+//   warnings        llama.cpp's log lines of level warning or worse
+//
+// Precision: the context is set up for exactness (keys and values kept in f32, no flash attention). llama.cpp converts
+// activations to suit the weights' type (f16 for F16, bf16 for BF16, 8-bit blocks for quantized types), so only an F32
+// file gives the log-probabilities of a float32 forward pass.
+
+import {createRequire} from "node:module";
+import {existsSync, readFileSync} from "node:fs";
+import {pathToFileURL} from "node:url";
+
+const STEP = 32; // tokens evaluated at a time: bounds the memory, as each brings a Map of the whole vocabulary
+
+console.log = console.info = console.error; // stdout carries the answer alone
+
+/** node-llama-cpp from .consumers/node, which lies outside this file's own module path. */
+async function consumer() {
+    const home = new URL("../../.consumers/node/package.json", import.meta.url);
+    if (!existsSync(home))
+        throw new Error("node-llama-cpp is not installed; run scripts/setup-consumers.sh");
+    return import(pathToFileURL(createRequire(home).resolve("node-llama-cpp")));
+}
+
+/** ln softmax(logits)[id]; `logits` is a Map from id to logit, largest first. */
+function logSoftmax(logits, id) {
+    const [max] = logits.values();
+    let sum = 0;
+    for (const logit of logits.values())
+        sum += Math.exp(logit - max);
+    return logits.get(id) - max - Math.log(sum);
+}
+
+/** The log-probability of every token after the first, and the most likely token in each of their places. */
+async function evaluate(model, ids, vocabSize) {
+    const context = await model.createContext({
+        contextSize: ids.length,
+        flashAttention: false,
+        experimentalKvCacheKeyType: "F32",
+        experimentalKvCacheValueType: "F32"
+    });
+    const sequence = context.getSequence();
+    const logprobs = [];
+    const top = [];
+    for (let start = 0; start < ids.length - 1; start += STEP) {
+        const step = ids.slice(start, Math.min(start + STEP, ids.length - 1));
+        const results = await sequence.controlledEvaluate(step.map((id) => [id, {generateNext: {logits: true}}]));
+        results.forEach(({next: {logits}}, i) => {
+            if (vocabSize !== undefined && logits.size !== vocabSize)
+                throw new Error(`llama.cpp returned ${logits.size} logits, not vocab_size = ${vocabSize}`);
+            const id = ids[start + i + 1];
+            const logprob = logSoftmax(logits, id);
+            if (!Number.isFinite(logprob))
+                throw new Error(`llama.cpp gave token ${id} at place ${start + i + 1} a log-probability of ${logprob}`);
+            logprobs.push(logprob);
+            top.push(logits.keys().next().value);
+        });
+    }
+    await context.dispose();
+    return {logprobs, top};
+}
+
+async function answer({model: modelPath, texts = [], logprobs = [], vocab_size}) {
+    const {getLlama, LlamaLogLevel} = await consumer();
+    const warnings = [];
+    const llama = await getLlama({
+        gpu: false,
+        build: "never",
+        skipDownload: true,
+        progressLogs: false,
+        maxThreads: 1, // the default is at least 4, whose spinning makes a busy machine with 2 cores crawl
+        logLevel: LlamaLogLevel.warn,
+        logger(level, message) {
+            warnings.push(message.trimEnd());
+            console.error(message.trimEnd());
+        }
+    });
+    const model = await llama.loadModel({modelPath});
+    const {general, tokenizer} = model.fileInfo.metadata;
+
+    const evaluated = [];
+    for (const ids of logprobs)
+        evaluated.push(await evaluate(model, ids, vocab_size));
+
+    const result = {
+        tokens: texts.map((text) => [...model.tokenize(text, false)]),
+        tokens_special: texts.map((text) => [...model.tokenize(text, true)]),
+        logprobs: evaluated.map(({logprobs}) => logprobs),
+        top: evaluated.map(({top}) => top),
+        bos: model.tokens.bos,
+        eos: model.tokens.eos,
+        add_bos: model.tokens.shouldPrependBosToken,
+        chat_template: tokenizer?.chat_template ?? null,
+        metadata: general,
+        warnings
+    };
+    await llama.dispose();
+    return result;
+}
+
+try {
+    const result = await answer(JSON.parse(readFileSync(0, "utf8")));
+    const plain = (_, value) => (typeof value === "bigint" ? Number(value) : value); // 64-bit metadata
+    process.stdout.write(JSON.stringify(result, plain) + "\n");
+} catch (error) {
+    console.error(`llama.mjs: ${error.message}`);
+    process.exitCode = 1;
+}
