@@ -1,7 +1,7 @@
 //! Causal attention.
 
 use crate::elementwise::softmax;
-use crate::gemm::{View, product};
+use crate::gemm::{Old, View, product};
 use rayon::prelude::*;
 
 /// Queries that one task handles. A constant, so that results do not depend on the number of threads.
@@ -54,13 +54,13 @@ pub fn causal(q: &[f32], k: &[f32], v: &[f32], shape: Shape, scale: f32, out: &m
             let queries = View::new(&q[h * d..], rows, d, width);
             let keys = View::new(&k[kv..], seen, d, kv_width);
             let values = View::new(&v[kv..], seen, d, kv_width);
-            product(&mut scores, seen, 0.0, 1.0, queries, keys.t());
+            product(&mut scores, seen, Old::Replaced, 1.0, queries, keys.t());
             for (i, row) in scores.chunks_mut(seen).enumerate() {
                 let (past, future) = row.split_at_mut(first + i + 1);
                 softmax(past, scale);
                 future.fill(0.0);
             }
-            product(&mut out[h * d..], width, 0.0, 1.0, View::new(&scores, rows, seen, seen), values);
+            product(&mut out[h * d..], width, Old::Replaced, 1.0, View::new(&scores, rows, seen, seen), values);
         }
     });
 }

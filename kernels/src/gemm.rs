@@ -1,20 +1,15 @@
 //! Matrix products of `f32`, row-major.
 
-use gemm::{Parallelism, gemm};
+use faer::linalg::matmul::matmul;
+use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
 /// Rows of the output that one task computes. A constant, so that results do not depend on the number of threads.
 const TILE: usize = 128;
 
-/// A read-only matrix inside a slice: element `(i, j)` is at `i · row + j · column`.
+/// A read-only matrix inside a slice.
 #[derive(Debug, Clone, Copy)]
-pub struct View<'a> {
-    data: &'a [f32],
-    rows: usize,
-    columns: usize,
-    row: usize,
-    column: usize,
-}
+pub struct View<'a>(MatRef<'a, f32>);
 
 impl<'a> View<'a> {
     /// `data` as `[rows, columns]` with rows `stride` apart.
@@ -22,56 +17,41 @@ impl<'a> View<'a> {
     /// # Panics
     /// If the matrix does not lie inside `data`.
     pub fn new(data: &'a [f32], rows: usize, columns: usize, stride: usize) -> Self {
-        assert!(rows == 0 || columns == 0 || (rows - 1) * stride + columns <= data.len(), "a view beyond its slice");
         assert!(columns <= stride || rows <= 1, "rows that overlap");
-        Self { data, rows, columns, row: stride, column: 1 }
+        // The last row need not be followed by the rest of its stride, but faer counts whole rows.
+        let used = if rows == 0 { 0 } else { (rows - 1) * stride + columns };
+        Self(MatRef::from_row_major_slice_with_stride(&data[..used], rows, columns, stride))
     }
 
     /// The transposed matrix.
     #[must_use]
     pub fn t(self) -> Self {
-        Self { rows: self.columns, columns: self.rows, row: self.column, column: self.row, ..self }
+        Self(self.0.transpose())
     }
 }
 
-/// `C = β·C + α·A·B` on the calling thread.
+/// What happens to the old content of a product's output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Old {
+    /// It is overwritten, unread.
+    Replaced,
+    /// The product is added to it.
+    Kept,
+}
+
+/// `C = α·A·B`, or `C += α·A·B`, on the calling thread.
 ///
-/// `c`: `[a.rows, b.columns]` with rows `stride` apart. With `beta == 0` the old content of `c` is not read.
+/// `c`: `[a.rows, b.columns]` with rows `stride` apart.
 ///
 /// # Panics
 /// If the shapes do not fit.
-pub fn product(c: &mut [f32], stride: usize, beta: f32, alpha: f32, a: View<'_>, b: View<'_>) {
-    let (m, n, k) = (a.rows, b.columns, a.columns);
-    assert_eq!(k, b.rows, "inner dimensions");
-    if m == 0 || n == 0 {
-        return;
-    }
-    assert!(n <= stride && (m - 1) * stride + n <= c.len(), "an output beyond its slice");
-    // SAFETY: `View::new` checked that both inputs lie inside their slices, the line above that the output does; the
-    // output is borrowed mutably, so it overlaps neither.
-    unsafe {
-        gemm(
-            m,
-            n,
-            k,
-            c.as_mut_ptr(),
-            1,
-            stride as isize,
-            beta != 0.0,
-            a.data.as_ptr(),
-            a.column as isize,
-            a.row as isize,
-            b.data.as_ptr(),
-            b.column as isize,
-            b.row as isize,
-            beta,
-            alpha,
-            false,
-            false,
-            false,
-            Parallelism::None,
-        );
-    }
+pub fn product(c: &mut [f32], stride: usize, old: Old, alpha: f32, a: View<'_>, b: View<'_>) {
+    let (m, n) = (a.0.nrows(), b.0.ncols());
+    let used = if m == 0 { 0 } else { (m - 1) * stride + n };
+    // Row-major is the transpose of column-major; faer 0.24's own row-major constructor for mutable slices forgets that.
+    let c = MatMut::from_column_major_slice_with_stride_mut(&mut c[..used], n, m, stride).transpose_mut();
+    let accum = if old == Old::Kept { Accum::Add } else { Accum::Replace };
+    matmul(c, accum, a.0, b.0, alpha, Par::Seq);
 }
 
 /// `Y = X·Wᵀ`, a linear layer without bias, on all threads.
@@ -88,7 +68,7 @@ pub fn linear(x: &[f32], w: &[f32], k: usize, y: &mut [f32]) {
     assert_eq!((w.len(), x.len() / k * m), (m * k, y.len()), "shapes of a linear layer");
     let w = View::new(w, m, k, k);
     y.par_chunks_mut(TILE * m).zip(x.par_chunks(TILE * k)).for_each(|(y, x)| {
-        product(y, m, 0.0, 1.0, View::new(x, x.len() / k, k, k), w.t());
+        product(y, m, Old::Replaced, 1.0, View::new(x, x.len() / k, k, k), w.t());
     });
 }
 
@@ -137,12 +117,12 @@ mod tests {
     fn a_product_adds_to_what_is_there() {
         let (a, b) = ([1.0, 2.0, 3.0, 4.0], [1.0, 0.0, 0.0, 1.0]);
         let mut c = [10.0, 10.0, -1.0, 10.0, 10.0, -1.0]; // [2, 2] in rows of 3
-        product(&mut c, 3, 1.0, -1.0, View::new(&a, 2, 2, 2), View::new(&b, 2, 2, 2));
+        product(&mut c, 3, Old::Kept, -1.0, View::new(&a, 2, 2, 2), View::new(&b, 2, 2, 2));
         assert_eq!(c, [9.0, 8.0, -1.0, 7.0, 6.0, -1.0]);
     }
 
     #[test]
-    #[should_panic(expected = "beyond its slice")]
+    #[should_panic(expected = "out of range")]
     fn a_view_beyond_its_slice_is_refused() {
         let _ = View::new(&[0.0; 5], 2, 3, 3);
     }

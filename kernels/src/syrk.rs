@@ -1,6 +1,6 @@
 //! Sums of outer products: `H += XᵀX`.
 
-use crate::gemm::{View, product};
+use crate::gemm::{Old, View, product};
 use rayon::prelude::*;
 
 /// Rows of `H` that one task computes. A constant, so that results do not depend on the number of threads.
@@ -20,7 +20,7 @@ pub fn syrk(x: &[f32], k: usize, h: &mut [f32]) {
         let rows = panel.len() / k;
         let left = View::new(&x[first..], n, rows, k); // [n, rows]
         let right = View::new(x, n, first + rows, k); // [n, first + rows]
-        product(panel, k, 1.0, 1.0, left.t(), right);
+        product(panel, k, Old::Kept, 1.0, left.t(), right);
     });
 }
 

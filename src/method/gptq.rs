@@ -11,7 +11,7 @@ use super::{Method, Options, Prepared};
 use crate::error::Result;
 use crate::grid::{F, Grid, LANES};
 use llmq_kernels::column;
-use llmq_kernels::gemm::{View, product};
+use llmq_kernels::gemm::{Old, View, product};
 use rayon::prelude::*;
 
 /// Columns whose errors are collected before they reach the columns behind them (the paper's B, section 3.3, step 2).
@@ -113,7 +113,7 @@ impl Feedback {
                 // W_:,rest −= E · U_block,rest
                 let u = View::new(&self.u[first * n + last..], last - first, n - last, n);
                 let e = View::new(&errors, last - first, padded, padded);
-                product(&mut wt[last * padded..], padded, 1.0, -1.0, u.t(), e);
+                product(&mut wt[last * padded..], padded, Old::Kept, -1.0, u.t(), e);
             }
         }
     }

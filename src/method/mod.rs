@@ -9,7 +9,7 @@ mod rtn;
 
 use crate::error::{Error, Result};
 use crate::grid::Grid;
-use llmq_kernels::gemm::{View, product};
+use llmq_kernels::gemm::{Old, View, product};
 use rayon::prelude::*;
 
 /// Every method.
@@ -72,7 +72,7 @@ pub fn relative_error(w: &[f32], q: &[f32], columns: usize, hessian: Option<&[f3
             Some(h) => {
                 let mut y = vec![0.0; x.len()]; // [rows, columns]
                 let h = View::new(h, columns, columns, columns);
-                product(&mut y, columns, 0.0, 1.0, View::new(x, x.len() / columns, columns, columns), h);
+                product(&mut y, columns, Old::Replaced, 1.0, View::new(x, x.len() / columns, columns, columns), h);
                 dot(x, &y)
             }
         }
