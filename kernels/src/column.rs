@@ -1,7 +1,7 @@
 //! Rounding column by column: plainly, and with error feedback.
 
 use crate::dispatch::kernel;
-use crate::lanes::{F, LANES};
+use crate::lanes::{F, LANES, whole};
 use crate::search::Levels;
 
 /// Codes of sixteen rows in one column.
@@ -56,6 +56,7 @@ kernel! {
             *e = error;
             for (w, &u) in w[j + 1..].iter_mut().zip(&row[1..]) {
                 *w = error.mul_add(F::splat(-u), *w);
+                whole();
             }
         }
     }

@@ -5,7 +5,7 @@ use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
 /// Rows of the output that one task computes. A constant, so that results do not depend on the number of threads.
-const TILE: usize = 128;
+const TILE: usize = 256;
 
 /// A read-only matrix inside a slice.
 #[derive(Debug, Clone, Copy)]

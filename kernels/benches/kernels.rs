@@ -1,0 +1,130 @@
+//! Each public operation against the best alternative at hand, side by side: `cargo bench -p llmq-kernels`.
+//!
+//! Only the ratios mean something: machines are shared and noisy. Each figure is the best of several rounds.
+
+use llmq_kernels::attention::{self, Shape};
+use llmq_kernels::gemm;
+use llmq_kernels::search::{self, Levels};
+use llmq_kernels::{F, Isa, LANES, column, elementwise, syrk};
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+/// The best time of one call, over rounds of at least a tenth of a second.
+fn best(mut call: impl FnMut()) -> f64 {
+    let mut best = f64::INFINITY;
+    for _ in 0..5 {
+        let (started, mut calls) = (Instant::now(), 0);
+        while started.elapsed() < Duration::from_millis(100) {
+            call();
+            calls += 1;
+        }
+        best = best.min(started.elapsed().as_secs_f64() / f64::from(calls));
+    }
+    best
+}
+
+fn show(what: &str, rate: f64, unit: &str, ours: f64, other: &str, theirs: f64) {
+    println!("{what:44} {rate:8.2} {unit:10} {:6.2} x {other}", theirs / ours);
+}
+
+fn numbers(n: usize) -> Vec<f32> {
+    (0..n).map(|i| (i as f32 * 0.37).sin()).collect()
+}
+
+fn products() {
+    for (n, m, k) in [(2048, 1280, 512), (2048, 512, 1280), (2048, 4096, 4096)] {
+        let (x, w, mut y) = (numbers(n * k), numbers(m * k), vec![0.0; n * m]);
+        let ours = best(|| gemm::linear(&x, &w, k, black_box(&mut y)));
+        let threads = rayon::current_num_threads();
+        let theirs = best(|| {
+            let y = black_box(&mut y);
+            // SAFETY: all three matrices lie inside their vectors, row-major.
+            unsafe {
+                ::gemm::gemm(
+                    n,
+                    m,
+                    k,
+                    y.as_mut_ptr(),
+                    1,
+                    m as isize,
+                    false,
+                    x.as_ptr(),
+                    1,
+                    k as isize,
+                    w.as_ptr(),
+                    k as isize,
+                    1,
+                    0.0,
+                    1.0,
+                    false,
+                    false,
+                    false,
+                    ::gemm::Parallelism::Rayon(threads),
+                );
+            }
+        });
+        let rate = 2e-9 * (n * m * k) as f64 / ours;
+        show(&format!("linear {n} x {k} -> {m}"), rate, "GFLOP/s", ours, "the gemm crate", theirs);
+    }
+    for (n, k) in [(2048, 512), (2048, 1280)] {
+        let (x, mut h) = (numbers(n * k), vec![0.0; k * k]);
+        let ours = best(|| syrk::syrk(&x, k, black_box(&mut h)));
+        let transposed = numbers(k * n);
+        let theirs = best(|| gemm::linear(&transposed, &transposed, n, black_box(&mut h)));
+        let rate = 1e-9 * (n * k * k) as f64 / ours;
+        show(&format!("syrk {n} x {k}"), rate, "GFLOP/s", ours, "the full product", theirs);
+    }
+}
+
+fn rows() {
+    let shape = Shape { positions: 512, heads: 8, kv_heads: 4, d: 64 };
+    let (q, kv) = (numbers(4 * 512 * 512), numbers(4 * 512 * 256));
+    let mut out = vec![0.0; q.len()];
+    let ours = best(|| attention::causal(&q, &kv, &kv, shape, 0.125, black_box(&mut out)));
+    let rate = 2e-9 * (4 * 512 * 512 * 512) as f64 / ours;
+    println!("{:44} {rate:8.2} GFLOP/s", "attention, 4 windows of 512, 8 heads of 64");
+    let (x, mut y) = (numbers(1 << 16), vec![0.0; 1 << 16]);
+    let exp = |isa, y: &mut [f32]| elementwise::swiglu_row_on(isa, &x, &x, y);
+    let ours = best(|| exp(Isa::best(), black_box(&mut y)));
+    let theirs = best(|| exp(Isa::Baseline, black_box(&mut y)));
+    show("swiglu", 1e-9 * x.len() as f64 / ours, "Gnumbers/s", ours, "the baseline", theirs);
+}
+
+fn searches() {
+    let w: Vec<F> = numbers(32 * LANES).chunks(LANES).map(|x| F(x.try_into().expect("sixteen"))).collect();
+    let h = vec![F::splat(1.0); 32];
+    let weights = (32 * LANES) as f64;
+    let (q4, u4) = (Levels { lo: -8, hi: 7 }, Levels { lo: 0, hi: 15 });
+    let run = |isa| {
+        best(|| {
+            black_box(search::symmetric_on(isa, black_box(&w), &h, q4, 9));
+        })
+    };
+    let (ours, theirs) = (run(Isa::best()), run(Isa::Baseline));
+    show("symmetric search (Q4_0)", 1e-6 * weights / ours, "Mweights/s", ours, "the baseline", theirs);
+    let run = |isa| {
+        best(|| {
+            black_box(search::asymmetric_on(isa, black_box(&w), &h, u4, 12));
+        })
+    };
+    let (ours, theirs) = (run(Isa::best()), run(Isa::Baseline));
+    show("asymmetric search (Q4_1)", 1e-6 * weights / ours, "Mweights/s", ours, "the baseline", theirs);
+    let u: Vec<f32> = (0..128 * 128).map(|i| if i % 129 == 0 { 1.0 } else { 0.01 }).collect();
+    let run = |isa| {
+        let (mut codes, mut e) = (vec![[0; LANES]; 128], vec![F::ZERO; 128]);
+        best(|| {
+            let mut w = [F::splat(0.53); 128];
+            let (scale, offset) = (F::splat(0.1), F::ZERO);
+            column::feedback_on(isa, black_box(&mut w), 0, &u, 128, scale, offset, q4, &mut codes, &mut e);
+        })
+    };
+    let (ours, theirs) = (run(Isa::best()), run(Isa::Baseline));
+    show("column loop, blocks of 128", 1e-6 * 128.0 * 16.0 / ours, "Mweights/s", ours, "the baseline", theirs);
+}
+
+fn main() {
+    println!("{} threads, {:?}", rayon::current_num_threads(), Isa::best());
+    products();
+    rows();
+    searches();
+}
