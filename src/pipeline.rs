@@ -9,7 +9,7 @@ mod calibrated;
 pub mod plan;
 pub mod report;
 
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, Result};
 use crate::format::{self, Encoding};
 use crate::method::{self, Method, relative_error};
 use crate::model::{Role, TensorSpec};
@@ -206,13 +206,16 @@ impl Run<'_> {
         let bytes = match tensor.kind.encoding() {
             Encoding::Each(_) => format::convert(tensor.kind, numbers)
                 .context(|| format!("tensor '{}' as {}", tensor.spec.source, tensor.kind.name()))?,
-            Encoding::Grid(grid) => match prepared {
-                Some(prepared) => prepared.quantize(numbers, grid),
-                None => {
-                    let columns = tensor.spec.shape[1];
-                    method::by_name("rtn")?.prepare(&[], columns, self.options)?.quantize(numbers, grid)
+            Encoding::Grid(grid) => {
+                check_range(tensor, numbers)?;
+                match prepared {
+                    Some(prepared) => prepared.quantize(numbers, grid),
+                    None => {
+                        let columns = tensor.spec.shape[1];
+                        method::by_name("rtn")?.prepare(&[], columns, self.options)?.quantize(numbers, grid)
+                    }
                 }
-            },
+            }
         };
         let values = tensor.kind.decode_all(&bytes);
         self.clock.method += started.elapsed();
@@ -254,5 +257,18 @@ impl Run<'_> {
     fn note(&mut self, note: String) {
         self.observer.note(&note);
         self.notes.push(note);
+    }
+}
+
+/// The scales of block formats are in half precision, which ends at 65504.
+fn check_range(tensor: &Planned, numbers: &[f32]) -> Result<()> {
+    match numbers.iter().position(|x| x.abs() > 65504.0) {
+        None => Ok(()),
+        Some(at) => {
+            let (name, kind) = (&tensor.spec.source, tensor.kind.name());
+            let x = numbers[at];
+            Err(Error::new(format!("tensor '{name}': element {at} is {x}, beyond what the scales of {kind} can hold"))
+                .hint("give this tensor a type without scales, for example --tensor-type 'NAME=BF16'"))
+        }
     }
 }

@@ -38,7 +38,7 @@ pub struct Args {
     #[arg(long, default_value = "llama.cpp")]
     protocol: Choice,
 
-    /// The pre-tokenizer's name in llama.cpp, if the checkpoint's is not known
+    /// The pre-tokenizer's name in llama.cpp, if the model's is not known
     #[arg(long, value_name = "NAME")]
     pre: Option<String>,
 
@@ -90,7 +90,8 @@ pub fn run(args: &Args) -> Result<()> {
     let windows = perplexity::windows(&subject, &text, protocol, context, args.chunks)?;
     let progress = Progress::new(false, args.json);
     let show = |done: usize, total: usize| progress.set(done as u64, total as u64);
-    let result = perplexity::perplexity(&subject, &windows, protocol, &show)?;
+    let result = perplexity::perplexity(&subject, &windows, protocol, &show)
+        .context(|| format!("cannot evaluate {}", args.model.display()))?;
     progress.finish();
     if args.json {
         output::json(

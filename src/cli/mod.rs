@@ -42,6 +42,7 @@ enum Color {
 /// Runs a command and says how it ended: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
 pub fn run(cli: Cli) -> ExitCode {
     output::set_color(cli.color);
+    fail_at_file_size_limits();
     let handler = ctrlc::set_handler(|| {
         if interrupt::request() {
             writer::atomic::discard_all();
@@ -81,4 +82,13 @@ fn use_threads(threads: Option<usize>) -> Result<()> {
         .num_threads(threads)
         .build_global()
         .map_err(|cause| Error::new("cannot start threads").because(cause))
+}
+
+/// Lets a write beyond `ulimit -f` fail like any other, instead of ending the program before it can tidy up.
+fn fail_at_file_size_limits() {
+    #[cfg(unix)]
+    {
+        // A handler that only sets a flag nobody reads. Should it be refused, the program merely keeps the usual behaviour.
+        let _ = signal_hook::flag::register(signal_hook::consts::SIGXFSZ, Default::default());
+    }
 }

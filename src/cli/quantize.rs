@@ -166,6 +166,11 @@ fn calibration(args: &Args, model: &model::Model) -> Result<Calibration> {
         }
         None => USUAL.min(model.context),
     };
+    if args.samples.saturating_mul(positions) > 1 << 32 {
+        let samples = args.samples;
+        return Err(Error::usage(format!("{samples} windows of {positions} tokens are more than 2^32 tokens"))
+            .hint("some hundred thousand tokens are enough: lower --samples or --seq-len"));
+    }
     let mut documents = Vec::new();
     for path in &args.calib {
         documents.extend(text::read(path)?);
@@ -288,6 +293,11 @@ fn show(summary: &Summary, output: &Path, took: Duration) {
     }
     if summary.tokens > 0 {
         output::note(&format!("calibrated on {} tokens", summary.tokens));
+    }
+    let fallbacks: Vec<&str> =
+        summary.tensors.iter().filter(|t| t.instead_of.is_some()).map(|t| t.name.as_str()).collect();
+    if !fallbacks.is_empty() {
+        output::note(&format!("note: fell back to another type: {}", fallbacks.join(", ")));
     }
     for note in &summary.notes {
         output::note(&format!("note: {note}"));

@@ -101,7 +101,7 @@ pub fn windows(
     let bos = subject.tokenizer.bos().filter(|_| protocol == Protocol::LlamaCpp);
     tokens.extend(bos);
     tokens.extend(subject.tokenizer.encode(text.strip_suffix('\n').unwrap_or(text))?);
-    let needed = if protocol == Protocol::LlamaCpp { 2 * context } else { context };
+    let needed = if protocol == Protocol::LlamaCpp { context.saturating_mul(2) } else { context };
     if tokens.len() < needed {
         let n = tokens.len();
         return Err(Error::new(format!(

@@ -37,7 +37,7 @@ pub fn open_gguf(path: &Path) -> Result<Gguf> {
 }
 
 impl Subject {
-    /// Opens a folder or a `.gguf`. `pre`: the pre-tokenizer, where a folder's is not known.
+    /// Opens a folder or a `.gguf`. `pre`: the pre-tokenizer, where theirs is not known.
     ///
     /// # Errors
     /// Anything that is missing, damaged or unsupported; every tensor's presence and shape is checked.
@@ -56,9 +56,17 @@ impl Subject {
                 None => None,
             };
             let model = gguf_keys::read(&file, factors)?;
-            let vocabulary =
-                Vocabulary::from_metadata(&file.metadata).context(|| format!("the tokenizer of {}", path.display()))?;
-            let tokenizer = Tokenizer::from_vocabulary(&vocabulary)?;
+            let of = || format!("the tokenizer of {}", path.display());
+            let mut vocabulary = Vocabulary::from_metadata(&file.metadata).context(of)?;
+            if let Some(name) = pre {
+                vocabulary.pre = name.to_owned();
+            }
+            if vocabulary.tokens.len() > model.vocab {
+                let (tokens, rows) = (vocabulary.tokens.len(), model.vocab);
+                let what = format!("it has {tokens} tokens, but 'token_embd.weight' has only {rows} rows");
+                return Err(Error::new(what)).context(of);
+            }
+            let tokenizer = Tokenizer::from_vocabulary(&vocabulary).context(of)?;
             Subject { model, tokenizer, weights: Weights::Gguf(file) }
         };
         for spec in subject.model.tensors() {

@@ -55,7 +55,8 @@ fn grid_and_format_agree_about_the_shape() {
 fn golden_bytes() {
     let d = [0x00, 0x38]; // 0.5
     let m = [0x00, 0xc0]; // −2
-    let ramp = |n: u8, lo: i8| -> Vec<Codes> { (0..32u8).map(|i| [(i * 7 % n) as i8 + lo; LANES]).collect() };
+    let ramp =
+        |n: u8, lo: i8| -> Vec<Codes> { (0..32u8).map(|i| [((i * 7 % n) as i8).wrapping_add(lo); LANES]).collect() };
     let q = |n: u8| -> Vec<u8> { (0..32u8).map(|i| i * 7 % n).collect() };
     let nibbles = |q: &[u8]| -> Vec<u8> { (0..16).map(|j| q[j] & 15 | (q[j + 16] & 15) << 4).collect() };
     let fifth =
@@ -101,7 +102,7 @@ fn numbers_by_themselves() {
 }
 
 fn blocks() -> impl Strategy<Value = Vec<::core::primitive::f32>> {
-    let scale = prop_oneof![Just(0.0), Just(1e-12), Just(1e-3), Just(1.0), Just(1e4)];
+    let scale = prop_oneof![Just(0.0), Just(1e-12), Just(1e-3), Just(1.0), Just(1e3)];
     let outlier = prop_oneof![Just(1.0), Just(30.0)];
     (prop::collection::vec(-1.0f32..1.0, 256), scale, outlier, 0usize..256, -1.0f32..1.0).prop_map(
         |(mut x, scale, outlier, at, shift)| {
@@ -131,15 +132,19 @@ proptest! {
         }
     }
 
-    /// Values that came out of a block go back into one unchanged, up to the rounding of its scale.
+    /// Encoding what a block decoded to moves no value by more than about half a step.
     #[test]
-    fn encoding_what_was_decoded_changes_nothing_much(x in blocks()) {
+    fn encoding_what_was_decoded_stays_close(x in blocks()) {
         for (kind, grid) in grids() {
             let once = kind.decode_all(&encode(grid, &x));
             let twice = kind.decode_all(&encode(grid, &once));
-            for (x, (a, b)) in once.chunks(grid.width()).zip(twice.chunks(grid.width())).flat_map(|(a, b)| a.iter().zip(b).map(move |p| (a, p))) {
-                let largest = x.iter().fold(0.0f32, |m, x| m.max(x.abs()));
-                prop_assert!((a - b).abs() <= 2e-3 * largest + 1e-6, "{}: {a} became {b}", kind.name());
+            let codes = ::core::primitive::f32::from(grid.levels().hi) - ::core::primitive::f32::from(grid.levels().lo);
+            for (once, twice) in once.chunks(grid.width()).zip(twice.chunks(grid.width())) {
+                let largest = once.iter().fold(0.0f32, |m, x| m.max(x.abs()));
+                let bound = 0.6 * 2.0 * largest / codes + 2e-3 * largest + 1e-5;
+                for (a, b) in once.iter().zip(twice) {
+                    prop_assert!((a - b).abs() <= bound, "{}: {a} became {b}", kind.name());
+                }
             }
         }
     }

@@ -33,6 +33,9 @@ impl Architecture for Llama {
         if head_dim % 2 != 0 {
             return Err(config.unsupported(&format!("head_dim {head_dim} is odd, and rotary embedding needs pairs")));
         }
+        if head_dim > 1 << 16 {
+            return Err(config.unsupported(&format!("head_dim {head_dim} is beyond {}", 1 << 16)));
+        }
         if heads % kv_heads != 0 {
             return Err(config.unsupported(&format!("{heads} heads cannot share {kv_heads} key-value heads evenly")));
         }

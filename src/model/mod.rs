@@ -291,14 +291,10 @@ impl Model {
         tensors
     }
 
-    /// Every tensor, in file order.
-    pub fn tensors(&self) -> Vec<TensorSpec> {
-        let mut all = self.head();
-        for i in 0..self.blocks {
-            all.extend(self.block(i));
-        }
-        all.extend(self.tail());
-        all
+    /// Every tensor, in file order; one by one, because a damaged file may claim any number of blocks.
+    pub fn tensors(&self) -> impl Iterator<Item = TensorSpec> {
+        let blocks = (0..self.blocks).flat_map(|i| self.block(i));
+        self.head().into_iter().chain(blocks).chain(self.tail())
     }
 }
 

@@ -22,6 +22,10 @@ pub fn check_destination(output: &Path, inputs: &[&Path], force: bool) -> Result
             .hint(format!("add the name of the file: -o {}", example.display())));
     }
     let folder = folder_of(output);
+    if folder.exists() && !folder.is_dir() {
+        return Err(Error::usage(format!("cannot write {shown}: {} is not a folder", folder.display()))
+            .hint("choose another folder with -o"));
+    }
     if !folder.is_dir() {
         return Err(Error::usage(format!("cannot write {shown}: the folder {} does not exist", folder.display()))
             .hint(format!("mkdir -p {}", folder.display())));

@@ -1,0 +1,26 @@
+//! llmq's files in the hands of those they are made for: llama.cpp, and the PyPI package gguf.
+//!
+//! Needs what scripts/setup-consumers.sh installs; without it, every test here fails and says so.
+
+mod common;
+
+#[path = "consumers/ask.rs"]
+mod ask;
+#[path = "consumers/gguf.rs"]
+mod gguf;
+#[path = "consumers/llama.rs"]
+mod llama;
+#[path = "consumers/tokens.rs"]
+mod tokens;
+
+use common::llmq;
+use std::path::{Path, PathBuf};
+
+/// Quantizes a checkpoint into a folder that has to be kept while the file is used.
+fn quantize(model: &Path, kind: &str, method: &str) -> (tempfile::TempDir, PathBuf) {
+    let folder = common::folder();
+    let file = folder.path().join("model.gguf");
+    let options = ["--type", kind, "--method", method, "--samples", "8", "--seq-len", "128"];
+    llmq!["quantize", model, "-o", &file; options].ok();
+    (folder, file)
+}

@@ -1,0 +1,69 @@
+//! Runs the consumers and reads their answers.
+
+use serde::Deserialize;
+use serde_json::{Map, Value};
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+/// Runs a program to its successful end and returns what it printed.
+fn run(command: &mut Command, input: &str) -> String {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+    let mut child = child.unwrap_or_else(|e| panic!("cannot run {name}: {e}; run scripts/setup-consumers.sh"));
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap_or_else(|e| panic!("{name} does not listen: {e}"));
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{command:?}: {}\n{}", output.status, String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+
+/// What llama.cpp says; tests/consumers/llama.mjs tells more.
+#[derive(Deserialize)]
+pub struct Llama {
+    /// Per text, its tokens, special tokens included and BOS left out.
+    pub tokens_special: Vec<Vec<u32>>,
+    /// Per window, the log-probabilities of its tokens after the first.
+    pub logprobs: Vec<Vec<f64>>,
+    pub bos: Option<u32>,
+    pub eos: Option<u32>,
+    pub add_bos: bool,
+    pub chat_template: Option<String>,
+    /// The keys `general.*`.
+    pub metadata: Map<String, Value>,
+    warnings: Vec<String>,
+}
+
+/// Loads a file into llama.cpp, which must find nothing odd about it, and asks for tokens and log-probabilities.
+pub fn llama(file: &Path, texts: &[&str], windows: &[Vec<u32>]) -> Llama {
+    let request = serde_json::json!({ "model": file, "texts": texts, "logprobs": windows });
+    let answer = run(Command::new("node").arg(format!("{ROOT}/tests/consumers/llama.mjs")), &request.to_string());
+    let answer: Llama = serde_json::from_str(&answer).unwrap();
+    assert_eq!(answer.warnings, [] as [String; 0], "llama.cpp warns of {}", file.display());
+    answer
+}
+
+/// What the package gguf says; tests/consumers/gguf_dump.py tells more.
+#[derive(Deserialize)]
+pub struct Gguf {
+    pub metadata: Map<String, Value>,
+    pub tensors: Vec<Tensor>,
+}
+
+/// One tensor, its shape in ggml's order.
+#[derive(Debug, Deserialize, PartialEq)]
+pub struct Tensor {
+    pub name: String,
+    pub shape: Vec<u64>,
+    #[serde(rename = "type")]
+    pub kind: String,
+    pub n_bytes: u64,
+}
+
+/// Reads a file with the package gguf, which writes each tensor's values to `values/NAME.f32`.
+pub fn gguf(file: &Path, values: &Path) -> Gguf {
+    let mut python = Command::new(format!("{ROOT}/.consumers/python/bin/python"));
+    let script = format!("{ROOT}/tests/consumers/gguf_dump.py");
+    serde_json::from_str(&run(python.arg(script).arg(file).arg(values), "")).unwrap()
+}

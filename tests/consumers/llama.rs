@@ -1,0 +1,78 @@
+//! llama.cpp loads every file and finds each token as likely as llmq does.
+
+use crate::ask;
+use crate::common::checkpoint::Shape;
+use crate::common::{folder, tiny};
+use crate::quantize;
+use llmq::eval::perplexity::{self, Protocol};
+use llmq::eval::subject::Subject;
+use llmq::format::TYPES;
+use serde_json::json;
+
+const TEXT: &str = include_str!("../../eval/heldout.txt");
+
+#[test]
+fn every_type_gives_the_same_probabilities() {
+    for kind in TYPES {
+        // llama.cpp rounds activations to suit the weights: to halves, or to eight bits for all quantized types.
+        let bound = match kind.name() {
+            "F32" => 1e-4,
+            "F16" => 5e-3,
+            "BF16" => 5e-2,
+            _ => 0.15,
+        };
+        let (_folder, file) = quantize(&tiny(), kind.name(), "rtn");
+        let subject = Subject::open(&file, None).unwrap();
+        let windows = windows(&subject, 128);
+        let theirs = ask::llama(&file, &[], &windows).logprobs.concat();
+        agree(&theirs, &subject, &windows, bound, kind.name());
+    }
+}
+
+/// The weights are those of the checkpoint, so that what gets lost on the way into the file shows.
+#[test]
+fn every_variation_of_the_block_gives_the_same_probabilities() {
+    let base = Shape::default();
+    let llama3 = json!({
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    });
+    let variations = [
+        ("one key-value head", Shape { kv_heads: 1, ..base.clone() }),
+        ("an output matrix of its own", Shape { tied: false, ..base.clone() }),
+        ("biases", Shape { attention_bias: true, mlp_bias: true, ..base.clone() }),
+        ("wide heads", Shape { head_dim: Some(32), ..base.clone() }),
+        ("narrow heads", Shape { head_dim: Some(8), ..base.clone() }),
+        ("linear rotary scaling", Shape { rope: json!({ "type": "linear", "factor": 4.0 }), ..base.clone() }),
+        ("Llama 3's rotary scaling", Shape { rope: llama3, ..base }),
+    ];
+    for (name, shape) in variations {
+        let checkpoint = folder();
+        shape.write(checkpoint.path());
+        let (_folder, file) = quantize(checkpoint.path(), "F32", "rtn");
+        let subject = Subject::open(checkpoint.path(), None).unwrap();
+        let windows = windows(&subject, 256);
+        let theirs = ask::llama(&file, &[], &windows).logprobs.concat();
+        agree(&theirs, &subject, &windows, 1e-3, name);
+        agree(&theirs, &Subject::open(&file, None).unwrap(), &windows, 1e-3, name);
+    }
+}
+
+/// Two windows of text, each after BOS.
+fn windows(subject: &Subject, length: usize) -> Vec<Vec<u32>> {
+    perplexity::windows(subject, TEXT, Protocol::LlamaCpp, length, Some(2)).unwrap()
+}
+
+/// Our log-probabilities differ from those of llama.cpp by at most `bound`, and by far less on average.
+fn agree(theirs: &[f64], subject: &Subject, windows: &[Vec<u32>], bound: f64, what: &str) {
+    let losses = perplexity::losses(subject, windows, 0, &|_, _| ()).unwrap();
+    assert_eq!(theirs.len(), losses.len(), "{what}");
+    let differences = || theirs.iter().zip(&losses).map(|(theirs, loss)| theirs + loss);
+    let largest = differences().map(f64::abs).fold(0.0, f64::max);
+    let mean = differences().sum::<f64>() / theirs.len() as f64;
+    assert!(largest <= bound, "{what}: log-probabilities differ by up to {largest}");
+    assert!(mean.abs() <= bound / 30.0, "{what}: log-probabilities differ by {mean} on average");
+}
