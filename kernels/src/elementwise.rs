@@ -140,6 +140,14 @@ pub fn swiglu(gate: &[f32], up: &[f32], y: &mut [f32]) {
         .for_each(|((y, gate), up)| swiglu_row(gate, up, y));
 }
 
+/// The place of the first NaN or infinity, on all threads.
+pub fn first_non_finite(x: &[f32]) -> Option<usize> {
+    const PART: usize = 1 << 14;
+    // Within a part nothing stops early, so that the loop is a vector one.
+    let part = x.par_chunks(PART).position_first(|part| part.iter().fold(false, |bad, x| bad | !x.is_finite()))?;
+    x[part * PART..].iter().position(|x| !x.is_finite()).map(|at| part * PART + at)
+}
+
 /// Which two numbers of a head rotary embedding turns together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pairing {
@@ -230,6 +238,16 @@ mod tests {
         for (y, x) in y.iter().zip(&x) {
             assert!((f64::from(*y) - f64::from(*x).exp() / total).abs() < 1e-6);
         }
+    }
+
+    #[test]
+    fn the_first_number_that_is_none_is_found() {
+        let mut x = vec![1.0; 100_000];
+        assert_eq!(first_non_finite(&x), None);
+        x[70_001] = f32::NEG_INFINITY;
+        x[99_999] = f32::NAN;
+        assert_eq!(first_non_finite(&x), Some(70_001));
+        assert_eq!(first_non_finite(&x[70_002..]), Some(29_997));
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! The statistics of a site: the Hessian of its layers' output error.
 
 use crate::error::{Error, Result};
-use candle_core::Tensor;
+use candle_core::{Device, Storage, Tensor};
+use llmq_kernels::elementwise::first_non_finite;
 use llmq_kernels::syrk;
 
 /// `H = Σ x xᵀ` over the tokens that a site saw, divided by their number (Frantar et al. 2022, section 3: the Hessian of
@@ -24,11 +25,17 @@ impl Hessian {
     /// NaN or infinity among them, or another width.
     pub fn add(&mut self, x: &Tensor) -> Result<()> {
         let (tokens, columns) = x.dims2()?;
-        let x = x.flatten_all()?.to_vec1::<f32>()?;
         if columns != self.columns {
             return Err(Error::new(format!("activations of {columns} numbers at a site of {}", self.columns)));
         }
-        if let Some(at) = x.iter().position(|x| !x.is_finite()) {
+        let x = x.contiguous()?.to_device(&Device::Cpu)?;
+        let (storage, layout) = x.storage_and_layout();
+        let Storage::Cpu(storage) = &*storage else {
+            return Err(Error::new("activations that are not on the CPU"));
+        };
+        let first = layout.start_offset();
+        let x = &storage.as_slice::<f32>()?[first..first + tokens * columns];
+        if let Some(at) = first_non_finite(x) {
             let (token, column) = (at / columns, at % columns);
             return Err(Error::new(format!(
                 "the activations hold {} at token {} and column {column}",
@@ -37,7 +44,7 @@ impl Hessian {
             ))
             .hint("the checkpoint overflows in its own forward pass: check it with `llmq eval --perplexity`"));
         }
-        syrk::syrk(&x, columns, &mut self.sum);
+        syrk::syrk(x, columns, &mut self.sum);
         self.tokens += tokens;
         Ok(())
     }
@@ -59,7 +66,6 @@ impl Hessian {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::Device;
 
     #[test]
     fn it_is_the_mean_outer_product() {

@@ -8,7 +8,7 @@ use crate::source::config::Config;
 use crate::source::gguf::{Gguf, TensorInfo, TypeLayout};
 use crate::source::tokenizer::Tokenizer;
 use crate::source::vocabulary::Vocabulary;
-use llmq_kernels::elementwise::Pairing;
+use llmq_kernels::elementwise::{Pairing, first_non_finite};
 use std::ops::Range;
 use std::path::Path;
 
@@ -113,7 +113,7 @@ impl Subject {
                 let info = info(file, &spec.gguf)?;
                 let rows = if spec.shape.len() < 2 { 0..1 } else { rows };
                 let numbers = decode(file, info, rows)?;
-                match numbers.iter().position(|x| !x.is_finite()) {
+                match first_non_finite(&numbers) {
                     None => Ok(numbers),
                     Some(at) => {
                         let path = file.path.display();

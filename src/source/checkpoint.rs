@@ -1,6 +1,7 @@
 //! A folder with safetensors: mapped, checked, read one tensor at a time.
 
 use crate::error::{Context, Error, Result};
+use llmq_kernels::elementwise::first_non_finite;
 use memmap2::Mmap;
 #[cfg(unix)]
 use memmap2::UncheckedAdvice;
@@ -200,7 +201,7 @@ impl Checkpoint {
             _ => convert(bytes, |b: [u8; 2]| half::bf16::from_le_bytes(b).to_f32()),
         };
         shard.release(part);
-        match numbers.par_iter().position_first(|x| !x.is_finite()) {
+        match first_non_finite(&numbers) {
             None => Ok(numbers),
             Some(at) => Err(Error::new(format!(
                 "{}: tensor '{name}' holds {} at element {} of {}",
