@@ -5,7 +5,7 @@
 //! - `hf`: non-overlapping windows of 2048 tokens, every target scored. Comparable with the GPTQ and AWQ papers.
 //!
 //! Weights are read one block at a time, and the windows go through it together: memory is a function of one block and
-//! of [`STREAM`], not of the model.
+//! of the residual stream of some windows, not of the model.
 
 use super::subject::Subject;
 use crate::error::{Context, Error, Result};
