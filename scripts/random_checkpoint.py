@@ -45,5 +45,5 @@ random = np.random.default_rng(0)
 with open(os.path.join(a.out, "model.safetensors"), "wb") as out:
     out.write(struct.pack("<Q", len(header)) + header)
     for name, shape in shapes.items():
-        x = np.ones(shape, np.float32) if "norm" in name else random.standard_normal(shape, np.float32) / np.sqrt(shape[-1])
+        x = np.ones(shape, np.float32) if "norm" in name else random.standard_normal(shape, np.float32) / np.float32(shape[-1] ** 0.5)
         out.write((x.view(np.uint32) >> 16).astype("<u2").tobytes())
