@@ -6,8 +6,7 @@
 //! round onto the values that llama.cpp will decode.
 
 pub use llmq_kernels::column::Codes;
-pub use llmq_kernels::search::Levels;
-pub use llmq_kernels::{F, LANES};
+pub use llmq_kernels::{F, LANES, Levels};
 
 /// A block format seen as a grid: `value = scale·q + offset`, with one scale and offset per group of columns.
 pub trait Grid: Sync {

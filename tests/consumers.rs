@@ -20,7 +20,12 @@ use std::path::{Path, PathBuf};
 fn quantize(model: &Path, kind: &str, method: &str) -> (tempfile::TempDir, PathBuf) {
     let folder = common::folder();
     let file = folder.path().join("model.gguf");
-    let options = ["--type", kind, "--method", method, "--samples", "8", "--seq-len", "128"];
-    llmq!["quantize", model, "-o", &file; options].ok();
+    let options = ["--method", method, "--samples", "8", "--seq-len", "128"];
+    if llmq::format::by_name(kind).unwrap().is_quantized() {
+        let own = format!("^blk={kind}");
+        llmq!["quantize", model, "-o", &file, "--type", "Q8_0", "--tensor-type", own; options].ok();
+    } else {
+        llmq!["quantize", model, "-o", &file, "--type", kind; options].ok();
+    }
     (folder, file)
 }

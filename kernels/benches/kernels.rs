@@ -4,8 +4,8 @@
 
 use llmq_kernels::attention::{self, Shape};
 use llmq_kernels::gemm;
-use llmq_kernels::search::{self, Levels};
-use llmq_kernels::{F, Isa, LANES, column, elementwise, syrk};
+use llmq_kernels::search;
+use llmq_kernels::{F, Isa, LANES, Levels, column, elementwise, syrk};
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
@@ -94,7 +94,7 @@ fn searches() {
     let w: Vec<F> = numbers(32 * LANES).chunks(LANES).map(|x| F(x.try_into().expect("sixteen"))).collect();
     let h = vec![F::splat(1.0); 32];
     let weights = (32 * LANES) as f64;
-    let (q4, u4) = (Levels { lo: -8, hi: 7 }, Levels { lo: 0, hi: 15 });
+    let q4 = Levels::Uniform { lo: -8, hi: 7 };
     let run = |isa| {
         best(|| {
             black_box(search::symmetric_on(isa, black_box(&w), &h, q4, 9));
@@ -104,7 +104,7 @@ fn searches() {
     show("symmetric search (Q4_0)", 1e-6 * weights / ours, "Mweights/s", ours, "the baseline", theirs);
     let run = |isa| {
         best(|| {
-            black_box(search::asymmetric_on(isa, black_box(&w), &h, u4, 12));
+            black_box(search::asymmetric_on(isa, black_box(&w), &h, 15.0, 12, false));
         })
     };
     let (ours, theirs) = (run(Isa::best()), run(Isa::Baseline));

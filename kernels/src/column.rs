@@ -2,28 +2,50 @@
 
 use crate::dispatch::kernel;
 use crate::lanes::{F, LANES, whole};
-use crate::search::Levels;
+use crate::levels::{Levels, Nearest, for_levels};
 
 /// Codes of sixteen rows in one column.
 pub type Codes = [i8; LANES];
 
-/// The code nearest to each lane on the grid `scale·q + offset`, and its value.
 #[inline(always)]
-fn nearest(w: F, inverse: F, scale: F, offset: F, lo: f32, hi: f32, codes: &mut Codes) -> F {
-    let q = ((w - offset) * inverse).round().clamp(lo, hi);
-    // Nothing is lost: `q` is an integer within `lo ..= hi`, which are `i8`.
-    for (code, q) in codes.iter_mut().zip(q.0) {
-        *code = q as i8;
+fn round_in(w: &[F], scale: F, offset: F, levels: impl Nearest, codes: &mut [Codes]) {
+    let inverse = scale.recip();
+    for (&w, codes) in w.iter().zip(codes) {
+        levels.code((w - offset) * inverse, codes);
+        whole();
     }
-    q.mul_add(scale, offset)
 }
 
 kernel! {
     /// Rounds each of `w` (`[columns]`) to the nearest point of the grid `scale·q + offset`.
     pub fn round / round_on(w: &[F], scale: F, offset: F, levels: Levels, codes: &mut [Codes]) {
-        let (lo, hi, inverse) = (f32::from(levels.lo), f32::from(levels.hi), scale.recip());
-        for (&w, codes) in w.iter().zip(codes) {
-            nearest(w, inverse, scale, offset, lo, hi, codes);
+        for_levels!(levels, kind => round_in(w, scale, offset, kind, codes));
+    }
+}
+
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+fn feedback_in(
+    w: &mut [F],
+    first: usize,
+    u: &[f32],
+    stride: usize,
+    scale: F,
+    offset: F,
+    levels: impl Nearest,
+    codes: &mut [Codes],
+    e: &mut [F],
+) {
+    let inverse = scale.recip();
+    for (i, (codes, e)) in codes.iter_mut().zip(e).enumerate() {
+        let j = first + i;
+        let row = &u[j * stride + j..j * stride + w.len()]; // U_jj, U_j,j+1, …
+        let q = levels.code((w[j] - offset) * inverse, codes).mul_add(scale, offset);
+        let error = (w[j] - q) * F::splat(1.0 / row[0]);
+        *e = error;
+        for (w, &u) in w[j + 1..].iter_mut().zip(&row[1..]) {
+            *w = error.mul_add(F::splat(-u), *w);
+            whole();
         }
     }
 }
@@ -47,18 +69,7 @@ kernel! {
         codes: &mut [Codes],
         e: &mut [F],
     ) {
-        let (lo, hi, inverse) = (f32::from(levels.lo), f32::from(levels.hi), scale.recip());
-        for (i, (codes, e)) in codes.iter_mut().zip(e).enumerate() {
-            let j = first + i;
-            let row = &u[j * stride + j..j * stride + w.len()]; // U_jj, U_j,j+1, …
-            let q = nearest(w[j], inverse, scale, offset, lo, hi, codes);
-            let error = (w[j] - q) * F::splat(1.0 / row[0]);
-            *e = error;
-            for (w, &u) in w[j + 1..].iter_mut().zip(&row[1..]) {
-                *w = error.mul_add(F::splat(-u), *w);
-                whole();
-            }
-        }
+        for_levels!(levels, kind => feedback_in(w, first, u, stride, scale, offset, kind, codes, e));
     }
 }
 
@@ -67,7 +78,8 @@ mod tests {
     use super::*;
     use crate::Isa;
 
-    const Q4: Levels = Levels { lo: -8, hi: 7 };
+    const Q4: Levels = Levels::Uniform { lo: -8, hi: 7 };
+    static UNEVEN: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 
     fn numbers(n: usize) -> Vec<F> {
         (0..n).map(|i| F(std::array::from_fn(|l| ((i * 16 + l) as f32 * 0.71).sin() * 2.0))).collect()
@@ -85,6 +97,18 @@ mod tests {
         assert_eq!(codes.map(|c| c[7]), [1, -8, 7, 0]);
         round(&w, F::ZERO, F::splat(1.0), Q4, &mut codes);
         assert_eq!(codes.map(|c| c[0]), [0, 0, 0, 0]);
+    }
+
+    #[test]
+    fn a_table_is_rounded_to_its_nearest_entry() {
+        let w: Vec<F> = (-140..130).map(|x| F::splat(x as f32 + 0.3)).collect();
+        let mut codes = vec![[0; LANES]; w.len()];
+        round(&w, F::splat(1.0), F::ZERO, Levels::Table(&UNEVEN), &mut codes);
+        for (w, codes) in w.iter().zip(&codes) {
+            let nearest = |code: &usize| (f32::from(UNEVEN[*code]) - w.0[0]).abs();
+            let best = (0..16).min_by(|a, b| nearest(a).total_cmp(&nearest(b))).unwrap();
+            assert_eq!(codes[3], best as i8, "{}", w.0[0]);
+        }
     }
 
     #[test]
@@ -116,9 +140,10 @@ mod tests {
         let run = |isa| {
             let (mut w, mut codes, mut e) = (numbers(n), vec![[0; LANES]; n], vec![F::ZERO; n]);
             feedback_on(isa, &mut w, 0, &u, n, F::splat(0.2), F::splat(0.1), Q4, &mut codes, &mut e);
-            let mut plain = vec![[0; LANES]; n];
+            let (mut plain, mut uneven) = (vec![[0; LANES]; n], vec![[0; LANES]; n]);
             round_on(isa, &numbers(n), F::splat(0.2), F::splat(0.1), Q4, &mut plain);
-            (codes, e, plain)
+            round_on(isa, &numbers(n), F::splat(0.02), F::ZERO, Levels::Table(&UNEVEN), &mut uneven);
+            (codes, e, plain, uneven)
         };
         for isa in Isa::available() {
             assert_eq!(run(isa), run(Isa::Baseline), "{isa:?}");

@@ -11,8 +11,10 @@ pub mod dispatch;
 pub mod elementwise;
 pub mod gemm;
 pub mod lanes;
+pub mod levels;
 pub mod search;
 pub mod syrk;
 
 pub use dispatch::Isa;
 pub use lanes::{F, LANES};
+pub use levels::Levels;

@@ -7,32 +7,72 @@
 
 use crate::dispatch::kernel;
 use crate::lanes::F;
+use crate::levels::{Levels, Nearest, for_levels};
 
 /// Rounds of (round to codes, best scale for these codes) after the search.
 const REFINEMENTS: usize = 3;
-
-/// The integers of a grid whose values are `scale · q + offset`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Levels {
-    /// The smallest code.
-    pub lo: i8,
-    /// The largest code.
-    pub hi: i8,
-}
 
 // Functions, not closures: a closure that is not inlined would be compiled for the baseline instruction set.
 
 /// `Σhwq` and `Σhq²` for the codes at a given inverse scale.
 #[inline(always)]
-fn sums(w: &[F], h: &[F], inverse: F, lo: f32, hi: f32) -> (F, F) {
+fn sums(w: &[F], h: &[F], inverse: F, levels: impl Nearest) -> (F, F) {
     let (mut wq, mut qq) = (F::ZERO, F::ZERO);
     for (&x, &h) in w.iter().zip(h) {
-        let q = (x * inverse).round().clamp(lo, hi);
+        let q = levels.level(x * inverse);
         let hq = h * q;
         wq = x.mul_add(hq, wq);
         qq = q.mul_add(hq, qq);
     }
     (wq, qq)
+}
+
+/// The entry of largest magnitude, with its sign.
+#[inline(always)]
+fn extreme(w: &[F]) -> F {
+    let mut extreme = F::ZERO;
+    for &x in w {
+        extreme = extreme.abs().less(x.abs(), x, extreme);
+    }
+    extreme
+}
+
+#[inline(always)]
+fn symmetric_in(w: &[F], h: &[F], levels: impl Nearest, reach: f32, steps: i32) -> F {
+    let unit = extreme(w).recip();
+    // With d = Σhwq/Σhq² the error is Σhw² − (Σhwq)²/Σhq²: the larger the quotient the better.
+    let (mut best, mut gain) = (F::ZERO, F::ZERO);
+    for step in -steps..=4 * steps {
+        for sign in [-1.0, 1.0] {
+            // A tenth of a level apart at four bits, and as many of them however fine the levels are.
+            let t = sign * (reach + 0.1 * step as f32 * (reach / 8.0).min(1.0).max(reach / 80.0));
+            let (wq, qq) = sums(w, h, unit * F::splat(t), levels);
+            let d = wq.div_or_zero(qq);
+            let g = d * wq;
+            best = gain.less(g, d, best);
+            gain = gain.max(g);
+        }
+    }
+    for _ in 0..REFINEMENTS {
+        let (wq, qq) = sums(w, h, best.recip(), levels);
+        let d = wq.div_or_zero(qq);
+        let g = d * wq;
+        best = gain.less(g, d, best);
+        gain = gain.max(g);
+    }
+    best
+}
+
+kernel! {
+    /// The scale `d`, of either sign, that makes `d·q` fit best, `q` among `levels`: `[lanes]`.
+    ///
+    /// `w`, `h`: `[columns]`. Candidates put the entry of largest magnitude at `t` and at `−t`: `steps` values of `t` below
+    /// the magnitude of the lowest level, and `4·steps` above, where the extreme entries are clipped in favour of the
+    /// weighty ones.
+    pub fn symmetric / symmetric_on(w: &[F], h: &[F], levels: Levels, steps: i32) -> F {
+        let reach = -levels.lowest();
+        for_levels!(levels, kind => symmetric_in(w, h, kind, reach, steps))
+    }
 }
 
 /// A scale, a minimum, and by how much they lower the error of the best constant.
@@ -56,9 +96,10 @@ impl Line {
 }
 
 /// The weighted least-squares line through `(q, w)`, for the codes at a given inverse scale and minimum. `mean`: the
-/// weighted mean of `w`; `sum_h`: the sum of the weights.
+/// weighted mean of `w`; `sum_h`: the sum of the weights. With `below`, its minimum is at most zero.
 #[inline(always)]
-fn line(w: &[F], h: &[F], mean: F, sum_h: F, inverse: F, minimum: F, hi: f32) -> Line {
+#[allow(clippy::too_many_arguments)]
+fn line(w: &[F], h: &[F], mean: F, sum_h: F, inverse: F, minimum: F, hi: f32, below: bool) -> Line {
     let (mut sq, mut qq, mut wq) = (F::ZERO, F::ZERO, F::ZERO);
     for (&x, &h) in w.iter().zip(h) {
         let q = ((x - minimum) * inverse).round().clamp(0.0, hi);
@@ -69,53 +110,28 @@ fn line(w: &[F], h: &[F], mean: F, sum_h: F, inverse: F, minimum: F, hi: f32) ->
     }
     let centre = sq.div_or_zero(sum_h);
     let d = wq.div_or_zero((qq - centre * sq).max(F::ZERO));
-    Line { scale: d, minimum: mean - d * centre, gain: d * wq }
-}
-
-kernel! {
-    /// The scale `d` that makes `d·q`, `q ∈ lo ..= hi`, fit best: `[lanes]`, rounded to half precision.
-    ///
-    /// `w`, `h`: `[columns]`. Candidates put the entry of largest magnitude at `t` and at `−t` for values of `t` that are
-    /// `0.1` apart: `steps` of them below `−lo`, and `4·steps` above, where the extreme entries are clipped in favour of
-    /// the weighty ones.
-    pub fn symmetric / symmetric_on(w: &[F], h: &[F], levels: Levels, steps: i32) -> F {
-        let (lo, hi) = (f32::from(levels.lo), f32::from(levels.hi));
-        let mut extreme = F::ZERO;
-        for &x in w {
-            extreme = extreme.abs().less(x.abs(), x, extreme);
-        }
-        let unit = extreme.recip();
-        // With d = Σhwq/Σhq² the error is Σhw² − (Σhwq)²/Σhq²: the larger the quotient the better.
-        let (mut best, mut gain) = (F::ZERO, F::ZERO);
-        for step in -steps..=4 * steps {
-            for sign in [-1.0, 1.0] {
-                let t = sign * (-lo + 0.1 * step as f32);
-                let (wq, qq) = sums(w, h, unit * F::splat(t), lo, hi);
-                let d = wq.div_or_zero(qq);
-                let g = d * wq;
-                best = gain.less(g, d, best);
-                gain = gain.max(g);
-            }
-        }
-        for _ in 0..REFINEMENTS {
-            let (wq, qq) = sums(w, h, best.recip(), lo, hi);
-            let d = wq.div_or_zero(qq);
-            let g = d * wq;
-            best = gain.less(g, d, best);
-            gain = gain.max(g);
-        }
-        best.to_f16()
+    let free = Line { scale: d, minimum: mean - d * centre, gain: d * wq };
+    if !below {
+        return free;
+    }
+    // Where the best line starts above zero, the best one through zero; its gain is counted from the same constant.
+    let wq = mean.mul_add(sq, wq);
+    let d = wq.div_or_zero(qq);
+    let through = Line { scale: d, minimum: F::ZERO, gain: d * wq - mean * mean * sum_h };
+    Line {
+        scale: F::ZERO.less(free.minimum, through.scale, free.scale),
+        minimum: free.minimum.min(F::ZERO),
+        gain: F::ZERO.less(free.minimum, through.gain, free.gain),
     }
 }
 
 kernel! {
-    /// The scale `d` and minimum `m` that make `d·q + m`, `q ∈ 0 ..= hi`, fit best: `[lanes]` each, rounded to half
-    /// precision.
+    /// The scale `d ≥ 0` and minimum `m` that make `d·q + m`, `q ∈ 0 ..= hi`, fit best: `[lanes]` each. With `below`, among
+    /// minima of at most zero.
     ///
     /// `w`, `h`: `[columns]`. Candidates stretch and shrink the range from the smallest to the largest entry, `steps` to
     /// either side.
-    pub fn asymmetric / asymmetric_on(w: &[F], h: &[F], levels: Levels, steps: i32) -> (F, F) {
-        let hi = f32::from(levels.hi);
+    pub fn asymmetric / asymmetric_on(w: &[F], h: &[F], hi: f32, steps: i32, below: bool) -> (F, F) {
         let (mut low, mut high) = (w[0], w[0]);
         let (mut sum_h, mut sum_w) = (F::ZERO, F::ZERO);
         for (&x, &h) in w.iter().zip(h) {
@@ -124,25 +140,79 @@ kernel! {
             sum_h = sum_h + h;
             sum_w = h.mul_add(x, sum_w);
         }
+        if below {
+            low = low.min(F::ZERO);
+        }
         let mean = sum_w.div_or_zero(sum_h);
         let range = (high - low).recip();
-        let mut best = Line { scale: F::ZERO, minimum: mean, gain: F::ZERO };
+        let constant = if below { mean.min(F::ZERO) } else { mean };
+        let gain = F::ZERO - (mean - constant) * (mean - constant) * sum_h;
+        let mut best = Line { scale: F::ZERO, minimum: constant, gain };
+        // As many candidates however fine the levels are, and never a range of no levels.
+        let apart = 0.1 * (hi / 15.0).min(1.0);
         for step in -steps..=steps {
-            best = best.better(line(w, h, mean, sum_h, range * F::splat(hi + 0.1 * step as f32), low, hi));
+            let inverse = range * F::splat(hi + apart * step as f32);
+            best = best.better(line(w, h, mean, sum_h, inverse, low, hi, below));
         }
         for _ in 0..REFINEMENTS {
-            best = best.better(line(w, h, mean, sum_h, best.scale.recip(), best.minimum, hi));
+            best = best.better(line(w, h, mean, sum_h, best.scale.recip(), best.minimum, hi, below));
         }
-        let scale = best.scale.to_f16();
-        // The minimum that goes with the rounded scale and the codes it will meet.
-        let mut rest = F::ZERO;
-        let inverse = scale.recip();
-        for (&x, &h) in w.iter().zip(h) {
-            let q = ((x - best.minimum) * inverse).round().clamp(0.0, hi);
-            rest = h.mul_add(x - scale * q, rest);
-        }
-        let minimum = F::ZERO.less(sum_h, rest.div_or_zero(sum_h), best.minimum);
-        (scale, minimum.to_f16())
+        (best.scale, best.minimum)
+    }
+}
+
+#[inline(always)]
+fn error_in(w: &[F], h: &[F], scale: F, offset: F, levels: impl Nearest) -> F {
+    let (mut total, inverse) = (F::ZERO, scale.recip());
+    for (&x, &h) in w.iter().zip(h) {
+        let e = x - levels.level((x - offset) * inverse).mul_add(scale, offset);
+        total = (h * e).mul_add(e, total);
+    }
+    total
+}
+
+kernel! {
+    /// The error `Σ h·(w − ŵ)²` of rounding to the grid `scale·q + offset`: `[lanes]`.
+    pub fn error / error_on(w: &[F], h: &[F], scale: F, offset: F, levels: Levels) -> F {
+        for_levels!(levels, kind => error_in(w, h, scale, offset, kind))
+    }
+}
+
+/// What a least-squares fit of two super-scales needs to know of a group; see [`moments`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Moments {
+    /// `Σh`.
+    pub h: F,
+    /// `Σhq`.
+    pub q: F,
+    /// `Σhq²`.
+    pub qq: F,
+    /// `Σhw`.
+    pub w: F,
+    /// `Σhwq`.
+    pub wq: F,
+}
+
+#[inline(always)]
+fn moments_in(w: &[F], h: &[F], scale: F, offset: F, levels: impl Nearest) -> Moments {
+    let inverse = scale.recip();
+    let mut m = Moments { h: F::ZERO, q: F::ZERO, qq: F::ZERO, w: F::ZERO, wq: F::ZERO };
+    for (&x, &h) in w.iter().zip(h) {
+        let q = levels.level((x - offset) * inverse);
+        let hq = h * q;
+        m.h = m.h + h;
+        m.q = m.q + hq;
+        m.qq = hq.mul_add(q, m.qq);
+        m.w = h.mul_add(x, m.w);
+        m.wq = hq.mul_add(x, m.wq);
+    }
+    m
+}
+
+kernel! {
+    /// The sums over a group at the levels that its grid gives, for refitting the grid with these levels held.
+    pub fn moments / moments_on(w: &[F], h: &[F], scale: F, offset: F, levels: Levels) -> Moments {
+        for_levels!(levels, kind => moments_in(w, h, scale, offset, kind))
     }
 }
 
@@ -164,29 +234,49 @@ mod tests {
             .collect()
     }
 
-    fn error(w: &[F], h: &[F], lane: usize, d: f32, m: f32, levels: Levels) -> f64 {
+    fn error_of(w: &[F], h: &[F], lane: usize, d: f32, m: f32, levels: Levels) -> f64 {
         let inverse = if d == 0.0 { 0.0 } else { 1.0 / d };
         w.iter()
             .zip(h)
             .map(|(w, h)| {
-                let q = ((w.0[lane] - m) * inverse).round_ties_even().clamp(levels.lo.into(), levels.hi.into());
+                let q = ((w.0[lane] - m) * inverse).round_ties_even().clamp(levels.lowest(), levels.highest());
                 f64::from(h.0[lane]) * f64::from(w.0[lane] - (d * q + m)).powi(2)
             })
             .sum()
     }
 
-    const Q4: Levels = Levels { lo: -8, hi: 7 };
-    const U4: Levels = Levels { lo: 0, hi: 15 };
+    const Q4: Levels = Levels::Uniform { lo: -8, hi: 7 };
+    const U4: Levels = Levels::Uniform { lo: 0, hi: 15 };
+
+    static UNEVEN: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+
+    #[test]
+    fn a_minimum_below_zero_is_kept_there_and_costs_little_where_it_is_natural() {
+        let (w, h) = (numbers(32, 8), vec![F::splat(1.0); 32]);
+        let (free, below) = (asymmetric(&w, &h, 15.0, 9, false), asymmetric(&w, &h, 15.0, 9, true));
+        for lane in 0..LANES {
+            let of = |(d, m): (F, F)| error_of(&w, &h, lane, d.0[lane], m.0[lane], U4);
+            assert!(below.1.0[lane] <= 0.0 && of(below) <= 1.3 * of(free), "lane {lane}");
+        }
+        // All above zero: the best line through zero.
+        let above: Vec<F> = w.iter().map(|w| w.abs() + F::splat(1.0)).collect();
+        let (d, m) = asymmetric(&above, &h, 15.0, 9, true);
+        for lane in 0..LANES {
+            let largest = above.iter().fold(0.0f32, |a, w| a.max(w.0[lane]));
+            let plain = error_of(&above, &h, lane, largest / 15.0, 0.0, U4);
+            assert!(m.0[lane] <= 0.0 && error_of(&above, &h, lane, d.0[lane], m.0[lane], U4) <= plain);
+        }
+    }
 
     #[test]
     fn no_scale_of_a_fine_sweep_is_much_better() {
         let (w, h) = (numbers(32, 1), numbers(32, 2).iter().map(|h| h.map(|x| x.abs() + 0.05)).collect::<Vec<_>>());
         let d = symmetric(&w, &h, Q4, 9);
         for lane in 0..LANES {
-            let found = error(&w, &h, lane, d.0[lane], 0.0, Q4);
+            let found = error_of(&w, &h, lane, d.0[lane], 0.0, Q4);
             let sweep = (1..4000)
                 .flat_map(|i| [1e-4 * i as f32, -1e-4 * i as f32])
-                .map(|d| error(&w, &h, lane, d, 0.0, Q4))
+                .map(|d| error_of(&w, &h, lane, d, 0.0, Q4))
                 .fold(f64::INFINITY, f64::min);
             assert!(found <= sweep * 1.06, "lane {lane}: {found} against {sweep}");
         }
@@ -195,11 +285,11 @@ mod tests {
     #[test]
     fn searching_beats_minimum_and_maximum() {
         let (w, h) = (numbers(32, 3), numbers(32, 4).iter().map(|h| h.map(|x| x * x + 0.01)).collect::<Vec<_>>());
-        let (d, m) = asymmetric(&w, &h, U4, 12);
+        let (d, m) = asymmetric(&w, &h, 15.0, 12, false);
         for lane in 0..LANES {
             let (low, high) = w.iter().fold((f32::MAX, f32::MIN), |(a, b), w| (a.min(w.0[lane]), b.max(w.0[lane])));
-            let plain = error(&w, &h, lane, (high - low) / 15.0, low, U4);
-            let found = error(&w, &h, lane, d.0[lane], m.0[lane], U4);
+            let plain = error_of(&w, &h, lane, (high - low) / 15.0, low, U4);
+            let found = error_of(&w, &h, lane, d.0[lane], m.0[lane], U4);
             assert!(found < plain, "lane {lane}: {found} against {plain}");
         }
     }
@@ -210,7 +300,7 @@ mod tests {
         let h = vec![F::splat(1.0); 32];
         assert_eq!(symmetric(&w, &h, Q4, 9), F::splat(0.25));
         let shifted: Vec<F> = w.iter().map(|w| *w + F::splat(5.0)).collect();
-        assert_eq!(asymmetric(&shifted, &h, U4, 9), (F::splat(0.25), F::splat(3.0)));
+        assert_eq!(asymmetric(&shifted, &h, 15.0, 9, false), (F::splat(0.25), F::splat(3.0)));
     }
 
     #[test]
@@ -218,7 +308,7 @@ mod tests {
         for (value, weight) in [(0.0, 1.0), (3.0, 1.0), (-3.0, 1.0), (3.0, 0.0), (1e-30, 1.0), (1e30, 1.0)] {
             let (w, h) = (vec![F::splat(value); 32], vec![F::splat(weight); 32]);
             let d = symmetric(&w, &h, Q4, 9);
-            let (s, m) = asymmetric(&w, &h, U4, 9);
+            let (s, m) = asymmetric(&w, &h, 15.0, 9, false);
             for x in [d, s, m] {
                 assert!(x.0.iter().all(|x| x.is_finite()), "{value} {weight}: {x:?}");
             }
@@ -229,9 +319,16 @@ mod tests {
     fn all_instruction_sets_agree_to_the_last_bit() {
         for n in [1, 16, 31, 32] {
             let (w, h) = (numbers(n, 5), numbers(n, 6).iter().map(|h| h.abs()).collect::<Vec<_>>());
+            let run = |isa| {
+                let symmetric = symmetric_on(isa, &w, &h, Q4, 9);
+                let uneven = symmetric_on(isa, &w, &h, Levels::Table(&UNEVEN), 9);
+                let (free, below) =
+                    (asymmetric_on(isa, &w, &h, 15.0, 9, false), asymmetric_on(isa, &w, &h, 3.0, 9, true));
+                let error = error_on(isa, &w, &h, symmetric, F::ZERO, Q4);
+                (symmetric, uneven, free, below, error, moments_on(isa, &w, &h, free.0, free.1, U4))
+            };
             for isa in Isa::available() {
-                assert_eq!(symmetric_on(isa, &w, &h, Q4, 9), symmetric_on(Isa::Baseline, &w, &h, Q4, 9));
-                assert_eq!(asymmetric_on(isa, &w, &h, U4, 9), asymmetric_on(Isa::Baseline, &w, &h, U4, 9));
+                assert_eq!(run(isa), run(Isa::Baseline), "{isa:?} with {n}");
             }
         }
     }

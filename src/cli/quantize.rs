@@ -3,6 +3,7 @@
 use super::output::{self, Progress, bytes, time};
 use crate::calib::text;
 use crate::error::{Error, Result};
+use crate::format::mix;
 use crate::format::recipe::Recipe;
 use crate::format::{self, Type};
 use crate::pipeline::plan::{Plan, Planned};
@@ -17,14 +18,19 @@ use std::time::{Duration, Instant};
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// A checkpoint folder: config.json, tokenizer.json, safetensors
-    model: PathBuf,
+    #[arg(required_unless_present = "list_types")]
+    model: Option<PathBuf>,
+
+    /// Show the types and their bits per weight
+    #[arg(long)]
+    list_types: bool,
 
     /// The file to write [default: NAME.TYPE.gguf in this folder]
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
 
-    /// The type of the weights: F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0 or Q5_1
-    #[arg(short, long = "type", value_name = "TYPE", default_value = "Q4_0")]
+    /// The type, or mix of types, by llama.cpp's name; --list-types shows them
+    #[arg(long = "type", value_name = "TYPE", default_value = "Q4_K_M")]
     kind: String,
 
     /// How weights are rounded: gptq (calibrated) or rtn (to the nearest value)
@@ -51,6 +57,10 @@ pub struct Args {
     /// What is added to the Hessian's diagonal, as a fraction of its mean
     #[arg(long, value_name = "X", default_value_t = 0.01)]
     damp: f64,
+
+    /// The base type of the mix for every matrix
+    #[arg(long)]
+    pure: bool,
 
     /// The type of tensors whose GGUF name matches a regular expression; repeatable, the first match wins
     #[arg(long, value_name = "RE=TYPE")]
@@ -90,6 +100,10 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<()> {
+    if args.list_types {
+        return list_types();
+    }
+    let folder = args.model.as_deref().unwrap_or(Path::new(""));
     super::use_threads(args.threads)?;
     let started = Instant::now();
     let method = method::by_name(&args.method)?;
@@ -99,9 +113,9 @@ pub fn run(args: &Args) -> Result<()> {
     if args.samples == 0 {
         return Err(Error::usage("--samples must be at least 1"));
     }
-    let plan = Plan::new(&args.model, recipe(args)?, args.pre.as_deref())?;
-    let output = args.output.clone().unwrap_or_else(|| default_output(&args.model, &args.kind));
-    let inputs: Vec<PathBuf> = inputs(args, &plan);
+    let plan = Plan::new(folder, recipe(args)?, args.pre.as_deref())?;
+    let output = args.output.clone().unwrap_or_else(|| default_output(folder, plan.mix));
+    let inputs: Vec<PathBuf> = inputs(args, folder, &plan);
     let inputs: Vec<&Path> = inputs.iter().map(PathBuf::as_path).collect();
     if args.dry_run {
         return dry_run(args, &plan, &output);
@@ -127,27 +141,36 @@ pub fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
+fn list_types() -> Result<()> {
+    for mix in mix::all() {
+        let (name, base) = (mix.name, mix.base);
+        output::line(format!("{name:8} {:6} bits per weight where nothing is raised ({})", base.bits(), base.name()));
+    }
+    Ok(())
+}
+
 fn recipe(args: &Args) -> Result<Recipe> {
     let named = |name: &Option<String>| -> Result<Option<Type>> { name.as_deref().map(format::by_name).transpose() };
     Recipe::new(
-        format::by_name(&args.kind)?,
+        mix::named(&args.kind)?,
+        args.pure,
         named(&args.output_tensor_type)?,
         named(&args.token_embedding_type)?,
         &args.tensor_type,
     )
 }
 
-fn default_output(model: &Path, kind: &str) -> PathBuf {
+fn default_output(model: &Path, mix: &str) -> PathBuf {
     let folder = model.canonicalize().unwrap_or_else(|_| model.into());
     let name = folder.file_name().map_or("model".into(), |n| n.to_string_lossy().into_owned());
-    format!("{name}.{}.gguf", kind.to_uppercase()).into()
+    format!("{name}.{}.gguf", mix).into()
 }
 
 /// Every file that is read and must not be overwritten.
-fn inputs(args: &Args, plan: &Plan) -> Vec<PathBuf> {
+fn inputs(args: &Args, folder: &Path, plan: &Plan) -> Vec<PathBuf> {
     let mut inputs: Vec<PathBuf> = plan.source.files().into_iter().map(Path::to_path_buf).collect();
     inputs.extend(args.calib.iter().cloned());
-    let folder = std::fs::read_dir(&args.model).into_iter().flatten().flatten();
+    let folder = std::fs::read_dir(folder).into_iter().flatten().flatten();
     inputs.extend(
         folder.map(|entry| entry.path()).filter(|path| path.is_file() && !inputs.contains(path)).collect::<Vec<_>>(),
     );

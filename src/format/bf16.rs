@@ -13,9 +13,6 @@ impl Format for BF16 {
     fn id(&self) -> u32 {
         30
     }
-    fn file_type(&self) -> u32 {
-        32
-    }
     fn width(&self) -> usize {
         1
     }

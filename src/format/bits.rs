@@ -58,3 +58,20 @@ pub fn nibble(nibbles: &[u8], i: usize) -> u8 {
 pub fn five_bits(block: &[u8], high: usize, low: usize, i: usize) -> u8 {
     nibble(&block[low..], i) | (block[high + i / 8] >> (i % 8) & 1) << 4
 }
+
+/// The two-bit code of column `i` of a super-block: per 128 columns, byte `l` of 32 holds columns `l`, `l + 32`, `l + 64` and
+/// `l + 96`, from the low bits up.
+pub fn crumb(crumbs: &[u8], i: usize) -> u8 {
+    crumbs[i / 128 * 32 + i % 32] >> (i % 128 / 32 * 2) & 3
+}
+
+/// Packs the low two bits of 256 codes, shifted by `shift`, from byte `at` of each block on; see [`crumb`].
+pub fn put_crumbs(codes: &[Codes], shift: i8, blocks: &mut [u8], at: usize) {
+    let bytes = blocks.len() / LANES;
+    for (l, block) in blocks.chunks_mut(bytes).enumerate() {
+        for (b, byte) in block[at..at + 64].iter_mut().enumerate() {
+            let first = b / 32 * 128 + b % 32;
+            *byte = (0..4).fold(0, |bits, k| bits | ((codes[first + 32 * k][l] + shift) as u8 & 3) << (2 * k));
+        }
+    }
+}

@@ -13,9 +13,6 @@ impl Format for F16 {
     fn id(&self) -> u32 {
         1
     }
-    fn file_type(&self) -> u32 {
-        1
-    }
     fn width(&self) -> usize {
         1
     }

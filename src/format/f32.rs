@@ -12,9 +12,6 @@ impl Format for F32 {
     fn id(&self) -> u32 {
         0
     }
-    fn file_type(&self) -> u32 {
-        0
-    }
     fn width(&self) -> usize {
         1
     }

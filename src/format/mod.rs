@@ -6,20 +6,47 @@ mod bf16;
 mod bits;
 mod f16;
 mod f32;
+mod iq4_nl;
+mod iq4_xs;
+pub mod mix;
+mod mxfp4;
+mod q2_k;
+mod q3_k;
 mod q4_0;
 mod q4_1;
+mod q4_k;
 mod q5_0;
 mod q5_1;
+mod q5_k;
+mod q6_k;
 mod q8_0;
 pub mod recipe;
+mod sixes;
+mod superblock;
 
 use crate::error::{Error, Result};
 use crate::grid::Grid;
 use rayon::prelude::*;
 
 /// Every type, in ggml's order.
-pub static TYPES: &[Type] =
-    &[&f32::F32, &f16::F16, &q4_0::Q4_0, &q4_1::Q4_1, &q5_0::Q5_0, &q5_1::Q5_1, &q8_0::Q8_0, &bf16::BF16];
+pub static TYPES: &[Type] = &[
+    &f32::F32,
+    &f16::F16,
+    &q4_0::Q4_0,
+    &q4_1::Q4_1,
+    &q5_0::Q5_0,
+    &q5_1::Q5_1,
+    &q8_0::Q8_0,
+    &q2_k::Q2K,
+    &q3_k::Q3K,
+    &q4_k::Q4K,
+    &q5_k::Q5K,
+    &q6_k::Q6K,
+    &iq4_nl::Iq4Nl,
+    &iq4_xs::Iq4Xs,
+    &mxfp4::MXFP4,
+    &bf16::BF16,
+];
 
 /// One of [`TYPES`].
 pub type Type = &'static dyn Format;
@@ -39,9 +66,6 @@ pub trait Format: Sync {
 
     /// ggml's number of the type.
     fn id(&self) -> u32;
-
-    /// `general.file_type` of a file that is mostly of this type (llama.cpp's ftype; not the same numbers as [`Format::id`]).
-    fn file_type(&self) -> u32;
 
     /// Numbers per block; a row has to be divisible by it.
     fn width(&self) -> usize;

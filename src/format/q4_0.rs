@@ -19,9 +19,6 @@ impl Format for Q4_0 {
     fn id(&self) -> u32 {
         2
     }
-    fn file_type(&self) -> u32 {
-        2
-    }
     fn width(&self) -> usize {
         WIDTH
     }
@@ -47,10 +44,10 @@ impl Grid for Q4_0 {
         BYTES
     }
     fn levels(&self) -> Levels {
-        Levels { lo: -8, hi: 7 }
+        Levels::Uniform { lo: -8, hi: 7 }
     }
     fn fit(&self, w: &[F], h: &[F], blocks: &mut [u8]) {
-        put_halves(blocks, 0, search::symmetric(w, h, self.levels(), 9));
+        put_halves(blocks, 0, search::symmetric(w, h, self.levels(), 9).to_f16());
     }
     fn step(&self, blocks: &[u8], _: usize) -> (F, F) {
         (halves_at(blocks, 0), F::ZERO)

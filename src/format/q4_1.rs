@@ -1,9 +1,9 @@
 //! Q4_1: 32 columns, a half-precision scale and minimum, four-bit codes. `q·d + m`.
 
 use super::bits::{half_at, halves_at, nibble, put_halves, put_nibbles};
+use super::superblock::line;
 use super::{Encoding, Format};
 use crate::grid::{Codes, F, Grid, Levels};
-use llmq_kernels::search;
 
 /// Asymmetric four-bit blocks, 5 bits per weight.
 pub struct Q4_1;
@@ -17,9 +17,6 @@ impl Format for Q4_1 {
         "Q4_1"
     }
     fn id(&self) -> u32 {
-        3
-    }
-    fn file_type(&self) -> u32 {
         3
     }
     fn width(&self) -> usize {
@@ -47,10 +44,10 @@ impl Grid for Q4_1 {
         BYTES
     }
     fn levels(&self) -> Levels {
-        Levels { lo: 0, hi: 15 }
+        Levels::Uniform { lo: 0, hi: 15 }
     }
     fn fit(&self, w: &[F], h: &[F], blocks: &mut [u8]) {
-        let (d, m) = search::asymmetric(w, h, self.levels(), 12);
+        let (d, m) = line(w, h, self.levels());
         put_halves(blocks, 0, d);
         put_halves(blocks, 2, m);
     }

@@ -1,9 +1,9 @@
 //! Q5_1: 32 columns, a half-precision scale and minimum, five-bit codes. `q·d + m`.
 
 use super::bits::{five_bits, half_at, halves_at, put_fifth_bits, put_halves, put_nibbles};
+use super::superblock::line;
 use super::{Encoding, Format};
 use crate::grid::{Codes, F, Grid, Levels};
-use llmq_kernels::search;
 
 /// Asymmetric five-bit blocks, 6 bits per weight.
 pub struct Q5_1;
@@ -18,9 +18,6 @@ impl Format for Q5_1 {
     }
     fn id(&self) -> u32 {
         7
-    }
-    fn file_type(&self) -> u32 {
-        9
     }
     fn width(&self) -> usize {
         WIDTH
@@ -47,10 +44,10 @@ impl Grid for Q5_1 {
         BYTES
     }
     fn levels(&self) -> Levels {
-        Levels { lo: 0, hi: 31 }
+        Levels::Uniform { lo: 0, hi: 31 }
     }
     fn fit(&self, w: &[F], h: &[F], blocks: &mut [u8]) {
-        let (d, m) = search::asymmetric(w, h, self.levels(), 12);
+        let (d, m) = line(w, h, self.levels());
         put_halves(blocks, 0, d);
         put_halves(blocks, 2, m);
     }

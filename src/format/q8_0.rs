@@ -19,9 +19,6 @@ impl Format for Q8_0 {
     fn id(&self) -> u32 {
         8
     }
-    fn file_type(&self) -> u32 {
-        7
-    }
     fn width(&self) -> usize {
         WIDTH
     }
@@ -48,10 +45,10 @@ impl Grid for Q8_0 {
     }
     fn levels(&self) -> Levels {
         // ggml never writes −128, and some of its products take the absolute value of a code.
-        Levels { lo: -127, hi: 127 }
+        Levels::Uniform { lo: -127, hi: 127 }
     }
     fn fit(&self, w: &[F], h: &[F], blocks: &mut [u8]) {
-        put_halves(blocks, 0, search::symmetric(w, h, self.levels(), 2));
+        put_halves(blocks, 0, search::symmetric(w, h, self.levels(), 2).to_f16());
     }
     fn step(&self, blocks: &[u8], _: usize) -> (F, F) {
         (halves_at(blocks, 0), F::ZERO)

@@ -1,13 +1,15 @@
 //! Which tensor gets which type.
 
+use super::mix::{Mix, fallback};
 use super::{Type, by_name};
 use crate::error::{Error, Result};
-use crate::model::{Role, TensorSpec};
+use crate::model::{Kind, Model, Role, TensorSpec};
 use regex::{Regex, RegexBuilder};
 
-/// The user's wishes: a base type and what overrides it, first match first.
+/// The user's wishes: a mix and what overrides it, first match first.
 pub struct Recipe {
-    base: Type,
+    mix: Mix,
+    pure: bool,
     output: Option<Type>,
     embedding: Option<Type>,
     overrides: Vec<Override>,
@@ -29,23 +31,29 @@ pub struct Choice {
 }
 
 impl Recipe {
-    /// A recipe around a base type. `output` and `embedding` win over everything, then the first of `overrides`
-    /// (`REGEX=TYPE`, searched for in GGUF's tensor names) that matches.
+    /// A recipe around a mix; `pure`: its base type for everything. `output` and `embedding` win over everything, then the
+    /// first of `overrides` (`REGEX=TYPE`, searched for in GGUF's tensor names) that matches.
     ///
     /// # Errors
     /// An override that is no `REGEX=TYPE`.
-    pub fn new(base: Type, output: Option<Type>, embedding: Option<Type>, overrides: &[String]) -> Result<Self> {
+    pub fn new(
+        mix: Mix,
+        pure: bool,
+        output: Option<Type>,
+        embedding: Option<Type>,
+        overrides: &[String],
+    ) -> Result<Self> {
         let overrides = overrides.iter().map(|text| parse(text)).collect::<Result<_>>()?;
-        Ok(Self { base, output, embedding, overrides })
+        Ok(Self { mix, pure, output, embedding, overrides })
     }
 
-    /// The base type.
-    pub fn base(&self) -> Type {
-        self.base
+    /// The mix.
+    pub fn mix(&self) -> &Mix {
+        &self.mix
     }
 
-    /// The type of one tensor. `tied`: the embedding is the output matrix, too.
-    pub fn choose(&mut self, tensor: &TensorSpec, tied: bool) -> Choice {
+    /// The type of one tensor of a model.
+    pub fn choose(&mut self, tensor: &TensorSpec, model: &Model) -> Choice {
         if tensor.shape.len() < 2 {
             return Choice { kind: &super::f32::F32, instead_of: None };
         }
@@ -53,20 +61,24 @@ impl Recipe {
             o.used = true;
             o.kind
         });
-        let is_output = tensor.role == Role::Output || tensor.role == Role::Embedding && tied;
-        // Errors of the output matrix reach the logits undamped, so it keeps eight bits.
-        let usual: Type = if is_output && self.base.is_quantized() { &super::q8_0::Q8_0 } else { self.base };
+        let usual = match (tensor.role, tensor.block) {
+            _ if self.pure => self.mix.base,
+            (Role::Block(part, Kind::Weight), Some(i)) => self.mix.layer(part, i, model),
+            (Role::Output, _) => self.mix.output(),
+            (Role::Embedding, _) if model.tied => self.mix.output(),
+            _ => self.mix.base,
+        };
         let named = match tensor.role {
-            Role::Embedding => self.embedding.or(self.output.filter(|_| tied)),
+            Role::Embedding => self.embedding.or(self.output.filter(|_| model.tied)),
             Role::Output => self.output,
             _ => None,
         };
         let wanted = named.or(matched).unwrap_or(usual);
-        if tensor.shape[1].is_multiple_of(wanted.width()) {
-            Choice { kind: wanted, instead_of: None }
-        } else {
-            Choice { kind: &super::f16::F16, instead_of: Some(wanted) }
+        let mut kind = wanted;
+        while !tensor.shape[1].is_multiple_of(kind.width()) {
+            kind = fallback(kind);
         }
+        Choice { kind, instead_of: (kind != wanted).then_some(wanted) }
     }
 
     /// To be called once every tensor has its type.
@@ -98,50 +110,96 @@ fn parse(text: &str) -> Result<Override> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::RowOrder;
+    use crate::source::config::Config;
 
-    fn tensor(gguf: &str, role: Role, shape: &[usize]) -> TensorSpec {
-        let source = gguf.to_string();
-        TensorSpec { source, gguf: gguf.into(), shape: shape.to_vec(), role, order: RowOrder::AsIs }
+    use crate::format::mix::named;
+
+    fn model(tied: bool) -> Model {
+        let folder = tempfile::tempdir().unwrap();
+        let json = serde_json::json!({
+            "model_type": "llama", "hidden_size": 512, "num_attention_heads": 8, "num_key_value_heads": 4,
+            "num_hidden_layers": 6, "intermediate_size": 1280, "max_position_embeddings": 1024, "vocab_size": 8192,
+            "rms_norm_eps": 1e-5, "tie_word_embeddings": tied,
+        });
+        let path = folder.path().join("config.json");
+        std::fs::write(&path, json.to_string()).unwrap();
+        Model::read(&Config::open(&path).unwrap()).unwrap()
     }
 
-    fn name(recipe: &mut Recipe, gguf: &str, role: Role, tied: bool) -> &'static str {
-        recipe.choose(&tensor(gguf, role, &[64, 64]), tied).kind.name()
+    /// The type of the tensor of that name.
+    fn kind(recipe: &mut Recipe, model: &Model, gguf: &str) -> &'static str {
+        let tensor = model.tensors().find(|t| t.gguf == format!("{gguf}.weight")).unwrap();
+        recipe.choose(&tensor, model).kind.name()
+    }
+
+    fn plain(name: &str) -> Recipe {
+        Recipe::new(named(name).unwrap(), false, None, None, &[]).unwrap()
     }
 
     #[test]
-    fn output_and_tied_embedding_keep_eight_bits_and_norms_stay_single() {
-        let q4 = by_name("q4_0").unwrap();
-        let mut recipe = Recipe::new(q4, None, None, &[]).unwrap();
-        assert_eq!(name(&mut recipe, "output.weight", Role::Output, false), "Q8_0");
-        assert_eq!(name(&mut recipe, "token_embd.weight", Role::Embedding, true), "Q8_0");
-        assert_eq!(name(&mut recipe, "token_embd.weight", Role::Embedding, false), "Q4_0");
-        assert_eq!(recipe.choose(&tensor("output_norm.weight", Role::Norm, &[64]), true).kind.name(), "F32");
-        let mut half = Recipe::new(by_name("F16").unwrap(), None, None, &[]).unwrap();
-        assert_eq!(name(&mut half, "output.weight", Role::Output, false), "F16");
+    fn output_and_tied_embedding_get_six_bits_or_more_and_norms_stay_single() {
+        let (tied, untied) = (model(true), model(false));
+        let mut recipe = plain("q4_0");
+        assert_eq!(kind(&mut recipe, &untied, "output"), "Q6_K");
+        assert_eq!(kind(&mut recipe, &tied, "token_embd"), "Q6_K");
+        assert_eq!(kind(&mut recipe, &untied, "token_embd"), "Q4_0");
+        assert_eq!(kind(&mut recipe, &tied, "output_norm"), "F32");
+        assert_eq!(kind(&mut plain("F16"), &untied, "output"), "F16");
+        assert_eq!(kind(&mut plain("Q8_0"), &untied, "output"), "Q8_0");
+        let mut pure = Recipe::new(named("Q4_K_M").unwrap(), true, None, None, &[]).unwrap();
+        assert_eq!(kind(&mut pure, &tied, "token_embd"), "Q4_K");
+        assert_eq!(kind(&mut pure, &tied, "blk.5.attn_v"), "Q4_K");
+    }
+
+    /// The types that llama.cpp's own files of a checkpoint with six blocks have (its GGUFs, May 2026).
+    #[test]
+    fn mixes_raise_what_llama_cpp_raises() {
+        let model = model(true);
+        for (name, part, types) in [
+            ("Q4_K_M", "attn_v", ["Q4_K", "Q4_K", "Q6_K", "Q4_K", "Q4_K", "Q6_K"]),
+            ("Q4_K_M", "ffn_down", ["Q4_K", "Q4_K", "Q6_K", "Q4_K", "Q4_K", "Q6_K"]),
+            ("Q4_K_S", "attn_v", ["Q5_K", "Q5_K", "Q5_K", "Q5_K", "Q4_K", "Q4_K"]),
+            ("Q4_K_S", "ffn_down", ["Q4_K"; 6]),
+            ("Q3_K_M", "attn_v", ["Q5_K", "Q5_K", "Q4_K", "Q4_K", "Q4_K", "Q4_K"]),
+            ("Q3_K_M", "attn_output", ["Q4_K"; 6]),
+            ("Q3_K_M", "ffn_down", ["Q4_K"; 6]),
+            ("Q2_K", "attn_v", ["Q3_K"; 6]),
+            ("Q2_K", "attn_q", ["Q2_K"; 6]),
+            ("IQ4_XS", "attn_v", ["IQ4_XS"; 6]),
+        ] {
+            let mut recipe = plain(name);
+            for (i, wanted) in types.into_iter().enumerate() {
+                assert_eq!(kind(&mut recipe, &model, &format!("blk.{i}.{part}")), wanted, "{name} {part} {i}");
+            }
+        }
     }
 
     #[test]
     fn the_first_override_wins_one_equal_to_the_base_is_honoured_and_an_unused_one_is_an_error() {
-        let overrides = ["ATTN_V=q8_0".to_string(), "output=Q4_0".to_string(), "nothing=F16".to_string()];
-        let mut recipe = Recipe::new(by_name("Q4_0").unwrap(), None, None, &overrides).unwrap();
-        assert_eq!(name(&mut recipe, "blk.3.attn_v.weight", Role::Norm, false), "Q8_0");
-        assert_eq!(name(&mut recipe, "output.weight", Role::Output, false), "Q4_0");
+        let overrides = ["ATTN_V=q4_k", "output=Q4_0", "nothing=F16"].map(String::from);
+        let mut recipe = Recipe::new(named("Q4_K_M").unwrap(), false, None, None, &overrides).unwrap();
+        let model = model(false);
+        assert_eq!(kind(&mut recipe, &model, "blk.5.attn_v"), "Q4_K");
+        assert_eq!(kind(&mut recipe, &model, "output"), "Q4_0");
         let error = recipe.check_all_used().unwrap_err();
         assert!(error.to_string().contains("nothing=F16"), "{error}");
     }
 
     #[test]
     fn rows_that_do_not_divide_fall_back_and_say_so() {
-        let mut recipe = Recipe::new(by_name("Q4_0").unwrap(), None, None, &[]).unwrap();
-        let choice = recipe.choose(&tensor("blk.0.attn_q.weight", Role::Norm, &[64, 40]), false);
-        assert_eq!((choice.kind.name(), choice.instead_of.map(|t| t.name())), ("F16", Some("Q4_0")));
+        let model = model(true);
+        for (columns, chosen) in [(512, "Q4_K"), (320, "Q5_0"), (40, "F16")] {
+            let mut tensor = model.block(0).remove(1);
+            tensor.shape[1] = columns;
+            let choice = plain("Q4_K_S").choose(&tensor, &model);
+            assert_eq!((choice.kind.name(), choice.instead_of.is_some()), (chosen, columns != 512));
+        }
     }
 
     #[test]
     fn bad_overrides_are_usage_errors() {
         for text in ["attn_v", "attn_v=Q9_9", "(=Q8_0"] {
-            assert!(Recipe::new(by_name("Q4_0").unwrap(), None, None, &[text.into()]).is_err(), "{text}");
+            assert!(Recipe::new(named("Q4_0").unwrap(), false, None, None, &[text.into()]).is_err(), "{text}");
         }
     }
 }

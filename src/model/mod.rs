@@ -182,6 +182,8 @@ pub struct TensorSpec {
     pub shape: Vec<usize>,
     /// What it is for.
     pub role: Role,
+    /// The block that it belongs to.
+    pub block: Option<usize>,
     /// The order of its rows in the file.
     pub order: RowOrder,
 }
@@ -280,6 +282,7 @@ impl Model {
                 gguf: format!("blk.{i}.{gguf}.{suffix}"),
                 shape,
                 role: Role::Block(part, kind),
+                block: Some(i),
                 order,
             };
             let rows = shape[0];
@@ -299,7 +302,7 @@ impl Model {
 }
 
 fn spec(source: &str, gguf: &str, shape: Vec<usize>, role: Role, order: RowOrder) -> TensorSpec {
-    TensorSpec { source: source.into(), gguf: gguf.into(), shape, role, order }
+    TensorSpec { source: source.into(), gguf: gguf.into(), shape, role, block: None, order }
 }
 
 #[cfg(test)]

@@ -26,6 +26,8 @@ pub struct Plan {
     pub metadata: Metadata,
     /// The model's tensors, in file order.
     pub tensors: Vec<Planned>,
+    /// The name of the mix of types.
+    pub mix: &'static str,
     /// Tensors that are no weights; they follow the embedding.
     pub extra: Vec<Extra>,
 }
@@ -105,7 +107,7 @@ impl Plan {
         for spec in model.tensors() {
             source.check(&spec.source, &spec.shape)?;
             let from = dtypes.get(spec.source.as_str()).cloned().unwrap_or_default();
-            let choice = recipe.choose(&spec, model.tied);
+            let choice = recipe.choose(&spec, &model);
             tensors.push(Planned { spec, from, kind: choice.kind, instead_of: choice.instead_of });
         }
         recipe.check_all_used()?;
@@ -118,11 +120,11 @@ impl Plan {
         let elements = tensors.iter().map(|t| t.spec.elements() as u64).sum();
         let mut metadata = general(folder, &model, elements);
         metadata.extend(gguf_keys::metadata(&model));
-        metadata.push(("general.file_type".into(), Value::U32(recipe.base().file_type())));
+        metadata.push(("general.file_type".into(), Value::U32(recipe.mix().file_type)));
         metadata.push(("general.quantization_version".into(), Value::U32(2)));
         metadata.extend(vocabulary.to_metadata());
         let tokenizer = Tokenizer::open(folder, &vocabulary)?;
-        Ok(Plan { model, source, tokenizer, metadata, tensors, extra })
+        Ok(Plan { model, source, tokenizer, metadata, tensors, mix: recipe.mix().name, extra })
     }
 
     /// The entries of the file's header, in file order.

@@ -39,7 +39,9 @@ pub struct Llama {
 pub fn llama(file: &Path, texts: &[&str], windows: &[Vec<u32>]) -> Llama {
     let request = serde_json::json!({ "model": file, "texts": texts, "logprobs": windows });
     let answer = run(Command::new("node").arg(format!("{ROOT}/tests/consumers/llama.mjs")), &request.to_string());
-    let answer: Llama = serde_json::from_str(&answer).unwrap();
+    let mut answer: Llama = serde_json::from_str(&answer).unwrap();
+    // It guesses a file type from the commonest tensor type, and its table for that lacks one type that it runs well.
+    answer.warnings.retain(|warning| warning != "llama_model_loader: unknown type mxfp4");
     assert_eq!(answer.warnings, [] as [String; 0], "llama.cpp warns of {}", file.display());
     answer
 }

@@ -1,0 +1,122 @@
+//! The levels that codes stand for, and rounding to the nearest of them.
+
+use crate::column::Codes;
+use crate::lanes::{F, LANES};
+
+/// The levels `q` of a grid whose values are `scale · q + offset`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Levels {
+    /// Every integer from `lo` to `hi`; a code is its own level.
+    Uniform {
+        /// The smallest.
+        lo: i8,
+        /// The largest.
+        hi: i8,
+    },
+    /// Sixteen integers, rising; a code is a place in the table.
+    Table(&'static [i8; 16]),
+}
+
+impl Levels {
+    /// The smallest level.
+    pub fn lowest(self) -> f32 {
+        match self {
+            Levels::Uniform { lo, .. } => f32::from(lo),
+            Levels::Table(table) => f32::from(table[0]),
+        }
+    }
+
+    /// The largest level.
+    pub fn highest(self) -> f32 {
+        match self {
+            Levels::Uniform { hi, .. } => f32::from(hi),
+            Levels::Table(table) => f32::from(table[15]),
+        }
+    }
+
+    /// The level of a code.
+    pub fn level(self, code: i8) -> f32 {
+        match self {
+            Levels::Uniform { .. } => f32::from(code),
+            Levels::Table(table) => f32::from(table[code as usize]),
+        }
+    }
+}
+
+/// Rounding to one kind of levels; kernels are compiled for each.
+pub(crate) trait Nearest: Copy {
+    /// The level nearest to each lane.
+    fn level(self, x: F) -> F;
+    /// The same, and its code.
+    fn code(self, x: F, codes: &mut Codes) -> F;
+}
+
+#[derive(Clone, Copy)]
+pub(crate) struct Uniform {
+    pub lo: f32,
+    pub hi: f32,
+}
+
+impl Nearest for Uniform {
+    #[inline(always)]
+    fn level(self, x: F) -> F {
+        x.round().clamp(self.lo, self.hi)
+    }
+
+    #[inline(always)]
+    fn code(self, x: F, codes: &mut Codes) -> F {
+        let q = self.level(x);
+        // Nothing is lost: `q` is an integer within the range of `i8`.
+        for (code, q) in codes.iter_mut().zip(q.0) {
+            *code = q as i8;
+        }
+        q
+    }
+}
+
+#[derive(Clone, Copy)]
+pub(crate) struct Table(pub &'static [i8; 16]);
+
+impl Nearest for Table {
+    #[inline(always)]
+    fn level(self, x: F) -> F {
+        let mut level = F::splat(f32::from(self.0[0]));
+        for pair in self.0.windows(2) {
+            let (low, high) = (f32::from(pair[0]), f32::from(pair[1]));
+            level = F::splat(0.5 * (low + high)).less(x, F::splat(high), level);
+        }
+        level
+    }
+
+    #[inline(always)]
+    fn code(self, x: F, codes: &mut Codes) -> F {
+        let mut place = F::ZERO;
+        for (i, pair) in self.0.windows(2).enumerate() {
+            let middle = 0.5 * (f32::from(pair[0]) + f32::from(pair[1]));
+            place = F::splat(middle).less(x, F::splat(i as f32 + 1.0), place);
+        }
+        let mut level = F::ZERO;
+        for l in 0..LANES {
+            codes[l] = place.0[l] as i8;
+            level.0[l] = f32::from(self.0[codes[l] as usize]);
+        }
+        level
+    }
+}
+
+/// Calls a generic function with the kind of `levels`, so that its loops are compiled for that kind.
+macro_rules! for_levels {
+    ($levels:expr, $kind:ident => $call:expr) => {
+        match $levels {
+            $crate::levels::Levels::Uniform { lo, hi } => {
+                let $kind = $crate::levels::Uniform { lo: f32::from(lo), hi: f32::from(hi) };
+                $call
+            }
+            $crate::levels::Levels::Table(table) => {
+                let $kind = $crate::levels::Table(table);
+                $call
+            }
+        }
+    };
+}
+pub(crate) use for_levels;

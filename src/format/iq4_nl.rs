@@ -1,0 +1,61 @@
+//! IQ4_NL: 32 columns, a half-precision scale, four-bit places in a table of uneven levels. `d·T[q]`.
+
+use super::bits::{half_at, halves_at, nibble, put_halves, put_nibbles};
+use super::{Encoding, Format};
+use crate::grid::{Codes, F, Grid, Levels};
+use llmq_kernels::search;
+
+/// Non-linear four-bit blocks, 4.5 bits per weight.
+pub struct Iq4Nl;
+
+const WIDTH: usize = 32;
+const BYTES: usize = 18; // d: f16, places: [u4; 32]
+const _: () = assert!(BYTES == 2 + WIDTH / 2);
+
+/// The levels, denser around zero, as llama.cpp has them.
+pub static TABLE: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+
+impl Format for Iq4Nl {
+    fn name(&self) -> &'static str {
+        "IQ4_NL"
+    }
+    fn id(&self) -> u32 {
+        20
+    }
+    fn width(&self) -> usize {
+        WIDTH
+    }
+    fn bytes(&self) -> usize {
+        BYTES
+    }
+    fn decode(&self, block: &[u8], out: &mut [f32]) {
+        let d = half_at(block, 0);
+        for (i, x) in out.iter_mut().enumerate() {
+            *x = d * f32::from(TABLE[nibble(&block[2..], i) as usize]);
+        }
+    }
+    fn encoding(&self) -> Encoding {
+        Encoding::Grid(&Iq4Nl)
+    }
+}
+
+impl Grid for Iq4Nl {
+    fn width(&self) -> usize {
+        WIDTH
+    }
+    fn bytes(&self) -> usize {
+        BYTES
+    }
+    fn levels(&self) -> Levels {
+        Levels::Table(&TABLE)
+    }
+    fn fit(&self, w: &[F], h: &[F], blocks: &mut [u8]) {
+        put_halves(blocks, 0, search::symmetric(w, h, self.levels(), 9).to_f16());
+    }
+    fn step(&self, blocks: &[u8], _: usize) -> (F, F) {
+        (halves_at(blocks, 0), F::ZERO)
+    }
+    fn store(&self, codes: &[Codes], blocks: &mut [u8]) {
+        put_nibbles(codes, 0, blocks, 2);
+    }
+}

@@ -1,0 +1,84 @@
+//! IQ4_XS: 256 columns in groups of 32, places in the table of IQ4_NL, six-bit scales. `d·(sc − 32)·T[q]`.
+
+use super::bits::{half_at, halves_at, nibble, put_halves, put_nibbles};
+use super::iq4_nl::TABLE;
+use super::superblock::fit_symmetric;
+use super::{Encoding, Format};
+use crate::grid::{Codes, F, Grid, Levels};
+
+/// Non-linear four-bit super-blocks, 4.25 bits per weight.
+pub struct Iq4Xs;
+
+const WIDTH: usize = 256;
+const BYTES: usize = 136; // d: f16, scales' upper bits: [u2; 8], lower ones: [u4; 8], places: [u4; 256]
+const GROUP: usize = 32;
+const _: () = assert!(BYTES == 2 + 2 + 4 + WIDTH / 2);
+
+/// The scale of group `g`.
+fn scale(block: &[u8], g: usize) -> i8 {
+    let high = block[2 + g / 4] >> (g % 4 * 2) & 3;
+    let low = block[4 + g / 2] >> (g % 2 * 4) & 15;
+    (low | high << 4) as i8 - 32
+}
+
+impl Format for Iq4Xs {
+    fn name(&self) -> &'static str {
+        "IQ4_XS"
+    }
+    fn id(&self) -> u32 {
+        23
+    }
+    fn width(&self) -> usize {
+        WIDTH
+    }
+    fn bytes(&self) -> usize {
+        BYTES
+    }
+    fn decode(&self, block: &[u8], out: &mut [f32]) {
+        let d = half_at(block, 0);
+        for (g, out) in out.chunks_mut(GROUP).enumerate() {
+            let d = d * f32::from(scale(block, g));
+            for (i, x) in out.iter_mut().enumerate() {
+                *x = d * f32::from(TABLE[nibble(&block[8 + 16 * g..], i) as usize]);
+            }
+        }
+    }
+    fn encoding(&self) -> Encoding {
+        Encoding::Grid(&Iq4Xs)
+    }
+}
+
+impl Grid for Iq4Xs {
+    fn width(&self) -> usize {
+        WIDTH
+    }
+    fn bytes(&self) -> usize {
+        BYTES
+    }
+    fn group(&self) -> usize {
+        GROUP
+    }
+    fn levels(&self) -> Levels {
+        Levels::Table(&TABLE)
+    }
+    fn fit(&self, w: &[F], h: &[F], blocks: &mut [u8]) {
+        let fit = fit_symmetric::<{ WIDTH / GROUP }>(w, h, self.levels(), -32.0, 31.0);
+        put_halves(blocks, 0, fit.d);
+        for (l, block) in blocks.chunks_mut(BYTES).enumerate() {
+            for (g, s) in fit.scales.iter().enumerate() {
+                let s = (s.0[l] + 32.0) as u8;
+                block[2 + g / 4] |= (s >> 4) << (g % 4 * 2);
+                block[4 + g / 2] |= (s & 15) << (g % 2 * 4);
+            }
+        }
+    }
+    fn step(&self, blocks: &[u8], g: usize) -> (F, F) {
+        let scale = F(std::array::from_fn(|l| f32::from(scale(&blocks[l * BYTES..], g))));
+        (halves_at(blocks, 0) * scale, F::ZERO)
+    }
+    fn store(&self, codes: &[Codes], blocks: &mut [u8]) {
+        for (g, codes) in codes.chunks(GROUP).enumerate() {
+            put_nibbles(codes, 0, blocks, 8 + 16 * g);
+        }
+    }
+}

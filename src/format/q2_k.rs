@@ -1,0 +1,72 @@
+//! Q2_K: 256 columns in groups of 16, two-bit codes, four-bit scales and minima. `d·sc·q − dmin·m`.
+
+use super::bits::{crumb, half_at, halves_at, put_crumbs, put_halves};
+use super::superblock::fit_affine;
+use super::{Encoding, Format};
+use crate::grid::{Codes, F, Grid, Levels};
+
+/// Asymmetric two-bit super-blocks, 2.625 bits per weight.
+pub struct Q2K;
+
+const WIDTH: usize = 256;
+const BYTES: usize = 84; // scales and minima: [(u4, u4); 16], q: [u2; 256], d: f16, dmin: f16
+const GROUP: usize = 16;
+const _: () = assert!(BYTES == WIDTH / GROUP + WIDTH / 4 + 4);
+
+impl Format for Q2K {
+    fn name(&self) -> &'static str {
+        "Q2_K"
+    }
+    fn id(&self) -> u32 {
+        10
+    }
+    fn width(&self) -> usize {
+        WIDTH
+    }
+    fn bytes(&self) -> usize {
+        BYTES
+    }
+    fn decode(&self, block: &[u8], out: &mut [f32]) {
+        let (d, dmin) = (half_at(block, 80), half_at(block, 82));
+        for (i, x) in out.iter_mut().enumerate() {
+            let pair = block[i / GROUP];
+            *x = d * f32::from(pair & 15) * f32::from(crumb(&block[16..], i)) - dmin * f32::from(pair >> 4);
+        }
+    }
+    fn encoding(&self) -> Encoding {
+        Encoding::Grid(&Q2K)
+    }
+}
+
+impl Grid for Q2K {
+    fn width(&self) -> usize {
+        WIDTH
+    }
+    fn bytes(&self) -> usize {
+        BYTES
+    }
+    fn group(&self) -> usize {
+        GROUP
+    }
+    fn levels(&self) -> Levels {
+        Levels::Uniform { lo: 0, hi: 3 }
+    }
+    fn fit(&self, w: &[F], h: &[F], blocks: &mut [u8]) {
+        let fit = fit_affine::<{ WIDTH / GROUP }>(w, h, self.levels(), 15.0);
+        put_halves(blocks, 80, fit.d);
+        put_halves(blocks, 82, fit.dmin);
+        for (l, block) in blocks.chunks_mut(BYTES).enumerate() {
+            for (g, byte) in block[..16].iter_mut().enumerate() {
+                *byte = fit.scales[g].0[l] as u8 | (fit.mins[g].0[l] as u8) << 4;
+            }
+        }
+    }
+    fn step(&self, blocks: &[u8], g: usize) -> (F, F) {
+        let scale = F(std::array::from_fn(|l| f32::from(blocks[l * BYTES + g] & 15)));
+        let min = F(std::array::from_fn(|l| f32::from(blocks[l * BYTES + g] >> 4)));
+        (halves_at(blocks, 80) * scale, -(halves_at(blocks, 82) * min))
+    }
+    fn store(&self, codes: &[Codes], blocks: &mut [u8]) {
+        put_crumbs(codes, 0, blocks, 16);
+    }
+}

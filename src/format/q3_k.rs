@@ -1,0 +1,87 @@
+//! Q3_K: 256 columns in groups of 16, three-bit codes, six-bit scales. `d·(sc − 32)·(q − 4)`.
+
+use super::bits::{crumb, half_at, halves_at, put_crumbs, put_halves};
+use super::superblock::fit_symmetric;
+use super::{Encoding, Format};
+use crate::grid::{Codes, F, Grid, LANES, Levels};
+
+/// Symmetric three-bit super-blocks, 3.4375 bits per weight.
+pub struct Q3K;
+
+const WIDTH: usize = 256;
+const BYTES: usize = 110; // third bits: [u1; 256], q: [u2; 256], scales: [u6; 16], d: f16
+const GROUP: usize = 16;
+const SCALES: usize = 96;
+const D: usize = 108;
+const _: () = assert!(SCALES == WIDTH / 8 + WIDTH / 4 && D == SCALES + 12 && BYTES == D + 2);
+
+/// The scale of group `g`: its low nibble is in one of eight bytes, its upper two bits in one of four more.
+fn scale(block: &[u8], g: usize) -> i8 {
+    let low = block[SCALES + g % 8] >> (g / 8 * 4) & 15;
+    let high = block[SCALES + 8 + g % 4] >> (g / 4 * 2) & 3;
+    (low | high << 4) as i8 - 32
+}
+
+impl Format for Q3K {
+    fn name(&self) -> &'static str {
+        "Q3_K"
+    }
+    fn id(&self) -> u32 {
+        11
+    }
+    fn width(&self) -> usize {
+        WIDTH
+    }
+    fn bytes(&self) -> usize {
+        BYTES
+    }
+    fn decode(&self, block: &[u8], out: &mut [f32]) {
+        let d = half_at(block, D);
+        for (i, x) in out.iter_mut().enumerate() {
+            let high = block[i % 32] >> (i / 32) & 1;
+            let q = f32::from(crumb(&block[32..], i) | high << 2) - 4.0;
+            *x = d * f32::from(scale(block, i / GROUP)) * q;
+        }
+    }
+    fn encoding(&self) -> Encoding {
+        Encoding::Grid(&Q3K)
+    }
+}
+
+impl Grid for Q3K {
+    fn width(&self) -> usize {
+        WIDTH
+    }
+    fn bytes(&self) -> usize {
+        BYTES
+    }
+    fn group(&self) -> usize {
+        GROUP
+    }
+    fn levels(&self) -> Levels {
+        Levels::Uniform { lo: -4, hi: 3 }
+    }
+    fn fit(&self, w: &[F], h: &[F], blocks: &mut [u8]) {
+        let fit = fit_symmetric::<{ WIDTH / GROUP }>(w, h, self.levels(), -32.0, 31.0);
+        put_halves(blocks, D, fit.d);
+        for (l, block) in blocks.chunks_mut(BYTES).enumerate() {
+            for (g, s) in fit.scales.iter().enumerate() {
+                let s = (s.0[l] + 32.0) as u8;
+                block[SCALES + g % 8] |= (s & 15) << (g / 8 * 4);
+                block[SCALES + 8 + g % 4] |= (s >> 4) << (g / 4 * 2);
+            }
+        }
+    }
+    fn step(&self, blocks: &[u8], g: usize) -> (F, F) {
+        let scale = F(std::array::from_fn(|l| f32::from(scale(&blocks[l * BYTES..], g))));
+        (halves_at(blocks, D) * scale, F::ZERO)
+    }
+    fn store(&self, codes: &[Codes], blocks: &mut [u8]) {
+        put_crumbs(codes, 4, blocks, 32);
+        for l in 0..LANES {
+            for (at, byte) in blocks[l * BYTES..l * BYTES + 32].iter_mut().enumerate() {
+                *byte = (0..8).fold(0, |bits, k| bits | ((codes[32 * k + at][l] + 4) as u8 >> 2) << k);
+            }
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! Q4_K: 256 columns in groups of 32, four-bit codes, six-bit scales and minima. `d·sc·q − dmin·m`.
+
+use super::bits::{half_at, halves_at, put_halves};
+use super::sixes::{put_sixes, sixes};
+use super::superblock::fit_affine;
+use super::{Encoding, Format};
+use crate::grid::{Codes, F, Grid, LANES, Levels};
+
+/// Asymmetric four-bit super-blocks, 4.5 bits per weight.
+pub struct Q4K;
+
+const WIDTH: usize = 256;
+const BYTES: usize = 144; // d: f16, dmin: f16, scales and minima: [u6; 16], q: [u4; 256]
+const GROUP: usize = 32;
+const _: () = assert!(BYTES == 4 + 12 + WIDTH / 2);
+
+impl Format for Q4K {
+    fn name(&self) -> &'static str {
+        "Q4_K"
+    }
+    fn id(&self) -> u32 {
+        12
+    }
+    fn width(&self) -> usize {
+        WIDTH
+    }
+    fn bytes(&self) -> usize {
+        BYTES
+    }
+    fn decode(&self, block: &[u8], out: &mut [f32]) {
+        let (d, dmin) = (half_at(block, 0), half_at(block, 2));
+        for (i, x) in out.iter_mut().enumerate() {
+            let (scale, min) = sixes(&block[4..], i / GROUP);
+            let byte = block[16 + i / 64 * 32 + i % 32];
+            let q = if i % 64 < 32 { byte & 15 } else { byte >> 4 };
+            *x = d * f32::from(scale) * f32::from(q) - dmin * f32::from(min);
+        }
+    }
+    fn encoding(&self) -> Encoding {
+        Encoding::Grid(&Q4K)
+    }
+}
+
+impl Grid for Q4K {
+    fn width(&self) -> usize {
+        WIDTH
+    }
+    fn bytes(&self) -> usize {
+        BYTES
+    }
+    fn group(&self) -> usize {
+        GROUP
+    }
+    fn levels(&self) -> Levels {
+        Levels::Uniform { lo: 0, hi: 15 }
+    }
+    fn fit(&self, w: &[F], h: &[F], blocks: &mut [u8]) {
+        let fit = fit_affine::<{ WIDTH / GROUP }>(w, h, self.levels(), 63.0);
+        put_halves(blocks, 0, fit.d);
+        put_halves(blocks, 2, fit.dmin);
+        for (l, block) in blocks.chunks_mut(BYTES).enumerate() {
+            put_sixes(&mut block[4..], |g| (fit.scales[g].0[l] as u8, fit.mins[g].0[l] as u8));
+        }
+    }
+    fn step(&self, blocks: &[u8], g: usize) -> (F, F) {
+        let pair = |l: usize| sixes(&blocks[l * BYTES + 4..], g);
+        let scale = F(std::array::from_fn(|l| f32::from(pair(l).0)));
+        let min = F(std::array::from_fn(|l| f32::from(pair(l).1)));
+        (halves_at(blocks, 0) * scale, -(halves_at(blocks, 2) * min))
+    }
+    fn store(&self, codes: &[Codes], blocks: &mut [u8]) {
+        for l in 0..LANES {
+            let block = &mut blocks[l * BYTES..(l + 1) * BYTES];
+            for (at, byte) in block[16..].iter_mut().enumerate() {
+                let i = at / 32 * 64 + at % 32;
+                *byte = codes[i][l] as u8 | (codes[i + 32][l] as u8) << 4;
+            }
+        }
+    }
+}

@@ -1,0 +1,40 @@
+//! The twelve bytes in which Q4_K and Q5_K keep eight six-bit scales and eight six-bit minima.
+//!
+//! Bytes 0–3 hold scales 0–3 and bytes 4–7 minima 0–3 in their low six bits; bytes 8–11 hold the low nibbles of scales 4–7
+//! (low) and minima 4–7 (high), whose upper two bits are bits 6–7 of bytes 0–3 and 4–7.
+
+/// Scale and minimum of group `g`.
+pub fn sixes(bytes: &[u8], g: usize) -> (u8, u8) {
+    if g < 4 {
+        (bytes[g] & 63, bytes[g + 4] & 63)
+    } else {
+        (bytes[g + 4] & 15 | (bytes[g - 4] >> 6) << 4, bytes[g + 4] >> 4 | (bytes[g] >> 6) << 4)
+    }
+}
+
+/// Writes all eight pairs.
+pub fn put_sixes(bytes: &mut [u8], pair: impl Fn(usize) -> (u8, u8)) {
+    for g in 0..4 {
+        let ((scale, min), (high_scale, high_min)) = (pair(g), pair(g + 4));
+        bytes[g] = scale | (high_scale >> 4) << 6;
+        bytes[g + 4] = min | (high_min >> 4) << 6;
+        bytes[g + 8] = high_scale & 15 | (high_min & 15) << 4;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_value_survives_in_every_place() {
+        for seed in 0..64u8 {
+            let pair = |g: usize| ((seed + 7 * g as u8) % 64, seed.wrapping_mul(3).wrapping_add(11 * g as u8) % 64);
+            let mut bytes = [0; 12];
+            put_sixes(&mut bytes, pair);
+            for g in 0..8 {
+                assert_eq!(sixes(&bytes, g), pair(g));
+            }
+        }
+    }
+}

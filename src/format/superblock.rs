@@ -1,0 +1,155 @@
+//! Fitting what a block stores: a line in half precision, or super-scales with integer scales under them.
+//!
+//! A super-block stores one or two numbers in half precision (`d`, `dmin`) and, for each of its groups, small integers
+//! that multiply them. The fit goes from the inside out: the best scale of each group; the super-scale that the largest of
+//! them asks for; the nearest integers; then, in turns, each group's integers against their neighbours, and the super-scales
+//! by least squares with everything else held. No step is kept unless it lowers `Σ h·(w − ŵ)²`.
+
+use crate::grid::{F, Levels};
+use llmq_kernels::search::{asymmetric, error, moments, symmetric};
+
+/// Rounds of (integers against their neighbours, super-scales by least squares).
+const ROUNDS: usize = 2;
+
+/// A scale and a minimum in half precision, the minimum the best one for the rounded scale.
+pub fn line(w: &[F], h: &[F], levels: Levels) -> (F, F) {
+    let (d, m) = asymmetric(w, h, levels.highest(), 12, false);
+    let d = d.to_f16();
+    let sums = moments(w, h, d, m, levels);
+    let best = (sums.w - d * sums.q).div_or_zero(sums.h);
+    (d, F::ZERO.less(sums.h, best, m).to_f16())
+}
+
+/// Scales of a symmetric super-block: group `g` decodes to `d · scales[g] · q`.
+pub struct Symmetric<const G: usize> {
+    /// In half precision.
+    pub d: F,
+    /// Integers.
+    pub scales: [F; G],
+}
+
+/// Fits a super-block of `G` groups without minima. `lo ..= hi`: the integers that scales may be.
+pub fn fit_symmetric<const G: usize>(w: &[F], h: &[F], levels: Levels, lo: f32, hi: f32) -> Symmetric<G> {
+    let width = w.len() / G;
+    let group = |g: usize| (&w[g * width..(g + 1) * width], &h[g * width..(g + 1) * width]);
+    let mut ideal = [F::ZERO; G];
+    let mut largest = F::ZERO;
+    for (g, ideal) in ideal.iter_mut().enumerate() {
+        let (w, h) = group(g);
+        *ideal = symmetric(w, h, levels, 9);
+        largest = largest.abs().less(ideal.abs(), *ideal, largest);
+    }
+    let of = |g: usize, d: F, scale: F| {
+        let (w, h) = group(g);
+        error(w, h, d * scale, F::ZERO, levels)
+    };
+    // The largest scale has the sign that makes it the lowest integer: there is one more below zero than above.
+    let mut d = (largest * F::splat(1.0 / lo)).to_f16();
+    let inverse = d.recip();
+    let mut scales = ideal.map(|s| (s * inverse).round().clamp(lo, hi));
+    let mut errors: [F; G] = std::array::from_fn(|g| of(g, d, scales[g]));
+    for _ in 0..ROUNDS {
+        for g in 0..G {
+            for step in [-1.0, 1.0] {
+                let scale = (scales[g] + F::splat(step)).clamp(lo, hi);
+                let e = of(g, d, scale);
+                scales[g] = e.less(errors[g], scale, scales[g]);
+                errors[g] = errors[g].min(e);
+            }
+        }
+        let (mut top, mut bottom) = (F::ZERO, F::ZERO);
+        for (g, &scale) in scales.iter().enumerate() {
+            let (w, h) = group(g);
+            let sums = moments(w, h, d * scale, F::ZERO, levels);
+            top = scale.mul_add(sums.wq, top);
+            bottom = (scale * scale).mul_add(sums.qq, bottom);
+        }
+        let refitted = top.div_or_zero(bottom).to_f16();
+        let new: [F; G] = std::array::from_fn(|g| of(g, refitted, scales[g]));
+        let (before, after) = (total(&errors), total(&new));
+        d = after.less(before, refitted, d);
+        for (old, new) in errors.iter_mut().zip(new) {
+            *old = after.less(before, new, *old);
+        }
+    }
+    Symmetric { d, scales }
+}
+
+/// Scales and minima of an affine super-block: group `g` decodes to `d · scales[g] · q − dmin · mins[g]`.
+pub struct Affine<const G: usize> {
+    /// In half precision.
+    pub d: F,
+    /// In half precision.
+    pub dmin: F,
+    /// Integers from zero.
+    pub scales: [F; G],
+    /// Integers from zero.
+    pub mins: [F; G],
+}
+
+/// Fits a super-block of `G` groups with minima. `most`: the largest integer that scales and minima may be.
+pub fn fit_affine<const G: usize>(w: &[F], h: &[F], levels: Levels, most: f32) -> Affine<G> {
+    let width = w.len() / G;
+    let group = |g: usize| (&w[g * width..(g + 1) * width], &h[g * width..(g + 1) * width]);
+    let (mut scales, mut mins) = ([F::ZERO; G], [F::ZERO; G]);
+    let (mut top, mut bottom) = (F::ZERO, F::ZERO);
+    for g in 0..G {
+        let (w, h) = group(g);
+        let (s, m) = asymmetric(w, h, levels.highest(), 9, true);
+        (scales[g], mins[g]) = (s, -m);
+        (top, bottom) = (top.max(s), bottom.max(-m));
+    }
+    let of = |g: usize, d: F, dmin: F, scale: F, min: F| {
+        let (w, h) = group(g);
+        error(w, h, d * scale, -(dmin * min), levels)
+    };
+    let (mut d, mut dmin) = ((top * F::splat(1.0 / most)).to_f16(), (bottom * F::splat(1.0 / most)).to_f16());
+    let (d_inverse, dmin_inverse) = (d.recip(), dmin.recip());
+    scales = scales.map(|s| (s * d_inverse).round().clamp(0.0, most));
+    mins = mins.map(|m| (m * dmin_inverse).round().clamp(0.0, most));
+    let mut errors: [F; G] = std::array::from_fn(|g| of(g, d, dmin, scales[g], mins[g]));
+    for _ in 0..ROUNDS {
+        for g in 0..G {
+            let (scale, min) = (scales[g], mins[g]);
+            for (ds, dm) in [(0, -1), (0, 1), (-1, 0), (1, 0), (-1, -1), (1, 1), (-1, 1), (1, -1)] {
+                let s = (scale + F::splat(ds as f32)).clamp(0.0, most);
+                let m = (min + F::splat(dm as f32)).clamp(0.0, most);
+                let e = of(g, d, dmin, s, m);
+                scales[g] = e.less(errors[g], s, scales[g]);
+                mins[g] = e.less(errors[g], m, mins[g]);
+                errors[g] = errors[g].min(e);
+            }
+        }
+        // Least squares for w ≈ d·(scale·q) − dmin·min.
+        let (mut qq, mut qm, mut mm, mut wq, mut wm) = (F::ZERO, F::ZERO, F::ZERO, F::ZERO, F::ZERO);
+        for g in 0..G {
+            let (w, h) = group(g);
+            let (s, m) = (scales[g], mins[g]);
+            let sums = moments(w, h, d * s, -(dmin * m), levels);
+            qq = (s * s).mul_add(sums.qq, qq);
+            qm = (s * m).mul_add(sums.q, qm);
+            mm = (m * m).mul_add(sums.h, mm);
+            wq = s.mul_add(sums.wq, wq);
+            wm = m.mul_add(sums.w, wm);
+        }
+        let determinant = qq * mm - qm * qm;
+        let best = |numerator: F, alone: F| {
+            let both = numerator.div_or_zero(determinant);
+            F::ZERO.less(determinant, both, alone).max(F::ZERO).to_f16()
+        };
+        let d_new = best(wq * mm - wm * qm, wq.div_or_zero(qq));
+        let dmin_new = best(wq * qm - wm * qq, F::ZERO);
+        let new: [F; G] = std::array::from_fn(|g| of(g, d_new, dmin_new, scales[g], mins[g]));
+        let (before, after) = (total(&errors), total(&new));
+        d = after.less(before, d_new, d);
+        dmin = after.less(before, dmin_new, dmin);
+        for (old, new) in errors.iter_mut().zip(new) {
+            *old = after.less(before, new, *old);
+        }
+    }
+    Affine { d, dmin, scales, mins }
+}
+
+fn total(errors: &[F]) -> F {
+    errors.iter().fold(F::ZERO, |a, &b| a + b)
+}
