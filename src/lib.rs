@@ -1,4 +1,17 @@
 //! llmq turns a Hugging Face checkpoint into the best GGUF of its size, on the machine a hobbyist has, and proves it.
+//!
+//! Data flows one way:
+//!
+//! ```text
+//! source  ->  model  ->  calib  ->  method  ->  format  ->  writer
+//! (IN)        (GRAPH)    (DATA)     (ALGORITHM) (BYTES)     (OUT)
+//!                                \   grid      /
+//! ```
+//!
+//! A module imports only from those to its left; [`pipeline`] alone sees all of them. [`eval`] and [`cli`] sit on top.
+//! [`grid`] is the hinge: a method asks a grid to fit a block and to round a value, a format implements it, and neither
+//! imports the other. So every method works on every type.
+
 pub mod calib;
 pub mod cli;
 pub mod error;
