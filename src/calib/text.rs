@@ -33,16 +33,24 @@ pub fn read(path: &Path) -> Result<Vec<String>> {
     let mut bytes = Vec::new();
     let mut reader: Box<dyn Read> = if packed { Box::new(MultiGzDecoder::new(file)) } else { Box::new(file) };
     reader.read_to_end(&mut bytes).context(|| format!("cannot read {}", path.display()))?;
-    let text = String::from_utf8(bytes).map_err(|cause| {
-        let at = cause.utf8_error().valid_up_to();
-        Error::new(format!("{} is not UTF-8: byte {at} is {:#04x}", path.display(), cause.as_bytes()[at]))
-            .hint("convert it first, for example with `iconv -t utf-8`")
-    })?;
+    let text = utf8(path, bytes)?;
     let documents = if stem.ends_with(".json") || stem.ends_with(".jsonl") { lines(path, &text)? } else { vec![text] };
     if documents.iter().all(|d| d.trim().is_empty()) {
         return Err(Error::new(format!("{} holds no text", path.display())));
     }
     Ok(documents)
+}
+
+/// The text of a file's bytes.
+///
+/// # Errors
+/// It is not UTF-8; the byte is named.
+pub fn utf8(path: &Path, bytes: Vec<u8>) -> Result<String> {
+    String::from_utf8(bytes).map_err(|cause| {
+        let at = cause.utf8_error().valid_up_to();
+        Error::new(format!("{} is not UTF-8: byte {at} is {:#04x}", path.display(), cause.as_bytes()[at]))
+            .hint("convert it first, for example with `iconv -t utf-8`")
+    })
 }
 
 fn lines(path: &Path, text: &str) -> Result<Vec<String>> {

@@ -1,6 +1,7 @@
 //! `llmq eval`: how good a file is.
 
 use super::output::{self, Progress};
+use crate::calib::text::utf8;
 use crate::error::{Context, Error, Result};
 use crate::eval::perplexity::{self, Protocol};
 use crate::eval::subject::Subject;
@@ -123,9 +124,5 @@ pub fn run(args: &Args) -> Result<()> {
 
 fn read(path: &Path) -> Result<String> {
     let bytes = std::fs::read(path).context(|| format!("cannot read {}", path.display()))?;
-    String::from_utf8(bytes).map_err(|cause| {
-        let at = cause.utf8_error().valid_up_to();
-        Error::new(format!("{} is not UTF-8: byte {at} is {:#04x}", path.display(), cause.as_bytes()[at]))
-            .hint("convert it first, for example with `iconv -t utf-8`")
-    })
+    utf8(path, bytes)
 }

@@ -277,7 +277,7 @@ fn summary_json(summary: &Summary, output: &Path, took: Duration) -> serde_json:
         "calibration_tokens": summary.tokens,
         "mean_relative_error": mean_error(summary),
         "notes": summary.notes,
-        "fallbacks": summary.tensors.iter().filter(|t| t.instead_of.is_some()).map(|t| &t.name).collect::<Vec<_>>(),
+        "fallbacks": summary.fallbacks(),
     })
 }
 
@@ -317,8 +317,7 @@ fn show(summary: &Summary, output: &Path, took: Duration) {
     if summary.tokens > 0 {
         output::note(&format!("calibrated on {} tokens", summary.tokens));
     }
-    let fallbacks: Vec<&str> =
-        summary.tensors.iter().filter(|t| t.instead_of.is_some()).map(|t| t.name.as_str()).collect();
+    let fallbacks = summary.fallbacks();
     if !fallbacks.is_empty() {
         output::note(&format!("note: fell back to another type: {}", fallbacks.join(", ")));
     }

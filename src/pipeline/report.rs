@@ -62,6 +62,13 @@ pub struct Summary {
     pub tokens: usize,
 }
 
+impl Summary {
+    /// The names of the tensors that got another type than they should have.
+    pub fn fallbacks(&self) -> Vec<&str> {
+        self.tensors.iter().filter(|t| t.instead_of.is_some()).map(|t| t.name.as_str()).collect()
+    }
+}
+
 /// Where the time went.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Clock {
