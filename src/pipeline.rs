@@ -6,25 +6,30 @@
 //! of the calibration windows lives from block to block.
 
 mod calibrated;
+pub mod importance;
 pub mod plan;
 pub mod report;
+pub mod subject;
+pub mod weights;
 
 use crate::error::{Context, Error, Result};
 use crate::format::{self, Encoding};
-use crate::method::{self, Method, relative_error};
-use crate::model::{Role, TensorSpec};
-use crate::writer::gguf::GgufWriter;
+use crate::method::{self, Method, output_error, plain, relative, weight_error};
+use crate::model::{RowOrder, TensorSpec};
+use crate::source::imatrix::Imatrix;
+use crate::writer::shards::{Files, Writer};
 use crate::{calib, interrupt};
 use calibrated::Stream;
 use plan::{Plan, Planned};
 use report::{Clock, Observer, Summary, TensorReport, Work};
-use std::path::Path;
 
 /// Where calibration text comes from, and how much of it is used.
 #[derive(Debug, Clone)]
 pub struct Calibration {
     /// The documents, in order.
     pub documents: Vec<String>,
+    /// What they are called.
+    pub names: Vec<String>,
     /// How many windows.
     pub samples: usize,
     /// Tokens per window.
@@ -33,49 +38,58 @@ pub struct Calibration {
     pub seed: u64,
 }
 
-/// Numbers in a piece of an embedding: it is quantized and written in pieces, so that it need never be there whole.
-const PIECE: usize = 1 << 24;
+/// How weights are rounded.
+pub struct Rounding<'a> {
+    /// The method.
+    pub method: &'static dyn Method,
+    /// What it may be told.
+    pub options: method::Options,
+    /// What it is calibrated on; none for methods that need nothing.
+    pub calibration: Option<&'a Calibration>,
+    /// How large the inputs of weights are that the method does not calibrate itself.
+    pub imatrix: Option<&'a Imatrix>,
+    /// Keep the statistics of a calibrated run for [`Summary::imatrix`].
+    pub keep_statistics: bool,
+}
 
-/// Quantizes a planned file.
+/// Numbers in a piece of a matrix: what no Hessian belongs to is quantized and written in pieces, so that it need never be
+/// there whole.
+const PIECE: usize = 1 << 20;
+
+/// Quantizes a planned model into files.
 ///
 /// # Errors
-/// Anything from the checkpoint to the disk; then nothing is left behind at `output`.
-pub fn run(
-    plan: &Plan,
-    method: &'static dyn Method,
-    options: &method::Options,
-    calibration: Option<&Calibration>,
-    output: &Path,
-    observer: &dyn Observer,
-) -> Result<Summary> {
+/// Anything from the checkpoint to the disk; then nothing is left behind.
+pub fn run(plan: &Plan, rounding: &Rounding, files: Files, observer: &dyn Observer) -> Result<Summary> {
     let mut run = Run {
         plan,
-        method,
-        options,
+        rounding,
         observer,
         clock: Clock::default(),
-        writer: GgufWriter::create(output, &plan.metadata, plan.headers())?,
+        writer: files.create()?,
         tensors: Vec::new(),
         notes: Vec::new(),
         tokens: 0,
+        statistics: Imatrix::default(),
     };
-    run.all(calibration)?;
-    let Run { clock, writer, tensors, notes, tokens, .. } = run;
+    run.all()?;
+    let Run { clock, writer, tensors, notes, tokens, statistics, .. } = run;
     let bytes = writer.finish()?;
-    Ok(Summary { bytes, elements: plan.elements(), clock, tensors, notes, tokens })
+    let imatrix = rounding.keep_statistics.then_some(statistics);
+    Ok(Summary { bytes, elements: plan.elements(), clock, tensors, notes, tokens, imatrix })
 }
 
-/// A file in the making.
+/// Files in the making.
 struct Run<'a> {
     plan: &'a Plan,
-    method: &'static dyn Method,
-    options: &'a method::Options,
+    rounding: &'a Rounding<'a>,
     observer: &'a dyn Observer,
     clock: Clock,
-    writer: GgufWriter,
+    writer: Writer,
     tensors: Vec<TensorReport>,
     notes: Vec<String>,
     tokens: usize,
+    statistics: Imatrix,
 }
 
 /// A tensor that is ready to be written.
@@ -85,9 +99,9 @@ struct Finished {
 }
 
 impl Run<'_> {
-    fn all(&mut self, calibration: Option<&Calibration>) -> Result<()> {
+    fn all(&mut self) -> Result<()> {
         let plan = self.plan;
-        let calibration = calibration.filter(|_| self.method.calibrated() && plan.has_grids());
+        let calibration = self.rounding.calibration.filter(|_| self.rounding.method.calibrated() && plan.has_grids());
         let windows = match calibration {
             Some(c) => self.windows(c)?,
             None => Vec::new(),
@@ -97,43 +111,43 @@ impl Run<'_> {
         let mut wanted: Vec<u32> = windows.iter().flatten().copied().collect();
         wanted.sort_unstable();
         wanted.dedup();
-        let rows = self.large(plan.embedding(), &wanted)?;
-        for extra in &plan.extra {
-            self.writer.write(&extra.gguf, &extra.bytes())?;
-        }
-        let mut stream = match calibration {
-            Some(c) => Some(Stream::new(&plan.model, &windows, c.positions, &wanted, &rows)?),
-            None => None,
-        };
-        drop(rows);
-        for i in 0..plan.model.blocks {
-            let tensors = plan.block(i);
-            match &mut stream {
-                Some(stream) => self.calibrated_block(i, tensors, stream)?,
-                None => {
-                    for tensor in tensors {
-                        let finished = self.plain(tensor)?;
-                        self.write(tensor, finished)?;
-                    }
+        let mut rows = Vec::new();
+        for (i, tensor) in plan.head().iter().enumerate() {
+            // The first is the embedding.
+            let kept = self.stream(tensor, if i == 0 { &wanted } else { &[] })?;
+            rows.extend(kept);
+            if i == 0 {
+                for extra in &plan.extra {
+                    self.writer.write(&extra.gguf, &extra.bytes())?;
                 }
             }
         }
-        for tensor in plan.tail() {
-            if tensor.spec.role == Role::Output {
-                self.large(tensor, &[])?;
-            } else {
-                let finished = self.plain(tensor)?;
-                self.write(tensor, finished)?;
+        let mut stream = match calibration {
+            Some(c) => Some(Stream::new(plan, &windows, c.positions, &wanted, &rows)?),
+            None => None,
+        };
+        drop(rows);
+        if let Some(c) = calibration.filter(|_| self.rounding.keep_statistics) {
+            self.statistics.datasets.clone_from(&c.names);
+            (self.statistics.chunks, self.statistics.chunk_size) = (windows.len() as u32, c.positions as u32);
+        }
+        for (i, tensors) in plan.blocks().enumerate() {
+            match &mut stream {
+                Some(stream) => self.calibrated_block(i, tensors, stream)?,
+                None => tensors.iter().try_for_each(|tensor| self.whole_or_stream(tensor))?,
             }
         }
-        Ok(())
+        plan.tail().iter().try_for_each(|tensor| self.whole_or_stream(tensor))
     }
 
     fn windows(&mut self, c: &Calibration) -> Result<Vec<Vec<u32>>> {
         let started = self.clock.start();
-        let tokens = self.plan.tokenizer.encode_documents(&c.documents)?;
+        let windows = self.plan.with_tokenizer(|tokenizer| {
+            let tokens = tokenizer.encode_documents(&c.documents)?;
+            calib::windows::sample(&tokens, tokenizer.bos(), c.samples, c.positions, c.seed)
+        })?;
         self.clock.other += started.elapsed();
-        calib::windows::sample(&tokens, self.plan.tokenizer.bos(), c.samples, c.positions, c.seed)
+        Ok(windows)
     }
 
     /// The work ahead, in multiplications per calibration token and in numbers to be written.
@@ -145,62 +159,106 @@ impl Run<'_> {
         Work { total: weights * report::PER_WEIGHT + layers * tokens }
     }
 
-    /// Reads, rounds and reports a tensor that no Hessian belongs to.
-    fn plain(&mut self, tensor: &Planned) -> Result<Finished> {
-        interrupt::check()?;
-        let numbers = self.read(&tensor.spec)?;
-        let (bytes, values) = self.encode(tensor, &numbers, None)?;
-        let error = tensor.kind.is_quantized().then(|| self.error(&tensor.spec, &numbers, &values, None));
-        self.observer.advance(numbers.len() as u64 * report::PER_WEIGHT);
-        Ok(Finished { bytes, report: tensor.report(error) })
+    /// A tensor that no Hessian belongs to, from the source to the file.
+    fn whole_or_stream(&mut self, tensor: &Planned) -> Result<()> {
+        if tensor.spec.order == RowOrder::AsIs {
+            self.stream(tensor, &[]).map(|_| ())
+        } else {
+            let finished = self.whole(tensor)?;
+            self.write(tensor, finished)
+        }
     }
 
-    /// A large matrix, in pieces. Returns the decoded rows that `wanted` (sorted) names, one after the other.
-    fn large(&mut self, tensor: &Planned, wanted: &[u32]) -> Result<Vec<f32>> {
-        let columns = tensor.spec.shape[1];
-        let rows = tensor.spec.shape[0];
-        let step = (PIECE / columns).max(1);
+    /// Reads, rounds and reports a tensor that no Hessian belongs to, in one piece.
+    fn whole(&mut self, tensor: &Planned) -> Result<Finished> {
+        interrupt::check()?;
+        let rows = 0..tensor.spec.rows();
+        let (numbers, bytes, values) = self.piece(tensor, rows, 0)?;
+        let importance = self.importance(&tensor.spec, 0);
+        let error =
+            tensor.is_rounded().then(|| weight_error(&numbers, &values, tensor.spec.columns(), importance.as_deref()));
+        self.observer.advance(numbers.len() as u64 * report::PER_WEIGHT);
+        Ok(Finished { bytes, report: tensor.report(error.map(relative)) })
+    }
+
+    /// The same in pieces, each written at once. Returns the decoded rows that `wanted` (sorted) names, one after the other.
+    fn stream(&mut self, tensor: &Planned, wanted: &[u32]) -> Result<Vec<f32>> {
+        let (columns, rows) = (tensor.spec.columns(), tensor.spec.rows());
+        // A stack of matrices has an importance for each of them.
+        let matrices = if tensor.spec.shape.len() > 2 { tensor.spec.shape[0] } else { 1 };
+        let per_matrix = rows / matrices.max(1);
+        let step = (PIECE / columns.max(1)).clamp(1, per_matrix.max(1));
         let mut kept = Vec::with_capacity(wanted.len() * columns);
-        let (mut error, mut whole) = (0.0, 0.0);
-        for first in (0..rows).step_by(step) {
-            interrupt::check()?;
-            let last = (first + step).min(rows);
-            let started = self.clock.start();
-            let numbers = self.plan.source.read_rows(&tensor.spec.source, &tensor.spec.shape, first..last)?;
-            self.clock.reading += started.elapsed();
-            let (bytes, values) = self.encode(tensor, &numbers, None)?;
-            for (w, q) in numbers.iter().zip(&values) {
-                error += f64::from(w - q).powi(2);
-                whole += f64::from(*w).powi(2);
+        let mut sums = (0.0, 0.0);
+        for matrix in 0..matrices {
+            let importance = self.importance(&tensor.spec, matrix);
+            for first in (matrix * per_matrix..(matrix + 1) * per_matrix).step_by(step) {
+                interrupt::check()?;
+                let last = (first + step).min((matrix + 1) * per_matrix);
+                let (numbers, bytes, values) = self.piece(tensor, first..last, matrix)?;
+                let (error, whole) = weight_error(&numbers, &values, columns, importance.as_deref());
+                sums = (sums.0 + error, sums.1 + whole);
+                let from = wanted.partition_point(|&t| (t as usize) < first);
+                for &token in wanted[from..].iter().take_while(|&&t| (t as usize) < last) {
+                    let at = (token as usize - first) * columns;
+                    kept.extend_from_slice(&values[at..at + columns]);
+                }
+                let started = self.clock.start();
+                self.writer.append(&tensor.spec.gguf, &bytes)?;
+                self.clock.writing += started.elapsed();
+                self.observer.advance(numbers.len() as u64 * report::PER_WEIGHT);
             }
-            let from = wanted.partition_point(|&t| (t as usize) < first);
-            for &token in wanted[from..].iter().take_while(|&&t| (t as usize) < last) {
-                let at = (token as usize - first) * columns;
-                kept.extend_from_slice(&values[at..at + columns]);
-            }
-            let started = self.clock.start();
-            self.writer.append(&tensor.spec.gguf, &bytes)?;
-            self.clock.writing += started.elapsed();
-            self.observer.advance(numbers.len() as u64 * report::PER_WEIGHT);
         }
-        let error = tensor.kind.is_quantized().then_some(if whole > 0.0 { error / whole } else { 0.0 });
-        self.report(tensor.report(error));
+        if tensor.spec.elements() == 0 {
+            self.writer.write(&tensor.spec.gguf, &[])?;
+        }
+        self.report(tensor.report(tensor.is_rounded().then(|| relative(sums))));
         Ok(kept)
+    }
+
+    /// Rows of a tensor that no Hessian belongs to: their numbers, their bytes in the file, and what these decode to.
+    fn piece(
+        &mut self,
+        tensor: &Planned,
+        rows: std::ops::Range<usize>,
+        matrix: usize,
+    ) -> Result<(Vec<f32>, Vec<u8>, Vec<f32>)> {
+        let started = self.clock.start();
+        if tensor.copied {
+            let bytes = self.plan.source.gguf_rows(&tensor.spec, rows).unwrap_or_default().to_vec();
+            let values = tensor.kind.decode_all(&bytes);
+            self.clock.reading += started.elapsed();
+            return Ok((values.clone(), bytes, values));
+        }
+        let numbers = self.plan.source.rows(&tensor.spec, rows)?;
+        self.clock.reading += started.elapsed();
+        let importance = self.importance(&tensor.spec, matrix);
+        // Half-precision numbers were rounded since they were decoded from a grid, if they ever were.
+        let recognize = !["F16", "BF16"].contains(&tensor.from.as_str());
+        let rounding = plain(tensor.spec.columns(), importance.as_deref(), recognize);
+        let (bytes, values) = self.encode(tensor, &numbers, rounding.as_ref())?;
+        Ok((numbers, bytes, values))
+    }
+
+    /// The mean square of each input of a matrix, where an importance matrix has it.
+    fn importance(&self, spec: &TensorSpec, matrix: usize) -> Option<Vec<f32>> {
+        let entry = self.rounding.imatrix?.entries.get(&spec.gguf)?;
+        entry.means(if entry.counts.len() == 1 { 0 } else { matrix })
     }
 
     fn read(&mut self, spec: &TensorSpec) -> Result<Vec<f32>> {
         let started = self.clock.start();
-        let numbers = self.plan.source.read(&spec.source, &spec.shape)?;
+        let numbers = self.plan.source.read(spec)?;
         self.clock.reading += started.elapsed();
         Ok(numbers)
     }
 
-    /// A tensor's bytes, rows in the checkpoint's order, and the numbers that they decode to.
+    /// A tensor's bytes, rows in the source's order, and the numbers that they decode to.
     fn encode(
         &mut self,
         tensor: &Planned,
         numbers: &[f32],
-        prepared: Option<&dyn method::Prepared>,
+        prepared: &dyn method::Prepared,
     ) -> Result<(Vec<u8>, Vec<f32>)> {
         let started = self.clock.start();
         let bytes = match tensor.kind.encoding() {
@@ -208,23 +266,18 @@ impl Run<'_> {
                 .context(|| format!("tensor '{}' as {}", tensor.spec.source, tensor.kind.name()))?,
             Encoding::Grid(grid) => {
                 check_range(tensor, numbers)?;
-                match prepared {
-                    Some(prepared) => prepared.quantize(numbers, grid),
-                    None => {
-                        let columns = tensor.spec.shape[1];
-                        method::by_name("rtn")?.prepare(&[], columns, self.options)?.quantize(numbers, grid)
-                    }
-                }
+                prepared.quantize(numbers, grid)
             }
+            Encoding::ReadOnly => return Err(Error::new(format!("{} is never written", tensor.kind.name()))),
         };
         let values = tensor.kind.decode_all(&bytes);
         self.clock.method += started.elapsed();
         Ok((bytes, values))
     }
 
-    fn error(&mut self, spec: &TensorSpec, w: &[f32], q: &[f32], hessian: Option<&[f32]>) -> f64 {
+    fn error(&mut self, spec: &TensorSpec, w: &[f32], q: &[f32], hessian: &[f32]) -> f64 {
         let started = self.clock.start();
-        let error = relative_error(w, q, spec.shape[1], hessian);
+        let error = relative(output_error(w, q, spec.columns(), hessian));
         self.clock.method += started.elapsed();
         error
     }
@@ -232,7 +285,7 @@ impl Run<'_> {
     /// Appends a finished tensor, its rows in the order of the file.
     fn write(&mut self, tensor: &Planned, finished: Finished) -> Result<()> {
         let started = self.clock.start();
-        let rows = tensor.spec.shape[0];
+        let rows = tensor.spec.rows();
         match tensor.spec.order.sources(rows) {
             None => self.writer.write(&tensor.spec.gguf, &finished.bytes)?,
             Some(sources) => {

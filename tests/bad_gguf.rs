@@ -6,7 +6,7 @@ mod common;
 
 use common::checkpoint::Shape;
 use common::{BINARY, Run, folder, llmq, run};
-use llmq::eval::subject::open_gguf;
+use llmq::pipeline::weights::open_gguf;
 use llmq::source::gguf::TensorInfo;
 use llmq::source::value::{Array, Metadata, Value};
 use llmq::writer::gguf::{GgufWriter, TensorPlan};

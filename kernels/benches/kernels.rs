@@ -97,14 +97,14 @@ fn searches() {
     let q4 = Levels::Uniform { lo: -8, hi: 7 };
     let run = |isa| {
         best(|| {
-            black_box(search::symmetric_on(isa, black_box(&w), &h, q4, 9));
+            black_box(search::symmetric_on(isa, black_box(&w), &h, q4, search::Effort::Full));
         })
     };
     let (ours, theirs) = (run(Isa::best()), run(Isa::Baseline));
     show("symmetric search (Q4_0)", 1e-6 * weights / ours, "Mweights/s", ours, "the baseline", theirs);
     let run = |isa| {
         best(|| {
-            black_box(search::asymmetric_on(isa, black_box(&w), &h, 15.0, 12, false));
+            black_box(search::asymmetric_on(isa, black_box(&w), &h, 15.0, search::Effort::Full, false));
         })
     };
     let (ours, theirs) = (run(Isa::best()), run(Isa::Baseline));

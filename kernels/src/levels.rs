@@ -1,7 +1,7 @@
 //! The levels that codes stand for, and rounding to the nearest of them.
 
 use crate::column::Codes;
-use crate::lanes::{F, LANES};
+use crate::lanes::{F, LANES, whole};
 
 /// The levels `q` of a grid whose values are `scale · q + offset`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,6 +47,8 @@ impl Levels {
 pub(crate) trait Nearest: Copy {
     /// The level nearest to each lane.
     fn level(self, x: F) -> F;
+    /// Whether neighbours are equally far apart.
+    fn is_even(self) -> bool;
     /// The same, and its code.
     fn code(self, x: F, codes: &mut Codes) -> F;
 }
@@ -58,6 +60,11 @@ pub(crate) struct Uniform {
 }
 
 impl Nearest for Uniform {
+    #[inline(always)]
+    fn is_even(self) -> bool {
+        true
+    }
+
     #[inline(always)]
     fn level(self, x: F) -> F {
         x.round().clamp(self.lo, self.hi)
@@ -79,11 +86,17 @@ pub(crate) struct Table(pub &'static [i8; 16]);
 
 impl Nearest for Table {
     #[inline(always)]
+    fn is_even(self) -> bool {
+        false
+    }
+
+    #[inline(always)]
     fn level(self, x: F) -> F {
         let mut level = F::splat(f32::from(self.0[0]));
         for pair in self.0.windows(2) {
             let (low, high) = (f32::from(pair[0]), f32::from(pair[1]));
             level = F::splat(0.5 * (low + high)).less(x, F::splat(high), level);
+            whole();
         }
         level
     }
@@ -94,6 +107,7 @@ impl Nearest for Table {
         for (i, pair) in self.0.windows(2).enumerate() {
             let middle = 0.5 * (f32::from(pair[0]) + f32::from(pair[1]));
             place = F::splat(middle).less(x, F::splat(i as f32 + 1.0), place);
+            whole();
         }
         let mut level = F::ZERO;
         for l in 0..LANES {

@@ -7,12 +7,14 @@
 
 pub mod attention;
 pub mod column;
+pub mod convert;
 pub mod dispatch;
 pub mod elementwise;
 pub mod gemm;
 pub mod lanes;
 pub mod levels;
 pub mod search;
+pub mod squares;
 pub mod syrk;
 
 pub use dispatch::Isa;

@@ -9,8 +9,24 @@ use crate::dispatch::kernel;
 use crate::lanes::F;
 use crate::levels::{Levels, Nearest, for_levels};
 
-/// Rounds of (round to codes, best scale for these codes) after the search.
-const REFINEMENTS: usize = 3;
+/// How many candidates a search tries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effort {
+    /// A few, as is fit for weights of which nothing else is known.
+    Quick,
+    /// Many, for weights that are weighed.
+    Full,
+}
+
+impl Effort {
+    /// Rounds of (round to codes, best scale for these codes) after the search.
+    fn refinements(self) -> usize {
+        match self {
+            Effort::Quick => 2,
+            Effort::Full => 3,
+        }
+    }
+}
 
 // Functions, not closures: a closure that is not inlined would be compiled for the baseline instruction set.
 
@@ -37,28 +53,39 @@ fn extreme(w: &[F]) -> F {
     extreme
 }
 
+/// Lane by lane, the better of a scale with its gain and the one that fits the codes at `inverse` best.
+///
+/// With d = Σhwq/Σhq² the error is Σhw² − (Σhwq)²/Σhq²: the larger the quotient the better.
 #[inline(always)]
-fn symmetric_in(w: &[F], h: &[F], levels: impl Nearest, reach: f32, steps: i32) -> F {
+fn improve(w: &[F], h: &[F], inverse: F, levels: impl Nearest, best: &mut F, gain: &mut F) {
+    let (wq, qq) = sums(w, h, inverse, levels);
+    let d = wq.div_or_zero(qq);
+    let g = d * wq;
+    *best = gain.less(g, d, *best);
+    *gain = gain.max(g);
+}
+
+#[inline(always)]
+fn symmetric_in(w: &[F], h: &[F], levels: impl Nearest, reach: f32, effort: Effort) -> F {
     let unit = extreme(w).recip();
-    // With d = Σhwq/Σhq² the error is Σhw² − (Σhwq)²/Σhq²: the larger the quotient the better.
     let (mut best, mut gain) = (F::ZERO, F::ZERO);
-    for step in -steps..=4 * steps {
+    // A tenth of a level apart at four bits; as many of them for finer levels, which are closer already.
+    let apart = 0.1 * (reach / 8.0).min(1.0).max(reach / 80.0);
+    let (first, last, stride) = match effort {
+        Effort::Quick => (0, 0, 1),
+        Effort::Full if reach > 100.0 && levels.is_even() => (-2, 8, 1),
+        Effort::Full => (-9, 36, 1),
+    };
+    let mut step = first;
+    while step <= last {
         for sign in [-1.0, 1.0] {
-            // A tenth of a level apart at four bits, and as many of them however fine the levels are.
-            let t = sign * (reach + 0.1 * step as f32 * (reach / 8.0).min(1.0).max(reach / 80.0));
-            let (wq, qq) = sums(w, h, unit * F::splat(t), levels);
-            let d = wq.div_or_zero(qq);
-            let g = d * wq;
-            best = gain.less(g, d, best);
-            gain = gain.max(g);
+            let t = sign * (reach + apart * step as f32);
+            improve(w, h, unit * F::splat(t), levels, &mut best, &mut gain);
         }
+        step += stride;
     }
-    for _ in 0..REFINEMENTS {
-        let (wq, qq) = sums(w, h, best.recip(), levels);
-        let d = wq.div_or_zero(qq);
-        let g = d * wq;
-        best = gain.less(g, d, best);
-        gain = gain.max(g);
+    for _ in 0..effort.refinements() {
+        improve(w, h, best.recip(), levels, &mut best, &mut gain);
     }
     best
 }
@@ -66,12 +93,12 @@ fn symmetric_in(w: &[F], h: &[F], levels: impl Nearest, reach: f32, steps: i32) 
 kernel! {
     /// The scale `d`, of either sign, that makes `d·q` fit best, `q` among `levels`: `[lanes]`.
     ///
-    /// `w`, `h`: `[columns]`. Candidates put the entry of largest magnitude at `t` and at `−t`: `steps` values of `t` below
-    /// the magnitude of the lowest level, and `4·steps` above, where the extreme entries are clipped in favour of the
-    /// weighty ones.
-    pub fn symmetric / symmetric_on(w: &[F], h: &[F], levels: Levels, steps: i32) -> F {
+    /// `w`, `h`: `[columns]`. Candidates put the entry of largest magnitude at `t` and at `−t`: values of `t` a little below
+    /// the magnitude of the lowest level, and up to half as much again, where the extreme entries are clipped in favour of
+    /// the weighty ones.
+    pub fn symmetric / symmetric_on(w: &[F], h: &[F], levels: Levels, effort: Effort) -> F {
         let reach = -levels.lowest();
-        for_levels!(levels, kind => symmetric_in(w, h, kind, reach, steps))
+        for_levels!(levels, kind => symmetric_in(w, h, kind, reach, effort))
     }
 }
 
@@ -129,9 +156,12 @@ kernel! {
     /// The scale `d ≥ 0` and minimum `m` that make `d·q + m`, `q ∈ 0 ..= hi`, fit best: `[lanes]` each. With `below`, among
     /// minima of at most zero.
     ///
-    /// `w`, `h`: `[columns]`. Candidates stretch and shrink the range from the smallest to the largest entry, `steps` to
-    /// either side.
-    pub fn asymmetric / asymmetric_on(w: &[F], h: &[F], hi: f32, steps: i32, below: bool) -> (F, F) {
+    /// `w`, `h`: `[columns]`. Candidates stretch and shrink the range from the smallest to the largest entry.
+    pub fn asymmetric / asymmetric_on(w: &[F], h: &[F], hi: f32, effort: Effort, below: bool) -> (F, F) {
+        let steps = match effort {
+            Effort::Quick => 1,
+            Effort::Full => 9,
+        };
         let (mut low, mut high) = (w[0], w[0]);
         let (mut sum_h, mut sum_w) = (F::ZERO, F::ZERO);
         for (&x, &h) in w.iter().zip(h) {
@@ -154,7 +184,7 @@ kernel! {
             let inverse = range * F::splat(hi + apart * step as f32);
             best = best.better(line(w, h, mean, sum_h, inverse, low, hi, below));
         }
-        for _ in 0..REFINEMENTS {
+        for _ in 0..effort.refinements() {
             best = best.better(line(w, h, mean, sum_h, best.scale.recip(), best.minimum, hi, below));
         }
         (best.scale, best.minimum)
@@ -253,14 +283,15 @@ mod tests {
     #[test]
     fn a_minimum_below_zero_is_kept_there_and_costs_little_where_it_is_natural() {
         let (w, h) = (numbers(32, 8), vec![F::splat(1.0); 32]);
-        let (free, below) = (asymmetric(&w, &h, 15.0, 9, false), asymmetric(&w, &h, 15.0, 9, true));
+        let (free, below) =
+            (asymmetric(&w, &h, 15.0, Effort::Full, false), asymmetric(&w, &h, 15.0, Effort::Full, true));
         for lane in 0..LANES {
             let of = |(d, m): (F, F)| error_of(&w, &h, lane, d.0[lane], m.0[lane], U4);
             assert!(below.1.0[lane] <= 0.0 && of(below) <= 1.3 * of(free), "lane {lane}");
         }
         // All above zero: the best line through zero.
         let above: Vec<F> = w.iter().map(|w| w.abs() + F::splat(1.0)).collect();
-        let (d, m) = asymmetric(&above, &h, 15.0, 9, true);
+        let (d, m) = asymmetric(&above, &h, 15.0, Effort::Full, true);
         for lane in 0..LANES {
             let largest = above.iter().fold(0.0f32, |a, w| a.max(w.0[lane]));
             let plain = error_of(&above, &h, lane, largest / 15.0, 0.0, U4);
@@ -271,7 +302,7 @@ mod tests {
     #[test]
     fn no_scale_of_a_fine_sweep_is_much_better() {
         let (w, h) = (numbers(32, 1), numbers(32, 2).iter().map(|h| h.map(|x| x.abs() + 0.05)).collect::<Vec<_>>());
-        let d = symmetric(&w, &h, Q4, 9);
+        let d = symmetric(&w, &h, Q4, Effort::Full);
         for lane in 0..LANES {
             let found = error_of(&w, &h, lane, d.0[lane], 0.0, Q4);
             let sweep = (1..4000)
@@ -285,7 +316,7 @@ mod tests {
     #[test]
     fn searching_beats_minimum_and_maximum() {
         let (w, h) = (numbers(32, 3), numbers(32, 4).iter().map(|h| h.map(|x| x * x + 0.01)).collect::<Vec<_>>());
-        let (d, m) = asymmetric(&w, &h, 15.0, 12, false);
+        let (d, m) = asymmetric(&w, &h, 15.0, Effort::Full, false);
         for lane in 0..LANES {
             let (low, high) = w.iter().fold((f32::MAX, f32::MIN), |(a, b), w| (a.min(w.0[lane]), b.max(w.0[lane])));
             let plain = error_of(&w, &h, lane, (high - low) / 15.0, low, U4);
@@ -298,17 +329,17 @@ mod tests {
     fn values_on_a_grid_are_found_exactly() {
         let w: Vec<F> = (0..32).map(|i| F::splat(0.25 * ((i * 5 % 16) as f32 - 8.0))).collect();
         let h = vec![F::splat(1.0); 32];
-        assert_eq!(symmetric(&w, &h, Q4, 9), F::splat(0.25));
+        assert_eq!(symmetric(&w, &h, Q4, Effort::Full), F::splat(0.25));
         let shifted: Vec<F> = w.iter().map(|w| *w + F::splat(5.0)).collect();
-        assert_eq!(asymmetric(&shifted, &h, 15.0, 9, false), (F::splat(0.25), F::splat(3.0)));
+        assert_eq!(asymmetric(&shifted, &h, 15.0, Effort::Full, false), (F::splat(0.25), F::splat(3.0)));
     }
 
     #[test]
     fn constant_zero_and_unweighted_blocks_give_finite_scales() {
         for (value, weight) in [(0.0, 1.0), (3.0, 1.0), (-3.0, 1.0), (3.0, 0.0), (1e-30, 1.0), (1e30, 1.0)] {
             let (w, h) = (vec![F::splat(value); 32], vec![F::splat(weight); 32]);
-            let d = symmetric(&w, &h, Q4, 9);
-            let (s, m) = asymmetric(&w, &h, 15.0, 9, false);
+            let d = symmetric(&w, &h, Q4, Effort::Full);
+            let (s, m) = asymmetric(&w, &h, 15.0, Effort::Full, false);
             for x in [d, s, m] {
                 assert!(x.0.iter().all(|x| x.is_finite()), "{value} {weight}: {x:?}");
             }
@@ -320,10 +351,12 @@ mod tests {
         for n in [1, 16, 31, 32] {
             let (w, h) = (numbers(n, 5), numbers(n, 6).iter().map(|h| h.abs()).collect::<Vec<_>>());
             let run = |isa| {
-                let symmetric = symmetric_on(isa, &w, &h, Q4, 9);
-                let uneven = symmetric_on(isa, &w, &h, Levels::Table(&UNEVEN), 9);
-                let (free, below) =
-                    (asymmetric_on(isa, &w, &h, 15.0, 9, false), asymmetric_on(isa, &w, &h, 3.0, 9, true));
+                let symmetric = symmetric_on(isa, &w, &h, Q4, Effort::Full);
+                let uneven = symmetric_on(isa, &w, &h, Levels::Table(&UNEVEN), Effort::Full);
+                let (free, below) = (
+                    asymmetric_on(isa, &w, &h, 15.0, Effort::Full, false),
+                    asymmetric_on(isa, &w, &h, 3.0, Effort::Full, true),
+                );
                 let error = error_on(isa, &w, &h, symmetric, F::ZERO, Q4);
                 (symmetric, uneven, free, below, error, moments_on(isa, &w, &h, free.0, free.1, U4))
             };

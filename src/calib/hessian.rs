@@ -24,29 +24,15 @@ impl Hessian {
     /// # Errors
     /// NaN or infinity among them, or another width.
     pub fn add(&mut self, x: &Tensor) -> Result<()> {
-        let (tokens, columns) = x.dims2()?;
-        if columns != self.columns {
-            return Err(Error::new(format!("activations of {columns} numbers at a site of {}", self.columns)));
-        }
-        let x = x.contiguous()?.to_device(&Device::Cpu)?;
-        let (storage, layout) = x.storage_and_layout();
-        let Storage::Cpu(storage) = &*storage else {
-            return Err(Error::new("activations that are not on the CPU"));
-        };
-        let first = layout.start_offset();
-        let x = &storage.as_slice::<f32>()?[first..first + tokens * columns];
-        if let Some(at) = first_non_finite(x) {
-            let (token, column) = (at / columns, at % columns);
-            return Err(Error::new(format!(
-                "the activations hold {} at token {} and column {column}",
-                x[at],
-                self.tokens + token
-            ))
-            .hint("the checkpoint overflows in its own forward pass: check it with `llmq eval --perplexity`"));
-        }
-        syrk::syrk(x, columns, &mut self.sum);
-        self.tokens += tokens;
+        let (columns, sum) = (self.columns, &mut self.sum);
+        rows_of(x, columns, self.tokens, |x| syrk::syrk(x, columns, sum))?;
+        self.tokens += x.dims2()?.0;
         Ok(())
+    }
+
+    /// How many tokens were seen.
+    pub fn tokens(&self) -> usize {
+        self.tokens
     }
 
     /// How many columns it has.
@@ -61,6 +47,31 @@ impl Hessian {
         syrk::mirror(self.columns, &mut self.sum);
         self.sum
     }
+}
+
+/// Hands activations, `[tokens, columns]`, to `work` as one row of numbers. `seen`: the tokens before them, for the error.
+///
+/// # Errors
+/// NaN or infinity among them, or another width.
+pub(super) fn rows_of(x: &Tensor, columns: usize, seen: usize, work: impl FnOnce(&[f32])) -> Result<()> {
+    let (tokens, found) = x.dims2()?;
+    if found != columns {
+        return Err(Error::new(format!("activations of {found} numbers at a site of {columns}")));
+    }
+    let x = x.contiguous()?.to_device(&Device::Cpu)?;
+    let (storage, layout) = x.storage_and_layout();
+    let Storage::Cpu(storage) = &*storage else {
+        return Err(Error::new("activations that are not on the CPU"));
+    };
+    let first = layout.start_offset();
+    let x = &storage.as_slice::<f32>()?[first..first + tokens * columns];
+    if let Some(at) = first_non_finite(x) {
+        let (token, column) = (seen + at / columns, at % columns);
+        return Err(Error::new(format!("the activations hold {} at token {token} and column {column}", x[at]))
+            .hint("the checkpoint overflows in its own forward pass: check it with `llmq eval --perplexity`"));
+    }
+    work(x);
+    Ok(())
 }
 
 #[cfg(test)]

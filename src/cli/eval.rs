@@ -4,7 +4,7 @@ use super::output::{self, Progress};
 use crate::calib::text::utf8;
 use crate::error::{Context, Error, Result};
 use crate::eval::perplexity::{self, Protocol};
-use crate::eval::subject::Subject;
+use crate::pipeline::subject::Subject;
 use clap::ValueEnum;
 use serde_json::json;
 use std::path::{Path, PathBuf};

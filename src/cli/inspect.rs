@@ -2,8 +2,8 @@
 
 use super::output::{self, bytes};
 use crate::error::Result;
-use crate::eval::subject::open_gguf;
 use crate::format;
+use crate::pipeline::weights::open_gguf;
 use crate::source::checkpoint::Checkpoint;
 use crate::source::value::{Array, Value};
 use serde_json::json;

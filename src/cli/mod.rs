@@ -1,8 +1,10 @@
 //! The command line: one file per command, and the only place that prints.
 
 mod eval;
+mod imatrix;
 mod inspect;
 mod output;
+mod override_kv;
 mod quantize;
 
 use crate::error::{Error, Kind, Result};
@@ -25,7 +27,9 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Quantize a checkpoint into a GGUF that llama.cpp loads
-    Quantize(quantize::Args),
+    Quantize(Box<quantize::Args>),
+    /// Measure how much each column of each layer matters
+    Imatrix(imatrix::Args),
     /// Judge a GGUF or a checkpoint on a text
     Eval(eval::Args),
     /// Show what is in a GGUF or a checkpoint
@@ -54,6 +58,7 @@ pub fn run(cli: Cli) -> ExitCode {
         handler.map_err(|cause| Error::new("cannot listen for Ctrl-C").because(cause)).and_then(|()| {
             match &cli.command {
                 Command::Quantize(args) => quantize::run(args),
+                Command::Imatrix(args) => imatrix::run(args),
                 Command::Eval(args) => eval::run(args),
                 Command::Inspect(args) => inspect::run(args),
             }

@@ -1,15 +1,19 @@
 //! `llmq quantize`: checkpoint in, GGUF out.
 
 use super::output::{self, Progress, bytes, time};
+use super::override_kv;
 use crate::calib::text;
 use crate::error::{Error, Result};
 use crate::format::mix;
-use crate::format::recipe::Recipe;
+use crate::format::recipe::{Recipe, Wishes, overrides_in};
 use crate::format::{self, Type};
-use crate::pipeline::plan::{Plan, Planned};
+use crate::pipeline::plan::{Plan, Planned, Request};
 use crate::pipeline::report::{self, Summary, TensorReport};
-use crate::pipeline::{self, Calibration};
+use crate::pipeline::{self, Calibration, Rounding};
+use crate::source::imatrix::Imatrix;
+use crate::source::value::Metadata;
 use crate::writer::atomic::check_destination;
+use crate::writer::imatrix;
 use crate::{method, model};
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -17,7 +21,7 @@ use std::time::{Duration, Instant};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// A checkpoint folder: config.json, tokenizer.json, safetensors
+    /// A checkpoint folder (config.json, tokenizer.json, safetensors), or a GGUF of F32, F16 or BF16
     #[arg(required_unless_present = "list_types")]
     model: Option<PathBuf>,
 
@@ -66,6 +70,10 @@ pub struct Args {
     #[arg(long, value_name = "RE=TYPE")]
     tensor_type: Vec<String>,
 
+    /// A file of RE=TYPE, separated by white space; comes after those of --tensor-type
+    #[arg(long, value_name = "FILE")]
+    tensor_type_file: Option<PathBuf>,
+
     /// The type of the output matrix (a tied embedding included)
     #[arg(long, value_name = "TYPE")]
     output_tensor_type: Option<String>,
@@ -73,6 +81,27 @@ pub struct Args {
     /// The type of the token embedding
     #[arg(long, value_name = "TYPE")]
     token_embedding_type: Option<String>,
+
+    /// An importance matrix, as `llmq imatrix` or llama-imatrix makes it: weighs the columns of whatever a method does not
+    /// calibrate itself
+    #[arg(long, value_name = "FILE")]
+    imatrix: Option<PathBuf>,
+
+    /// Write what the layers of a calibrated run saw as an importance matrix
+    #[arg(long, value_name = "FILE")]
+    save_imatrix: Option<PathBuf>,
+
+    /// Quantize tensors of a GGUF that are quantized already, at the price of both errors
+    #[arg(long)]
+    allow_requantize: bool,
+
+    /// Replace or add a key of the file: KEY=TYPE:VALUE with TYPE int, float, bool or str; repeatable
+    #[arg(long, value_name = "KEY=TYPE:VALUE")]
+    override_kv: Vec<String>,
+
+    /// Write shards of at most this much data, for example 45G or 500M
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    max_shard_size: Option<u64>,
 
     /// The pre-tokenizer's name in llama.cpp, if the checkpoint's is not known
     #[arg(long, value_name = "NAME")]
@@ -113,16 +142,35 @@ pub fn run(args: &Args) -> Result<()> {
     if args.samples == 0 {
         return Err(Error::usage("--samples must be at least 1"));
     }
-    let plan = Plan::new(folder, recipe(args)?, args.pre.as_deref())?;
+    if args.save_imatrix.is_some() && !method.calibrated() {
+        return Err(Error::usage(format!("--save-imatrix needs a calibrated method, and {} is none", method.name()))
+            .hint("add --method gptq, or make an importance matrix with `llmq imatrix`"));
+    }
+    let imatrix = args.imatrix.as_deref().map(Imatrix::read).transpose()?;
+    let request = Request {
+        recipe: recipe(args)?,
+        pre: args.pre.as_deref(),
+        calibrated: method.calibrated(),
+        imatrix: args.imatrix.as_deref().zip(imatrix.as_ref()),
+        requantize: args.allow_requantize,
+        keys: args.override_kv.iter().map(|text| override_kv::parse(text)).collect::<Result<Metadata>>()?,
+    };
+    let plan = Plan::new(folder, request)?;
     let output = args.output.clone().unwrap_or_else(|| default_output(folder, plan.mix));
+    let files = plan.files(&output, args.max_shard_size)?;
+    let paths: Vec<PathBuf> = files.paths().map(Path::to_path_buf).collect();
+    if args.dry_run {
+        return dry_run(args, &plan, &paths, files.size()?);
+    }
     let inputs: Vec<PathBuf> = inputs(args, folder, &plan);
     let inputs: Vec<&Path> = inputs.iter().map(PathBuf::as_path).collect();
-    if args.dry_run {
-        return dry_run(args, &plan, &output);
+    for path in paths.iter().chain(&args.save_imatrix) {
+        check_destination(path, &inputs, args.force)?;
     }
-    check_destination(&output, &inputs, args.force)?;
-    let calibration =
-        if method.calibrated() && plan.has_grids() { Some(calibration(args, &plan.model)?) } else { None };
+    let calibration = match method.calibrated() && plan.has_grids() {
+        true => Some(calibration(args, plan.model()?)?),
+        false => None,
+    };
     if calibration.is_none() && !args.calib.is_empty() {
         output::note("note: --calib is not used: nothing here is calibrated");
     }
@@ -130,15 +178,41 @@ pub fn run(args: &Args) -> Result<()> {
         output::note(&fallback(planned));
     }
     let progress = Progress::new(args.verbose, args.json);
-    let options = method::Options { damp: args.damp };
-    let summary = pipeline::run(&plan, method, &options, calibration.as_ref(), &output, &progress)?;
+    let rounding = Rounding {
+        method,
+        options: method::Options { damp: args.damp },
+        calibration: calibration.as_ref(),
+        imatrix: imatrix.as_ref(),
+        keep_statistics: args.save_imatrix.is_some(),
+    };
+    let summary = pipeline::run(&plan, &rounding, files, &progress)?;
     progress.finish();
+    if let (Some(path), Some(statistics)) = (&args.save_imatrix, &summary.imatrix) {
+        imatrix::write(path, statistics)?;
+        output::note(&format!("{}: the inputs of {} layers", path.display(), statistics.entries.len()));
+    }
     let took = started.elapsed();
-    show(&summary, &output, took);
+    show(&summary, &paths, took);
     if args.json {
-        output::json("summary", summary_json(&summary, &output, took));
+        output::json("summary", summary_json(&summary, &paths, took));
     }
     Ok(())
+}
+
+/// A number of bytes as llama.cpp's gguf-split takes it: decimal, with K, M or G behind it, or nothing.
+fn size(text: &str) -> std::result::Result<u64, String> {
+    let (digits, unit) = match text.to_ascii_uppercase().trim_end_matches('B').chars().last() {
+        Some('K') => (1, 1_000),
+        Some('M') => (1, 1_000_000),
+        Some('G') => (1, 1_000_000_000),
+        _ => (0, 1),
+    };
+    let number = text.trim_end_matches(['b', 'B']);
+    let number = &number[..number.len() - digits];
+    match number.parse::<u64>().ok().and_then(|n| n.checked_mul(unit)).filter(|&n| n > 0) {
+        Some(bytes) => Ok(bytes),
+        None => Err("a size is a whole number with K, M or G behind it, for example 45G".into()),
+    }
 }
 
 fn list_types() -> Result<()> {
@@ -151,25 +225,51 @@ fn list_types() -> Result<()> {
 
 fn recipe(args: &Args) -> Result<Recipe> {
     let named = |name: &Option<String>| -> Result<Option<Type>> { name.as_deref().map(format::by_name).transpose() };
-    Recipe::new(
-        mix::named(&args.kind)?,
-        args.pure,
-        named(&args.output_tensor_type)?,
-        named(&args.token_embedding_type)?,
-        &args.tensor_type,
-    )
+    let mut tensors = args.tensor_type.clone();
+    if let Some(path) = &args.tensor_type_file {
+        tensors.extend(overrides_in(path)?);
+    }
+    let wishes = Wishes {
+        pure: args.pure,
+        output: named(&args.output_tensor_type)?,
+        embedding: named(&args.token_embedding_type)?,
+        tensors,
+    };
+    Recipe::new(mix::named(&args.kind)?, wishes)
 }
 
 fn default_output(model: &Path, mix: &str) -> PathBuf {
-    let folder = model.canonicalize().unwrap_or_else(|_| model.into());
-    let name = folder.file_name().map_or("model".into(), |n| n.to_string_lossy().into_owned());
-    format!("{name}.{}.gguf", mix).into()
+    let model = model.canonicalize().unwrap_or_else(|_| model.into());
+    let name = if model.is_dir() { model.file_name() } else { model.file_stem() };
+    let name = name.map_or("model".into(), |n| n.to_string_lossy().into_owned());
+    // A file is called after its own type, and a first shard after its place, too.
+    let name = without_shard(&name);
+    let own = format::TYPES.iter().map(|t| t.name().to_lowercase());
+    let own = own.chain(mix::all().map(|m| m.name.to_lowercase()));
+    let stem = own.filter_map(|kind| {
+        let rest = name.len().checked_sub(kind.len() + 1)?;
+        let tail = name.get(rest..)?;
+        (tail[1..].eq_ignore_ascii_case(&kind) && tail.starts_with(['.', '-'])).then_some(&name[..rest])
+    });
+    let stem = if model.is_dir() { name } else { stem.min_by_key(|stem| stem.len()).unwrap_or(name) };
+    format!("{stem}.{mix}.gguf").into()
+}
+
+/// A name without the ending of a first shard.
+fn without_shard(name: &str) -> &str {
+    match name.split_once("-00001-of-") {
+        Some((stem, count)) if count.len() == 5 && count.bytes().all(|b| b.is_ascii_digit()) => stem,
+        _ => name,
+    }
 }
 
 /// Every file that is read and must not be overwritten.
 fn inputs(args: &Args, folder: &Path, plan: &Plan) -> Vec<PathBuf> {
-    let mut inputs: Vec<PathBuf> = plan.source.files().into_iter().map(Path::to_path_buf).collect();
-    inputs.extend(args.calib.iter().cloned());
+    let mut inputs: Vec<PathBuf> = plan.source.files();
+    inputs.extend(args.calib.iter().chain(&args.imatrix).chain(&args.tensor_type_file).cloned());
+    if !folder.is_dir() {
+        return inputs;
+    }
     let folder = std::fs::read_dir(folder).into_iter().flatten().flatten();
     inputs.extend(
         folder.map(|entry| entry.path()).filter(|path| path.is_file() && !inputs.contains(path)).collect::<Vec<_>>(),
@@ -201,21 +301,32 @@ fn calibration(args: &Args, model: &model::Model) -> Result<Calibration> {
     if args.calib.is_empty() {
         documents = text::sample();
     }
-    Ok(Calibration { documents, samples: args.samples, positions, seed: args.seed })
+    let mut names: Vec<String> =
+        args.calib.iter().map(|path| path.file_name().unwrap_or_default().to_string_lossy().into_owned()).collect();
+    if names.is_empty() {
+        names.push("the sample built into llmq".into());
+    }
+    Ok(Calibration { documents, names, samples: args.samples, positions, seed: args.seed })
 }
 
 fn fallback(planned: &Planned) -> String {
     let wanted = planned.instead_of.map_or("", |t| t.name());
     let columns = planned.spec.shape.last().copied().unwrap_or_default();
     format!(
-        "note: {} gets {} instead of {wanted}: its rows of {columns} do not divide into blocks",
+        "note: {} gets {} instead of {wanted}: its rows of {columns} do not divide into blocks; that costs {}",
         planned.spec.gguf,
-        planned.kind.name()
+        planned.kind.name(),
+        signed(planned.fallback_cost().unwrap_or_default())
     )
 }
 
-fn dry_run(args: &Args, plan: &Plan, output: &Path) -> Result<()> {
-    let size = plan.file_size()?;
+/// A difference of sizes.
+fn signed(cost: i64) -> String {
+    let sign = if cost < 0 { "-" } else { "" };
+    format!("{sign}{}", bytes(cost.unsigned_abs()))
+}
+
+fn dry_run(args: &Args, plan: &Plan, paths: &[PathBuf], size: u64) -> Result<()> {
     let weights: u64 = plan.tensors.iter().map(Planned::bytes).sum();
     let bits = 8.0 * weights as f64 / plan.elements() as f64;
     for planned in &plan.tensors {
@@ -227,10 +338,17 @@ fn dry_run(args: &Args, plan: &Plan, output: &Path) -> Result<()> {
         }
     }
     if args.json {
-        let fields = json!({ "output": output, "bytes": size, "bits_per_weight": bits, "dry_run": true });
+        let fields = json!({
+            "output": paths[0],
+            "files": paths,
+            "bytes": size,
+            "bits_per_weight": bits,
+            "fallback_bytes": plan.tensors.iter().filter_map(Planned::fallback_cost).sum::<i64>(),
+            "dry_run": true,
+        });
         output::json("summary", fields);
     } else {
-        output::line(format!("{} would have {} ({bits:.2} bits per weight)", output.display(), bytes(size)));
+        output::line(format!("{} would have {} ({bits:.2} bits per weight)", shown(paths), bytes(size)));
     }
     Ok(())
 }
@@ -239,7 +357,8 @@ fn dry_run(args: &Args, plan: &Plan, output: &Path) -> Result<()> {
 pub fn tensor_line(report: &TensorReport) -> String {
     let shape: Vec<String> = report.shape.iter().map(ToString::to_string).collect();
     let error = report.error.map_or(String::new(), |e| format!("  error {:.4}%", 100.0 * e));
-    let instead = report.instead_of.map_or(String::new(), |t| format!("  instead of {}", t.name()));
+    let cost = signed(report.fallback_cost.unwrap_or_default());
+    let instead = report.instead_of.map_or(String::new(), |t| format!("  instead of {}, costs {cost}", t.name()));
     format!(
         "{:28} {:>14}  {:>4} -> {:5} {:>10}{error}{instead}",
         report.name,
@@ -258,16 +377,18 @@ pub fn tensor_json(report: &TensorReport) -> serde_json::Value {
         "from": report.from,
         "to": report.kind.name(),
         "instead_of": report.instead_of.map(|t| t.name()),
+        "fallback_bytes": report.fallback_cost,
         "bytes": report.bytes,
         "relative_error": report.error,
     })
 }
 
-fn summary_json(summary: &Summary, output: &Path, took: Duration) -> serde_json::Value {
+fn summary_json(summary: &Summary, paths: &[PathBuf], took: Duration) -> serde_json::Value {
     let parts = summary.clock.parts();
     let seconds: serde_json::Map<_, _> = parts.iter().map(|(k, t)| (k.to_string(), t.as_secs_f64().into())).collect();
     json!({
-        "output": output,
+        "output": paths[0],
+        "files": paths,
         "bytes": summary.bytes,
         "elements": summary.elements,
         "bits_per_weight": bits_per_weight(summary),
@@ -278,6 +399,7 @@ fn summary_json(summary: &Summary, output: &Path, took: Duration) -> serde_json:
         "mean_relative_error": mean_error(summary),
         "notes": summary.notes,
         "fallbacks": summary.fallbacks(),
+        "fallback_bytes": summary.fallback_bytes(),
     })
 }
 
@@ -291,9 +413,18 @@ fn mean_error(summary: &Summary) -> Option<f64> {
     (!errors.is_empty()).then(|| errors.iter().sum::<f64>() / errors.len() as f64)
 }
 
-fn show(summary: &Summary, output: &Path, took: Duration) {
+/// The names of the files, the way they are mentioned.
+fn shown(paths: &[PathBuf]) -> String {
+    match paths {
+        [only] => only.display().to_string(),
+        [first, .., last] => format!("{} to {}", first.display(), last.display()),
+        [] => String::new(),
+    }
+}
+
+fn show(summary: &Summary, paths: &[PathBuf], took: Duration) {
     let bits = bits_per_weight(summary);
-    output::note(&format!("{}: {}, {bits:.2} bits per weight", output.display(), bytes(summary.bytes)));
+    output::note(&format!("{}: {}, {bits:.2} bits per weight", shown(paths), bytes(summary.bytes)));
     let mut worst: Vec<&TensorReport> = summary.tensors.iter().filter(|t| t.error.is_some()).collect();
     worst.sort_by(|a, b| b.error.partial_cmp(&a.error).unwrap_or(std::cmp::Ordering::Equal));
     if let Some(mean) = mean_error(summary) {
@@ -319,7 +450,8 @@ fn show(summary: &Summary, output: &Path, took: Duration) {
     }
     let fallbacks = summary.fallbacks();
     if !fallbacks.is_empty() {
-        output::note(&format!("note: fell back to another type: {}", fallbacks.join(", ")));
+        let cost = signed(summary.fallback_bytes());
+        output::note(&format!("note: fell back to another type: {}; that costs {cost}", fallbacks.join(", ")));
     }
     for note in &summary.notes {
         output::note(&format!("note: {note}"));

@@ -1,4 +1,3 @@
 //! Judging a file before it is published.
 
 pub mod perplexity;
-pub mod subject;

@@ -7,11 +7,11 @@
 //! Weights are read one block at a time, and the windows go through it together: memory is a function of one block and
 //! of the residual stream of some windows, not of the model.
 
-use super::subject::Subject;
 use crate::error::{Context, Error, Result};
 use crate::interrupt;
 use crate::model::block::{Block, Frame};
 use crate::model::ops;
+use crate::pipeline::subject::Subject;
 use candle_core::{Device, Tensor};
 use llmq_kernels::elementwise::log_sum_exp;
 use rayon::prelude::*;

@@ -14,13 +14,18 @@ pub fn halves_at(blocks: &[u8], at: usize) -> F {
     F(std::array::from_fn(|l| half_at(&blocks[l * bytes..], at)))
 }
 
+/// Writes a number that is exact in half precision at byte `at`.
+pub fn put_half(block: &mut [u8], at: usize, value: f32) {
+    let half = f16::from_f32(value);
+    debug_assert_eq!(half.to_f32(), value, "a scale that is not in half precision");
+    block[at..at + 2].copy_from_slice(&half.to_le_bytes());
+}
+
 /// Writes half-precision numbers at byte `at` of each of sixteen blocks. They must be exact in half precision.
 pub fn put_halves(blocks: &mut [u8], at: usize, values: F) {
     let bytes = blocks.len() / LANES;
     for (block, value) in blocks.chunks_mut(bytes).zip(values.0) {
-        let half = f16::from_f32(value);
-        debug_assert_eq!(half.to_f32(), value, "a scale that is not in half precision");
-        block[at..at + 2].copy_from_slice(&half.to_le_bytes());
+        put_half(block, at, value);
     }
 }
 

@@ -1,8 +1,8 @@
 //! IQ4_NL: 32 columns, a half-precision scale, four-bit places in a table of uneven levels. `d·T[q]`.
 
-use super::bits::{half_at, halves_at, nibble, put_halves, put_nibbles};
-use super::{Encoding, Format};
-use crate::grid::{Codes, F, Grid, Levels};
+use super::bits::{half_at, halves_at, nibble, put_half, put_halves, put_nibbles};
+use super::{Encoding, Format, Spec, lattice};
+use crate::grid::{Codes, Effort, F, Grid, Levels, Shape};
 use llmq_kernels::search;
 
 /// Non-linear four-bit blocks, 4.5 bits per weight.
@@ -16,17 +16,8 @@ const _: () = assert!(BYTES == 2 + WIDTH / 2);
 pub static TABLE: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 
 impl Format for Iq4Nl {
-    fn name(&self) -> &'static str {
-        "IQ4_NL"
-    }
-    fn id(&self) -> u32 {
-        20
-    }
-    fn width(&self) -> usize {
-        WIDTH
-    }
-    fn bytes(&self) -> usize {
-        BYTES
+    fn spec(&self) -> Spec {
+        Spec { name: "IQ4_NL", id: 20, width: WIDTH, bytes: BYTES }
     }
     fn decode(&self, block: &[u8], out: &mut [f32]) {
         let d = half_at(block, 0);
@@ -40,17 +31,19 @@ impl Format for Iq4Nl {
 }
 
 impl Grid for Iq4Nl {
-    fn width(&self) -> usize {
-        WIDTH
-    }
-    fn bytes(&self) -> usize {
-        BYTES
+    fn shape(&self) -> Shape {
+        Shape { width: WIDTH, group: WIDTH, bytes: BYTES }
     }
     fn levels(&self) -> Levels {
         Levels::Table(&TABLE)
     }
-    fn fit(&self, w: &[F], h: &[F], blocks: &mut [u8]) {
-        put_halves(blocks, 0, search::symmetric(w, h, self.levels(), 9).to_f16());
+    fn fit(&self, w: &[F], h: &[F], effort: Effort, blocks: &mut [u8]) {
+        put_halves(blocks, 0, search::symmetric(w, h, self.levels(), effort).to_f16());
+    }
+    fn recognize(&self, x: &[f32], block: &mut [u8]) -> bool {
+        let Some(d) = lattice::table(x, &TABLE) else { return false };
+        put_half(block, 0, d);
+        true
     }
     fn step(&self, blocks: &[u8], _: usize) -> (F, F) {
         (halves_at(blocks, 0), F::ZERO)

@@ -1,10 +1,11 @@
 //! IQ4_XS: 256 columns in groups of 32, places in the table of IQ4_NL, six-bit scales. `d·(sc − 32)·T[q]`.
 
-use super::bits::{half_at, halves_at, nibble, put_halves, put_nibbles};
+use super::bits::{half_at, halves_at, nibble, put_half, put_halves, put_nibbles};
 use super::iq4_nl::TABLE;
+use super::lattice::{self, super_symmetric};
 use super::superblock::fit_symmetric;
-use super::{Encoding, Format};
-use crate::grid::{Codes, F, Grid, Levels};
+use super::{Encoding, Format, Spec};
+use crate::grid::{Codes, Effort, F, Grid, Levels, Shape};
 
 /// Non-linear four-bit super-blocks, 4.25 bits per weight.
 pub struct Iq4Xs;
@@ -21,18 +22,19 @@ fn scale(block: &[u8], g: usize) -> i8 {
     (low | high << 4) as i8 - 32
 }
 
+/// Writes all scales, over whatever was there.
+fn put_scales(block: &mut [u8], scale: impl Fn(usize) -> i8) {
+    block[2..8].fill(0);
+    for g in 0..WIDTH / GROUP {
+        let s = (scale(g) + 32) as u8;
+        block[2 + g / 4] |= (s >> 4) << (g % 4 * 2);
+        block[4 + g / 2] |= (s & 15) << (g % 2 * 4);
+    }
+}
+
 impl Format for Iq4Xs {
-    fn name(&self) -> &'static str {
-        "IQ4_XS"
-    }
-    fn id(&self) -> u32 {
-        23
-    }
-    fn width(&self) -> usize {
-        WIDTH
-    }
-    fn bytes(&self) -> usize {
-        BYTES
+    fn spec(&self) -> Spec {
+        Spec { name: "IQ4_XS", id: 23, width: WIDTH, bytes: BYTES }
     }
     fn decode(&self, block: &[u8], out: &mut [f32]) {
         let d = half_at(block, 0);
@@ -49,28 +51,25 @@ impl Format for Iq4Xs {
 }
 
 impl Grid for Iq4Xs {
-    fn width(&self) -> usize {
-        WIDTH
-    }
-    fn bytes(&self) -> usize {
-        BYTES
-    }
-    fn group(&self) -> usize {
-        GROUP
+    fn shape(&self) -> Shape {
+        Shape { width: WIDTH, group: GROUP, bytes: BYTES }
     }
     fn levels(&self) -> Levels {
         Levels::Table(&TABLE)
     }
-    fn fit(&self, w: &[F], h: &[F], blocks: &mut [u8]) {
-        let fit = fit_symmetric::<{ WIDTH / GROUP }>(w, h, self.levels(), -32.0, 31.0);
+    fn fit(&self, w: &[F], h: &[F], effort: Effort, blocks: &mut [u8]) {
+        let fit = fit_symmetric::<{ WIDTH / GROUP }>(w, h, self.levels(), effort, -32.0, 31.0);
         put_halves(blocks, 0, fit.d);
         for (l, block) in blocks.chunks_mut(BYTES).enumerate() {
-            for (g, s) in fit.scales.iter().enumerate() {
-                let s = (s.0[l] + 32.0) as u8;
-                block[2 + g / 4] |= (s >> 4) << (g % 4 * 2);
-                block[4 + g / 2] |= (s & 15) << (g % 2 * 4);
-            }
+            put_scales(block, |g| fit.scales[g].0[l] as i8);
         }
+    }
+    fn recognize(&self, x: &[f32], block: &mut [u8]) -> bool {
+        let codes = lattice::Codes::Table(&TABLE);
+        let Some(found) = super_symmetric::<{ WIDTH / GROUP }>(x, codes, -32, 31) else { return false };
+        put_half(block, 0, found.d);
+        put_scales(block, |g| found.scales[g] as i8);
+        true
     }
     fn step(&self, blocks: &[u8], g: usize) -> (F, F) {
         let scale = F(std::array::from_fn(|l| f32::from(scale(&blocks[l * BYTES..], g))));

@@ -1,11 +1,11 @@
 //! llama.cpp's mixes: a base type, and the tensors that get a better one.
 //!
 //! Which tensor gets which type is llama.cpp's choice (`llama_tensor_get_type` in its `llama-quant.cpp`), so that a file of
-//! a given name has the size that people expect of it.
+//! a given name has the size that people expect of it. Like there, tensors are told apart by their names in GGUF.
 
 use super::{Type, by_name};
 use crate::error::{Error, Result};
-use crate::model::{Model, Part};
+use crate::model::Model;
 
 /// A named choice of types: what `--type` takes.
 #[derive(Clone, Copy)]
@@ -19,25 +19,120 @@ pub struct Mix {
     raise: fn(&Place) -> Option<&'static str>,
 }
 
-/// Where a layer is.
-struct Place {
-    part: Part,
-    /// The block, and how many there are.
-    i: usize,
-    n: usize,
+/// What a mix has to know of a model.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Facts {
+    /// `general.architecture`.
+    pub architecture: String,
+    /// Decoder blocks.
+    pub blocks: usize,
     /// Query heads per key-value head.
-    group: usize,
+    pub group: usize,
+    /// Experts per block; zero or one where there are none.
+    pub experts: usize,
+    /// The embedding is the output matrix, too.
+    pub tied: bool,
+    /// The importance of columns is known, from an importance matrix or from calibration.
+    pub importance: bool,
 }
 
-impl Place {
+impl Facts {
+    /// Of a model that llmq can run.
+    pub fn of(model: &Model, importance: bool) -> Facts {
+        Facts {
+            architecture: model.architecture.gguf().into(),
+            blocks: model.blocks,
+            group: model.heads / model.kv_heads,
+            experts: 0,
+            tied: model.tied,
+            importance,
+        }
+    }
+}
+
+/// What a matrix is for, as far as mixes care.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Category {
+    Embedding,
+    Output,
+    Q,
+    K,
+    /// Values, also where they are fused with others.
+    V,
+    O,
+    Down,
+    Other,
+}
+
+impl Category {
+    /// By the name in GGUF.
+    fn of(name: &str) -> Category {
+        // The order counts: the first part that the name contains.
+        const PARTS: [(&str, Category); 9] = [
+            ("attn_qkv.weight", Category::V),
+            ("attn_kv_b.weight", Category::V),
+            ("attn_v.weight", Category::V),
+            ("attn_k.weight", Category::K),
+            ("attn_q.weight", Category::Q),
+            ("attn_output.weight", Category::O),
+            ("ffn_up", Category::Other),
+            ("ffn_gate", Category::Other),
+            ("ffn_down", Category::Down),
+        ];
+        match name {
+            "output.weight" => Category::Output,
+            "token_embd.weight" | "per_layer_token_embd.weight" => Category::Embedding,
+            _ => PARTS.iter().find(|(part, _)| name.contains(part)).map_or(Category::Other, |(_, category)| *category),
+        }
+    }
+}
+
+/// Where a matrix of a block is.
+struct Place<'a> {
+    category: Category,
+    facts: &'a Facts,
+    /// The block.
+    i: usize,
+    /// Whether the matrix is a stack of matrices, one per expert.
+    stacked: bool,
+}
+
+impl Place<'_> {
     /// llama.cpp's `use_more_bits`: the first and the last eighth of the blocks, and every third between.
     fn more(&self) -> bool {
-        let eighth = self.n / 8;
-        self.i < eighth || self.i >= 7 * self.n / 8 || (self.i - eighth) % 3 == 2
+        let (i, n) = (self.i, self.facts.blocks);
+        i < n / 8 || i >= 7 * n / 8 || (i - n / 8) % 3 == 2
     }
 
     fn first_eighth(&self) -> bool {
-        self.i < self.n / 8
+        self.i < self.facts.blocks / 8
+    }
+
+    fn first_sixteenth(&self) -> bool {
+        self.i < self.facts.blocks / 16
+    }
+
+    fn falcon(&self) -> bool {
+        self.facts.architecture == "falcon"
+    }
+
+    /// Few enough key-value heads that good values are cheap.
+    fn grouped(&self) -> bool {
+        self.facts.group >= 4
+    }
+
+    /// Exactly the experts of Mixtral-8x7B.
+    fn eight_experts(&self) -> bool {
+        self.facts.experts == 8
+    }
+}
+
+/// The output layer of the attention in most mixes of few bits.
+fn attention_output(p: &Place, otherwise: Option<&'static str>) -> Option<&'static str> {
+    match (p.falcon(), p.eight_experts()) {
+        (true, _) => None,
+        (false, true) => Some("Q5_K"),
+        (false, false) => otherwise,
     }
 }
 
@@ -50,55 +145,77 @@ static MIXES: &[Row] = &[
     ("BF16", 32, "BF16", |_| None),
     ("Q8_0", 7, "Q8_0", |_| None),
     ("Q6_K", 18, "Q6_K", |_| None),
-    ("Q5_K_M", 17, "Q5_K", |p| match p.part {
-        Part::V | Part::Down if p.more() => Some("Q6_K"),
+    ("Q5_K_M", 17, "Q5_K", |p| match p.category {
+        Category::V | Category::Down if p.more() => Some("Q6_K"),
         _ => None,
     }),
     ("Q5_K_S", 16, "Q5_K", |_| None),
     ("Q5_1", 9, "Q5_1", |_| None),
-    ("Q5_0", 8, "Q5_0", |_| None),
-    ("Q4_K_M", 15, "Q4_K", |p| match p.part {
-        Part::V | Part::Down if p.more() => Some("Q6_K"),
+    ("Q5_0", 8, "Q5_0", |p| match p.category {
+        Category::Down if p.facts.importance && p.first_eighth() => Some("Q5_1"),
         _ => None,
     }),
-    ("Q4_K_S", 14, "Q4_K", |p| match p.part {
-        Part::V if p.i < 4 => Some("Q5_K"),
-        Part::Down if p.first_eighth() => Some("Q5_K"),
+    ("Q4_K_M", 15, "Q4_K", |p| match p.category {
+        Category::V if p.more() => Some("Q6_K"),
+        Category::Down if p.falcon() && p.first_sixteenth() => Some("Q6_K"),
+        Category::Down if p.more() => Some(if p.falcon() { "Q5_K" } else { "Q6_K" }),
+        Category::O => attention_output(p, None),
+        _ => None,
+    }),
+    ("Q4_K_S", 14, "Q4_K", |p| match p.category {
+        Category::V if p.i < 4 => Some("Q5_K"),
+        Category::Down if !p.falcon() && p.first_eighth() => Some("Q5_K"),
+        Category::O => attention_output(p, None),
         _ => None,
     }),
     ("Q4_1", 3, "Q4_1", |_| None),
-    ("Q4_0", 2, "Q4_0", |_| None),
-    ("IQ4_NL", 25, "IQ4_NL", |p| match p.part {
-        Part::V if p.group >= 4 => Some("Q5_K"),
+    ("Q4_0", 2, "Q4_0", |p| match p.category {
+        Category::Down if p.facts.importance && p.first_eighth() => Some("Q4_1"),
         _ => None,
     }),
-    ("IQ4_XS", 30, "IQ4_XS", |p| match p.part {
-        Part::V if p.group >= 4 => Some("Q5_K"),
-        _ => None,
-    }),
+    ("IQ4_NL", 25, "IQ4_NL", four_bit_tables),
+    ("IQ4_XS", 30, "IQ4_XS", four_bit_tables),
     ("MXFP4", 38, "MXFP4", |_| None),
-    ("Q3_K_L", 13, "Q3_K", |p| match p.part {
-        Part::V | Part::O | Part::Down => Some("Q5_K"),
+    ("MXFP4_MOE", 38, "MXFP4", |p| if p.stacked { None } else { Some("Q8_0") }),
+    ("Q3_K_L", 13, "Q3_K", |p| match p.category {
+        Category::V => Some("Q5_K"),
+        Category::Down => Some(if p.falcon() { "Q4_K" } else { "Q5_K" }),
+        Category::O if p.falcon() => Some("Q4_K"),
+        Category::O if !p.eight_experts() => Some("Q5_K"),
         _ => None,
     }),
-    ("Q3_K_M", 12, "Q3_K", |p| match p.part {
-        Part::V => Some(if p.i < 2 { "Q5_K" } else { "Q4_K" }),
-        Part::O => Some("Q4_K"),
-        Part::Down => Some(if p.i < p.n / 16 { "Q5_K" } else { "Q4_K" }),
+    ("Q3_K_M", 12, "Q3_K", |p| match p.category {
+        Category::V => Some(if p.i < 2 { "Q5_K" } else { "Q4_K" }),
+        Category::Down if p.first_sixteenth() => Some("Q5_K"),
+        Category::Down if !p.falcon() || p.more() => Some("Q4_K"),
+        Category::O => attention_output(p, Some("Q4_K")),
         _ => None,
     }),
-    ("Q3_K_S", 11, "Q3_K", |_| None),
-    ("Q2_K", 10, "Q2_K", |p| match p.part {
-        Part::V => Some(if p.group >= 4 { "Q4_K" } else { "Q3_K" }),
-        Part::O | Part::Down => Some("Q3_K"),
+    ("Q3_K_S", 11, "Q3_K", |p| match p.category {
+        Category::O => attention_output(p, None),
         _ => None,
     }),
-    ("Q2_K_S", 21, "Q2_K", |p| match p.part {
-        Part::V if p.group >= 4 => Some("Q4_K"),
-        Part::Down if p.first_eighth() => Some("Q4_K"),
+    ("Q2_K", 10, "Q2_K", |p| match p.category {
+        Category::V => Some(if p.grouped() { "Q4_K" } else { "Q3_K" }),
+        Category::Down => Some("Q3_K"),
+        Category::O => attention_output(p, Some("Q3_K")),
+        _ => None,
+    }),
+    ("Q2_K_S", 21, "Q2_K", |p| match p.category {
+        Category::V if p.grouped() => Some("Q4_K"),
+        Category::Down if p.first_eighth() => Some("Q4_K"),
         _ => None,
     }),
 ];
+
+fn four_bit_tables(p: &Place) -> Option<&'static str> {
+    match p.category {
+        Category::V if p.grouped() => Some("Q5_K"),
+        Category::Down if !p.facts.importance && p.first_eighth() => Some("Q5_K"),
+        Category::O => attention_output(p, None),
+        _ => None,
+    }
+}
 
 /// Every mix, the largest first.
 pub fn all() -> impl Iterator<Item = Mix> {
@@ -121,28 +238,45 @@ pub fn named(name: &str) -> Result<Mix> {
 }
 
 impl Mix {
-    /// The type of a layer of block `i`.
-    pub fn layer(&self, part: Part, i: usize, model: &Model) -> Type {
-        let group = model.heads / model.kv_heads;
-        let place = Place { part, i, n: model.blocks, group };
-        let chosen = (self.raise)(&place).and_then(|name| by_name(name).ok()).unwrap_or(self.base);
-        // Llama-2-70B and its like: eight query heads share their values, which makes good ones cheap.
-        let seventy = model.blocks == 80 && group > 1;
-        match chosen.name() {
-            "Q3_K" | "Q4_K" if part == Part::V && seventy => by_name("Q5_K").unwrap_or(chosen),
-            _ => chosen,
+    /// The type of a matrix. `columns`: its row length; `stacked`: whether it is one of several in a tensor.
+    pub fn choose(&self, name: &str, columns: usize, stacked: bool, facts: &Facts) -> Type {
+        if !self.base.is_quantized() {
+            return self.base;
         }
+        let category = Category::of(name);
+        if category == Category::Output || category == Category::Embedding && facts.tied {
+            return self.output(columns, facts);
+        }
+        if category == Category::Embedding && self.name != "MXFP4_MOE" {
+            return self.base;
+        }
+        let place = Place { category, facts, i: block(name).unwrap_or_default(), stacked };
+        let mut chosen = (self.raise)(&place).unwrap_or(self.base.name());
+        if category == Category::V && self.name != "MXFP4_MOE" {
+            // Llama-2-70B and its like: eight query heads share their values, which makes good ones cheap.
+            if facts.blocks == 80 && facts.group > 1 && ["Q3_K", "Q4_K"].contains(&chosen) {
+                chosen = "Q5_K";
+            }
+        }
+        if matches!(category, Category::V | Category::K) && place.eight_experts() {
+            chosen = "Q8_0";
+        }
+        by_name(chosen).unwrap_or(self.base)
     }
 
     /// The type of the output matrix, a tied embedding included: its errors reach the logits undamped.
-    pub fn output(&self) -> Type {
-        let kind = match self.base.name() {
-            "Q8_0" | "MXFP4" => "Q8_0",
-            _ if self.base.is_quantized() => "Q6_K",
-            own => own,
-        };
-        by_name(kind).unwrap_or(self.base)
+    fn output(&self, columns: usize, facts: &Facts) -> Type {
+        let eight = self.base.name() == "MXFP4"
+            || self.base.name() == "Q8_0"
+            || facts.architecture == "falcon"
+            || !columns.is_multiple_of(self.base.width());
+        by_name(if eight { "Q8_0" } else { "Q6_K" }).unwrap_or(self.base)
     }
+}
+
+/// The block that a tensor belongs to.
+pub fn block(name: &str) -> Option<usize> {
+    name.strip_prefix("blk.")?.split('.').next()?.parse().ok()
 }
 
 /// What a type falls back to where rows do not divide into its blocks.
@@ -156,4 +290,41 @@ pub fn fallback(kind: Type) -> Type {
         _ => "F16",
     };
     by_name(other).unwrap_or(kind)
+}
+
+/// Whether llama.cpp stores a tensor of this name and number of dimensions in few bits; others stay as they are.
+pub fn is_eligible(name: &str, dims: usize) -> bool {
+    // Norms, routers, positions, and what is small and sensitive in some architectures.
+    const KEPT: [&str; 23] = [
+        "_norm.weight",
+        "ffn_gate_inp.weight",
+        "ffn_gate_tid2eid.weight",
+        "altup",
+        "laurel",
+        "per_layer_model_proj",
+        "ssm_conv1d",
+        "shortconv.conv.weight",
+        "indexer.k_proj.weight",
+        "indexer.q_proj.weight",
+        "time_mix_first.weight",
+        "time_mix_lerp_fused.weight",
+        "attn_rel_b.weight",
+        ".position_embd",
+        "sam.pos_embd",
+        "sam.neck.",
+        "sam.net_",
+        ".rel_pos",
+        ".patch_embd",
+        ".patch_merger",
+        "a.rvq.codebook",
+        "mm.a.code_embd",
+        "time_mix_decay_w",
+    ];
+    let small_mixer =
+        ["w", "v", "a", "g"].iter().any(|part| (0..3).any(|i| name.contains(&format!("time_mix_{part}{i}.weight"))));
+    dims >= 2
+        && name.ends_with("weight")
+        && !["position_embd.weight", "token_types.weight"].contains(&name)
+        && !small_mixer
+        && !KEPT.iter().any(|part| name.contains(part))
 }

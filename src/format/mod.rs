@@ -4,12 +4,22 @@
 
 mod bf16;
 mod bits;
+mod codebook;
 mod f16;
 mod f32;
+mod iq1_m;
+mod iq1_s;
+mod iq2_s;
+mod iq2_xs;
+mod iq2_xxs;
+mod iq3_s;
+mod iq3_xxs;
 mod iq4_nl;
 mod iq4_xs;
+mod lattice;
 pub mod mix;
 mod mxfp4;
+mod nvfp4;
 mod q2_k;
 mod q3_k;
 mod q4_0;
@@ -21,8 +31,11 @@ mod q5_k;
 mod q6_k;
 mod q8_0;
 pub mod recipe;
+mod signs;
 mod sixes;
 mod superblock;
+mod tq1_0;
+mod tq2_0;
 
 use crate::error::{Error, Result};
 use crate::grid::Grid;
@@ -42,10 +55,20 @@ pub static TYPES: &[Type] = &[
     &q4_k::Q4K,
     &q5_k::Q5K,
     &q6_k::Q6K,
+    &iq2_xxs::Iq2Xxs,
+    &iq2_xs::Iq2Xs,
+    &iq3_xxs::Iq3Xxs,
+    &iq1_s::Iq1S,
     &iq4_nl::Iq4Nl,
+    &iq3_s::Iq3S,
+    &iq2_s::Iq2S,
     &iq4_xs::Iq4Xs,
-    &mxfp4::MXFP4,
+    &iq1_m::Iq1M,
     &bf16::BF16,
+    &tq1_0::Tq1_0,
+    &tq2_0::Tq2_0,
+    &mxfp4::MXFP4,
+    &nvfp4::NVFP4,
 ];
 
 /// One of [`TYPES`].
@@ -57,24 +80,38 @@ pub enum Encoding {
     Grid(&'static dyn Grid),
     /// Every number by itself: `(number, its bytes)`.
     Each(fn(::core::primitive::f32, &mut [u8])),
+    /// The type is read, and never written.
+    ReadOnly,
+}
+
+/// A type's name and the size of its blocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Spec {
+    /// ggml's name, in capitals.
+    pub name: &'static str,
+    /// ggml's number of the type.
+    pub id: u32,
+    /// Numbers per block; a row has to be divisible by it.
+    pub width: usize,
+    /// Bytes per block.
+    pub bytes: usize,
 }
 
 /// A type of GGUF tensor.
 pub trait Format: Sync {
-    /// ggml's name, in capitals.
-    fn name(&self) -> &'static str;
-
-    /// ggml's number of the type.
-    fn id(&self) -> u32;
-
-    /// Numbers per block; a row has to be divisible by it.
-    fn width(&self) -> usize;
-
-    /// Bytes per block.
-    fn bytes(&self) -> usize;
+    /// What it is called and how large its blocks are.
+    fn spec(&self) -> Spec;
 
     /// Decodes one block: `block`: `[bytes]`, `out`: `[width]`.
     fn decode(&self, block: &[u8], out: &mut [::core::primitive::f32]);
+
+    /// Decodes whole blocks, one after the other: `blocks`: `[n, bytes]`, `out`: `[n, width]`.
+    fn decode_blocks(&self, blocks: &[u8], out: &mut [::core::primitive::f32]) {
+        let Spec { width, bytes, .. } = self.spec();
+        for (out, block) in out.chunks_mut(width).zip(blocks.chunks(bytes)) {
+            self.decode(block, out);
+        }
+    }
 
     /// How values become blocks.
     fn encoding(&self) -> Encoding;
@@ -93,6 +130,26 @@ impl PartialEq for dyn Format {
 }
 
 impl dyn Format {
+    /// ggml's name, in capitals.
+    pub fn name(&self) -> &'static str {
+        self.spec().name
+    }
+
+    /// ggml's number of the type.
+    pub fn id(&self) -> u32 {
+        self.spec().id
+    }
+
+    /// Numbers per block; a row has to be divisible by it.
+    pub fn width(&self) -> usize {
+        self.spec().width
+    }
+
+    /// Bytes per block.
+    pub fn bytes(&self) -> usize {
+        self.spec().bytes
+    }
+
     /// Bytes of a tensor of `elements` numbers.
     pub fn size(&self, elements: u64) -> u64 {
         elements / self.width() as u64 * self.bytes() as u64
@@ -103,34 +160,43 @@ impl dyn Format {
         8.0 * self.bytes() as f64 / self.width() as f64
     }
 
-    /// Whether values become blocks of codes, so that a method has a choice to make.
+    /// Whether the type's blocks hold codes that stand for rounded values.
     pub fn is_quantized(&self) -> bool {
-        matches!(self.encoding(), Encoding::Grid(_))
+        !matches!(self.encoding(), Encoding::Each(_))
     }
 
     /// Decodes whole blocks on all threads.
     pub fn decode_all(&self, bytes: &[u8]) -> Vec<::core::primitive::f32> {
         let blocks = bytes.len() / self.bytes();
         let mut out = vec![0.0; blocks * self.width()];
-        let part = 4096_usize.div_ceil(self.width());
+        let part = (1usize << 14).div_ceil(self.width());
         out.par_chunks_mut(part * self.width()).zip(bytes.par_chunks(part * self.bytes())).for_each(|(out, bytes)| {
-            for (out, block) in out.chunks_mut(self.width()).zip(bytes.chunks(self.bytes())) {
-                self.decode(block, out);
-            }
+            self.decode_blocks(bytes, out);
         });
         out
     }
 }
 
-/// The type of a name in any case.
+/// The types that llmq writes, in ggml's order.
+pub fn writable() -> impl Iterator<Item = Type> {
+    TYPES.iter().copied().filter(|t| !matches!(t.encoding(), Encoding::ReadOnly))
+}
+
+/// The type of a name in any case, among those that llmq writes.
 ///
 /// # Errors
-/// An unknown name; the hint lists those that exist.
+/// An unknown name, or a type that is only read; the hint lists those that are written.
 pub fn by_name(name: &str) -> Result<Type> {
-    TYPES.iter().copied().find(|t| t.name().eq_ignore_ascii_case(name)).ok_or_else(|| {
-        let known: Vec<_> = TYPES.iter().map(|t| t.name()).collect();
-        Error::usage(format!("unknown type '{name}'")).hint(format!("the types are {}", known.join(", ")))
-    })
+    let found = TYPES.iter().find(|t| t.name().eq_ignore_ascii_case(name));
+    if let Some(kind) = found.filter(|t| !matches!(t.encoding(), Encoding::ReadOnly)) {
+        return Ok(*kind);
+    }
+    let what = match found {
+        Some(kind) => format!("llmq reads tensors of type {}, but does not write them", kind.name()),
+        None => format!("unknown type '{name}'"),
+    };
+    let known: Vec<_> = writable().map(|t| t.name()).collect();
+    Err(Error::usage(what).hint(format!("the types are {}", known.join(", "))))
 }
 
 /// The type of ggml's number `id`.

@@ -1,8 +1,8 @@
 //! MXFP4: 32 columns, a power of two, four-bit floating-point numbers (OCP Microscaling Formats 1.0).
 
 use super::bits::{nibble, put_nibbles};
-use super::{Encoding, Format};
-use crate::grid::{Codes, F, Grid, LANES, Levels};
+use super::{Encoding, Format, Spec};
+use crate::grid::{Codes, Effort, F, Grid, LANES, Levels, Shape};
 use llmq_kernels::search;
 
 /// Microscaling four-bit blocks, 4.25 bits per weight.
@@ -31,17 +31,8 @@ fn scale(e: u8) -> f32 {
 }
 
 impl Format for MXFP4 {
-    fn name(&self) -> &'static str {
-        "MXFP4"
-    }
-    fn id(&self) -> u32 {
-        39
-    }
-    fn width(&self) -> usize {
-        WIDTH
-    }
-    fn bytes(&self) -> usize {
-        BYTES
+    fn spec(&self) -> Spec {
+        Spec { name: "MXFP4", id: 39, width: WIDTH, bytes: BYTES }
     }
     fn decode(&self, block: &[u8], out: &mut [f32]) {
         let d = scale(block[0]);
@@ -55,16 +46,13 @@ impl Format for MXFP4 {
 }
 
 impl Grid for MXFP4 {
-    fn width(&self) -> usize {
-        WIDTH
-    }
-    fn bytes(&self) -> usize {
-        BYTES
+    fn shape(&self) -> Shape {
+        Shape { width: WIDTH, group: WIDTH, bytes: BYTES }
     }
     fn levels(&self) -> Levels {
         Levels::Table(&TABLE)
     }
-    fn fit(&self, w: &[F], h: &[F], blocks: &mut [u8]) {
+    fn fit(&self, w: &[F], h: &[F], _: Effort, blocks: &mut [u8]) {
         let mut largest = F::ZERO;
         for w in w {
             largest = largest.max(w.abs());
@@ -84,6 +72,10 @@ impl Grid for MXFP4 {
         for (block, exponent) in blocks.chunks_mut(BYTES).zip(best) {
             block[0] = exponent;
         }
+    }
+    fn recognize(&self, _: &[f32], _: &mut [u8]) -> bool {
+        // A power of two that brings the largest number into place is tried by every fit, and loses nothing.
+        false
     }
     fn step(&self, blocks: &[u8], _: usize) -> (F, F) {
         (F(std::array::from_fn(|l| scale(blocks[l * BYTES]))), F::ZERO)

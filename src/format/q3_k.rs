@@ -1,9 +1,10 @@
 //! Q3_K: 256 columns in groups of 16, three-bit codes, six-bit scales. `d·(sc − 32)·(q − 4)`.
 
-use super::bits::{crumb, half_at, halves_at, put_crumbs, put_halves};
+use super::bits::{crumb, half_at, halves_at, put_crumbs, put_half, put_halves};
+use super::lattice::{self, super_symmetric};
 use super::superblock::fit_symmetric;
-use super::{Encoding, Format};
-use crate::grid::{Codes, F, Grid, LANES, Levels};
+use super::{Encoding, Format, Spec};
+use crate::grid::{Codes, Effort, F, Grid, LANES, Levels, Shape};
 
 /// Symmetric three-bit super-blocks, 3.4375 bits per weight.
 pub struct Q3K;
@@ -22,18 +23,19 @@ fn scale(block: &[u8], g: usize) -> i8 {
     (low | high << 4) as i8 - 32
 }
 
+/// Writes all scales, over whatever was there.
+fn put_scales(block: &mut [u8], scale: impl Fn(usize) -> i8) {
+    block[SCALES..D].fill(0);
+    for g in 0..WIDTH / GROUP {
+        let s = (scale(g) + 32) as u8;
+        block[SCALES + g % 8] |= (s & 15) << (g / 8 * 4);
+        block[SCALES + 8 + g % 4] |= (s >> 4) << (g / 4 * 2);
+    }
+}
+
 impl Format for Q3K {
-    fn name(&self) -> &'static str {
-        "Q3_K"
-    }
-    fn id(&self) -> u32 {
-        11
-    }
-    fn width(&self) -> usize {
-        WIDTH
-    }
-    fn bytes(&self) -> usize {
-        BYTES
+    fn spec(&self) -> Spec {
+        Spec { name: "Q3_K", id: 11, width: WIDTH, bytes: BYTES }
     }
     fn decode(&self, block: &[u8], out: &mut [f32]) {
         let d = half_at(block, D);
@@ -49,28 +51,25 @@ impl Format for Q3K {
 }
 
 impl Grid for Q3K {
-    fn width(&self) -> usize {
-        WIDTH
-    }
-    fn bytes(&self) -> usize {
-        BYTES
-    }
-    fn group(&self) -> usize {
-        GROUP
+    fn shape(&self) -> Shape {
+        Shape { width: WIDTH, group: GROUP, bytes: BYTES }
     }
     fn levels(&self) -> Levels {
         Levels::Uniform { lo: -4, hi: 3 }
     }
-    fn fit(&self, w: &[F], h: &[F], blocks: &mut [u8]) {
-        let fit = fit_symmetric::<{ WIDTH / GROUP }>(w, h, self.levels(), -32.0, 31.0);
+    fn fit(&self, w: &[F], h: &[F], effort: Effort, blocks: &mut [u8]) {
+        let fit = fit_symmetric::<{ WIDTH / GROUP }>(w, h, self.levels(), effort, -32.0, 31.0);
         put_halves(blocks, D, fit.d);
         for (l, block) in blocks.chunks_mut(BYTES).enumerate() {
-            for (g, s) in fit.scales.iter().enumerate() {
-                let s = (s.0[l] + 32.0) as u8;
-                block[SCALES + g % 8] |= (s & 15) << (g / 8 * 4);
-                block[SCALES + 8 + g % 4] |= (s >> 4) << (g / 4 * 2);
-            }
+            put_scales(block, |g| fit.scales[g].0[l] as i8);
         }
+    }
+    fn recognize(&self, x: &[f32], block: &mut [u8]) -> bool {
+        let codes = lattice::Codes::Between(-4, 3);
+        let Some(found) = super_symmetric::<{ WIDTH / GROUP }>(x, codes, -32, 31) else { return false };
+        put_half(block, D, found.d);
+        put_scales(block, |g| found.scales[g] as i8);
+        true
     }
     fn step(&self, blocks: &[u8], g: usize) -> (F, F) {
         let scale = F(std::array::from_fn(|l| f32::from(scale(&blocks[l * BYTES..], g))));

@@ -1,8 +1,8 @@
 //! Q4_0: 32 columns, a half-precision scale, four-bit codes. `(q − 8)·d`.
 
-use super::bits::{half_at, halves_at, nibble, put_halves, put_nibbles};
-use super::{Encoding, Format};
-use crate::grid::{Codes, F, Grid, Levels};
+use super::bits::{half_at, halves_at, nibble, put_half, put_halves, put_nibbles};
+use super::{Encoding, Format, Spec, lattice};
+use crate::grid::{Codes, Effort, F, Grid, Levels, Shape};
 use llmq_kernels::search;
 
 /// Symmetric four-bit blocks, 4.5 bits per weight.
@@ -13,17 +13,8 @@ const BYTES: usize = 18; // d: f16, q: [u4; 32]
 const _: () = assert!(BYTES == 2 + WIDTH / 2);
 
 impl Format for Q4_0 {
-    fn name(&self) -> &'static str {
-        "Q4_0"
-    }
-    fn id(&self) -> u32 {
-        2
-    }
-    fn width(&self) -> usize {
-        WIDTH
-    }
-    fn bytes(&self) -> usize {
-        BYTES
+    fn spec(&self) -> Spec {
+        Spec { name: "Q4_0", id: 2, width: WIDTH, bytes: BYTES }
     }
     fn decode(&self, block: &[u8], out: &mut [f32]) {
         let d = half_at(block, 0);
@@ -37,17 +28,19 @@ impl Format for Q4_0 {
 }
 
 impl Grid for Q4_0 {
-    fn width(&self) -> usize {
-        WIDTH
-    }
-    fn bytes(&self) -> usize {
-        BYTES
+    fn shape(&self) -> Shape {
+        Shape { width: WIDTH, group: WIDTH, bytes: BYTES }
     }
     fn levels(&self) -> Levels {
         Levels::Uniform { lo: -8, hi: 7 }
     }
-    fn fit(&self, w: &[F], h: &[F], blocks: &mut [u8]) {
-        put_halves(blocks, 0, search::symmetric(w, h, self.levels(), 9).to_f16());
+    fn fit(&self, w: &[F], h: &[F], effort: Effort, blocks: &mut [u8]) {
+        put_halves(blocks, 0, search::symmetric(w, h, self.levels(), effort).to_f16());
+    }
+    fn recognize(&self, x: &[f32], block: &mut [u8]) -> bool {
+        let Some(d) = lattice::symmetric(x, -8, 7) else { return false };
+        put_half(block, 0, d);
+        true
     }
     fn step(&self, blocks: &[u8], _: usize) -> (F, F) {
         (halves_at(blocks, 0), F::ZERO)

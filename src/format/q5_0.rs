@@ -1,8 +1,8 @@
 //! Q5_0: 32 columns, a half-precision scale, five-bit codes. `(q − 16)·d`.
 
-use super::bits::{five_bits, half_at, halves_at, put_fifth_bits, put_halves, put_nibbles};
-use super::{Encoding, Format};
-use crate::grid::{Codes, F, Grid, Levels};
+use super::bits::{five_bits, half_at, halves_at, put_fifth_bits, put_half, put_halves, put_nibbles};
+use super::{Encoding, Format, Spec, lattice};
+use crate::grid::{Codes, Effort, F, Grid, Levels, Shape};
 use llmq_kernels::search;
 
 /// Symmetric five-bit blocks, 5.5 bits per weight.
@@ -13,17 +13,8 @@ const BYTES: usize = 22; // d: f16, fifth bits: u32, q: [u4; 32]
 const _: () = assert!(BYTES == 2 + WIDTH / 8 + WIDTH / 2);
 
 impl Format for Q5_0 {
-    fn name(&self) -> &'static str {
-        "Q5_0"
-    }
-    fn id(&self) -> u32 {
-        6
-    }
-    fn width(&self) -> usize {
-        WIDTH
-    }
-    fn bytes(&self) -> usize {
-        BYTES
+    fn spec(&self) -> Spec {
+        Spec { name: "Q5_0", id: 6, width: WIDTH, bytes: BYTES }
     }
     fn decode(&self, block: &[u8], out: &mut [f32]) {
         let d = half_at(block, 0);
@@ -37,17 +28,19 @@ impl Format for Q5_0 {
 }
 
 impl Grid for Q5_0 {
-    fn width(&self) -> usize {
-        WIDTH
-    }
-    fn bytes(&self) -> usize {
-        BYTES
+    fn shape(&self) -> Shape {
+        Shape { width: WIDTH, group: WIDTH, bytes: BYTES }
     }
     fn levels(&self) -> Levels {
         Levels::Uniform { lo: -16, hi: 15 }
     }
-    fn fit(&self, w: &[F], h: &[F], blocks: &mut [u8]) {
-        put_halves(blocks, 0, search::symmetric(w, h, self.levels(), 9).to_f16());
+    fn fit(&self, w: &[F], h: &[F], effort: Effort, blocks: &mut [u8]) {
+        put_halves(blocks, 0, search::symmetric(w, h, self.levels(), effort).to_f16());
+    }
+    fn recognize(&self, x: &[f32], block: &mut [u8]) -> bool {
+        let Some(d) = lattice::symmetric(x, -16, 15) else { return false };
+        put_half(block, 0, d);
+        true
     }
     fn step(&self, blocks: &[u8], _: usize) -> (F, F) {
         (halves_at(blocks, 0), F::ZERO)

@@ -1,9 +1,9 @@
 //! Q5_1: 32 columns, a half-precision scale and minimum, five-bit codes. `q·d + m`.
 
-use super::bits::{five_bits, half_at, halves_at, put_fifth_bits, put_halves, put_nibbles};
+use super::bits::{five_bits, half_at, halves_at, put_fifth_bits, put_half, put_halves, put_nibbles};
 use super::superblock::line;
-use super::{Encoding, Format};
-use crate::grid::{Codes, F, Grid, Levels};
+use super::{Encoding, Format, Spec, lattice};
+use crate::grid::{Codes, Effort, F, Grid, Levels, Shape};
 
 /// Asymmetric five-bit blocks, 6 bits per weight.
 pub struct Q5_1;
@@ -13,17 +13,8 @@ const BYTES: usize = 24; // d: f16, m: f16, fifth bits: u32, q: [u4; 32]
 const _: () = assert!(BYTES == 4 + WIDTH / 8 + WIDTH / 2);
 
 impl Format for Q5_1 {
-    fn name(&self) -> &'static str {
-        "Q5_1"
-    }
-    fn id(&self) -> u32 {
-        7
-    }
-    fn width(&self) -> usize {
-        WIDTH
-    }
-    fn bytes(&self) -> usize {
-        BYTES
+    fn spec(&self) -> Spec {
+        Spec { name: "Q5_1", id: 7, width: WIDTH, bytes: BYTES }
     }
     fn decode(&self, block: &[u8], out: &mut [f32]) {
         let (d, m) = (half_at(block, 0), half_at(block, 2));
@@ -37,19 +28,22 @@ impl Format for Q5_1 {
 }
 
 impl Grid for Q5_1 {
-    fn width(&self) -> usize {
-        WIDTH
-    }
-    fn bytes(&self) -> usize {
-        BYTES
+    fn shape(&self) -> Shape {
+        Shape { width: WIDTH, group: WIDTH, bytes: BYTES }
     }
     fn levels(&self) -> Levels {
         Levels::Uniform { lo: 0, hi: 31 }
     }
-    fn fit(&self, w: &[F], h: &[F], blocks: &mut [u8]) {
-        let (d, m) = line(w, h, self.levels());
+    fn fit(&self, w: &[F], h: &[F], effort: Effort, blocks: &mut [u8]) {
+        let (d, m) = line(w, h, self.levels(), effort);
         put_halves(blocks, 0, d);
         put_halves(blocks, 2, m);
+    }
+    fn recognize(&self, x: &[f32], block: &mut [u8]) -> bool {
+        let Some((d, m)) = lattice::affine(x, 31) else { return false };
+        put_half(block, 0, d);
+        put_half(block, 2, m);
+        true
     }
     fn step(&self, blocks: &[u8], _: usize) -> (F, F) {
         (halves_at(blocks, 0), halves_at(blocks, 2))

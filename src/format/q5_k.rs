@@ -1,10 +1,11 @@
 //! Q5_K: 256 columns in groups of 32, five-bit codes, six-bit scales and minima. `d·sc·q − dmin·m`.
 
-use super::bits::{half_at, halves_at, put_halves};
+use super::bits::{half_at, halves_at, put_half, put_halves};
+use super::lattice::super_affine;
 use super::sixes::{put_sixes, sixes};
 use super::superblock::fit_affine;
-use super::{Encoding, Format};
-use crate::grid::{Codes, F, Grid, LANES, Levels};
+use super::{Encoding, Format, Spec};
+use crate::grid::{Codes, Effort, F, Grid, LANES, Levels, Shape};
 
 /// Asymmetric five-bit super-blocks, 5.5 bits per weight.
 pub struct Q5K;
@@ -15,17 +16,8 @@ const GROUP: usize = 32;
 const _: () = assert!(BYTES == 4 + 12 + WIDTH / 8 + WIDTH / 2);
 
 impl Format for Q5K {
-    fn name(&self) -> &'static str {
-        "Q5_K"
-    }
-    fn id(&self) -> u32 {
-        13
-    }
-    fn width(&self) -> usize {
-        WIDTH
-    }
-    fn bytes(&self) -> usize {
-        BYTES
+    fn spec(&self) -> Spec {
+        Spec { name: "Q5_K", id: 13, width: WIDTH, bytes: BYTES }
     }
     fn decode(&self, block: &[u8], out: &mut [f32]) {
         let (d, dmin) = (half_at(block, 0), half_at(block, 2));
@@ -43,25 +35,26 @@ impl Format for Q5K {
 }
 
 impl Grid for Q5K {
-    fn width(&self) -> usize {
-        WIDTH
-    }
-    fn bytes(&self) -> usize {
-        BYTES
-    }
-    fn group(&self) -> usize {
-        GROUP
+    fn shape(&self) -> Shape {
+        Shape { width: WIDTH, group: GROUP, bytes: BYTES }
     }
     fn levels(&self) -> Levels {
         Levels::Uniform { lo: 0, hi: 31 }
     }
-    fn fit(&self, w: &[F], h: &[F], blocks: &mut [u8]) {
-        let fit = fit_affine::<{ WIDTH / GROUP }>(w, h, self.levels(), 63.0);
+    fn fit(&self, w: &[F], h: &[F], effort: Effort, blocks: &mut [u8]) {
+        let fit = fit_affine::<{ WIDTH / GROUP }>(w, h, self.levels(), effort, 63.0);
         put_halves(blocks, 0, fit.d);
         put_halves(blocks, 2, fit.dmin);
         for (l, block) in blocks.chunks_mut(BYTES).enumerate() {
             put_sixes(&mut block[4..], |g| (fit.scales[g].0[l] as u8, fit.mins[g].0[l] as u8));
         }
+    }
+    fn recognize(&self, x: &[f32], block: &mut [u8]) -> bool {
+        let Some(found) = super_affine::<{ WIDTH / GROUP }>(x, 31, 63) else { return false };
+        put_half(block, 0, found.d);
+        put_half(block, 2, found.dmin);
+        put_sixes(&mut block[4..], |g| (found.scales[g] as u8, found.mins[g] as u8));
+        true
     }
     fn step(&self, blocks: &[u8], g: usize) -> (F, F) {
         let pair = |l: usize| sixes(&blocks[l * BYTES + 4..], g);

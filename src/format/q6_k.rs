@@ -1,9 +1,10 @@
 //! Q6_K: 256 columns in groups of 16, six-bit codes, eight-bit scales. `d·sc·(q − 32)`.
 
-use super::bits::{half_at, halves_at, put_halves};
+use super::bits::{half_at, halves_at, put_half, put_halves};
+use super::lattice::{self, super_symmetric};
 use super::superblock::fit_symmetric;
-use super::{Encoding, Format};
-use crate::grid::{Codes, F, Grid, LANES, Levels};
+use super::{Encoding, Format, Spec};
+use crate::grid::{Codes, Effort, F, Grid, LANES, Levels, Shape};
 
 /// Symmetric six-bit super-blocks, 6.5625 bits per weight.
 pub struct Q6K;
@@ -16,17 +17,8 @@ const D: usize = 208;
 const _: () = assert!(D == SCALES + WIDTH / GROUP && SCALES == WIDTH / 2 + WIDTH / 4 && BYTES == D + 2);
 
 impl Format for Q6K {
-    fn name(&self) -> &'static str {
-        "Q6_K"
-    }
-    fn id(&self) -> u32 {
-        14
-    }
-    fn width(&self) -> usize {
-        WIDTH
-    }
-    fn bytes(&self) -> usize {
-        BYTES
+    fn spec(&self) -> Spec {
+        Spec { name: "Q6_K", id: 14, width: WIDTH, bytes: BYTES }
     }
     fn decode(&self, block: &[u8], out: &mut [f32]) {
         let d = half_at(block, D);
@@ -45,26 +37,27 @@ impl Format for Q6K {
 }
 
 impl Grid for Q6K {
-    fn width(&self) -> usize {
-        WIDTH
-    }
-    fn bytes(&self) -> usize {
-        BYTES
-    }
-    fn group(&self) -> usize {
-        GROUP
+    fn shape(&self) -> Shape {
+        Shape { width: WIDTH, group: GROUP, bytes: BYTES }
     }
     fn levels(&self) -> Levels {
         Levels::Uniform { lo: -32, hi: 31 }
     }
-    fn fit(&self, w: &[F], h: &[F], blocks: &mut [u8]) {
-        let fit = fit_symmetric::<{ WIDTH / GROUP }>(w, h, self.levels(), -128.0, 127.0);
+    fn fit(&self, w: &[F], h: &[F], effort: Effort, blocks: &mut [u8]) {
+        let fit = fit_symmetric::<{ WIDTH / GROUP }>(w, h, self.levels(), effort, -128.0, 127.0);
         put_halves(blocks, D, fit.d);
         for (l, block) in blocks.chunks_mut(BYTES).enumerate() {
             for (g, scale) in fit.scales.iter().enumerate() {
                 block[SCALES + g] = scale.0[l] as i8 as u8;
             }
         }
+    }
+    fn recognize(&self, x: &[f32], block: &mut [u8]) -> bool {
+        let codes = lattice::Codes::Between(-32, 31);
+        let Some(found) = super_symmetric::<{ WIDTH / GROUP }>(x, codes, -128, 127) else { return false };
+        put_half(block, D, found.d);
+        block[SCALES..D].iter_mut().zip(found.scales).for_each(|(byte, scale)| *byte = scale as i8 as u8);
+        true
     }
     fn step(&self, blocks: &[u8], g: usize) -> (F, F) {
         let scale = F(std::array::from_fn(|l| f32::from(blocks[l * BYTES + SCALES + g] as i8)));

@@ -1,8 +1,8 @@
 //! Q8_0: 32 columns, a half-precision scale, eight-bit codes. `q·d`.
 
-use super::bits::{half_at, halves_at, put_halves};
-use super::{Encoding, Format};
-use crate::grid::{Codes, F, Grid, Levels};
+use super::bits::{half_at, halves_at, put_half, put_halves};
+use super::{Encoding, Format, Spec, lattice};
+use crate::grid::{Codes, Effort, F, Grid, Levels, Shape};
 use llmq_kernels::search;
 
 /// Symmetric eight-bit blocks, 8.5 bits per weight.
@@ -13,17 +13,8 @@ const BYTES: usize = 34; // d: f16, q: [i8; 32]
 const _: () = assert!(BYTES == 2 + WIDTH);
 
 impl Format for Q8_0 {
-    fn name(&self) -> &'static str {
-        "Q8_0"
-    }
-    fn id(&self) -> u32 {
-        8
-    }
-    fn width(&self) -> usize {
-        WIDTH
-    }
-    fn bytes(&self) -> usize {
-        BYTES
+    fn spec(&self) -> Spec {
+        Spec { name: "Q8_0", id: 8, width: WIDTH, bytes: BYTES }
     }
     fn decode(&self, block: &[u8], out: &mut [f32]) {
         let d = half_at(block, 0);
@@ -37,18 +28,20 @@ impl Format for Q8_0 {
 }
 
 impl Grid for Q8_0 {
-    fn width(&self) -> usize {
-        WIDTH
-    }
-    fn bytes(&self) -> usize {
-        BYTES
+    fn shape(&self) -> Shape {
+        Shape { width: WIDTH, group: WIDTH, bytes: BYTES }
     }
     fn levels(&self) -> Levels {
         // ggml never writes −128, and some of its products take the absolute value of a code.
         Levels::Uniform { lo: -127, hi: 127 }
     }
-    fn fit(&self, w: &[F], h: &[F], blocks: &mut [u8]) {
-        put_halves(blocks, 0, search::symmetric(w, h, self.levels(), 2).to_f16());
+    fn fit(&self, w: &[F], h: &[F], effort: Effort, blocks: &mut [u8]) {
+        put_halves(blocks, 0, search::symmetric(w, h, self.levels(), effort).to_f16());
+    }
+    fn recognize(&self, x: &[f32], block: &mut [u8]) -> bool {
+        let Some(d) = lattice::symmetric(x, -127, 127) else { return false };
+        put_half(block, 0, d);
+        true
     }
     fn step(&self, blocks: &[u8], _: usize) -> (F, F) {
         (halves_at(blocks, 0), F::ZERO)

@@ -5,15 +5,20 @@
 //! them asks for; the nearest integers; then, in turns, each group's integers against their neighbours, and the super-scales
 //! by least squares with everything else held. No step is kept unless it lowers `Σ h·(w − ŵ)²`.
 
-use crate::grid::{F, Levels};
+use crate::grid::{Effort, F, Levels};
 use llmq_kernels::search::{asymmetric, error, moments, symmetric};
 
 /// Rounds of (integers against their neighbours, super-scales by least squares).
-const ROUNDS: usize = 2;
+fn rounds(effort: Effort) -> usize {
+    match effort {
+        Effort::Quick => 1,
+        Effort::Full => 2,
+    }
+}
 
 /// A scale and a minimum in half precision, the minimum the best one for the rounded scale.
-pub fn line(w: &[F], h: &[F], levels: Levels) -> (F, F) {
-    let (d, m) = asymmetric(w, h, levels.highest(), 12, false);
+pub fn line(w: &[F], h: &[F], levels: Levels, effort: Effort) -> (F, F) {
+    let (d, m) = asymmetric(w, h, levels.highest(), effort, false);
     let d = d.to_f16();
     let sums = moments(w, h, d, m, levels);
     let best = (sums.w - d * sums.q).div_or_zero(sums.h);
@@ -29,14 +34,21 @@ pub struct Symmetric<const G: usize> {
 }
 
 /// Fits a super-block of `G` groups without minima. `lo ..= hi`: the integers that scales may be.
-pub fn fit_symmetric<const G: usize>(w: &[F], h: &[F], levels: Levels, lo: f32, hi: f32) -> Symmetric<G> {
+pub fn fit_symmetric<const G: usize>(
+    w: &[F],
+    h: &[F],
+    levels: Levels,
+    effort: Effort,
+    lo: f32,
+    hi: f32,
+) -> Symmetric<G> {
     let width = w.len() / G;
     let group = |g: usize| (&w[g * width..(g + 1) * width], &h[g * width..(g + 1) * width]);
     let mut ideal = [F::ZERO; G];
     let mut largest = F::ZERO;
     for (g, ideal) in ideal.iter_mut().enumerate() {
         let (w, h) = group(g);
-        *ideal = symmetric(w, h, levels, 9);
+        *ideal = symmetric(w, h, levels, effort);
         largest = largest.abs().less(ideal.abs(), *ideal, largest);
     }
     let of = |g: usize, d: F, scale: F| {
@@ -48,7 +60,7 @@ pub fn fit_symmetric<const G: usize>(w: &[F], h: &[F], levels: Levels, lo: f32, 
     let inverse = d.recip();
     let mut scales = ideal.map(|s| (s * inverse).round().clamp(lo, hi));
     let mut errors: [F; G] = std::array::from_fn(|g| of(g, d, scales[g]));
-    for _ in 0..ROUNDS {
+    for _ in 0..rounds(effort) {
         for g in 0..G {
             for step in [-1.0, 1.0] {
                 let scale = (scales[g] + F::splat(step)).clamp(lo, hi);
@@ -88,14 +100,14 @@ pub struct Affine<const G: usize> {
 }
 
 /// Fits a super-block of `G` groups with minima. `most`: the largest integer that scales and minima may be.
-pub fn fit_affine<const G: usize>(w: &[F], h: &[F], levels: Levels, most: f32) -> Affine<G> {
+pub fn fit_affine<const G: usize>(w: &[F], h: &[F], levels: Levels, effort: Effort, most: f32) -> Affine<G> {
     let width = w.len() / G;
     let group = |g: usize| (&w[g * width..(g + 1) * width], &h[g * width..(g + 1) * width]);
     let (mut scales, mut mins) = ([F::ZERO; G], [F::ZERO; G]);
     let (mut top, mut bottom) = (F::ZERO, F::ZERO);
     for g in 0..G {
         let (w, h) = group(g);
-        let (s, m) = asymmetric(w, h, levels.highest(), 9, true);
+        let (s, m) = asymmetric(w, h, levels.highest(), effort, true);
         (scales[g], mins[g]) = (s, -m);
         (top, bottom) = (top.max(s), bottom.max(-m));
     }
@@ -108,7 +120,7 @@ pub fn fit_affine<const G: usize>(w: &[F], h: &[F], levels: Levels, most: f32) -
     scales = scales.map(|s| (s * d_inverse).round().clamp(0.0, most));
     mins = mins.map(|m| (m * dmin_inverse).round().clamp(0.0, most));
     let mut errors: [F; G] = std::array::from_fn(|g| of(g, d, dmin, scales[g], mins[g]));
-    for _ in 0..ROUNDS {
+    for _ in 0..rounds(effort) {
         for g in 0..G {
             let (scale, min) = (scales[g], mins[g]);
             for (ds, dm) in [(0, -1), (0, 1), (-1, 0), (1, 0), (-1, -1), (1, 1), (-1, 1), (1, -1)] {

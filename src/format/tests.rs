@@ -1,7 +1,7 @@
 //! What holds for every type in the table, and the exact bytes of each.
 
 use super::*;
-use crate::grid::{Codes, F, LANES, Levels};
+use crate::grid::{Codes, Effort, F, LANES, Levels};
 use llmq_kernels::column;
 use proptest::prelude::*;
 
@@ -12,7 +12,7 @@ fn encode(grid: &dyn Grid, row: &[::core::primitive::f32]) -> Vec<u8> {
         let w: Vec<F> = block.iter().map(|&x| F::splat(x)).collect();
         let mut bytes = vec![0; LANES * grid.bytes()];
         let mut codes: Vec<Codes> = vec![[0; LANES]; w.len()];
-        grid.fit(&w, &vec![F::splat(1.0); w.len()], &mut bytes);
+        grid.fit(&w, &vec![F::splat(1.0); w.len()], Effort::Full, &mut bytes);
         for (g, (w, codes)) in w.chunks(grid.group()).zip(codes.chunks_mut(grid.group())).enumerate() {
             let (scale, offset) = grid.step(&bytes, g);
             column::round(w, scale, offset, grid.levels(), codes);
@@ -33,13 +33,17 @@ fn grids() -> Vec<(Type, &'static dyn Grid)> {
 #[test]
 fn names_and_numbers_are_unique_and_findable() {
     for (i, a) in TYPES.iter().enumerate() {
-        assert_eq!(by_name(&a.name().to_lowercase()).unwrap(), *a);
+        match a.encoding() {
+            Encoding::ReadOnly => assert!(by_name(a.name()).unwrap_err().to_string().contains("reads"), "{a:?}"),
+            _ => assert_eq!(by_name(&a.name().to_lowercase()).unwrap(), *a),
+        }
         assert_eq!(by_id(a.id()), Some(*a));
         for b in &TYPES[i + 1..] {
             assert!(a.id() != b.id() && a.name() != b.name());
         }
     }
     assert!(by_name("Q4_9").is_err());
+    assert!(TYPES.is_sorted_by_key(|t| t.id()), "ggml's order");
 }
 
 #[test]
@@ -161,5 +165,135 @@ proptest! {
                 }
             }
         }
+    }
+}
+
+/// FNV-1a, to compare many values at once.
+pub fn fnv(bytes: impl Iterator<Item = u8>) -> u64 {
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+/// A block that looks random and is always the same, with 0.1, 0.2, … in half precision at the bytes `halves`.
+///
+/// It starts where no scale in a block of [`GOLDEN`] becomes zero or infinite, whatever the layout.
+fn noise(bytes: usize, halves: &[usize]) -> Vec<u8> {
+    let mut state = 534u32;
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 24) as u8
+    };
+    let mut block: Vec<u8> = (0..bytes).map(|_| next()).collect();
+    for (k, &at) in halves.iter().enumerate() {
+        block[at..at + 2].copy_from_slice(&(0x2e66 + 0x400 * k as u16).to_le_bytes());
+    }
+    block
+}
+
+/// What the package gguf, 0.19, reads in a block of [`noise`]: the type, where the block holds halves, [`fnv`] of all
+/// values, and the bits of eight of them at equal distances, the first and the last included.
+#[rustfmt::skip]
+const GOLDEN: [(&str, &[usize], u64, [u32; 8]); 18] = [
+    ("Q2_K", &[80, 82], 0xfe03_a7c0_6fe3_6e59,
+        [0xbfa65c00, 0xbfb32800, 0x3f7ff000, 0xbeccc000, 0xbe4cc000, 0xbf999000, 0xbeccc000, 0xbf999000]),
+    ("Q3_K", &[108], 0x52c3_93bf_3c8e_9c8c,
+        [0x3fe65800, 0x3e999000, 0x40999000, 0xbfe65800, 0xbf999000, 0x404cc000, 0x40a32900, 0x40265c00]),
+    ("Q4_K", &[0, 2], 0xdc2c_c340_4fd3_bc80,
+        [0xbeccc000, 0x42072ac0, 0xc07ff000, 0xbe999000, 0x414cc000, 0x4292c3a0, 0x412ff500, 0x420b2a80]),
+    ("Q5_K", &[0, 2], 0x41a0_fae7_2cdd_7879,
+        [0x40ecbe00, 0x4243f3c0, 0xc0199000, 0x41065e00, 0x4204c480, 0x42bec0e0, 0x42f2bda0, 0x42f8bd40]),
+    ("Q6_K", &[208], 0x0536_4ffd_2f16_375c,
+        [0x412b2880, 0x434a7358, 0xc3adf520, 0xc1e7f180, 0xc386f790, 0x438b041c, 0x436371c8, 0x43a75bf0]),
+    ("IQ2_XXS", &[0], 0x2251_bb76_f07f_5c5b,
+        [0x3f665800, 0x4081f7e0, 0x3f332800, 0xc070bdc0, 0xbefff000, 0xbff32400, 0xc0465a00, 0xc01ff600]),
+    ("IQ2_XS", &[0], 0xdc79_fb64_6d80_e892,
+        [0xc100f7f0, 0xbfc7f380, 0xbefff000, 0xbfbff400, 0xbf6ff100, 0xc0398e00, 0x3fbff400, 0x41235c30]),
+    ("IQ3_XXS", &[0], 0x09b9_89ad_b733_d8d5,
+        [0xbf8cc400, 0xbff32400, 0x41ad8ec0, 0x419729c0, 0x405ff200, 0x413e5a80, 0x41119080, 0xc164be80]),
+    ("IQ1_S", &[0], 0x10ef_fad3_e435_a8ae,
+        [0x3f9e5c80, 0x3eacc200, 0xbde65800, 0x3f0ff700, 0x3c4cc000, 0xbf498d00, 0xbd7ff000, 0xbd199000]),
+    ("IQ4_NL", &[0], 0x31e3_c964_cb00_a93d,
+        [0xc09cc300, 0xc09cc300, 0xc00cc400, 0x3dccc000, 0xc00cc400, 0xc104c480, 0xc09cc300, 0xc00cc400]),
+    ("IQ3_S", &[0], 0x025d_69c7_52c7_c84c,
+        [0x416b2480, 0x40532600, 0xc1fbf040, 0xc02cc200, 0x3e999000, 0xc0532600, 0x409cc300, 0x4216c360]),
+    ("IQ2_S", &[0], 0x9bf5_8081_c9f1_6ad6,
+        [0x401ff600, 0xbfa65c00, 0xbf665800, 0xc1235c30, 0x3efff000, 0xbe9ff600, 0x4106f790, 0xc0d1f2e0]),
+    ("IQ4_XS", &[0], 0x7bc3_c43a_889e_f55f,
+        [0xc2072ac0, 0xc1eff100, 0x425bf240, 0x3ffff000, 0x41cff300, 0x42fe5680, 0x4312dd38, 0x41c726c0]),
+    ("IQ1_M", &[], 0xf6d4_dba5_c318_332e,
+        [0x3eedd500, 0x3f82cec0, 0x3e096a00, 0x3f017c80, 0x3eedd500, 0x3f267b80, 0xbd93fc00, 0xbde88c00]),
+    ("TQ1_0", &[52], 0x483e_5268_775c_c21d,
+        [0x00000000, 0x3dccc000, 0x00000000, 0xbdccc000, 0x00000000, 0xbdccc000, 0xbdccc000, 0xbdccc000]),
+    ("TQ2_0", &[64], 0xeecc_0837_d7b5_196f,
+        [0x00000000, 0x00000000, 0x3dccc000, 0xbdccc000, 0x00000000, 0x3e4cc000, 0x3dccc000, 0x00000000]),
+    ("MXFP4", &[], 0x740b_eab1_e643_ba92,
+        [0x39800000, 0x39800000, 0x38800000, 0xb9800000, 0x39c00000, 0xb9400000, 0x39800000, 0x39c00000]),
+    ("NVFP4", &[], 0xa665_5b3d_8fc6_e204,
+        [0x44100000, 0xc4100000, 0xc0600000, 0x40600000, 0x43900000, 0x43900000, 0x00000000, 0x43b40000]),
+];
+
+#[test]
+fn noise_reads_as_in_the_package_gguf() {
+    for (name, halves, hash, bits) in GOLDEN {
+        let kind = *TYPES.iter().find(|t| t.name() == name).unwrap();
+        let found: Vec<u32> = kind.decode_all(&noise(kind.bytes(), halves)).into_iter().map(|x| x.to_bits()).collect();
+        let places: [usize; 8] = std::array::from_fn(|k| k * (kind.width() - 1) / 7);
+        assert_eq!(places.map(|at| found[at]), bits, "{name}");
+        assert_eq!(fnv(found.iter().flat_map(|bits| bits.to_le_bytes())), hash, "{name}");
+    }
+    for kind in TYPES.iter().filter(|t| matches!(t.encoding(), Encoding::ReadOnly)) {
+        assert!(GOLDEN.iter().any(|golden| golden.0 == kind.name()), "{kind:?} is read by no test");
+    }
+}
+
+/// The code, on a line `scale·level + offset`, of each value of a decoded block.
+fn codes_of(grid: &dyn Grid, blocks: &[u8], values: &[::core::primitive::f32]) -> Vec<Codes> {
+    let mut codes = Vec::new();
+    for (g, values) in values.chunks(grid.group()).enumerate() {
+        let (scale, offset) = grid.step(blocks, g);
+        let (scale, offset) = (scale.0[0], offset.0[0]);
+        for x in values {
+            let level = ((x - offset) / scale).round();
+            let code = match grid.levels() {
+                Levels::Uniform { .. } => level as i8,
+                // The last of equal levels, because MXFP4 has zero twice.
+                Levels::Table(table) => table.iter().rposition(|&t| t == level as i8).unwrap() as i8,
+            };
+            assert_eq!(grid.levels().level(code).mul_add(scale, offset), *x, "group {g}");
+            codes.push([code; LANES]);
+        }
+    }
+    codes
+}
+
+/// The bytes of the codes, and of nothing else, come back when the codes that were read are written over zeros.
+#[test]
+fn codes_that_were_read_are_written_to_the_same_bits() {
+    let code_bytes = [
+        ("Q2_K", 16..80),
+        ("Q3_K", 0..96),
+        ("Q4_K", 16..144),
+        ("Q5_K", 16..176),
+        ("Q6_K", 0..192),
+        ("IQ4_NL", 2..18),
+        ("IQ4_XS", 8..136),
+        ("MXFP4", 1..17),
+    ];
+    for (name, at) in code_bytes {
+        let (kind, grid) = grids().into_iter().find(|(t, _)| t.name() == name).unwrap();
+        let halves = GOLDEN.iter().find(|golden| golden.0 == name).unwrap().1;
+        let mut block = noise(kind.bytes(), halves);
+        if name == "MXFP4" {
+            // Negative zeros decode to zero and would be written as such.
+            for byte in &mut block[at.clone()] {
+                *byte &= if *byte >> 4 == 8 { 0x0f } else { 0xff };
+                *byte &= if *byte & 15 == 8 { 0xf0 } else { 0xff };
+            }
+        }
+        let values = kind.decode_all(&block);
+        let mut blank = block.clone();
+        blank[at].fill(0);
+        let mut blocks = blank.repeat(LANES);
+        grid.store(&codes_of(grid, &blocks, &values), &mut blocks);
+        assert_eq!(blocks, block.repeat(LANES), "{name}");
     }
 }

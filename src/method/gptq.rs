@@ -7,9 +7,9 @@
 
 use super::factor::inverse_factor;
 use super::rtn::{Plain, scatter};
-use super::{Method, Options, Prepared};
+use super::{Method, Options, Prepared, diagonal};
 use crate::error::Result;
-use crate::grid::{F, Grid, LANES};
+use crate::grid::{Effort, F, Grid, LANES};
 use llmq_kernels::column;
 use llmq_kernels::gemm::{Old, View, product};
 use rayon::prelude::*;
@@ -55,7 +55,7 @@ impl Method for Gptq {
                 return Ok(Box::new(Feedback { u, importance, columns, note }));
             }
         }
-        Ok(Box::new(Unfactorable { plain: Plain { columns }, damp: options.damp }))
+        Ok(Box::new(Unfactorable { plain: Plain::new(columns, Some(&diagonal(hessian, columns))), damp: options.damp }))
     }
 }
 
@@ -126,7 +126,8 @@ impl Feedback {
         let mut blocks = vec![0; LANES * grid.bytes()];
         for at in (0..w.len()).step_by(width) {
             blocks.fill(0);
-            grid.fit(&w[at..at + width], &self.importance[first + at..first + at + width], &mut blocks);
+            let importance = &self.importance[first + at..first + at + width];
+            grid.fit(&w[at..at + width], importance, Effort::Full, &mut blocks);
             for (g, codes) in codes.chunks_mut(group).enumerate() {
                 let (scale, offset) = grid.step(&blocks, g);
                 let j = at + g * group;

@@ -10,6 +10,7 @@ mod rtn;
 use crate::error::{Error, Result};
 use crate::grid::Grid;
 use llmq_kernels::gemm::{Old, View, product};
+use llmq_kernels::squares;
 use rayon::prelude::*;
 
 /// Every method.
@@ -59,34 +60,57 @@ pub fn by_name(name: &str) -> Result<&'static dyn Method> {
     })
 }
 
-/// The relative error of a layer's output, `tr((W−Q) H (W−Q)ᵀ) / tr(W H Wᵀ)`; without a Hessian, that of its weights,
-/// `‖W−Q‖² / ‖W‖²`. Zero for a layer whose output is zero.
+/// Rounding to nearest for rows of `columns` numbers, for what no method has a Hessian of. `importance`: the mean square of
+/// each column's input, where it is known. `recognize`: look for rows that are on the grid already, so that they stay what
+/// they are.
+pub fn plain(columns: usize, importance: Option<&[f32]>, recognize: bool) -> Box<dyn Prepared> {
+    Box::new(rtn::Plain::new(columns, importance).recognizing(recognize))
+}
+
+/// The diagonal of a square matrix.
+pub fn diagonal(h: &[f32], columns: usize) -> Vec<f32> {
+    h.iter().step_by(columns + 1).copied().collect()
+}
+
+/// A sum of squared errors as a part of the whole; zero where the whole is.
+pub fn relative((error, whole): (f64, f64)) -> f64 {
+    if whole > 0.0 { error / whole } else { 0.0 }
+}
+
+/// The error of a layer's output and what it is measured against, `tr((W−Q) H (W−Q)ᵀ)` and `tr(W H Wᵀ)`.
 ///
 /// `w`, `q`: `[rows, columns]`; `hessian`: `[columns, columns]`.
-pub fn relative_error(w: &[f32], q: &[f32], columns: usize, hessian: Option<&[f32]>) -> f64 {
+pub fn output_error(w: &[f32], q: &[f32], columns: usize, hessian: &[f32]) -> (f64, f64) {
     const ROWS: usize = 64;
     let energy = |x: &[f32]| -> f64 {
-        let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
-        match hessian {
-            None => dot(x, x),
-            Some(h) => {
-                let mut y = vec![0.0; x.len()]; // [rows, columns]
-                let h = View::new(h, columns, columns, columns);
-                product(&mut y, columns, Old::Replaced, 1.0, View::new(x, x.len() / columns, columns, columns), h);
-                dot(x, &y)
-            }
-        }
+        let mut y = vec![0.0; x.len()]; // [rows, columns]
+        let h = View::new(hessian, columns, columns, columns);
+        product(&mut y, columns, Old::Replaced, 1.0, View::new(x, x.len() / columns, columns, columns), h);
+        x.iter().zip(&y).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>()
     };
-    let parts: Vec<(f64, f64)> = w
-        .par_chunks(ROWS * columns)
-        .zip(q.par_chunks(ROWS * columns))
-        .map(|(w, q)| {
-            let error: Vec<f32> = w.iter().zip(q).map(|(w, q)| w - q).collect();
-            (energy(&error), energy(w))
-        })
-        .collect();
-    let (error, whole) = parts.iter().fold((0.0, 0.0), |(a, b), (e, w)| (a + e, b + w));
-    if whole > 0.0 { error / whole } else { 0.0 }
+    sum_over_parts(w, q, ROWS * columns, |w, q| {
+        let error: Vec<f32> = w.iter().zip(q).map(|(w, q)| w - q).collect();
+        (energy(&error), energy(w))
+    })
+}
+
+/// The same with the diagonal of a Hessian, or with none at all: `Σ h·(w−q)²` and `Σ h·w²`.
+pub fn weight_error(w: &[f32], q: &[f32], columns: usize, importance: Option<&[f32]>) -> (f64, f64) {
+    const ROWS: usize = 64;
+    sum_over_parts(w, q, ROWS * columns, |w, q| {
+        let (mut error, mut whole) = (0.0, 0.0);
+        for (w, q) in w.chunks(columns).zip(q.chunks(columns)) {
+            let (e, whole_row) = squares::errors(w, q, importance);
+            (error, whole) = (error + e, whole + whole_row);
+        }
+        (error, whole)
+    })
+}
+
+/// Adds up parts of a fixed size in order, so that the sum does not depend on the number of threads.
+fn sum_over_parts(w: &[f32], q: &[f32], part: usize, of: impl Fn(&[f32], &[f32]) -> (f64, f64) + Sync) -> (f64, f64) {
+    let parts: Vec<(f64, f64)> = w.par_chunks(part).zip(q.par_chunks(part)).map(|(w, q)| of(w, q)).collect();
+    parts.iter().fold((0.0, 0.0), |(a, b), (e, w)| (a + e, b + w))
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use super::{Method, Options, Prepared};
 use crate::error::Result;
-use crate::grid::{F, Grid, LANES};
+use crate::grid::{Effort, F, Grid, LANES};
 use llmq_kernels::{column, lanes};
 use rayon::prelude::*;
 
@@ -19,13 +19,38 @@ impl Method for Rtn {
     }
 
     fn prepare(&self, _: &[f32], columns: usize, _: &Options) -> Result<Box<dyn Prepared>> {
-        Ok(Box::new(Plain { columns }))
+        Ok(Box::new(Plain::new(columns, None)))
     }
 }
 
 /// Plain rounding of rows of a given length. The last resort of calibrated methods, too.
 pub struct Plain {
-    pub columns: usize,
+    columns: usize,
+    /// What the square of an error counts in each column: `[columns]`, in every lane.
+    importance: Vec<F>,
+    effort: Effort,
+    recognize: bool,
+}
+
+impl Plain {
+    /// `importance`: the mean square of each column's input, where it is known: `[columns]`.
+    ///
+    /// Without it the search is as short as the reward is small: there is nothing to weigh.
+    pub fn new(columns: usize, importance: Option<&[f32]>) -> Plain {
+        let mean = importance.map_or(0.0, |h| h.iter().sum::<f32>() / columns as f32);
+        let weights = match importance {
+            // An input that was never seen counts next to nothing, but not nothing: its weight should stay near its value.
+            Some(h) if mean > 0.0 => h.iter().map(|h| F::splat((h / mean).max(1e-6))).collect(),
+            _ => vec![F::splat(1.0); columns],
+        };
+        let effort = if importance.is_some() { Effort::Full } else { Effort::Quick };
+        Plain { columns, importance: weights, effort, recognize: false }
+    }
+
+    /// Looks for rows that are on the grid already, which costs some time.
+    pub fn recognizing(self, recognize: bool) -> Plain {
+        Plain { recognize, ..self }
+    }
 }
 
 impl Prepared for Plain {
@@ -33,7 +58,6 @@ impl Prepared for Plain {
         let (columns, width, bytes) = (self.columns, grid.width(), grid.bytes());
         let row_bytes = columns / width * bytes;
         let mut out = vec![0; w.len() / columns * row_bytes];
-        let even = vec![F::splat(1.0); width];
         out.par_chunks_mut(LANES * row_bytes).zip(w.par_chunks(LANES * columns)).for_each(|(out, w)| {
             let mut block = vec![F::ZERO; width];
             let mut codes = vec![[0; LANES]; width];
@@ -41,7 +65,12 @@ impl Prepared for Plain {
             for (b, first) in (0..columns).step_by(width).enumerate() {
                 lanes::gather(w, columns, first, &mut block);
                 blocks.fill(0);
-                grid.fit(&block, &even, &mut blocks);
+                grid.fit(&block, &self.importance[first..first + width], self.effort, &mut blocks);
+                if self.recognize {
+                    for (row, block) in w.chunks(columns).zip(blocks.chunks_mut(bytes)) {
+                        grid.recognize(&row[first..first + width], block);
+                    }
+                }
                 for (g, (w, codes)) in block.chunks(grid.group()).zip(codes.chunks_mut(grid.group())).enumerate() {
                     let (scale, offset) = grid.step(&blocks, g);
                     column::round(w, scale, offset, grid.levels(), codes);

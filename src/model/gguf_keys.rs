@@ -61,6 +61,9 @@ pub fn read(file: &Gguf, factors: Option<Vec<f32>>) -> Result<Model> {
         None if otherwise.is_some() => Ok(otherwise.unwrap_or_default()),
         _ => Err(Error::new(format!("{path}: key '{name}.{key}' is missing or not a number above zero"))),
     };
+    if let Some(experts) = maybe_size("expert_count").unwrap_or_default() {
+        return Err(Error::new(format!("{path}: blocks with experts, here {experts} of them, are not supported")));
+    }
     let (hidden, heads) = (size("embedding_length")?, size("attention.head_count")?);
     let explicit = maybe_size("attention.key_length")?;
     let head_dim = explicit.or(maybe_size("rope.dimension_count")?).unwrap_or(hidden / heads);

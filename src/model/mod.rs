@@ -108,6 +108,8 @@ pub enum Role {
     Norm,
     /// A tensor of a block.
     Block(Part, Kind),
+    /// Something that the forward pass does not use by itself.
+    Other,
 }
 
 /// A place in the decoder block.
@@ -192,6 +194,16 @@ impl TensorSpec {
     /// How many numbers it holds.
     pub fn elements(&self) -> usize {
         self.shape.iter().product()
+    }
+
+    /// How many rows it has: steps along all dimensions but the last. A vector is one row.
+    pub fn rows(&self) -> usize {
+        self.shape.iter().rev().skip(1).product()
+    }
+
+    /// Numbers in a row.
+    pub fn columns(&self) -> usize {
+        self.shape.last().copied().unwrap_or(1)
     }
 
     /// Which activations it reads, for a linear layer's weight.

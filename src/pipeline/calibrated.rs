@@ -1,14 +1,17 @@
 //! One block of a calibrated run: statistics, rounding, and the quantized outputs that feed what comes next.
 
-use super::plan::Planned;
+use super::plan::{Plan, Planned};
+use super::subject::pairing;
 use super::{Finished, Run};
 use crate::calib::hessian::Hessian;
+use crate::calib::squares::Squares;
 use crate::error::{Context, Result};
 use crate::interrupt;
+use crate::method::diagonal;
 use crate::model::block::{Block, Frame, Half};
-use crate::model::{Model, Site};
+use crate::model::{Role, Site};
+use crate::source::imatrix::Entry;
 use candle_core::{Device, Tensor};
-use llmq_kernels::elementwise::Pairing;
 use std::collections::HashMap;
 
 /// Tokens that go through a block at once.
@@ -28,10 +31,10 @@ pub struct Stream {
 
 impl Stream {
     /// Starts with the embedded tokens. `rows`: the embedding's rows of the `known` tokens (sorted), one after the other.
-    pub fn new(model: &Model, windows: &[Vec<u32>], positions: usize, known: &[u32], rows: &[f32]) -> Result<Stream> {
-        let device = Device::Cpu;
+    pub fn new(plan: &Plan, windows: &[Vec<u32>], positions: usize, known: &[u32], rows: &[f32]) -> Result<Stream> {
+        let (device, model) = (Device::Cpu, plan.model()?);
         let hidden = model.hidden;
-        let frame = Frame::new(model, Pairing::Halves, positions, &device)?;
+        let frame = Frame::new(model, pairing(&plan.source, model), positions, &device)?;
         let batches = windows
             .chunks((BATCH / positions).max(1))
             .map(|windows| {
@@ -57,12 +60,14 @@ impl Run<'_> {
             if is_grid(tensor) {
                 block.set(&tensor.spec, self.read(&tensor.spec)?)?;
             } else {
-                let done = self.plain(tensor)?;
-                block.set(&tensor.spec, tensor.kind.decode_all(&done.bytes))?;
+                let done = self.whole(tensor)?;
+                if tensor.spec.role != Role::Other {
+                    block.set(&tensor.spec, tensor.kind.decode_all(&done.bytes))?;
+                }
                 finished.insert(&tensor.spec.gguf, done);
             }
         }
-        let last = i + 1 == self.plan.model.blocks;
+        let last = i + 1 == self.plan.blocks().len();
         for half in Half::ALL {
             let work = work(tensors, half) * *tokens as u64;
             let mut done = 0;
@@ -75,6 +80,14 @@ impl Run<'_> {
                     self.accumulate(&mut hessian, &x).context(|| place(half.input()))?;
                 }
                 self.site(half.input(), hessian, tensors, &mut block, &mut finished)?;
+            } else if self.rounding.keep_statistics {
+                let mut squares = Squares::new(width(tensors, half.input()));
+                for h in batches.iter() {
+                    interrupt::check()?;
+                    let x = self.forward(|| block.input(half, h))?;
+                    squares.add(&x).context(|| place(half.input()))?;
+                }
+                self.keep(tensors, half.input(), squares.sums(), *tokens);
             }
             let count = batches.len() as u64;
             let keep = *tokens * width(tensors, half.inner()) * 4 <= KEEP;
@@ -91,6 +104,14 @@ impl Run<'_> {
                     done += self.progress(work / 2 / count);
                 }
                 self.site(half.inner(), hessian, tensors, &mut block, &mut finished)?;
+            } else if self.rounding.keep_statistics {
+                let mut squares = Squares::new(width(tensors, half.inner()));
+                for h in batches.iter() {
+                    interrupt::check()?;
+                    let x = self.forward(|| block.inner(half, &block.input(half, h)?))?;
+                    squares.add(&x).context(|| place(half.inner()))?;
+                }
+                self.keep(tensors, half.inner(), squares.sums(), *tokens);
             }
             // Nothing reads the stream behind the last block.
             if !(last && half == Half::Mlp) {
@@ -125,16 +146,20 @@ impl Run<'_> {
         block: &mut Block<'_>,
         finished: &mut HashMap<&'t str, Finished>,
     ) -> Result<()> {
-        let columns = hessian.columns();
+        let (columns, tokens) = (hessian.columns(), hessian.tokens());
         let h = hessian.finish();
+        if self.rounding.keep_statistics {
+            let sums = diagonal(&h, columns).iter().map(|x| x * tokens as f32).collect();
+            self.keep(tensors, site, sums, tokens);
+        }
         let started = self.clock.start();
-        let prepared = self.method.prepare(&h, columns, self.options)?;
+        let prepared = self.rounding.method.prepare(&h, columns, &self.rounding.options)?;
         self.clock.method += started.elapsed();
         for tensor in tensors.iter().filter(|t| t.spec.site() == Some(site) && is_grid(t)) {
             interrupt::check()?;
             let w = block.numbers(&tensor.spec)?;
-            let (bytes, values) = self.encode(tensor, &w, Some(prepared.as_ref()))?;
-            let error = self.error(&tensor.spec, &w, &values, Some(&h));
+            let (bytes, values) = self.encode(tensor, &w, prepared.as_ref())?;
+            let error = self.error(&tensor.spec, &w, &values, &h);
             if let Some(note) = prepared.note() {
                 self.note(format!("{}: {note}", tensor.spec.gguf));
             }
@@ -143,6 +168,14 @@ impl Run<'_> {
             finished.insert(&tensor.spec.gguf, Finished { bytes, report: tensor.report(Some(error)) });
         }
         Ok(())
+    }
+
+    /// Keeps what a site saw, for every layer that reads it.
+    fn keep(&mut self, tensors: &[Planned], site: Site, sums: Vec<f32>, tokens: usize) {
+        for tensor in tensors.iter().filter(|t| t.spec.site() == Some(site)) {
+            let entry = Entry { sums: sums.clone(), counts: vec![tokens as f32] };
+            self.statistics.entries.insert(tensor.spec.gguf.clone(), entry);
+        }
     }
 
     fn progress(&self, work: u64) -> u64 {
@@ -167,7 +200,7 @@ impl Run<'_> {
 
 /// Whether a method chooses this tensor's codes from statistics.
 fn is_grid(tensor: &Planned) -> bool {
-    tensor.spec.site().is_some() && tensor.kind.is_quantized()
+    tensor.spec.site().is_some() && tensor.is_rounded()
 }
 
 fn readers(tensors: &[Planned], site: Site) -> Vec<&str> {

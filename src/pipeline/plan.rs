@@ -1,35 +1,61 @@
 //! What will be done, from headers alone.
 
 use super::report::TensorReport;
-use crate::error::{Context, Result};
-use crate::format::Type;
-use crate::format::recipe::Recipe;
-use crate::model::{Model, TensorSpec, gguf_keys};
+use super::subject::{gguf_model, gguf_tokenizer};
+use super::weights::{Weights, open_gguf};
+use crate::error::{Context, Error, Result};
+use crate::format::mix::{Facts, block};
+use crate::format::recipe::{Choice, Recipe};
+use crate::format::{self, Type};
+use crate::model::{Model, Role, RowOrder, TensorSpec, gguf_keys};
 use crate::source::checkpoint::Checkpoint;
 use crate::source::config::Config;
+use crate::source::gguf::{Gguf, TensorInfo};
+use crate::source::imatrix::Imatrix;
 use crate::source::tokenizer::Tokenizer;
 use crate::source::value::{Metadata, Value};
 use crate::source::vocabulary::Vocabulary;
-use crate::writer::gguf::{TensorPlan, file_size};
-use std::collections::HashMap;
+use crate::writer::gguf::TensorPlan;
+use crate::writer::shards::Files;
+use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 use std::path::Path;
 
 /// A file that can be made: every tensor was found, has the right shape, and has its type.
 pub struct Plan {
-    /// Sizes and variations.
-    pub model: Model,
     /// Where the weights are.
-    pub source: Checkpoint,
-    /// The checkpoint's tokenizer.
-    pub tokenizer: Tokenizer,
+    pub source: Weights,
     /// Every key of the file.
     pub metadata: Metadata,
     /// The model's tensors, in file order.
     pub tensors: Vec<Planned>,
     /// The name of the mix of types.
     pub mix: &'static str,
-    /// Tensors that are no weights; they follow the embedding.
+    /// Tensors that are no weights; they follow the first tensor.
     pub extra: Vec<Extra>,
+    /// Sizes and variations, or why there is no forward pass for this model.
+    model: Result<Model>,
+    /// The checkpoint's tokenizer; that of a GGUF is made when it is asked for.
+    tokenizer: Option<Tokenizer>,
+    pre: Option<String>,
+    /// The places in `tensors` of each block.
+    blocks: Vec<Range<usize>>,
+}
+
+/// What a plan is made from, besides the model.
+pub struct Request<'a> {
+    /// Which tensor gets which type.
+    pub recipe: Recipe,
+    /// The pre-tokenizer, where its regular expression is not known.
+    pub pre: Option<&'a str>,
+    /// The method collects statistics.
+    pub calibrated: bool,
+    /// An importance matrix and the file that it came from.
+    pub imatrix: Option<(&'a Path, &'a Imatrix)>,
+    /// Tensors that are quantized already may be quantized again.
+    pub requantize: bool,
+    /// Keys of the file that are replaced or added at the end.
+    pub keys: Metadata,
 }
 
 /// One tensor and its type.
@@ -37,12 +63,14 @@ pub struct Plan {
 pub struct Planned {
     /// What it is.
     pub spec: TensorSpec,
-    /// Its type in the checkpoint.
+    /// Its type in the source.
     pub from: String,
     /// Its type in the file.
     pub kind: Type,
     /// The type that it should have had.
     pub instead_of: Option<Type>,
+    /// Its bytes go into the file as they are in the source, a GGUF.
+    pub copied: bool,
 }
 
 /// A vector of single-precision numbers that GGUF wants and the checkpoint does not have.
@@ -76,6 +104,17 @@ impl Planned {
         self.kind.size(self.spec.elements() as u64)
     }
 
+    /// Bytes that a fallback costs, where the type should have been another.
+    pub fn fallback_cost(&self) -> Option<i64> {
+        let wanted = self.instead_of?.bits() * self.spec.elements() as f64 / 8.0;
+        Some(self.bytes() as i64 - wanted.round() as i64)
+    }
+
+    /// Whether a method chooses its codes.
+    pub fn is_rounded(&self) -> bool {
+        self.kind.is_quantized() && !self.copied
+    }
+
     /// The report about it.
     pub fn report(&self, error: Option<f64>) -> TensorReport {
         TensorReport {
@@ -84,6 +123,7 @@ impl Planned {
             from: self.from.clone(),
             kind: self.kind,
             instead_of: self.instead_of,
+            fallback_cost: self.fallback_cost(),
             bytes: self.bytes(),
             error,
         }
@@ -91,26 +131,37 @@ impl Planned {
 }
 
 impl Plan {
-    /// Reads a checkpoint folder's headers and gives every tensor its type. `pre`: the pre-tokenizer, where its regular
-    /// expression is not known.
+    /// Reads the headers of a checkpoint folder or a GGUF and gives every tensor its type.
     ///
     /// # Errors
-    /// A configuration, tokenizer or tensor that is missing, damaged or unsupported; an override that matches nothing.
-    pub fn new(folder: &Path, mut recipe: Recipe, pre: Option<&str>) -> Result<Plan> {
+    /// A configuration, tokenizer or tensor that is missing, damaged or unsupported; an override that matches nothing; a
+    /// tensor that would be quantized twice; an importance matrix of another model.
+    pub fn new(path: &Path, request: Request) -> Result<Plan> {
+        let imatrix = request.imatrix;
+        let plan = if path.is_dir() { Plan::of_folder(path, request)? } else { Plan::of_gguf(path, request)? };
+        if let Some((from, imatrix)) = imatrix {
+            plan.check_imatrix(imatrix).context(|| format!("cannot use {}", from.display()))?;
+        }
+        Ok(plan)
+    }
+
+    fn of_folder(folder: &Path, mut request: Request) -> Result<Plan> {
         let config = Config::open(&folder.join("config.json"))
             .context(|| format!("{} is not a checkpoint folder", folder.display()))?;
         let model = Model::read(&config)?;
         let source = Checkpoint::open(folder)?;
-        let vocabulary = Vocabulary::from_files(folder, model.vocab, config.json(), pre)?;
+        let vocabulary = Vocabulary::from_files(folder, model.vocab, config.json(), request.pre)?;
         let dtypes: HashMap<&str, String> = source.tensors().map(|t| (t.name, t.dtype)).collect();
+        let facts = Facts::of(&model, request.knows_importance());
+        let single = format::by_name("F32")?;
         let mut tensors = Vec::new();
         for spec in model.tensors() {
             source.check(&spec.source, &spec.shape)?;
             let from = dtypes.get(spec.source.as_str()).cloned().unwrap_or_default();
-            let choice = recipe.choose(&spec, &model);
-            tensors.push(Planned { spec, from, kind: choice.kind, instead_of: choice.instead_of });
+            let choice = request.recipe.choose(&spec.gguf, &spec.shape, &facts);
+            let Choice { kind, instead_of } = choice.unwrap_or(Choice { kind: single, instead_of: None });
+            tensors.push(Planned { spec, from, kind, instead_of, copied: false });
         }
-        recipe.check_all_used()?;
         let extra: Vec<Extra> = model
             .rope
             .factors
@@ -120,15 +171,132 @@ impl Plan {
         let elements = tensors.iter().map(|t| t.spec.elements() as u64).sum();
         let mut metadata = general(folder, &model, elements);
         metadata.extend(gguf_keys::metadata(&model));
-        metadata.push(("general.file_type".into(), Value::U32(recipe.mix().file_type)));
-        metadata.push(("general.quantization_version".into(), Value::U32(2)));
+        request.stamp(&mut metadata);
         metadata.extend(vocabulary.to_metadata());
-        let tokenizer = Tokenizer::open(folder, &vocabulary)?;
-        Ok(Plan { model, source, tokenizer, metadata, tensors, mix: recipe.mix().name, extra })
+        let tokenizer = Some(Tokenizer::open(folder, &vocabulary)?);
+        Plan::finish(Weights::Checkpoint(source), metadata, tensors, extra, Ok(model), tokenizer, request)
+    }
+
+    fn of_gguf(path: &Path, mut request: Request) -> Result<Plan> {
+        let file = open_gguf(path)?;
+        let model = gguf_model(&file);
+        let specs = match &model {
+            Ok(model) => specs_of_model(&file, model)?,
+            Err(_) => file.tensors.iter().map(spec_by_name).collect(),
+        };
+        let facts = match &model {
+            Ok(model) => Facts::of(model, request.knows_importance()),
+            Err(_) => facts_by_keys(&file, request.knows_importance()),
+        };
+        let mut tensors = Vec::new();
+        for spec in specs {
+            let of = || Error::new(format!("{}: there is no tensor '{}'", path.display(), spec.gguf));
+            let from = file.tensor(&spec.gguf).and_then(|info| format::by_id(info.type_id)).ok_or_else(of)?;
+            let choice = request.recipe.choose(&spec.gguf, &spec.shape, &facts);
+            let Choice { kind, instead_of } = choice.unwrap_or(Choice { kind: from, instead_of: None });
+            let copied = kind == from;
+            if from.is_quantized() && !copied && !request.requantize {
+                let (name, from, to) = (&spec.gguf, from.name(), kind.name());
+                return Err(Error::new(format!(
+                    "{}: tensor '{name}' is {from} already, and {to} would add its own error to that",
+                    path.display()
+                ))
+                .hint("start from the original checkpoint, or accept the loss with --allow-requantize"));
+            }
+            tensors.push(Planned { spec, from: from.name().into(), kind, instead_of, copied });
+        }
+        let mut metadata: Metadata = file.metadata.iter().filter(|(key, _)| is_kept(key)).cloned().collect();
+        request.stamp(&mut metadata);
+        Plan::finish(Weights::Gguf(file), metadata, tensors, Vec::new(), model, None, request)
+    }
+
+    fn finish(
+        source: Weights,
+        mut metadata: Metadata,
+        tensors: Vec<Planned>,
+        extra: Vec<Extra>,
+        model: Result<Model>,
+        tokenizer: Option<Tokenizer>,
+        request: Request,
+    ) -> Result<Plan> {
+        request.recipe.check_all_used()?;
+        for (key, value) in request.keys {
+            match metadata.iter_mut().find(|(own, _)| *own == key) {
+                Some((_, own)) => *own = value,
+                None => metadata.push((key, value)),
+            }
+        }
+        let mut blocks: Vec<Range<usize>> = Vec::new();
+        for (i, tensor) in tensors.iter().enumerate() {
+            match (tensor.spec.block, blocks.last_mut()) {
+                (Some(_), Some(last)) if last.end == i && tensors[i - 1].spec.block == tensor.spec.block => {
+                    last.end += 1
+                }
+                (Some(_), _) => blocks.push(i..i + 1),
+                (None, _) => {}
+            }
+        }
+        let (mix, pre) = (request.recipe.mix().name, request.pre.map(str::to_owned));
+        Ok(Plan { source, metadata, tensors, mix, extra, model, tokenizer, pre, blocks })
+    }
+
+    fn check_imatrix(&self, imatrix: &Imatrix) -> Result<()> {
+        let mut used = 0;
+        for spec in self.tensors.iter().map(|t| &t.spec) {
+            let Some(entry) = imatrix.entries.get(&spec.gguf) else { continue };
+            let (matrices, columns) = (entry.counts.len(), entry.sums.len() / entry.counts.len());
+            let stacked = if spec.shape.len() > 2 { spec.shape[0] } else { 1 };
+            if columns != spec.columns() || ![1, stacked].contains(&matrices) {
+                let (name, shape) = (&spec.gguf, &spec.shape);
+                return Err(Error::new(format!(
+                    "it has {columns} columns of {matrices} matrices for '{name}', whose shape is {shape:?}"
+                ))
+                .hint("it was made from another model"));
+            }
+            used += 1;
+        }
+        if used == 0 {
+            let n = imatrix.entries.len();
+            return Err(Error::new(format!("none of its {n} entries has the name of a tensor of this model"))
+                .hint("`llmq inspect` shows both names; it was probably made from another architecture"));
+        }
+        Ok(())
+    }
+
+    /// The model, for a method that has to run it.
+    ///
+    /// # Errors
+    /// There is no forward pass for it.
+    pub fn model(&self) -> Result<&Model> {
+        self.model.as_ref().map_err(|cause| {
+            Error::new("a calibrated method has to run the model, and llmq cannot run this one")
+                .because(cause.chain().join(": "))
+                .hint("round to nearest instead: --method rtn, best with --imatrix")
+        })
+    }
+
+    /// The model's tokenizer.
+    ///
+    /// # Errors
+    /// A GGUF's vocabulary of a kind that is not supported.
+    pub fn with_tokenizer<T>(&self, work: impl FnOnce(&Tokenizer) -> Result<T>) -> Result<T> {
+        match (&self.tokenizer, self.source.gguf()) {
+            (Some(tokenizer), _) => work(tokenizer),
+            (None, Some(file)) => work(&gguf_tokenizer(file, self.model()?, self.pre.as_deref())?),
+            (None, None) => Err(Error::new("a checkpoint without a tokenizer")),
+        }
+    }
+
+    /// The files that will be made. `most`: the largest that a shard may be, in bytes.
+    ///
+    /// # Errors
+    /// Sizes that make no file.
+    pub fn files(&self, path: &Path, most: Option<u64>) -> Result<Files> {
+        Files::new(path, &self.metadata, self.headers(), most)
     }
 
     /// The entries of the file's header, in file order.
-    pub fn headers(&self) -> Vec<TensorPlan> {
+    fn headers(&self) -> Vec<TensorPlan> {
         let mut headers: Vec<TensorPlan> = self.tensors.iter().map(Planned::header).collect();
         let extra = self.extra.iter().map(|extra| TensorPlan {
             name: extra.gguf.clone(),
@@ -140,38 +308,124 @@ impl Plan {
         headers
     }
 
-    /// Bytes of the file.
-    ///
-    /// # Errors
-    /// Sizes that make no file.
-    pub fn file_size(&self) -> Result<u64> {
-        file_size(&self.metadata, &self.headers())
-    }
-
     /// Numbers in all tensors.
     pub fn elements(&self) -> u64 {
         self.tensors.iter().map(|t| t.spec.elements() as u64).sum()
     }
 
-    /// The embedding.
-    pub fn embedding(&self) -> &Planned {
-        &self.tensors[0]
+    /// The tensors before the blocks; the embedding is the first.
+    pub fn head(&self) -> &[Planned] {
+        &self.tensors[..self.blocks.first().map_or(self.tensors.len(), |b| b.start)]
     }
 
-    /// The tensors of block `i`.
-    pub fn block(&self, i: usize) -> &[Planned] {
-        let each = (self.tensors.len() - 1 - self.model.tail().len()) / self.model.blocks;
-        &self.tensors[1 + i * each..1 + (i + 1) * each]
+    /// The tensors of each block.
+    pub fn blocks(&self) -> impl ExactSizeIterator<Item = &[Planned]> {
+        self.blocks.iter().map(|range| &self.tensors[range.clone()])
     }
 
     /// The tensors behind the blocks.
     pub fn tail(&self) -> &[Planned] {
-        &self.tensors[self.tensors.len() - self.model.tail().len()..]
+        &self.tensors[self.blocks.last().map_or(self.tensors.len(), |b| b.end)..]
     }
 
     /// Whether a layer of a block is rounded to codes, so that a method has something to do.
     pub fn has_grids(&self) -> bool {
-        self.tensors.iter().any(|t| t.spec.site().is_some() && t.kind.is_quantized())
+        self.tensors.iter().any(|t| t.is_rounded() && (t.spec.site().is_some() || self.model.is_err()))
+    }
+}
+
+impl Request<'_> {
+    fn knows_importance(&self) -> bool {
+        self.calibrated || self.imatrix.is_some()
+    }
+
+    /// Writes what the file is into its keys.
+    fn stamp(&self, metadata: &mut Metadata) {
+        metadata.push(("general.file_type".into(), Value::U32(self.recipe.mix().file_type)));
+        metadata.push(("general.quantization_version".into(), Value::U32(2)));
+        if let Some((path, imatrix)) = self.imatrix {
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            metadata.push(("quantize.imatrix.file".into(), name.into()));
+            if let Some(dataset) = imatrix.datasets.first() {
+                metadata.push(("quantize.imatrix.dataset".into(), dataset.as_str().into()));
+            }
+            metadata.push(("quantize.imatrix.entries_count".into(), Value::U32(imatrix.entries.len() as u32)));
+            metadata.push(("quantize.imatrix.chunks_count".into(), Value::U32(imatrix.chunks)));
+        }
+    }
+}
+
+/// Whether a key of a GGUF holds for a file that is made from it.
+fn is_kept(key: &str) -> bool {
+    let own = ["general.file_type", "general.quantization_version"];
+    !own.contains(&key) && !key.starts_with("split.") && !key.starts_with("quantize.imatrix.")
+}
+
+/// The tensors of a GGUF that llmq can run, in the order in which it runs them; what else the file holds has its place
+/// behind the embedding or behind its block.
+fn specs_of_model(file: &Gguf, model: &Model) -> Result<Vec<TensorSpec>> {
+    let named: Vec<TensorSpec> = model.tensors().map(|spec| TensorSpec { order: RowOrder::AsIs, ..spec }).collect();
+    for spec in &named {
+        let shape: Option<Vec<usize>> =
+            file.tensor(&spec.gguf).map(|info| info.dims.iter().rev().map(|&n| n as usize).collect());
+        if shape.as_ref() != Some(&spec.shape) {
+            let (path, name, wanted) = (file.path.display(), &spec.gguf, &spec.shape);
+            return Err(match shape {
+                None => Error::new(format!("{path}: there is no tensor '{name}'")),
+                Some(shape) => Error::new(format!(
+                    "{path}: tensor '{name}' has shape {shape:?}, but the metadata makes it {wanted:?}"
+                )),
+            });
+        }
+    }
+    let known: HashSet<&str> = named.iter().map(|spec| spec.gguf.as_str()).collect();
+    let mut others: Vec<TensorSpec> =
+        file.tensors.iter().filter(|t| !known.contains(t.name.as_str())).map(spec_by_name).collect();
+    let mut specs: Vec<TensorSpec> = Vec::new();
+    let mut named = named.into_iter().peekable();
+    while let Some(spec) = named.next() {
+        let here = spec.block;
+        let last = named.peek().is_none_or(|next| next.block != here);
+        let embedding = spec.role == Role::Embedding;
+        specs.push(spec);
+        if embedding || last && here.is_some() {
+            let (now, later): (Vec<_>, Vec<_>) = others.into_iter().partition(|other| other.block == here);
+            specs.extend(now);
+            others = later;
+        }
+    }
+    specs.extend(others);
+    Ok(specs)
+}
+
+fn spec_by_name(info: &TensorInfo) -> TensorSpec {
+    TensorSpec {
+        source: info.name.clone(),
+        gguf: info.name.clone(),
+        shape: info.dims.iter().rev().map(|&n| n as usize).collect(),
+        role: Role::Other,
+        block: block(&info.name),
+        order: RowOrder::AsIs,
+    }
+}
+
+/// What mixes have to know of a model that llmq cannot run, as far as its keys say.
+fn facts_by_keys(file: &Gguf, importance: bool) -> Facts {
+    let architecture = file.get("general.architecture").and_then(Value::as_str).unwrap_or_default().to_owned();
+    let number = |key: &str| {
+        let value = file.get(&format!("{architecture}.{key}"))?;
+        // Some architectures have a number per block; mixes look at the first.
+        let first = value.as_array().and_then(|array| array.get(0));
+        first.as_ref().unwrap_or(value).as_u64().map(|n| n as usize)
+    };
+    let heads = number("attention.head_count").unwrap_or_default();
+    Facts {
+        blocks: number("block_count").unwrap_or_default(),
+        group: heads / number("attention.head_count_kv").filter(|&n| n > 0).unwrap_or(heads.max(1)),
+        experts: number("expert_count").unwrap_or_default(),
+        tied: file.tensor("output.weight").is_none(),
+        importance,
+        architecture,
     }
 }
 

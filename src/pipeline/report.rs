@@ -1,6 +1,7 @@
 //! What a run tells while it works and when it is done.
 
 use crate::format::Type;
+use crate::source::imatrix::Imatrix;
 use std::time::{Duration, Instant};
 
 /// What reading, rounding and writing one number costs, in multiplications: only the estimate of the time left needs it.
@@ -38,6 +39,8 @@ pub struct TensorReport {
     pub kind: Type,
     /// The type that it should have had, if its rows do not divide into blocks of that.
     pub instead_of: Option<Type>,
+    /// Bytes that this costs.
+    pub fallback_cost: Option<i64>,
     /// Its bytes in the file.
     pub bytes: u64,
     /// The relative error of its output, or of its weights where no activations were seen; none if nothing was rounded
@@ -60,9 +63,16 @@ pub struct Summary {
     pub notes: Vec<String>,
     /// Calibration tokens seen.
     pub tokens: usize,
+    /// What the layers of a calibrated run saw, if it was to be kept.
+    pub imatrix: Option<Imatrix>,
 }
 
 impl Summary {
+    /// Bytes that all of these cost together.
+    pub fn fallback_bytes(&self) -> i64 {
+        self.tensors.iter().filter_map(|t| t.fallback_cost).sum()
+    }
+
     /// The names of the tensors that got another type than they should have.
     pub fn fallbacks(&self) -> Vec<&str> {
         self.tensors.iter().filter(|t| t.instead_of.is_some()).map(|t| t.name.as_str()).collect()

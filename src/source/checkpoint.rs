@@ -1,6 +1,7 @@
 //! A folder with safetensors: mapped, checked, read one tensor at a time.
 
 use crate::error::{Context, Error, Result};
+use llmq_kernels::convert;
 use llmq_kernels::elementwise::first_non_finite;
 use memmap2::Mmap;
 #[cfg(unix)]
@@ -196,9 +197,9 @@ impl Checkpoint {
         let part = place.bytes.start + rows.start * row..place.bytes.start + rows.end * row;
         let bytes = &shard.map[part.clone()];
         let numbers = match place.dtype {
-            Dtype::F32 => convert(bytes, |b: [u8; 4]| f32::from_le_bytes(b)),
-            Dtype::F16 => convert(bytes, |b: [u8; 2]| half::f16::from_le_bytes(b).to_f32()),
-            _ => convert(bytes, |b: [u8; 2]| half::bf16::from_le_bytes(b).to_f32()),
+            Dtype::F32 => converted(bytes, 4, convert::f32_to_f32),
+            Dtype::F16 => converted(bytes, 2, convert::f16_to_f32),
+            _ => converted(bytes, 2, convert::bf16_to_f32),
         };
         shard.release(part);
         match first_non_finite(&numbers) {
@@ -234,8 +235,12 @@ impl Shard {
     fn release(&self, _: Range<usize>) {}
 }
 
-fn convert<const N: usize>(bytes: &[u8], one: impl Fn([u8; N]) -> f32 + Sync) -> Vec<f32> {
-    bytes.par_chunks_exact(N).with_min_len(1 << 14).map(|b| one(b.try_into().expect("chunks of N bytes"))).collect()
+/// Converts on all threads. `width`: bytes per number.
+fn converted(bytes: &[u8], width: usize, convert: fn(&[u8], &mut [f32])) -> Vec<f32> {
+    const PART: usize = 1 << 16;
+    let mut out = vec![0.0; bytes.len() / width];
+    out.par_chunks_mut(PART).zip(bytes.par_chunks(PART * width)).for_each(|(out, bytes)| convert(bytes, out));
+    out
 }
 
 fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {

@@ -2,14 +2,18 @@
 //! before memory is asked for, and a damaged file is an error that says where and what.
 
 mod parser;
+mod split;
 
 use std::collections::HashMap;
 use std::fs::{self, File};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
 
 use self::parser::{Parser, damaged, shown};
+use self::split::Split;
+pub use self::split::{SPLIT_COUNT, SPLIT_NO, SPLIT_TENSORS, keys as split_keys, shard_name};
 use super::value::{Metadata, Value, get};
 use crate::error::{Context, Error, Result};
 
@@ -45,6 +49,8 @@ pub struct TensorInfo {
     pub offset: u64,
     /// The length of the data in bytes.
     pub bytes: u64,
+    /// Which of the files that make up a model holds it; zero where there is only one.
+    pub shard: usize,
 }
 
 impl TensorInfo {
@@ -54,48 +60,96 @@ impl TensorInfo {
     }
 }
 
-/// An open GGUF file: its description in memory, its data mapped.
+/// An open GGUF: its description in memory, its data mapped. A model that is cut into shards is one of these, too.
 #[derive(Debug)]
 pub struct Gguf {
-    /// Where the file is.
+    /// Where the file, or the first shard, is.
     pub path: PathBuf,
     /// The version of the format: 2 or 3.
     pub version: u32,
-    /// What tensor data is aligned to, in bytes.
-    pub alignment: u64,
-    /// Keys and values in file order.
+    /// Keys and values in file order; those of the first shard.
     pub metadata: Metadata,
     /// Tensors in file order.
     pub tensors: Vec<TensorInfo>,
     /// From a tensor's name to its place in `tensors`.
     index: HashMap<String, usize>,
+    shards: Vec<Shard>,
+}
+
+/// One mapped file.
+#[derive(Debug)]
+struct Shard {
+    path: PathBuf,
+    map: Mmap,
     /// Where the data section starts, in bytes from the start of the file.
     data_start: u64,
-    map: Mmap,
 }
 
 impl Gguf {
-    /// Opens and checks the file at `path`; `layout` tells how ggml's tensor types are laid out, or `None` for a type
-    /// it does not know.
+    /// Opens and checks the file at `path`, and the shards that belong to it if it is the first of several; `layout`
+    /// tells how ggml's tensor types are laid out, or `None` for a type it does not know.
     ///
     /// # Errors
     ///
-    /// The file cannot be read, is no little-endian GGUF of version 2 or 3, is damaged, or holds a tensor of a type
-    /// that `layout` does not know.
+    /// A file cannot be read, is no little-endian GGUF of version 2 or 3, is damaged, or holds a tensor of a type
+    /// that `layout` does not know; `path` is a shard but not the first; a shard is missing or belongs to another model.
     pub fn open(path: &Path, layout: impl Fn(u32) -> Option<TypeLayout>) -> Result<Self> {
-        let what = || format!("cannot read {}", path.display());
-        // Opening a pipe or a device could wait for ever.
-        if !fs::metadata(path).context(what)?.is_file() {
-            return Err(Error::new(format!("cannot read {}: it is not a file", path.display())));
+        let (first, shard) = open_one(path, &layout)?;
+        let mut gguf = Self {
+            path: path.to_owned(),
+            version: first.version,
+            metadata: first.metadata,
+            tensors: first.tensors,
+            index: HashMap::new(),
+            shards: vec![shard],
+        };
+        if let Some(split) = Split::of(&gguf.metadata, path)? {
+            gguf.join(&split, &layout)?;
         }
-        let file = File::open(path).context(what)?;
-        // SAFETY: the map is read-only and every byte pattern is a valid u8. Another program could still shorten or
-        // rewrite the file meanwhile; that is outside what any reader of mapped files can prevent.
-        let map = unsafe { Mmap::map(&file) }.context(what)?;
-        let parsed = parse(&map, &layout).context(|| format!("cannot read {} as GGUF", path.display()))?;
-        let index = parsed.tensors.iter().enumerate().map(|(i, info)| (info.name.clone(), i)).collect();
-        let Parsed { version, alignment, metadata, tensors, data_start } = parsed;
-        Ok(Self { path: path.to_owned(), version, alignment, metadata, tensors, index, data_start, map })
+        for (i, info) in gguf.tensors.iter().enumerate() {
+            if let Some(other) = gguf.index.insert(info.name.clone(), i) {
+                let [one, two] = [other, i].map(|i| gguf.shards[gguf.tensors[i].shard].path.display());
+                return Err(Error::new(format!("tensor {} is in {one} and in {two}", shown(&info.name))));
+            }
+        }
+        Ok(gguf)
+    }
+
+    /// Adds the shards behind the first.
+    fn join(&mut self, split: &Split, layout: &dyn Fn(u32) -> Option<TypeLayout>) -> Result<()> {
+        let hint = "the shards of a model belong in one folder, under the names they were published with";
+        for no in 1..split.count {
+            let path = self.path.with_file_name(shard_name(&split.prefix, no, split.count));
+            let (parsed, shard) = open_one(&path, layout)
+                .map_err(|cause| match path.exists() {
+                    true => cause,
+                    false => {
+                        Error::new(format!("shard {} of {} is missing", no + 1, split.count)).because(cause).hint(hint)
+                    }
+                })
+                .context(|| format!("cannot read {}", self.path.display()))?;
+            let numbers = |key: &str| get(&parsed.metadata, key).and_then(Value::as_u64);
+            if (numbers(SPLIT_NO), numbers(SPLIT_COUNT)) != (Some(no as u64), Some(split.count as u64)) {
+                let what = format!("{} does not say that it is shard {} of {}", path.display(), no + 1, split.count);
+                return Err(Error::new(what).hint(hint));
+            }
+            let place = self.shards.len();
+            self.tensors.extend(parsed.tensors.into_iter().map(|info| TensorInfo { shard: place, ..info }));
+            self.shards.push(shard);
+        }
+        match get(&self.metadata, SPLIT_TENSORS).and_then(Value::as_u64) {
+            Some(wanted) if wanted != self.tensors.len() as u64 => {
+                let (path, n, found) = (self.path.display(), split.count, self.tensors.len());
+                let what = format!("{path} says that there are {wanted} tensors, but its {n} shards have {found}");
+                Err(Error::new(what).hint("a shard is from another version of the model: download them all again"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The files that are mapped, the first shard first.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        self.shards.iter().map(|shard| shard.path.as_path())
     }
 
     /// The value of a metadata key.
@@ -115,29 +169,45 @@ impl Gguf {
     /// When `info` was made by hand and lies outside this file; what [`Gguf::open`] returned never does.
     pub fn data(&self, info: &TensorInfo) -> &[u8] {
         let start = self.start_of(info);
-        &self.map[start..start + info.bytes as usize]
+        &self.shards[info.shard].map[start..start + info.bytes as usize]
     }
 
-    /// Gives the memory of a tensor that was read back to the system. It may be read again, at the price of reading
-    /// the disk. Does nothing on systems other than Unix.
-    pub fn release(&self, info: &TensorInfo) {
+    /// Gives the memory of a part of a tensor, `bytes` of its data, that was read back to the system. It may be read again,
+    /// at the price of reading the disk. Does nothing on systems other than Unix.
+    pub fn release(&self, info: &TensorInfo, bytes: Range<usize>) {
         #[cfg(unix)]
-        if !self.data(info).is_empty() {
+        if !self.data(info)[bytes.clone()].is_empty() {
+            let start = self.start_of(info) + bytes.start;
             // SAFETY: in a read-only map of a file, DontNeed drops pages that the next access reads from the file
-            // again, so the bytes behind any reference stay the same. `data` has checked the range.
+            // again, so the bytes behind any reference stay the same. The line above has checked the range.
             let advised = unsafe {
                 let advice = memmap2::UncheckedAdvice::DontNeed;
-                self.map.unchecked_advise_range(advice, self.start_of(info), info.bytes as usize)
+                self.shards[info.shard].map.unchecked_advise_range(advice, start, bytes.len())
             };
             // Only a courtesy to other programs: nothing depends on it.
             advised.ok();
         }
     }
 
-    /// Where a tensor starts in the file. `parse` has checked that it fits the map, so it fits a usize.
+    /// Where a tensor starts in its file. `parse` has checked that it fits the map, so it fits a usize.
     fn start_of(&self, info: &TensorInfo) -> usize {
-        (self.data_start + info.offset) as usize
+        (self.shards[info.shard].data_start + info.offset) as usize
     }
+}
+
+fn open_one(path: &Path, layout: &dyn Fn(u32) -> Option<TypeLayout>) -> Result<(Parsed, Shard)> {
+    let what = || format!("cannot read {}", path.display());
+    // Opening a pipe or a device could wait for ever.
+    if !fs::metadata(path).context(what)?.is_file() {
+        return Err(Error::new(format!("cannot read {}: it is not a file", path.display())));
+    }
+    let file = File::open(path).context(what)?;
+    // SAFETY: the map is read-only and every byte pattern is a valid u8. Another program could still shorten or
+    // rewrite the file meanwhile; that is outside what any reader of mapped files can prevent.
+    let map = unsafe { Mmap::map(&file) }.context(what)?;
+    let parsed = parse(&map, layout).context(|| format!("cannot read {} as GGUF", path.display()))?;
+    let shard = Shard { path: path.to_owned(), map, data_start: parsed.data_start };
+    Ok((parsed, shard))
 }
 
 /// What tensor data is aligned to by a file with this metadata, in bytes.
@@ -159,7 +229,6 @@ pub fn alignment(metadata: &Metadata) -> Result<u64> {
 /// Everything the file says about itself.
 struct Parsed {
     version: u32,
-    alignment: u64,
     metadata: Metadata,
     tensors: Vec<TensorInfo>,
     data_start: u64,
@@ -193,7 +262,7 @@ fn parse(bytes: &[u8], layout: &dyn Fn(u32) -> Option<TypeLayout>) -> Result<Par
     let file_size = bytes.len() as u64;
     let data_start = (parser.at() as u64).next_multiple_of(alignment);
     check_places(&mut tensors, alignment, data_start, file_size)?;
-    Ok(Parsed { version, alignment, metadata, tensors, data_start })
+    Ok(Parsed { version, metadata, tensors, data_start })
 }
 
 /// Checks that every tensor's data is aligned, inside the file, and its own. Gaps and any order are fine.
@@ -294,7 +363,7 @@ mod tests {
     fn a_small_file_reads() {
         let (bytes, header) = small();
         let parsed = parse(&bytes, &layout).unwrap();
-        assert_eq!((parsed.version, parsed.alignment, parsed.data_start), (3, 32, header as u64));
+        assert_eq!((parsed.version, parsed.data_start), (3, header as u64));
         assert_eq!(get(&parsed.metadata, "s").and_then(Value::as_str), Some("é"));
         assert_eq!(get(&parsed.metadata, "strs"), Some(&vec!["ab".to_owned(), String::new()].into()));
         assert_eq!(get(&parsed.metadata, "yes"), Some(&true.into()));

@@ -3,6 +3,7 @@
 pub mod checkpoint;
 pub mod config;
 pub mod gguf;
+pub mod imatrix;
 pub mod pre_tokenizer;
 pub mod tokenizer;
 pub mod value;

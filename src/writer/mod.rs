@@ -1,4 +1,6 @@
-//! GGUF, streamed, and atomic replacement of files.
+//! GGUF, streamed, whole or in shards; importance matrices; atomic replacement of files.
 
 pub mod atomic;
 pub mod gguf;
+pub mod imatrix;
+pub mod shards;

@@ -3,13 +3,13 @@
 use crate::ask::{self, Tensor};
 use crate::common::{llmq, tiny};
 use crate::quantize;
-use llmq::eval::subject::open_gguf;
-use llmq::format::{TYPES, by_id};
+use llmq::format::{by_id, writable};
+use llmq::pipeline::weights::open_gguf;
 use serde_json::Value;
 
 #[test]
 fn every_type_rounded_to_nearest_reads_alike() {
-    for kind in TYPES {
+    for kind in writable() {
         reads_alike(kind.name(), "rtn");
     }
 }

@@ -5,15 +5,15 @@ use crate::common::checkpoint::Shape;
 use crate::common::{folder, tiny};
 use crate::quantize;
 use llmq::eval::perplexity::{self, Protocol};
-use llmq::eval::subject::Subject;
-use llmq::format::TYPES;
+use llmq::format::writable;
+use llmq::pipeline::subject::Subject;
 use serde_json::json;
 
 const TEXT: &str = include_str!("../../eval/heldout.txt");
 
 #[test]
 fn every_type_gives_the_same_probabilities() {
-    for kind in TYPES {
+    for kind in writable() {
         // llama.cpp rounds activations to suit the weights: to halves, or to eight bits for all quantized types.
         let bound = match kind.name() {
             "F32" => 1e-4,

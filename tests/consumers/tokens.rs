@@ -4,7 +4,7 @@ use crate::ask;
 use crate::common::checkpoint::Shape;
 use crate::common::{folder, tiny};
 use crate::quantize;
-use llmq::eval::subject::open_gguf;
+use llmq::pipeline::weights::open_gguf;
 use llmq::source::pre_tokenizer;
 use llmq::source::vocabulary::Vocabulary;
 use regex::Regex;

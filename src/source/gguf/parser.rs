@@ -205,6 +205,6 @@ impl<'a> Parser<'a> {
         let elements = elements.filter(|&n| n <= i64::MAX as u64 && dims.iter().all(|&dim| dim <= i64::MAX as u64));
         let bytes = elements.and_then(|n| (n / block).checked_mul(bytes));
         let bytes = bytes.ok_or_else(|| damaged(format!("its shape {dims:?} has too many elements")))?;
-        Ok(TensorInfo { name: name.to_owned(), dims, type_id, offset, bytes })
+        Ok(TensorInfo { name: name.to_owned(), dims, type_id, offset, bytes, shard: 0 })
     }
 }

@@ -1,0 +1,124 @@
+//! `llmq imatrix`: how much each column of each layer matters.
+
+use super::output::{self, Progress, bytes, time};
+use crate::calib::text;
+use crate::error::{Error, Result};
+use crate::eval::perplexity::{Protocol, windows};
+use crate::pipeline::importance;
+use crate::pipeline::subject::Subject;
+use crate::source::imatrix::Imatrix;
+use crate::writer::atomic::check_destination;
+use crate::writer::imatrix;
+use serde_json::json;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// A checkpoint folder or a .gguf; none where files are only merged
+    #[arg(required_unless_present = "in_file")]
+    model: Option<PathBuf>,
+
+    /// The file to write
+    #[arg(short, long, value_name = "FILE", default_value = "imatrix.gguf")]
+    output: PathBuf,
+
+    /// The text: .txt, or .jsonl, .json and .json.gz with one {"text": …} a line; repeatable
+    /// [default: a sample that is built in]
+    #[arg(short, long, value_name = "FILE")]
+    file: Vec<PathBuf>,
+
+    /// Importance matrices to be added to what is measured, or to each other; repeatable
+    #[arg(long, value_name = "FILE", value_delimiter = ',')]
+    in_file: Vec<PathBuf>,
+
+    /// Tokens per window
+    #[arg(short = 'c', long = "ctx-size", value_name = "N", default_value_t = 512)]
+    context: usize,
+
+    /// How many windows at most
+    #[arg(long, value_name = "N")]
+    chunks: Option<usize>,
+
+    /// Also measure what the output matrix reads
+    #[arg(long)]
+    process_output: bool,
+
+    /// The pre-tokenizer's name in llama.cpp, if the model's is not known
+    #[arg(long, value_name = "NAME")]
+    pre: Option<String>,
+
+    /// How many threads [default: one per core]
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
+
+    /// Replace an existing file
+    #[arg(long)]
+    force: bool,
+
+    /// One JSON object a line on standard output
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: &Args) -> Result<()> {
+    super::use_threads(args.threads)?;
+    let started = Instant::now();
+    if args.context < 4 {
+        return Err(Error::usage(format!("windows of {} tokens are too short: -c 4 is the least", args.context)));
+    }
+    if args.chunks == Some(0) {
+        return Err(Error::usage("--chunks must be at least 1"));
+    }
+    let inputs: Vec<&Path> = args.model.iter().chain(&args.file).chain(&args.in_file).map(PathBuf::as_path).collect();
+    check_destination(&args.output, &inputs, args.force)?;
+    // Read first: a bad file should not cost a measurement.
+    let others = args.in_file.iter().map(|path| Imatrix::read(path)).collect::<Result<Vec<_>>>()?;
+    let mut sum = match &args.model {
+        Some(model) => measure(args, model)?,
+        None => Imatrix::default(),
+    };
+    for other in others {
+        sum.merge(other)?;
+    }
+    let size = imatrix::write(&args.output, &sum)?;
+    let (layers, took) = (sum.entries.len(), started.elapsed());
+    let text = format!("{}: {}, the inputs of {layers} layers", args.output.display(), bytes(size));
+    output::note(&format!("{text} over {} windows, in {}", sum.chunks, time(took)));
+    if args.json {
+        output::json(
+            "summary",
+            json!({
+                "output": args.output,
+                "bytes": size,
+                "entries": layers,
+                "windows": sum.chunks,
+                "texts": sum.datasets,
+                "seconds": took.as_secs_f64(),
+            }),
+        );
+    }
+    Ok(())
+}
+
+fn measure(args: &Args, model: &Path) -> Result<Imatrix> {
+    let subject = Subject::open(model, args.pre.as_deref())?;
+    let mut documents = Vec::new();
+    for path in &args.file {
+        documents.extend(text::read(path)?);
+    }
+    let mut names: Vec<String> =
+        args.file.iter().map(|path| path.file_name().unwrap_or_default().to_string_lossy().into_owned()).collect();
+    if documents.is_empty() {
+        documents = text::sample();
+        names.push("the sample built into llmq".into());
+    }
+    // As llama-imatrix: one text from the first token to the last, in windows that each start with BOS.
+    let windows = windows(&subject, &documents.join("\n"), Protocol::LlamaCpp, args.context, args.chunks)?;
+    let progress = Progress::new(false, args.json);
+    let show = |done: usize, total: usize| progress.set(done as u64, total as u64);
+    let mut measured = importance::measure(&subject, &windows, args.process_output, &show)?;
+    progress.finish();
+    measured.datasets = names;
+    Ok(measured)
+}

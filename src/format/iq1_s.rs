@@ -1,0 +1,42 @@
+//! IQ1_S: 256 columns in groups of 32, eight at a time from a ternary codebook, shifted. `d·(1 + 2s)·(C[q] ± ⅛)`.
+
+use super::bits::half_at;
+use super::codebook::IQ1;
+use super::{Encoding, Format, Spec};
+
+/// Ternary super-blocks of eleven-bit places in a codebook, 1.5625 bits per weight.
+pub struct Iq1S;
+
+const WIDTH: usize = 256;
+const BYTES: usize = 50; // d: f16, places' low bits: [u8; 32], per group: upper bits: [u3; 4], scale: u3, shift: u1
+const GROUP: usize = 32;
+const HIGH: usize = 34;
+const _: () = assert!(HIGH == 2 + WIDTH / 8 && BYTES == HIGH + WIDTH / GROUP * 2);
+
+/// Writes `d·(level ± ⅛)` for an entry of the codebook.
+pub fn put_shifted(d: f32, levels: &[i8; 8], down: bool, out: &mut [f32]) {
+    let shift = if down { -0.125 } else { 0.125 };
+    for (x, &level) in out.iter_mut().zip(levels) {
+        *x = d * (f32::from(level) + shift);
+    }
+}
+
+impl Format for Iq1S {
+    fn spec(&self) -> Spec {
+        Spec { name: "IQ1_S", id: 19, width: WIDTH, bytes: BYTES }
+    }
+    fn decode(&self, block: &[u8], out: &mut [f32]) {
+        let d = half_at(block, 0);
+        for (g, out) in out.chunks_mut(GROUP).enumerate() {
+            let bits = u16::from_le_bytes([block[HIGH + 2 * g], block[HIGH + 2 * g + 1]]);
+            let d = d * f32::from(1 + 2 * (bits >> 12 & 7));
+            for (l, out) in out.chunks_mut(8).enumerate() {
+                let place = u16::from(block[2 + 4 * g + l]) | (bits >> (3 * l) & 7) << 8;
+                put_shifted(d, &IQ1[usize::from(place)], bits >> 15 == 1, out);
+            }
+        }
+    }
+    fn encoding(&self) -> Encoding {
+        Encoding::ReadOnly
+    }
+}

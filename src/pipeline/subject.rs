@@ -1,0 +1,103 @@
+//! A model that can be run: a checkpoint folder or a GGUF, with its tokenizer.
+
+use super::weights::{Weights, open_gguf, vector};
+use crate::error::{Context, Error, Result};
+use crate::model::{Model, QueryRows, TensorSpec, gguf_keys};
+use crate::source::checkpoint::Checkpoint;
+use crate::source::config::Config;
+use crate::source::gguf::Gguf;
+use crate::source::tokenizer::Tokenizer;
+use crate::source::vocabulary::Vocabulary;
+use llmq_kernels::elementwise::Pairing;
+use std::ops::Range;
+use std::path::Path;
+
+/// A model with weights and a tokenizer.
+pub struct Subject {
+    /// Sizes and variations.
+    pub model: Model,
+    /// Its tokenizer.
+    pub tokenizer: Tokenizer,
+    weights: Weights,
+}
+
+/// The model that a GGUF's metadata describes.
+///
+/// # Errors
+/// An architecture that is not supported, or keys that are missing or make no sense.
+pub fn gguf_model(file: &Gguf) -> Result<Model> {
+    gguf_keys::read(file, vector(file, gguf_keys::ROPE_FACTORS)?)
+}
+
+/// The tokenizer that a GGUF's metadata describes. `pre`: the pre-tokenizer, where the file's is not known.
+///
+/// # Errors
+/// A kind that is not supported, keys that make no sense, or more tokens than the model's embedding has rows.
+pub fn gguf_tokenizer(file: &Gguf, model: &Model, pre: Option<&str>) -> Result<Tokenizer> {
+    let of = || format!("the tokenizer of {}", file.path.display());
+    let mut vocabulary = Vocabulary::from_metadata(&file.metadata).context(of)?;
+    if let Some(name) = pre {
+        vocabulary.pre = name.to_owned();
+    }
+    if vocabulary.tokens.len() > model.vocab {
+        let (tokens, rows) = (vocabulary.tokens.len(), model.vocab);
+        let what = format!("it has {tokens} tokens, but 'token_embd.weight' has only {rows} rows");
+        return Err(Error::new(what)).context(of);
+    }
+    Tokenizer::from_vocabulary(&vocabulary).context(of)
+}
+
+/// The order in which a source holds the rows of a model's queries and keys.
+pub fn pairing(weights: &Weights, model: &Model) -> Pairing {
+    match (weights, model.architecture.query_rows()) {
+        (Weights::Gguf(_), QueryRows::Interleaved) => Pairing::Neighbours,
+        _ => Pairing::Halves,
+    }
+}
+
+impl Subject {
+    /// Opens a folder or a `.gguf`. `pre`: the pre-tokenizer, where theirs is not known.
+    ///
+    /// # Errors
+    /// Anything that is missing, damaged or unsupported; every tensor's presence and shape is checked.
+    pub fn open(path: &Path, pre: Option<&str>) -> Result<Subject> {
+        let subject = if path.is_dir() {
+            let config = Config::open(&path.join("config.json"))
+                .context(|| format!("{} is not a checkpoint folder", path.display()))?;
+            let model = Model::read(&config)?;
+            let vocabulary = Vocabulary::from_files(path, model.vocab, config.json(), pre)?;
+            let tokenizer = Tokenizer::open(path, &vocabulary)?;
+            Subject { model, tokenizer, weights: Weights::Checkpoint(Checkpoint::open(path)?) }
+        } else {
+            let file = open_gguf(path)?;
+            let model = gguf_model(&file)?;
+            let tokenizer = gguf_tokenizer(&file, &model, pre)?;
+            Subject { model, tokenizer, weights: Weights::Gguf(file) }
+        };
+        for spec in subject.model.tensors() {
+            subject.weights.check(&spec)?;
+        }
+        Ok(subject)
+    }
+
+    /// The order in which the rows of queries and keys come.
+    pub fn pairing(&self) -> Pairing {
+        pairing(&self.weights, &self.model)
+    }
+
+    /// Rows of a matrix, decoded. The whole of a vector counts as its rows.
+    ///
+    /// # Errors
+    /// The tensor holds NaN or infinity.
+    pub fn rows(&self, spec: &TensorSpec, rows: Range<usize>) -> Result<Vec<f32>> {
+        self.weights.rows(spec, rows)
+    }
+
+    /// A whole tensor, decoded.
+    ///
+    /// # Errors
+    /// As [`Subject::rows`].
+    pub fn read(&self, spec: &TensorSpec) -> Result<Vec<f32>> {
+        self.weights.read(spec)
+    }
+}

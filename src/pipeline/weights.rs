@@ -1,0 +1,141 @@
+//! A model's numbers, wherever they are: in a folder of safetensors or in a GGUF.
+
+use crate::error::{Error, Result};
+use crate::format::{self, Type};
+use crate::model::TensorSpec;
+use crate::source::checkpoint::Checkpoint;
+use crate::source::gguf::{Gguf, TensorInfo, TypeLayout};
+use llmq_kernels::elementwise::first_non_finite;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+/// Mapped tensors, read as `f32` one part at a time.
+pub enum Weights {
+    /// A folder.
+    Checkpoint(Checkpoint),
+    /// A file, or several shards.
+    Gguf(Gguf),
+}
+
+/// Opens a GGUF, knowing the types of [`format::TYPES`].
+///
+/// # Errors
+/// A damaged file, or one with a type that is not known.
+pub fn open_gguf(path: &Path) -> Result<Gguf> {
+    Gguf::open(path, |id| {
+        format::by_id(id).map(|t| TypeLayout { name: t.name(), block: t.width() as u64, bytes: t.bytes() as u64 })
+    })
+}
+
+impl Weights {
+    /// The files that are mapped.
+    pub fn files(&self) -> Vec<PathBuf> {
+        match self {
+            Weights::Checkpoint(checkpoint) => checkpoint.files().into_iter().map(Path::to_path_buf).collect(),
+            Weights::Gguf(file) => file.files().map(Path::to_path_buf).collect(),
+        }
+    }
+
+    /// The GGUF, if it is one.
+    pub fn gguf(&self) -> Option<&Gguf> {
+        match self {
+            Weights::Gguf(file) => Some(file),
+            Weights::Checkpoint(_) => None,
+        }
+    }
+
+    /// Checks that a tensor is there, with the shape that the model gives it and a type that can be read.
+    ///
+    /// # Errors
+    /// It is not.
+    pub fn check(&self, spec: &TensorSpec) -> Result<()> {
+        match self {
+            Weights::Checkpoint(checkpoint) => checkpoint.check(&spec.source, &spec.shape),
+            Weights::Gguf(file) => {
+                let info = info(file, &spec.gguf)?;
+                let shape: Vec<usize> = info.dims.iter().rev().map(|&n| n as usize).collect();
+                if shape == spec.shape {
+                    return Ok(());
+                }
+                let (path, name, wanted) = (file.path.display(), &spec.gguf, &spec.shape);
+                Err(Error::new(format!(
+                    "{path}: tensor '{name}' has shape {shape:?}, but the metadata makes it {wanted:?}"
+                )))
+            }
+        }
+    }
+
+    /// The type of a tensor in a GGUF; none in a checkpoint.
+    pub fn gguf_type(&self, spec: &TensorSpec) -> Option<Type> {
+        format::by_id(self.gguf()?.tensor(&spec.gguf)?.type_id)
+    }
+
+    /// The bytes of rows of a tensor in a GGUF, as they are there; none in a checkpoint.
+    pub fn gguf_rows(&self, spec: &TensorSpec, rows: Range<usize>) -> Option<&[u8]> {
+        let file = self.gguf()?;
+        let info = file.tensor(&spec.gguf)?;
+        Some(&file.data(info)[byte_range(info, rows)])
+    }
+
+    /// Rows of a tensor, decoded: steps along all dimensions but the last. The whole of a vector counts as one row.
+    ///
+    /// # Errors
+    /// The tensor is missing, or holds NaN or infinity.
+    pub fn rows(&self, spec: &TensorSpec, rows: Range<usize>) -> Result<Vec<f32>> {
+        match self {
+            Weights::Checkpoint(checkpoint) => {
+                let rows = if spec.shape.len() < 2 { 0..spec.shape[0] } else { rows };
+                checkpoint.read_rows(&spec.source, &spec.shape, rows)
+            }
+            Weights::Gguf(file) => {
+                let info = info(file, &spec.gguf)?;
+                let first = rows.start * spec.columns();
+                let numbers = decode(file, info, rows)?;
+                match first_non_finite(&numbers) {
+                    None => Ok(numbers),
+                    Some(at) => {
+                        let (path, name) = (file.path.display(), &spec.gguf);
+                        let what = format!("{path}: tensor '{name}' holds {} at element {}", numbers[at], first + at);
+                        Err(Error::new(what).hint("the file is damaged: compare its checksum, or make it again"))
+                    }
+                }
+            }
+        }
+    }
+
+    /// A whole tensor, decoded.
+    ///
+    /// # Errors
+    /// As [`Weights::rows`].
+    pub fn read(&self, spec: &TensorSpec) -> Result<Vec<f32>> {
+        self.rows(spec, 0..spec.rows())
+    }
+}
+
+/// A vector that a GGUF may hold beside its weights, decoded.
+///
+/// # Errors
+/// A type that cannot be decoded.
+pub fn vector(file: &Gguf, name: &str) -> Result<Option<Vec<f32>>> {
+    file.tensor(name).map(|info| decode(file, info, 0..1)).transpose()
+}
+
+fn info<'a>(file: &'a Gguf, name: &str) -> Result<&'a TensorInfo> {
+    file.tensor(name).ok_or_else(|| Error::new(format!("{}: there is no tensor '{name}'", file.path.display())))
+}
+
+/// Where rows are in a tensor's data.
+fn byte_range(info: &TensorInfo, rows: Range<usize>) -> Range<usize> {
+    let all = info.dims.iter().skip(1).product::<u64>().max(1) as usize;
+    let row = info.bytes as usize / all;
+    rows.start * row..rows.end * row
+}
+
+/// Rows of a tensor, in the order of the file.
+fn decode(file: &Gguf, info: &TensorInfo, rows: Range<usize>) -> Result<Vec<f32>> {
+    let kind = format::by_id(info.type_id).ok_or_else(|| Error::new(format!("unknown type {}", info.type_id)))?;
+    let bytes = byte_range(info, rows);
+    let numbers = kind.decode_all(&file.data(info)[bytes.clone()]);
+    file.release(info, bytes);
+    Ok(numbers)
+}
