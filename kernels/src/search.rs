@@ -71,18 +71,17 @@ fn symmetric_in(w: &[F], h: &[F], levels: impl Nearest, reach: f32, effort: Effo
     let (mut best, mut gain) = (F::ZERO, F::ZERO);
     // A tenth of a level apart at four bits; as many of them for finer levels, which are closer already.
     let apart = 0.1 * (reach / 8.0).min(1.0).max(reach / 80.0);
-    let (first, last, stride) = match effort {
-        Effort::Quick => (0, 0, 1),
-        Effort::Full if reach > 100.0 && levels.is_even() => (-2, 8, 1),
-        Effort::Full => (-9, 36, 1),
+    let steps = match effort {
+        Effort::Quick if levels.is_even() && (32.0..100.0).contains(&reach) => -3..=6,
+        Effort::Quick => 0..=0,
+        Effort::Full if levels.is_even() && reach > 100.0 => -2..=8,
+        Effort::Full => -9..=36,
     };
-    let mut step = first;
-    while step <= last {
+    for step in steps {
         for sign in [-1.0, 1.0] {
             let t = sign * (reach + apart * step as f32);
             improve(w, h, unit * F::splat(t), levels, &mut best, &mut gain);
         }
-        step += stride;
     }
     for _ in 0..effort.refinements() {
         improve(w, h, best.recip(), levels, &mut best, &mut gain);
@@ -159,6 +158,8 @@ kernel! {
     /// `w`, `h`: `[columns]`. Candidates stretch and shrink the range from the smallest to the largest entry.
     pub fn asymmetric / asymmetric_on(w: &[F], h: &[F], hi: f32, effort: Effort, below: bool) -> (F, F) {
         let steps = match effort {
+            // Where both super-scales are still to be fitted, the search is a small part of the work.
+            Effort::Quick if below => 4,
             Effort::Quick => 1,
             Effort::Full => 9,
         };

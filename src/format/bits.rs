@@ -59,6 +59,15 @@ pub fn nibble(nibbles: &[u8], i: usize) -> u8 {
     if i < 16 { nibbles[i] & 15 } else { nibbles[i - 16] >> 4 }
 }
 
+/// Decodes the 32 four-bit codes of sixteen bytes; see [`nibble`] for their order.
+#[inline(always)]
+pub fn each_nibble(nibbles: &[u8], out: &mut [f32], value: impl Fn(u8) -> f32) {
+    let (low, high) = out.split_at_mut(16);
+    for ((low, high), &byte) in low.iter_mut().zip(high).zip(nibbles) {
+        (*low, *high) = (value(byte & 15), value(byte >> 4));
+    }
+}
+
 /// The five-bit code of column `i`: the fifth bits are the `u32` at byte `high`, the nibbles start at byte `low`.
 pub fn five_bits(block: &[u8], high: usize, low: usize, i: usize) -> u8 {
     nibble(&block[low..], i) | (block[high + i / 8] >> (i % 8) & 1) << 4

@@ -1,6 +1,6 @@
 //! IQ4_NL: 32 columns, a half-precision scale, four-bit places in a table of uneven levels. `d·T[q]`.
 
-use super::bits::{half_at, halves_at, nibble, put_half, put_halves, put_nibbles};
+use super::bits::{each_nibble, half_at, halves_at, put_half, put_halves, put_nibbles};
 use super::{Encoding, Format, Spec, lattice};
 use crate::grid::{Codes, Effort, F, Grid, Levels, Shape};
 use llmq_kernels::search;
@@ -21,9 +21,7 @@ impl Format for Iq4Nl {
     }
     fn decode(&self, block: &[u8], out: &mut [f32]) {
         let d = half_at(block, 0);
-        for (i, x) in out.iter_mut().enumerate() {
-            *x = d * f32::from(TABLE[nibble(&block[2..], i) as usize]);
-        }
+        each_nibble(&block[2..18], out, |q| d * f32::from(TABLE[usize::from(q)]));
     }
     fn encoding(&self) -> Encoding {
         Encoding::Grid(&Iq4Nl)

@@ -1,6 +1,6 @@
 //! IQ4_XS: 256 columns in groups of 32, places in the table of IQ4_NL, six-bit scales. `d·(sc − 32)·T[q]`.
 
-use super::bits::{half_at, halves_at, nibble, put_half, put_halves, put_nibbles};
+use super::bits::{each_nibble, half_at, halves_at, put_half, put_halves, put_nibbles};
 use super::iq4_nl::TABLE;
 use super::lattice::{self, super_symmetric};
 use super::superblock::fit_symmetric;
@@ -40,9 +40,7 @@ impl Format for Iq4Xs {
         let d = half_at(block, 0);
         for (g, out) in out.chunks_mut(GROUP).enumerate() {
             let d = d * f32::from(scale(block, g));
-            for (i, x) in out.iter_mut().enumerate() {
-                *x = d * f32::from(TABLE[nibble(&block[8 + 16 * g..], i) as usize]);
-            }
+            each_nibble(&block[8 + 16 * g..][..16], out, |q| d * f32::from(TABLE[usize::from(q)]));
         }
     }
     fn encoding(&self) -> Encoding {

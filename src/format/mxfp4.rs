@@ -1,6 +1,6 @@
 //! MXFP4: 32 columns, a power of two, four-bit floating-point numbers (OCP Microscaling Formats 1.0).
 
-use super::bits::{nibble, put_nibbles};
+use super::bits::{each_nibble, put_nibbles};
 use super::{Encoding, Format, Spec};
 use crate::grid::{Codes, Effort, F, Grid, LANES, Levels, Shape};
 use llmq_kernels::search;
@@ -36,9 +36,7 @@ impl Format for MXFP4 {
     }
     fn decode(&self, block: &[u8], out: &mut [f32]) {
         let d = scale(block[0]);
-        for (i, x) in out.iter_mut().enumerate() {
-            *x = d * f32::from(TABLE[place(nibble(&block[1..], i)) as usize]);
-        }
+        each_nibble(&block[1..17], out, |q| d * f32::from(TABLE[usize::from(place(q))]));
     }
     fn encoding(&self) -> Encoding {
         Encoding::Grid(&MXFP4)

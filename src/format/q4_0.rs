@@ -1,6 +1,6 @@
 //! Q4_0: 32 columns, a half-precision scale, four-bit codes. `(q − 8)·d`.
 
-use super::bits::{half_at, halves_at, nibble, put_half, put_halves, put_nibbles};
+use super::bits::{each_nibble, half_at, halves_at, put_half, put_halves, put_nibbles};
 use super::{Encoding, Format, Spec, lattice};
 use crate::grid::{Codes, Effort, F, Grid, Levels, Shape};
 use llmq_kernels::search;
@@ -18,9 +18,7 @@ impl Format for Q4_0 {
     }
     fn decode(&self, block: &[u8], out: &mut [f32]) {
         let d = half_at(block, 0);
-        for (i, x) in out.iter_mut().enumerate() {
-            *x = (f32::from(nibble(&block[2..], i)) - 8.0) * d;
-        }
+        each_nibble(&block[2..18], out, |q| (f32::from(q) - 8.0) * d);
     }
     fn encoding(&self) -> Encoding {
         Encoding::Grid(&Q4_0)

@@ -1,6 +1,6 @@
 //! Q4_1: 32 columns, a half-precision scale and minimum, four-bit codes. `q·d + m`.
 
-use super::bits::{half_at, halves_at, nibble, put_half, put_halves, put_nibbles};
+use super::bits::{each_nibble, half_at, halves_at, put_half, put_halves, put_nibbles};
 use super::superblock::line;
 use super::{Encoding, Format, Spec, lattice};
 use crate::grid::{Codes, Effort, F, Grid, Levels, Shape};
@@ -18,9 +18,7 @@ impl Format for Q4_1 {
     }
     fn decode(&self, block: &[u8], out: &mut [f32]) {
         let (d, m) = (half_at(block, 0), half_at(block, 2));
-        for (i, x) in out.iter_mut().enumerate() {
-            *x = f32::from(nibble(&block[4..], i)) * d + m;
-        }
+        each_nibble(&block[4..20], out, |q| f32::from(q) * d + m);
     }
     fn encoding(&self) -> Encoding {
         Encoding::Grid(&Q4_1)

@@ -124,8 +124,9 @@ impl Imatrix {
 }
 
 fn from_gguf(path: &Path) -> Result<Imatrix> {
-    let single = TypeLayout { name: "F32", block: 1, bytes: 4 };
-    let file = Gguf::open(path, |id| (id == 0).then_some(single))?;
+    // Other types are let through, so that some other GGUF is told by what it is; their data is never looked at.
+    let layout = |id| TypeLayout { name: "F32", block: 1, bytes: if id == 0 { 4 } else { 0 } };
+    let file = Gguf::open(path, |id| Some(layout(id)))?;
     let kind = file.get("general.type").and_then(Value::as_str).unwrap_or_default();
     if kind != TYPE {
         return Err(Error::new(format!("its general.type is '{kind}', not '{TYPE}'"))
@@ -149,9 +150,9 @@ fn from_gguf(path: &Path) -> Result<Imatrix> {
         let sums = numbers(&info.name).unwrap_or_default();
         let counts = numbers(&format!("{name}{COUNTS}"))
             .ok_or_else(|| Error::new(format!("'{name}{SUMS}' is there, but '{name}{COUNTS}' is not")))?;
-        if counts.is_empty() || sums.is_empty() || sums.len() % counts.len() != 0 {
+        if info.type_id != 0 || counts.is_empty() || sums.is_empty() || sums.len() % counts.len() != 0 {
             let (sums, counts) = (sums.len(), counts.len());
-            return Err(Error::new(format!("'{name}' has {sums} sums for {counts} matrices")));
+            return Err(Error::new(format!("'{name}' has {sums} sums of type F32 for {counts} matrices")));
         }
         entries.insert(name.to_owned(), Entry { sums, counts });
     }

@@ -21,7 +21,9 @@ pub fn write(path: &Path, imatrix: &Imatrix) -> Result<u64> {
     for (name, entry) in &imatrix.entries {
         let matrices = entry.counts.len() as u64;
         for (suffix, numbers) in [(SUMS, &entry.sums), (COUNTS, &entry.counts)] {
-            let dims = vec![numbers.len() as u64 / matrices, matrices];
+            // As ggml counts dimensions: those of one at the end do not count.
+            let mut dims = vec![numbers.len() as u64 / matrices, matrices];
+            dims.truncate(if matrices == 1 { 1 } else { 2 });
             let plan =
                 TensorPlan { name: format!("{name}{suffix}"), dims, type_id: 0, bytes: 4 * numbers.len() as u64 };
             tensors.push((plan, numbers));
