@@ -20,8 +20,8 @@ use crate::source::imatrix::Imatrix;
 use crate::writer::shards::{Files, Writer};
 use crate::{calib, interrupt};
 use calibrated::Stream;
+use llmq_kernels::elementwise::first_beyond;
 use plan::{Plan, Planned};
-use rayon::prelude::*;
 use report::{Clock, Observer, Summary, TensorReport, Work};
 
 /// Where calibration text comes from, and how much of it is used.
@@ -53,9 +53,9 @@ pub struct Rounding<'a> {
     pub keep_statistics: bool,
 }
 
-/// Numbers in a piece of a matrix: what no Hessian belongs to is quantized and written in pieces, so that it need never be
-/// there whole.
-const PIECE: usize = 1 << 20;
+/// Numbers in a piece of a matrix, for each thread: what no Hessian belongs to is quantized and written in pieces that stay
+/// in the processor's caches.
+const PIECE: usize = 1 << 17;
 
 /// Quantizes a planned model into files.
 ///
@@ -176,8 +176,9 @@ impl Run<'_> {
         let rows = 0..tensor.spec.rows();
         let (numbers, bytes, values) = self.piece(tensor, rows, 0)?;
         let importance = self.importance(&tensor.spec, 0);
-        let error =
-            tensor.is_rounded().then(|| weight_error(&numbers, &values, tensor.spec.columns(), importance.as_deref()));
+        let error = tensor
+            .is_rounded()
+            .then(|| weight_error((0.0, 0.0), &numbers, &values, tensor.spec.columns(), importance.as_deref()));
         self.observer.advance(numbers.len() as u64 * report::PER_WEIGHT);
         Ok(Finished { bytes, report: tensor.report(error.map(relative)) })
     }
@@ -188,7 +189,9 @@ impl Run<'_> {
         // A stack of matrices has an importance for each of them.
         let matrices = if tensor.spec.shape.len() > 2 { tensor.spec.shape[0] } else { 1 };
         let per_matrix = rows / matrices.max(1);
-        let step = (PIECE / columns.max(1)).clamp(1, per_matrix.max(1));
+        let piece = PIECE * rayon::current_num_threads() / columns.max(1);
+        // Whole parts of the sum of errors, so that it does not depend on the number of threads.
+        let step = piece.next_multiple_of(method::PART).max(method::PART);
         let mut kept = Vec::with_capacity(wanted.len() * columns);
         let mut sums = (0.0, 0.0);
         for matrix in 0..matrices {
@@ -197,8 +200,7 @@ impl Run<'_> {
                 interrupt::check()?;
                 let last = (first + step).min((matrix + 1) * per_matrix);
                 let (numbers, bytes, values) = self.piece(tensor, first..last, matrix)?;
-                let (error, whole) = weight_error(&numbers, &values, columns, importance.as_deref());
-                sums = (sums.0 + error, sums.1 + whole);
+                sums = weight_error(sums, &numbers, &values, columns, importance.as_deref());
                 let from = wanted.partition_point(|&t| (t as usize) < first);
                 for &token in wanted[from..].iter().take_while(|&&t| (t as usize) < last) {
                     let at = (token as usize - first) * columns;
@@ -317,11 +319,7 @@ impl Run<'_> {
 
 /// The scales of block formats are in half precision, which ends at 65504.
 fn check_range(tensor: &Planned, numbers: &[f32]) -> Result<()> {
-    const MOST: f32 = 65504.0;
-    if numbers.par_chunks(1 << 14).all(|part| part.iter().fold(0.0f32, |most, x| most.max(x.abs())) <= MOST) {
-        return Ok(());
-    }
-    match numbers.iter().position(|x| x.abs() > MOST) {
+    match first_beyond(numbers, 65504.0) {
         None => Ok(()),
         Some(at) => {
             let (name, kind) = (&tensor.spec.source, tensor.kind.name());

@@ -2,10 +2,11 @@
 //!
 //! Only the ratios mean something: machines are shared and noisy. Each figure is the best of several rounds.
 
+use half::slice::HalfFloatSliceExt;
 use llmq_kernels::attention::{self, Shape};
 use llmq_kernels::gemm;
 use llmq_kernels::search;
-use llmq_kernels::{F, Isa, LANES, Levels, column, elementwise, syrk};
+use llmq_kernels::{F, Isa, LANES, Levels, column, convert, elementwise, squares, syrk};
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
@@ -122,9 +123,40 @@ fn searches() {
     show("column loop, blocks of 128", 1e-6 * 128.0 * 16.0 / ours, "Mweights/s", ours, "the baseline", theirs);
 }
 
+fn conversions() {
+    let n = 1 << 20;
+    let halves: Vec<half::f16> = numbers(n).iter().map(|&x| half::f16::from_f32(x)).collect();
+    let bytes: Vec<u8> = halves.iter().flat_map(|x| x.to_le_bytes()).collect();
+    let mut out = vec![0.0; n];
+    let rate = |seconds: f64| 1e-9 * n as f64 / seconds;
+    let ours = best(|| convert::f16_to_f32(&bytes, black_box(&mut out)));
+    let theirs = best(|| halves.convert_to_f32_slice(black_box(&mut out)));
+    show("half to single precision", rate(ours), "Gnumbers/s", ours, "the half crate", theirs);
+    let bf16 = |isa, out: &mut [f32]| convert::bf16_to_f32_on(isa, &bytes, out);
+    let (ours, theirs) =
+        (best(|| bf16(Isa::best(), black_box(&mut out))), best(|| bf16(Isa::Baseline, black_box(&mut out))));
+    show("bfloat16 to single precision", rate(ours), "Gnumbers/s", ours, "the baseline", theirs);
+    let x = numbers(n);
+    let errors = |isa| {
+        best(|| {
+            black_box(squares::errors_on(isa, black_box(&x), &out, None));
+        })
+    };
+    let (ours, theirs) = (errors(Isa::best()), errors(Isa::Baseline));
+    show("sum of squared errors", rate(ours), "Gnumbers/s", ours, "the baseline", theirs);
+    let largest = |isa| {
+        best(|| {
+            black_box(elementwise::largest_magnitude_on(isa, black_box(&x)));
+        })
+    };
+    let (ours, theirs) = (largest(Isa::best()), largest(Isa::Baseline));
+    show("largest magnitude", rate(ours), "Gnumbers/s", ours, "the baseline", theirs);
+}
+
 fn main() {
     println!("{} threads, {:?}", rayon::current_num_threads(), Isa::best());
     products();
     rows();
     searches();
+    conversions();
 }

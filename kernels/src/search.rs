@@ -22,7 +22,7 @@ impl Effort {
     /// Rounds of (round to codes, best scale for these codes) after the search.
     fn refinements(self) -> usize {
         match self {
-            Effort::Quick => 2,
+            Effort::Quick => 1,
             Effort::Full => 3,
         }
     }

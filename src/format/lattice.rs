@@ -209,6 +209,9 @@ pub struct Affine<const G: usize> {
     pub mins: [i32; G],
 }
 
+/// How many super-minima are tried: blocks of constants leave more ways open than are worth it.
+const TRIES: usize = 1 << 17;
+
 /// Recognizes a super-block of `G` groups: group `g` is `d · scales[g] · code − dmin · mins[g]`, codes between zero and `top`,
 /// scales and minima between zero and `most`.
 pub fn super_affine<const G: usize>(x: &[f32], top: i64, most: i64) -> Option<Affine<G>> {
@@ -222,38 +225,68 @@ pub fn super_affine<const G: usize>(x: &[f32], top: i64, most: i64) -> Option<Af
     // The group whose step is known best.
     let sharpest =
         groups.iter().filter(|g| g.step > 0.0).min_by(|a, b| (a.noise / a.step).total_cmp(&(b.noise / b.step)));
-    let scales: Vec<f32> = match sharpest {
-        None => vec![0.0],
-        Some(g) => (1..=most * top).filter_map(|n| half_near(g.step / n as f64, g.noise / n as f64)).collect(),
+    let multiples = |x: f64, noise: f64| -> Vec<f32> {
+        (1..=most * top).filter_map(|n| half_near(x / n as f64, noise / n as f64)).collect()
     };
-    for d in scales {
-        let Some(options) = groups.iter().map(|g| g.options(d, top, most)).collect::<Option<Vec<_>>>() else {
-            continue;
-        };
-        // The group that says most about the super-minimum: the one with the fewest ways to be.
-        let (pivot, _) = options
-            .iter()
-            .enumerate()
-            .max_by(|(i, _), (j, _)| groups[*i].least.abs().total_cmp(&groups[*j].least.abs()))?;
-        let mut dmins = vec![0.0];
-        for &(_, base) in &options[pivot] {
-            let noise = groups[pivot].noise;
-            dmins.extend(
-                (1..=most).filter_map(|m| half_near(base / m as f64, noise / m as f64)).filter(|&dmin| dmin > 0.0),
-            );
+    let scales = match (sharpest, groups.iter().find(|g| g.least > 0.0)) {
+        (Some(g), _) => multiples(g.step, g.noise),
+        // Every group is constant: where one is above zero, it is a scale times a code, or that less a minimum, for which
+        // there are so many ways that one with a scale just above is found soon.
+        (None, Some(g)) => {
+            let least = f16::from_f64(g.least / (most * top) as f64).to_bits();
+            let above = (0..256).map(|k| f16::from_bits(least.saturating_add(k)).to_f32());
+            multiples(g.least, g.noise).into_iter().chain(above).collect()
         }
-        for dmin in dmins {
-            let mut found = Affine { d, dmin, scales: [0; G], mins: [0; G] };
-            let all = (0..G).all(|g| {
-                options[g].iter().any(|&(scale, base)| {
-                    let min = if dmin > 0.0 { (base / f64::from(dmin)).round() } else { 0.0 };
-                    (found.scales[g], found.mins[g]) = (scale as i32, min as i32);
-                    (0.0..=most as f64).contains(&min) && groups[g].is(d, dmin, scale, min as i64, top)
-                })
-            });
-            if all {
+        (None, None) => vec![0.0],
+    };
+    let mut tries = TRIES;
+    for d in scales {
+        let options: Option<Vec<_>> = groups.iter().map(|g| g.options(d, top, most)).collect();
+        if let Some(found) = options.and_then(|options| with_scale(&groups, &options, d, top, most, &mut tries)) {
+            return Some(found);
+        }
+    }
+    None
+}
+
+/// Looks for the super-minimum that goes with `d` and the `options` that it leaves to each group.
+fn with_scale<const G: usize>(
+    groups: &[Group],
+    options: &[Vec<(i64, f64)>],
+    d: f32,
+    top: i64,
+    most: i64,
+    tries: &mut usize,
+) -> Option<Affine<G>> {
+    let mut all_with = |dmin: f32| {
+        *tries = tries.checked_sub(1)?;
+        let mut found = Affine { d, dmin, scales: [0; G], mins: [0; G] };
+        for (g, options) in options.iter().enumerate() {
+            let min_of = |base: f64| if dmin > 0.0 { (base / f64::from(dmin)).round() } else { 0.0 };
+            let &(scale, base) = options.iter().find(|&&(scale, base)| {
+                let min = min_of(base);
+                min <= most as f64 && groups[g].is(d, dmin, scale, min as i64, top)
+            })?;
+            (found.scales[g], found.mins[g]) = (scale as i32, min_of(base) as i32);
+        }
+        Some(found)
+    };
+    if let Some(found) = all_with(0.0) {
+        return Some(found);
+    }
+    // A group that reaches below zero has a minimum for certain; the lower it reaches, the better that is known.
+    let mut pivots: Vec<usize> = (0..G).collect();
+    pivots.sort_by(|&i, &j| groups[i].least.total_cmp(&groups[j].least));
+    for g in pivots {
+        let noise = groups[g].noise;
+        for &(_, base) in &options[g] {
+            let dmins = (1..=most).filter_map(|m| half_near(base / m as f64, noise / m as f64));
+            if let Some(found) = dmins.filter(|&dmin| dmin > 0.0).find_map(&mut all_with) {
                 return Some(found);
             }
+        }
+        if groups[g].least < 0.0 {
+            break;
         }
     }
     None
@@ -270,9 +303,20 @@ struct Group<'a> {
 impl Group<'_> {
     /// Scales that its step is a multiple of, each with what `dmin · min` would then have to be; none if there are no such.
     fn options(&self, d: f32, top: i64, most: i64) -> Option<Vec<(i64, f64)>> {
-        if self.step == 0.0 {
+        if self.step == 0.0 && self.least <= 0.0 {
             // All numbers are alike: without a scale, they are the minimum itself.
-            return (self.least <= 0.0).then(|| vec![(0, -self.least)]);
+            return Some(vec![(0, -self.least)]);
+        }
+        if self.step == 0.0 {
+            // Alike and above zero: any scale and code that reach them.
+            let pairs = (1..=most).flat_map(|scale| (1..=top).map(move |code| (scale, code)));
+            let bases = pairs.map(|(scale, code)| (scale, f64::from(d) * (scale * code) as f64 - self.least));
+            let mut options: Vec<_> = bases
+                .filter(|(_, base)| *base >= -2.0 * self.noise)
+                .map(|(scale, base)| (scale, base.max(0.0)))
+                .collect();
+            options.sort_by(|a, b| a.1.total_cmp(&b.1));
+            return (!options.is_empty()).then_some(options);
         }
         let n = as_integer(self.step / f64::from(d), 3.0 * self.noise / f64::from(d))?;
         let mut options = Vec::new();

@@ -6,13 +6,13 @@ use llmq_kernels::column;
 use proptest::prelude::*;
 
 /// Fits and rounds one row, alone in its lanes.
-fn encode(grid: &dyn Grid, row: &[::core::primitive::f32]) -> Vec<u8> {
+fn encode(grid: &dyn Grid, row: &[::core::primitive::f32], effort: Effort) -> Vec<u8> {
     let mut out = Vec::new();
     for block in row.chunks(grid.width()) {
         let w: Vec<F> = block.iter().map(|&x| F::splat(x)).collect();
         let mut bytes = vec![0; LANES * grid.bytes()];
         let mut codes: Vec<Codes> = vec![[0; LANES]; w.len()];
-        grid.fit(&w, &vec![F::splat(1.0); w.len()], Effort::Full, &mut bytes);
+        grid.fit(&w, &vec![F::splat(1.0); w.len()], effort, &mut bytes);
         for (g, (w, codes)) in w.chunks(grid.group()).zip(codes.chunks_mut(grid.group())).enumerate() {
             let (scale, offset) = grid.step(&bytes, g);
             column::round(w, scale, offset, grid.levels(), codes);
@@ -108,6 +108,8 @@ fn numbers_by_themselves() {
 /// How many of a grid's widest gaps between levels make up its range.
 fn gaps(grid: &dyn Grid) -> ::core::primitive::f32 {
     match grid.levels() {
+        // Its scale is a power of two and cannot move: a block of numbers between the levels 8 and 12 is off by a fifth.
+        Levels::Table(table) if table[15] == 12 => 5.0,
         Levels::Uniform { lo, hi } => ::core::primitive::f32::from(hi) - ::core::primitive::f32::from(lo),
         Levels::Table(table) => {
             let widest = table.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or_default();
@@ -117,15 +119,18 @@ fn gaps(grid: &dyn Grid) -> ::core::primitive::f32 {
 }
 
 fn blocks() -> impl Strategy<Value = Vec<::core::primitive::f32>> {
-    let scale = prop_oneof![Just(0.0), Just(1e-12), Just(1e-3), Just(1.0), Just(1e3)];
+    // Nothing, tiny, small, usual, large, and close to the end of half precision.
+    let scale = prop_oneof![Just(0.0), Just(1e-30), Just(1e-12), Just(1e-3), Just(1.0), Just(1e3), Just(2e3)];
     let outlier = prop_oneof![Just(1.0), Just(30.0)];
-    (prop::collection::vec(-1.0f32..1.0, 256), scale, outlier, 0usize..256, -1.0f32..1.0).prop_map(
-        |(mut x, scale, outlier, at, shift)| {
-            x[at] *= outlier;
-            x.iter_mut().for_each(|x| *x = (*x + shift) * scale);
-            x
-        },
-    )
+    let numbers = prop_oneof![
+        4 => prop::collection::vec(-1.0f32..1.0, 256),
+        1 => Just(vec![0.0; 256]), // all alike, once shifted
+    ];
+    (numbers, scale, outlier, 0usize..256, -1.0f32..1.0).prop_map(|(mut x, scale, outlier, at, shift)| {
+        x[at] *= outlier;
+        x.iter_mut().for_each(|x| *x = (*x + shift) * scale);
+        x
+    })
 }
 
 /// The last place of half precision near zero, times the largest integers of a super-block (Q6_K's 128 · 32).
@@ -135,8 +140,8 @@ proptest! {
     /// What is decoded is within half a step of plain minimum–maximum rounding, measured over the block.
     #[test]
     fn the_error_of_a_block_is_bounded(x in blocks()) {
-        for (kind, grid) in grids() {
-            let back = kind.decode_all(&encode(grid, &x));
+        for ((kind, grid), effort) in grids().into_iter().flat_map(|g| [(g, Effort::Quick), (g, Effort::Full)]) {
+            let back = kind.decode_all(&encode(grid, &x, effort));
             let codes = f64::from(gaps(grid));
             for (x, back) in x.chunks(grid.width()).zip(back.chunks(grid.width())) {
                 let (low, high) = x.iter().fold((0.0f32, 0.0f32), |(a, b), &x| (a.min(x), b.max(x)));
@@ -145,8 +150,18 @@ proptest! {
                 // Half a step of a symmetric grid per entry, the rounding of scale and minimum, and the floor of f16.
                 let step = 2.0 * largest / codes;
                 let bound = (0.5 * step + 0.002 * largest + FLOOR).powi(2) * x.len() as f64;
-                prop_assert!(error <= bound, "{}: {error} > {bound}", kind.name());
+                prop_assert!(error <= bound, "{} {effort:?}: {error} > {bound}", kind.name());
             }
+        }
+    }
+
+    /// Where a block decoded to what it did, it is recognized, and its codes stand for the same values to the last bit.
+    #[test]
+    fn what_was_decoded_is_encoded_to_the_same_values(x in blocks()) {
+        for (kind, grid) in grids() {
+            let once = kind.decode_all(&encode(grid, &x, Effort::Full));
+            let plain = crate::method::plain(256, None, true);
+            prop_assert!(kind.decode_all(&plain.quantize(&once, grid)) == once, "{}", kind.name());
         }
     }
 
@@ -154,8 +169,8 @@ proptest! {
     #[test]
     fn encoding_what_was_decoded_stays_close(x in blocks()) {
         for (kind, grid) in grids() {
-            let once = kind.decode_all(&encode(grid, &x));
-            let twice = kind.decode_all(&encode(grid, &once));
+            let once = kind.decode_all(&encode(grid, &x, Effort::Full));
+            let twice = kind.decode_all(&encode(grid, &once, Effort::Full));
             let codes = gaps(grid);
             for (once, twice) in once.chunks(grid.width()).zip(twice.chunks(grid.width())) {
                 let largest = once.iter().fold(0.0f32, |m, x| m.max(x.abs()));

@@ -81,36 +81,42 @@ pub fn relative((error, whole): (f64, f64)) -> f64 {
 ///
 /// `w`, `q`: `[rows, columns]`; `hessian`: `[columns, columns]`.
 pub fn output_error(w: &[f32], q: &[f32], columns: usize, hessian: &[f32]) -> (f64, f64) {
-    const ROWS: usize = 64;
     let energy = |x: &[f32]| -> f64 {
         let mut y = vec![0.0; x.len()]; // [rows, columns]
         let h = View::new(hessian, columns, columns, columns);
         product(&mut y, columns, Old::Replaced, 1.0, View::new(x, x.len() / columns, columns, columns), h);
         x.iter().zip(&y).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>()
     };
-    sum_over_parts(w, q, ROWS * columns, |w, q| {
+    sum_over_parts((0.0, 0.0), w, q, PART * columns, |w, q| {
         let error: Vec<f32> = w.iter().zip(q).map(|(w, q)| w - q).collect();
         (energy(&error), energy(w))
     })
 }
 
-/// The same with the diagonal of a Hessian, or with none at all: `Σ h·(w−q)²` and `Σ h·w²`.
-pub fn weight_error(w: &[f32], q: &[f32], columns: usize, importance: Option<&[f32]>) -> (f64, f64) {
-    const ROWS: usize = 64;
-    sum_over_parts(w, q, ROWS * columns, |w, q| {
-        let (mut error, mut whole) = (0.0, 0.0);
-        for (w, q) in w.chunks(columns).zip(q.chunks(columns)) {
-            let (e, whole_row) = squares::errors(w, q, importance);
-            (error, whole) = (error + e, whole + whole_row);
-        }
-        (error, whole)
+/// Rows whose errors are added up together.
+pub const PART: usize = 64;
+
+/// The same with the diagonal of a Hessian, or with none at all: `Σ h·(w−q)²` and `Σ h·w²`, added to `sums`.
+///
+/// The result does not depend on how rows are handed over, as long as each time but the last there are a multiple of
+/// [`PART`].
+pub fn weight_error(sums: (f64, f64), w: &[f32], q: &[f32], columns: usize, importance: Option<&[f32]>) -> (f64, f64) {
+    sum_over_parts(sums, w, q, PART * columns, |w, q| {
+        let rows = w.chunks(columns).zip(q.chunks(columns));
+        rows.map(|(w, q)| squares::errors(w, q, importance)).fold((0.0, 0.0), |(a, b), (e, w)| (a + e, b + w))
     })
 }
 
 /// Adds up parts of a fixed size in order, so that the sum does not depend on the number of threads.
-fn sum_over_parts(w: &[f32], q: &[f32], part: usize, of: impl Fn(&[f32], &[f32]) -> (f64, f64) + Sync) -> (f64, f64) {
+fn sum_over_parts(
+    sums: (f64, f64),
+    w: &[f32],
+    q: &[f32],
+    part: usize,
+    of: impl Fn(&[f32], &[f32]) -> (f64, f64) + Sync,
+) -> (f64, f64) {
     let parts: Vec<(f64, f64)> = w.par_chunks(part).zip(q.par_chunks(part)).map(|(w, q)| of(w, q)).collect();
-    parts.iter().fold((0.0, 0.0), |(a, b), (e, w)| (a + e, b + w))
+    parts.iter().fold(sums, |(a, b), (e, w)| (a + e, b + w))
 }
 
 #[cfg(test)]
