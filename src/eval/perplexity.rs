@@ -11,16 +11,13 @@ use crate::error::{Context, Error, Result};
 use crate::interrupt;
 use crate::model::block::{Block, Frame};
 use crate::model::ops;
-use crate::pipeline::subject::Subject;
+use crate::pipeline::subject::{BATCH, Subject};
 use candle_core::{Device, Tensor};
 use llmq_kernels::elementwise::log_sum_exp;
 use rayon::prelude::*;
 
 /// Bytes of residual stream that go through the model together.
 const STREAM: usize = 1 << 30;
-
-/// Tokens that go through a block at once.
-const BATCH: usize = 2048;
 
 /// Numbers of the output matrix that are decoded at once.
 const PIECE: usize = 1 << 24;
@@ -166,15 +163,7 @@ fn final_states(subject: &Subject, windows: &[Vec<u32>], first: usize, done: &dy
     let (model, device) = (&subject.model, Device::Cpu);
     let context = windows[0].len();
     let frame = Frame::new(model, subject.pairing(), context, &device)?;
-    let embedding = model.embedding();
-    let mut batches = Vec::new();
-    for windows in windows.chunks((BATCH / context).max(1)) {
-        let mut x = Vec::with_capacity(windows.len() * context * model.hidden);
-        for &token in windows.iter().flatten() {
-            x.extend(subject.rows(&embedding, token as usize..token as usize + 1)?);
-        }
-        batches.push(Tensor::from_vec(x, (windows.len() * context, model.hidden), &device)?);
-    }
+    let mut batches = subject.embed(windows, &device)?;
     for i in 0..model.blocks {
         let mut block = Block::new(&frame);
         for spec in model.block(i) {

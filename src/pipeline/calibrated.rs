@@ -1,7 +1,7 @@
 //! One block of a calibrated run: statistics, rounding, and the quantized outputs that feed what comes next.
 
 use super::plan::{Plan, Planned};
-use super::subject::pairing;
+use super::subject::{BATCH, pairing};
 use super::{Finished, Run};
 use crate::calib::hessian::Hessian;
 use crate::calib::squares::Squares;
@@ -13,9 +13,6 @@ use crate::model::{Role, Site};
 use crate::source::imatrix::Entry;
 use candle_core::{Device, Tensor};
 use std::collections::HashMap;
-
-/// Tokens that go through a block at once.
-const BATCH: usize = 2048;
 
 /// Inner activations up to this many bytes are kept from the statistics to the output of a half; larger ones are computed
 /// twice. The results are the same.

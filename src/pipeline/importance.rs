@@ -9,9 +9,6 @@ use crate::model::{Site, TensorSpec, ops};
 use crate::source::imatrix::{Entry, Imatrix};
 use candle_core::{Device, Tensor};
 
-/// Tokens that go through a block at once.
-const BATCH: usize = 2048;
-
 /// Runs windows of text, `[windows][tokens]`, through a model, block by block, and sums the squares of what each layer reads.
 /// `output`: also of what the output matrix reads. `progress` is told the done and the whole work, in blocks.
 ///
@@ -26,15 +23,7 @@ pub fn measure(
     let (model, device) = (&subject.model, Device::Cpu);
     let positions = windows.first().map_or(0, Vec::len);
     let frame = Frame::new(model, subject.pairing(), positions, &device)?;
-    let embedding = model.embedding();
-    let mut batches = Vec::new();
-    for windows in windows.chunks((BATCH / positions.max(1)).max(1)) {
-        let mut x = Vec::with_capacity(windows.len() * positions * model.hidden);
-        for &token in windows.iter().flatten() {
-            x.extend(subject.rows(&embedding, token as usize..token as usize + 1)?);
-        }
-        batches.push(Tensor::from_vec(x, (windows.len() * positions, model.hidden), &device)?);
-    }
+    let mut batches = subject.embed(windows, &device)?;
     let mut imatrix = Imatrix { chunks: windows.len() as u32, chunk_size: positions as u32, ..Imatrix::default() };
     for i in 0..model.blocks {
         let specs = model.block(i);

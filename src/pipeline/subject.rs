@@ -8,9 +8,13 @@ use crate::source::config::Config;
 use crate::source::gguf::Gguf;
 use crate::source::tokenizer::Tokenizer;
 use crate::source::vocabulary::Vocabulary;
+use candle_core::{Device, Tensor};
 use llmq_kernels::elementwise::Pairing;
 use std::ops::Range;
 use std::path::Path;
+
+/// Tokens that go through a block, or the output matrix, at once.
+pub const BATCH: usize = 2048;
 
 /// A model with weights and a tokenizer.
 pub struct Subject {
@@ -83,6 +87,24 @@ impl Subject {
     /// The order in which the rows of queries and keys come.
     pub fn pairing(&self) -> Pairing {
         pairing(&self.weights, &self.model)
+    }
+
+    /// The embedded tokens of windows of equal length, in batches that go through a block at once:
+    /// `[windows · positions, hidden]` each.
+    ///
+    /// # Errors
+    /// As [`Subject::rows`].
+    pub fn embed(&self, windows: &[Vec<u32>], device: &Device) -> Result<Vec<Tensor>> {
+        let (embedding, hidden) = (self.model.embedding(), self.model.hidden);
+        let positions = windows.first().map_or(1, Vec::len).max(1);
+        let batches = windows.chunks((BATCH / positions).max(1)).map(|windows| {
+            let mut x = Vec::with_capacity(windows.len() * positions * hidden);
+            for &token in windows.iter().flatten() {
+                x.extend(self.rows(&embedding, token as usize..token as usize + 1)?);
+            }
+            Ok(Tensor::from_vec(x, (windows.len() * positions, hidden), device)?)
+        });
+        batches.collect()
     }
 
     /// Rows of a matrix, decoded. The whole of a vector counts as its rows.
