@@ -6,6 +6,7 @@ use common::checkpoint::Shape;
 use common::{folder, kind, llmq, names, perplexity, tensors, tiny};
 use llmq::pipeline::weights::open_gguf;
 use llmq::source::value::Value;
+use llmq::writer::gguf::{GgufWriter, TensorPlan};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -130,6 +131,31 @@ fn an_architecture_that_llmq_cannot_run_is_rounded_to_nearest() {
     assert_eq!(kind(&file, "blk.1.ffn_up.weight"), "Q4_0");
     assert_eq!(kind(&file, "blk.1.ffn_norm.weight"), "F32");
     assert_eq!(tensors(&file).len(), tensors(&source).len());
+}
+
+#[test]
+fn weights_with_scales_beside_them_are_no_model_that_llmq_runs() {
+    let out = folder();
+    let source = open_gguf(&converted(&tiny(), "F16", out.path())).unwrap();
+    let plan = |name: &str, dims: &[u64], type_id: u32, bytes: u64| {
+        let (name, dims) = (name.to_owned(), dims.to_vec());
+        TensorPlan { name, dims, type_id, bytes }
+    };
+    let mut plans: Vec<TensorPlan> =
+        source.tensors.iter().map(|t| plan(&t.name, &t.dims, t.type_id, t.bytes)).collect();
+    plans.push(plan("blk.0.attn_q.scale", &[1], 0, 4));
+    let scaled = out.path().join("scaled.gguf");
+    let mut writer = GgufWriter::create(&scaled, &source.metadata, plans).unwrap();
+    for info in &source.tensors {
+        writer.write(&info.name, source.data(info)).unwrap();
+    }
+    writer.write("blk.0.attn_q.scale", &2f32.to_le_bytes()).unwrap();
+    writer.finish().unwrap();
+    llmq!["eval", &scaled, "--perplexity"].failed(1, &["'blk.0.attn_q.scale'", "not supported"]);
+    // Tensor by tensor, the scales go along.
+    let file = out.path().join("out.gguf");
+    llmq!["quantize", &scaled, "-o", &file, "-m", "rtn"].ok();
+    assert_eq!(kind(&file, "blk.0.attn_q.scale"), "F32");
 }
 
 #[test]

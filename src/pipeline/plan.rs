@@ -182,7 +182,12 @@ impl Plan {
         let model = gguf_model(&file);
         let specs = match &model {
             Ok(model) => specs_of_model(&file, model)?,
-            Err(_) => file.tensors.iter().map(spec_by_name).collect(),
+            Err(_) => {
+                // As llama.cpp orders them: what belongs to no block first.
+                let mut specs: Vec<TensorSpec> = file.tensors.iter().map(spec_by_name).collect();
+                specs.sort_by_key(|spec| spec.block);
+                specs
+            }
         };
         let facts = match &model {
             Ok(model) => Facts::of(model, request.knows_importance()),
@@ -379,8 +384,10 @@ fn specs_of_model(file: &Gguf, model: &Model) -> Result<Vec<TensorSpec>> {
         }
     }
     let known: HashSet<&str> = named.iter().map(|spec| spec.gguf.as_str()).collect();
+    // A block that the model does not have is no block of it.
+    let of_the_model = |spec: TensorSpec| TensorSpec { block: spec.block.filter(|&i| i < model.blocks), ..spec };
     let mut others: Vec<TensorSpec> =
-        file.tensors.iter().filter(|t| !known.contains(t.name.as_str())).map(spec_by_name).collect();
+        file.tensors.iter().filter(|t| !known.contains(t.name.as_str())).map(spec_by_name).map(of_the_model).collect();
     let mut specs: Vec<TensorSpec> = Vec::new();
     let mut named = named.into_iter().peekable();
     while let Some(spec) = named.next() {
@@ -394,7 +401,6 @@ fn specs_of_model(file: &Gguf, model: &Model) -> Result<Vec<TensorSpec>> {
             others = later;
         }
     }
-    specs.extend(others);
     Ok(specs)
 }
 

@@ -30,6 +30,11 @@ pub struct Subject {
 /// # Errors
 /// An architecture that is not supported, or keys that are missing or make no sense.
 pub fn gguf_model(file: &Gguf) -> Result<Model> {
+    // Files of NVFP4 may have them; the forward pass would go wrong without a word.
+    if let Some(scale) = file.tensors.iter().find(|t| t.name.starts_with("blk.") && t.name.ends_with(".scale")) {
+        let (path, name) = (file.path.display(), &scale.name);
+        return Err(Error::new(format!("{path}: weights with a scale beside them ('{name}') are not supported")));
+    }
     gguf_keys::read(file, vector(file, gguf_keys::ROPE_FACTORS)?)
 }
 
