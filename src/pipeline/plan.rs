@@ -178,10 +178,11 @@ impl Plan {
     }
 
     fn of_gguf(path: &Path, mut request: Request) -> Result<Plan> {
-        let file = open_gguf(path)?;
-        let model = gguf_model(&file);
+        let source = Weights::Gguf(open_gguf(path)?);
+        let file = source.gguf().expect("it has just been opened");
+        let model = gguf_model(file);
         let specs = match &model {
-            Ok(model) => specs_of_model(&file, model)?,
+            Ok(model) => specs_of_model(&source, file, model)?,
             Err(_) => {
                 // As llama.cpp orders them: what belongs to no block first.
                 let mut specs: Vec<TensorSpec> = file.tensors.iter().map(spec_by_name).collect();
@@ -191,7 +192,7 @@ impl Plan {
         };
         let facts = match &model {
             Ok(model) => Facts::of(model, request.knows_importance()),
-            Err(_) => facts_by_keys(&file, request.knows_importance()),
+            Err(_) => facts_by_keys(file, request.knows_importance()),
         };
         let mut tensors = Vec::new();
         for spec in specs {
@@ -212,7 +213,7 @@ impl Plan {
         }
         let mut metadata: Metadata = file.metadata.iter().filter(|(key, _)| is_kept(key)).cloned().collect();
         request.stamp(&mut metadata);
-        Plan::finish(Weights::Gguf(file), metadata, tensors, Vec::new(), model, None, request)
+        Plan::finish(source, metadata, tensors, Vec::new(), model, None, request)
     }
 
     fn finish(
@@ -368,20 +369,10 @@ fn is_kept(key: &str) -> bool {
 
 /// The tensors of a GGUF that llmq can run, in the order in which it runs them; what else the file holds has its place
 /// behind the embedding or behind its block.
-fn specs_of_model(file: &Gguf, model: &Model) -> Result<Vec<TensorSpec>> {
+fn specs_of_model(source: &Weights, file: &Gguf, model: &Model) -> Result<Vec<TensorSpec>> {
     let named: Vec<TensorSpec> = model.tensors().map(|spec| TensorSpec { order: RowOrder::AsIs, ..spec }).collect();
     for spec in &named {
-        let shape: Option<Vec<usize>> =
-            file.tensor(&spec.gguf).map(|info| info.dims.iter().rev().map(|&n| n as usize).collect());
-        if shape.as_ref() != Some(&spec.shape) {
-            let (path, name, wanted) = (file.path.display(), &spec.gguf, &spec.shape);
-            return Err(match shape {
-                None => Error::new(format!("{path}: there is no tensor '{name}'")),
-                Some(shape) => Error::new(format!(
-                    "{path}: tensor '{name}' has shape {shape:?}, but the metadata makes it {wanted:?}"
-                )),
-            });
-        }
+        source.check(spec)?;
     }
     let known: HashSet<&str> = named.iter().map(|spec| spec.gguf.as_str()).collect();
     // A block that the model does not have is no block of it.
