@@ -174,8 +174,8 @@ impl Run<'_> {
     fn whole(&mut self, tensor: &Planned) -> Result<Finished> {
         interrupt::check()?;
         let rows = 0..tensor.spec.rows();
-        let (numbers, bytes, values) = self.piece(tensor, rows, 0)?;
         let importance = self.importance(&tensor.spec, 0);
+        let (numbers, bytes, values) = self.piece(tensor, rows, importance.as_deref())?;
         let error = tensor
             .is_rounded()
             .then(|| weight_error((0.0, 0.0), &numbers, &values, tensor.spec.columns(), importance.as_deref()));
@@ -199,7 +199,7 @@ impl Run<'_> {
             for first in (matrix * per_matrix..(matrix + 1) * per_matrix).step_by(step) {
                 interrupt::check()?;
                 let last = (first + step).min((matrix + 1) * per_matrix);
-                let (numbers, bytes, values) = self.piece(tensor, first..last, matrix)?;
+                let (numbers, bytes, values) = self.piece(tensor, first..last, importance.as_deref())?;
                 sums = weight_error(sums, &numbers, &values, columns, importance.as_deref());
                 let from = wanted.partition_point(|&t| (t as usize) < first);
                 for &token in wanted[from..].iter().take_while(|&&t| (t as usize) < last) {
@@ -224,7 +224,7 @@ impl Run<'_> {
         &mut self,
         tensor: &Planned,
         rows: std::ops::Range<usize>,
-        matrix: usize,
+        importance: Option<&[f32]>,
     ) -> Result<(Vec<f32>, Vec<u8>, Vec<f32>)> {
         let started = self.clock.start();
         if tensor.copied {
@@ -235,10 +235,9 @@ impl Run<'_> {
         }
         let numbers = self.plan.source.rows(&tensor.spec, rows)?;
         self.clock.reading += started.elapsed();
-        let importance = self.importance(&tensor.spec, matrix);
         // Half-precision numbers were rounded since they were decoded from a grid, if they ever were.
         let recognize = !["F16", "BF16"].contains(&tensor.from.as_str());
-        let rounding = plain(tensor.spec.columns(), importance.as_deref(), recognize);
+        let rounding = plain(tensor.spec.columns(), importance, recognize);
         let (bytes, values) = self.encode(tensor, &numbers, rounding.as_ref())?;
         Ok((numbers, bytes, values))
     }

@@ -4,7 +4,7 @@ use crate::error::{Context, Error, Result};
 use flate2::read::MultiGzDecoder;
 use std::fs::File;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// A varied sample of prose, technical text, dialogue, code, lists and several languages, written for llmq. Documents
 /// are separated by two empty lines.
@@ -13,6 +13,22 @@ const SAMPLE: &str = include_str!("../../eval/calibration.txt");
 /// The documents of the built-in sample.
 pub fn sample() -> Vec<String> {
     SAMPLE.split("\n\n\n").map(|d| d.trim_end_matches('\n').to_string()).collect()
+}
+
+/// The documents of several files and what the files are called; of the built-in sample where there are none.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_all(paths: &[PathBuf]) -> Result<(Vec<String>, Vec<String>)> {
+    if paths.is_empty() {
+        return Ok((sample(), vec!["the sample built into llmq".into()]));
+    }
+    let (mut documents, mut names) = (Vec::new(), Vec::new());
+    for path in paths {
+        documents.extend(read(path)?);
+        names.push(path.file_name().unwrap_or_default().to_string_lossy().into_owned());
+    }
+    Ok((documents, names))
 }
 
 /// The documents of a file: the whole of a `.txt`, or the `"text"` of every line of a `.jsonl`, `.json` or either with

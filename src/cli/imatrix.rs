@@ -103,16 +103,7 @@ pub fn run(args: &Args) -> Result<()> {
 
 fn measure(args: &Args, model: &Path) -> Result<Imatrix> {
     let subject = Subject::open(model, args.pre.as_deref())?;
-    let mut documents = Vec::new();
-    for path in &args.file {
-        documents.extend(text::read(path)?);
-    }
-    let mut names: Vec<String> =
-        args.file.iter().map(|path| path.file_name().unwrap_or_default().to_string_lossy().into_owned()).collect();
-    if documents.is_empty() {
-        documents = text::sample();
-        names.push("the sample built into llmq".into());
-    }
+    let (documents, names) = text::read_all(&args.file)?;
     // As llama-imatrix: one text from the first token to the last, in windows that each start with BOS.
     let windows = windows(&subject, &documents.join("\n"), Protocol::LlamaCpp, args.context, args.chunks)?;
     let progress = Progress::new(false, args.json);

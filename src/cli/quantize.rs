@@ -294,18 +294,7 @@ fn calibration(args: &Args, model: &model::Model) -> Result<Calibration> {
         return Err(Error::usage(format!("{samples} windows of {positions} tokens are more than 2^32 tokens"))
             .hint("some hundred thousand tokens are enough: lower --samples or --seq-len"));
     }
-    let mut documents = Vec::new();
-    for path in &args.calib {
-        documents.extend(text::read(path)?);
-    }
-    if args.calib.is_empty() {
-        documents = text::sample();
-    }
-    let mut names: Vec<String> =
-        args.calib.iter().map(|path| path.file_name().unwrap_or_default().to_string_lossy().into_owned()).collect();
-    if names.is_empty() {
-        names.push("the sample built into llmq".into());
-    }
+    let (documents, names) = text::read_all(&args.calib)?;
     Ok(Calibration { documents, names, samples: args.samples, positions, seed: args.seed })
 }
 
