@@ -1,23 +1,134 @@
-//! The hinge between methods and formats: a method asks a grid to fit a block and to round a value, a format implements
-//! it, and neither imports the other.
+//! The hinge between methods and formats: a method asks a grid to fit a block and rounds onto what it is given, a format
+//! implements it, and neither imports the other.
 //!
-//! Everything is done for sixteen rows at a time, one per lane. A block's bytes are the state: [`Grid::fit`] writes
-//! what the file will store, rounded as the file stores it, and [`Grid::step`] reads it back, so a method can only ever
-//! round onto the values that llama.cpp will decode.
+//! Everything is done for sixteen rows at a time, one per lane. [`Steps`] are the scales as the file stores them, rounded
+//! and all, so a method can only ever round onto the values that llama.cpp will decode. One that changes them itself keeps
+//! to the grid's [`Freedom`].
 
 pub use llmq_kernels::column::Codes;
 pub use llmq_kernels::search::Effort;
 pub use llmq_kernels::{F, LANES, Levels};
+
+/// The most groups that a block has.
+pub const GROUPS: usize = 16;
 
 /// The size of a grid's blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Shape {
     /// Columns of a block.
     pub width: usize,
-    /// Columns that share a scale and an offset; divides `width`.
+    /// Columns that share a scale and an offset; divides `width` into [`GROUPS`] at most.
     pub group: usize,
     /// Bytes of a block.
     pub bytes: usize,
+}
+
+/// The scales of a block, for sixteen rows, as the file holds them: group `g` has the values
+/// `d·scales[g]·q − dmin·mins[g]`.
+///
+/// Without sub-scales all `scales` are one; where `dmin` alone is the minimum, so are all `mins`. Without minima `dmin` and
+/// all `mins` are zero. Groups that the block does not have mean nothing.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Steps {
+    /// What all scales are multiples of.
+    pub d: F,
+    /// What all minima are multiples of.
+    pub dmin: F,
+    /// Integers, one per group.
+    pub scales: [F; GROUPS],
+    /// Integers, one per group.
+    pub mins: [F; GROUPS],
+}
+
+impl Steps {
+    /// One scale and no minimum.
+    pub fn plain(d: F) -> Steps {
+        Steps { d, dmin: F::ZERO, scales: [F::splat(1.0); GROUPS], mins: [F::ZERO; GROUPS] }
+    }
+
+    /// One scale and one offset: `d·q + m`.
+    pub fn line(d: F, m: F) -> Steps {
+        Steps { dmin: -m, mins: [F::splat(1.0); GROUPS], ..Steps::plain(d) }
+    }
+
+    /// Scale and offset of a group: its values are `scale·q + offset`.
+    pub fn step(&self, group: usize) -> (F, F) {
+        (self.d * self.scales[group], -(self.dmin * self.mins[group]))
+    }
+
+    /// Replaces the row in lane `l`.
+    pub fn set_lane(&mut self, l: usize, row: &RowSteps) {
+        (self.d.0[l], self.dmin.0[l]) = (row.d, row.dmin);
+        for g in 0..GROUPS {
+            (self.scales[g].0[l], self.mins[g].0[l]) = (row.scales[g], row.mins[g]);
+        }
+    }
+}
+
+/// The [`Steps`] of a single row.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RowSteps {
+    /// What all scales are multiples of.
+    pub d: f32,
+    /// What all minima are multiples of.
+    pub dmin: f32,
+    /// Integers, one per group.
+    pub scales: [f32; GROUPS],
+    /// Integers, one per group.
+    pub mins: [f32; GROUPS],
+}
+
+impl RowSteps {
+    /// One scale and no minimum.
+    pub fn plain(d: f32) -> RowSteps {
+        RowSteps { d, dmin: 0.0, scales: [1.0; GROUPS], mins: [0.0; GROUPS] }
+    }
+
+    /// One scale and one offset: `d·q + m`.
+    pub fn line(d: f32, m: f32) -> RowSteps {
+        RowSteps { dmin: -m, mins: [1.0; GROUPS], ..RowSteps::plain(d) }
+    }
+}
+
+/// What the scales of a format may be; a method that refits them keeps to it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Freedom {
+    /// How `d` and `dmin` are stored.
+    pub supers: Supers,
+    /// The integers that sub-scales may be, lowest and highest; one where there are none.
+    pub scales: (f32, f32),
+    /// The same for minima: zero where there are no minima, one where `dmin` alone is the minimum.
+    pub mins: (f32, f32),
+}
+
+/// How `d` and `dmin` are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Supers {
+    /// In half precision.
+    Half,
+    /// As an exponent: `2^−128` to `2^126`.
+    PowerOfTwo,
+}
+
+impl Freedom {
+    /// One scale in half precision, and no minimum.
+    pub const PLAIN: Freedom = Freedom { supers: Supers::Half, scales: (1.0, 1.0), mins: (0.0, 0.0) };
+
+    /// The nearest number that the file can hold for `d` or `dmin`.
+    pub fn round_super(&self, x: F) -> F {
+        match self.supers {
+            Supers::Half => x.to_f16(),
+            Supers::PowerOfTwo => x.map(power_of_two),
+        }
+    }
+}
+
+/// The nearest power of two that an exponent can stand for. Zero and whatever is below become the smallest.
+fn power_of_two(x: f32) -> f32 {
+    let (smallest, largest) = (2f64.powi(-128), 2f64.powi(126));
+    // In double precision none of them is subnormal: half of the mantissa's range is carried into the exponent.
+    let bits = f64::from(x).max(smallest).min(largest).to_bits() + (1 << 51);
+    f64::from_bits(bits >> 52 << 52) as f32
 }
 
 /// A block format seen as a grid: `value = scale·q + offset`, with one scale and offset per group of columns.
@@ -28,22 +139,24 @@ pub trait Grid: Sync {
     /// The codes that exist.
     fn levels(&self) -> Levels;
 
-    /// Chooses scales and offsets that keep `Σ h·(w − ŵ)²` small and writes them into the blocks.
+    /// The scales that exist.
+    fn freedom(&self) -> Freedom;
+
+    /// Chooses scales and offsets that keep `Σ h·(w − ŵ)²` small.
     ///
-    /// `w`, `h`: `[width]`, all finite, `h ≥ 0`; `blocks`: `[LANES, bytes]`, zero before.
-    fn fit(&self, w: &[F], h: &[F], effort: Effort, blocks: &mut [u8]);
+    /// `w`, `h`: `[width]`, all finite, `h ≥ 0`.
+    fn fit(&self, w: &[F], h: &[F], effort: Effort) -> Steps;
 
-    /// Writes the scales of a row whose numbers are on the grid already, so that its codes stand for exactly these; says
-    /// whether it is such a row.
+    /// The scales of a row whose numbers are on the grid already, so that its codes stand for exactly these; none if it is
+    /// no such row.
     ///
-    /// `x`: `[width]`; `block`: `[bytes]`, untouched if the answer is no.
-    fn recognize(&self, x: &[f32], block: &mut [u8]) -> bool;
+    /// `x`: `[width]`.
+    fn recognize(&self, x: &[f32]) -> Option<RowSteps>;
 
-    /// Scale and offset of one group, `[lanes]` each, as the blocks hold them.
-    fn step(&self, blocks: &[u8], group: usize) -> (F, F);
-
-    /// Writes the codes, `[width]`, into the fitted blocks.
-    fn store(&self, codes: &[Codes], blocks: &mut [u8]);
+    /// Writes scales and codes.
+    ///
+    /// `codes`: `[width]`; `blocks`: `[LANES, bytes]`, all of which is replaced.
+    fn store(&self, steps: &Steps, codes: &[Codes], blocks: &mut [u8]);
 }
 
 impl dyn Grid + '_ {
@@ -57,8 +170,30 @@ impl dyn Grid + '_ {
         self.shape().group
     }
 
+    /// Groups of a block.
+    pub fn groups(&self) -> usize {
+        self.width() / self.group()
+    }
+
     /// Bytes of a block.
     pub fn bytes(&self) -> usize {
         self.shape().bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn supers_are_rounded_to_what_the_file_can_hold() {
+        let of = |supers, x| Freedom { supers, ..Freedom::PLAIN }.round_super(F::splat(x)).0[7];
+        assert_eq!([0.1, -0.1, 1e9].map(|x| of(Supers::Half, x)), [0.099_975_586, -0.099_975_586, 65504.0]);
+        for e in -128..=126 {
+            let power = 2f64.powi(e) as f32;
+            assert_eq!([power, power * 1.49, power * 0.76].map(|x| of(Supers::PowerOfTwo, x)), [power; 3], "{e}");
+        }
+        assert_eq!([0.0, -1.0, 1e-45].map(|x| of(Supers::PowerOfTwo, x)), [2f64.powi(-128) as f32; 3]);
+        assert_eq!(of(Supers::PowerOfTwo, f32::MAX), 2f32.powi(126));
     }
 }

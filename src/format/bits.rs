@@ -8,38 +8,40 @@ pub fn half_at(block: &[u8], at: usize) -> f32 {
     f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
 }
 
-/// The half-precision field at byte `at` of each of sixteen blocks.
-pub fn halves_at(blocks: &[u8], at: usize) -> F {
-    let bytes = blocks.len() / LANES;
-    F(std::array::from_fn(|l| half_at(&blocks[l * bytes..], at)))
-}
-
-/// Writes a number that is exact in half precision at byte `at`.
-pub fn put_half(block: &mut [u8], at: usize, value: f32) {
-    let half = f16::from_f32(value);
-    debug_assert_eq!(half.to_f32(), value, "a scale that is not in half precision");
-    block[at..at + 2].copy_from_slice(&half.to_le_bytes());
-}
-
 /// Writes half-precision numbers at byte `at` of each of sixteen blocks. They must be exact in half precision.
 pub fn put_halves(blocks: &mut [u8], at: usize, values: F) {
     let bytes = blocks.len() / LANES;
     for (block, value) in blocks.chunks_mut(bytes).zip(values.0) {
-        put_half(block, at, value);
+        let half = f16::from_f32(value);
+        debug_assert_eq!(half.to_f32(), value, "a scale that is not in half precision");
+        block[at..at + 2].copy_from_slice(&half.to_le_bytes());
     }
 }
 
-/// Packs four-bit codes, already shifted to `0 ..= 15` by `shift`, in ggml's order: byte `j` holds column `j` in its low
-/// nibble and column `j + 16` in its high one. Bits above the fourth are ignored.
+/// Packs the low four bits of codes, shifted by `shift`, in ggml's order: of every `2·run` columns, byte `j` holds column
+/// `j` in its low nibble and column `j + run` in its high one.
 ///
-/// `codes`: `[32]`; `at`: where the sixteen bytes start in each block.
-pub fn put_nibbles(codes: &[Codes], shift: i8, blocks: &mut [u8], at: usize) {
+/// `at`: where the bytes start in each block.
+pub fn put_nibbles(codes: &[Codes], shift: i8, run: usize, blocks: &mut [u8], at: usize) {
     let bytes = blocks.len() / LANES;
     for (l, block) in blocks.chunks_mut(bytes).enumerate() {
-        for (j, byte) in block[at..at + 16].iter_mut().enumerate() {
-            let low = (codes[j][l] + shift) as u8 & 15;
-            let high = (codes[j + 16][l] + shift) as u8 & 15;
-            *byte = low | high << 4;
+        for (codes, packed) in codes.chunks(2 * run).zip(block[at..].chunks_mut(run)) {
+            for (j, byte) in packed.iter_mut().enumerate() {
+                let low = (codes[j][l] + shift) as u8 & 15;
+                let high = (codes[j + run][l] + shift) as u8 & 15;
+                *byte = low | high << 4;
+            }
+        }
+    }
+}
+
+/// Packs bit `bit` of 256 codes, shifted by `shift`, from byte `at` of each block on: bit `k` of byte `j` of 32 belongs to
+/// column `32·k + j`.
+pub fn put_bits(codes: &[Codes], shift: i8, bit: u32, blocks: &mut [u8], at: usize) {
+    let bytes = blocks.len() / LANES;
+    for (l, block) in blocks.chunks_mut(bytes).enumerate() {
+        for (j, byte) in block[at..at + 32].iter_mut().enumerate() {
+            *byte = (0..8).fold(0, |bits, k| bits | ((codes[32 * k + j][l] + shift) as u8 >> bit & 1) << k);
         }
     }
 }
@@ -79,13 +81,13 @@ pub fn crumb(crumbs: &[u8], i: usize) -> u8 {
     crumbs[i / 128 * 32 + i % 32] >> (i % 128 / 32 * 2) & 3
 }
 
-/// Packs the low two bits of 256 codes, shifted by `shift`, from byte `at` of each block on; see [`crumb`].
-pub fn put_crumbs(codes: &[Codes], shift: i8, blocks: &mut [u8], at: usize) {
+/// Packs two bits, from bit `bit` up, of 256 codes, shifted by `shift`, from byte `at` of each block on; see [`crumb`].
+pub fn put_crumbs(codes: &[Codes], shift: i8, bit: u32, blocks: &mut [u8], at: usize) {
     let bytes = blocks.len() / LANES;
     for (l, block) in blocks.chunks_mut(bytes).enumerate() {
         for (b, byte) in block[at..at + 64].iter_mut().enumerate() {
             let first = b / 32 * 128 + b % 32;
-            *byte = (0..4).fold(0, |bits, k| bits | ((codes[first + 32 * k][l] + shift) as u8 & 3) << (2 * k));
+            *byte = (0..4).fold(0, |bits, k| bits | ((codes[first + 32 * k][l] + shift) as u8 >> bit & 3) << (2 * k));
         }
     }
 }

@@ -1,9 +1,8 @@
 //! IQ4_NL: 32 columns, a half-precision scale, four-bit places in a table of uneven levels. `d·T[q]`.
 
-use super::bits::{each_nibble, half_at, halves_at, put_half, put_halves, put_nibbles};
-use super::{Encoding, Format, Spec, lattice};
-use crate::grid::{Codes, Effort, F, Grid, Levels, Shape};
-use llmq_kernels::search;
+use super::bits::{each_nibble, half_at, put_halves, put_nibbles};
+use super::{Encoding, Format, Spec, lattice, superblock};
+use crate::grid::{Codes, Effort, F, Freedom, Grid, Levels, RowSteps, Shape, Steps};
 
 /// Non-linear four-bit blocks, 4.5 bits per weight.
 pub struct Iq4Nl;
@@ -35,18 +34,17 @@ impl Grid for Iq4Nl {
     fn levels(&self) -> Levels {
         Levels::Table(&TABLE)
     }
-    fn fit(&self, w: &[F], h: &[F], effort: Effort, blocks: &mut [u8]) {
-        put_halves(blocks, 0, search::symmetric(w, h, self.levels(), effort).to_f16());
+    fn freedom(&self) -> Freedom {
+        Freedom::PLAIN
     }
-    fn recognize(&self, x: &[f32], block: &mut [u8]) -> bool {
-        let Some(d) = lattice::table(x, &TABLE) else { return false };
-        put_half(block, 0, d);
-        true
+    fn fit(&self, w: &[F], h: &[F], effort: Effort) -> Steps {
+        superblock::fit_plain(self, w, h, effort)
     }
-    fn step(&self, blocks: &[u8], _: usize) -> (F, F) {
-        (halves_at(blocks, 0), F::ZERO)
+    fn recognize(&self, x: &[f32]) -> Option<RowSteps> {
+        lattice::plain(self, x)
     }
-    fn store(&self, codes: &[Codes], blocks: &mut [u8]) {
-        put_nibbles(codes, 0, blocks, 2);
+    fn store(&self, steps: &Steps, codes: &[Codes], blocks: &mut [u8]) {
+        put_halves(blocks, 0, steps.d);
+        put_nibbles(codes, 0, 16, blocks, 2);
     }
 }

@@ -1,11 +1,9 @@
 //! IQ4_XS: 256 columns in groups of 32, places in the table of IQ4_NL, six-bit scales. `d·(sc − 32)·T[q]`.
 
-use super::bits::{each_nibble, half_at, halves_at, put_half, put_halves, put_nibbles};
+use super::bits::{each_nibble, half_at, put_halves, put_nibbles};
 use super::iq4_nl::TABLE;
-use super::lattice::{self, super_symmetric};
-use super::superblock::fit_symmetric;
-use super::{Encoding, Format, Spec};
-use crate::grid::{Codes, Effort, F, Grid, Levels, Shape};
+use super::{Encoding, Format, Spec, lattice, superblock};
+use crate::grid::{Codes, Effort, F, Freedom, Grid, Levels, RowSteps, Shape, Steps};
 
 /// Non-linear four-bit super-blocks, 4.25 bits per weight.
 pub struct Iq4Xs;
@@ -55,27 +53,20 @@ impl Grid for Iq4Xs {
     fn levels(&self) -> Levels {
         Levels::Table(&TABLE)
     }
-    fn fit(&self, w: &[F], h: &[F], effort: Effort, blocks: &mut [u8]) {
-        let fit = fit_symmetric::<{ WIDTH / GROUP }>(w, h, self.levels(), effort, -32.0, 31.0);
-        put_halves(blocks, 0, fit.d);
+    fn freedom(&self) -> Freedom {
+        Freedom { scales: (-32.0, 31.0), ..Freedom::PLAIN }
+    }
+    fn fit(&self, w: &[F], h: &[F], effort: Effort) -> Steps {
+        superblock::fit_symmetric(self, w, h, effort)
+    }
+    fn recognize(&self, x: &[f32]) -> Option<RowSteps> {
+        lattice::super_symmetric(self, x)
+    }
+    fn store(&self, steps: &Steps, codes: &[Codes], blocks: &mut [u8]) {
+        put_halves(blocks, 0, steps.d);
         for (l, block) in blocks.chunks_mut(BYTES).enumerate() {
-            put_scales(block, |g| fit.scales[g].0[l] as i8);
+            put_scales(block, |g| steps.scales[g].0[l] as i8);
         }
-    }
-    fn recognize(&self, x: &[f32], block: &mut [u8]) -> bool {
-        let codes = lattice::Codes::Table(&TABLE);
-        let Some(found) = super_symmetric::<{ WIDTH / GROUP }>(x, codes, -32, 31) else { return false };
-        put_half(block, 0, found.d);
-        put_scales(block, |g| found.scales[g] as i8);
-        true
-    }
-    fn step(&self, blocks: &[u8], g: usize) -> (F, F) {
-        let scale = F(std::array::from_fn(|l| f32::from(scale(&blocks[l * BYTES..], g))));
-        (halves_at(blocks, 0) * scale, F::ZERO)
-    }
-    fn store(&self, codes: &[Codes], blocks: &mut [u8]) {
-        for (g, codes) in codes.chunks(GROUP).enumerate() {
-            put_nibbles(codes, 0, blocks, 8 + 16 * g);
-        }
+        put_nibbles(codes, 0, 16, blocks, 8);
     }
 }

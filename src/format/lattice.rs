@@ -6,6 +6,7 @@
 //! is found is checked by decoding: it stands for every value to the last bit, or it is not used. Ordinary weights fail at
 //! the first or second number.
 
+use crate::grid::{GROUPS, Grid, Levels, RowSteps};
 use half::f16;
 
 /// How far a quotient of decoded values may be from an integer `k`, for `k` up to one: they were rounded to 24 bits twice.
@@ -38,8 +39,23 @@ fn as_integer(x: f64, slack: f64) -> Option<i64> {
     ((x - n).abs() <= slack + SLACK * n.abs()).then_some(n as i64)
 }
 
+/// Recognizes a block that has one scale, in half precision.
+pub fn plain(grid: &dyn Grid, x: &[f32]) -> Option<RowSteps> {
+    let d = match grid.levels() {
+        Levels::Uniform { lo, hi } => symmetric(x, lo.into(), hi.into()),
+        Levels::Table(entries) => table(x, entries),
+    };
+    d.map(RowSteps::plain)
+}
+
+/// Recognizes a block that has one scale and one minimum, in half precision.
+pub fn line(grid: &dyn Grid, x: &[f32]) -> Option<RowSteps> {
+    let (d, m) = affine(x, grid.levels().highest() as i64)?;
+    Some(RowSteps::line(d, m))
+}
+
 /// The scale in half precision of a block of integers between `lo` and `hi`.
-pub fn symmetric(x: &[f32], lo: i64, hi: i64) -> Option<f32> {
+fn symmetric(x: &[f32], lo: i64, hi: i64) -> Option<f32> {
     let step = step(x, 0.0, lo.unsigned_abs() as u32)?;
     if step == 0.0 {
         return Some(0.0);
@@ -56,7 +72,7 @@ pub fn symmetric(x: &[f32], lo: i64, hi: i64) -> Option<f32> {
 }
 
 /// The scale and minimum in half precision of a block of integers from zero to `hi`.
-pub fn affine(x: &[f32], hi: i64) -> Option<(f32, f32)> {
+fn affine(x: &[f32], hi: i64) -> Option<(f32, f32)> {
     let (least, differences, noise) = differences(x);
     let step = step(&differences, noise, hi as u32)?;
     if step == 0.0 {
@@ -93,7 +109,7 @@ fn differences(x: &[f32]) -> (f32, Vec<f32>, f64) {
 }
 
 /// The scale in half precision of a block of entries of `table`.
-pub fn table(x: &[f32], table: &[i8; 16]) -> Option<f32> {
+fn table(x: &[f32], table: &[i8; 16]) -> Option<f32> {
     table_steps(x, table).into_iter().find_map(|step| {
         if step == 0.0 {
             return Some(0.0);
@@ -118,51 +134,41 @@ fn table_steps(x: &[f32], table: &[i8; 16]) -> Vec<f64> {
     table.iter().filter(|&&t| t != 0).map(|&t| f64::from(extreme) / f64::from(t)).filter(fits).collect()
 }
 
-/// Super-scale and scales of a super-block without minima, found to stand for it exactly.
-#[derive(Debug, PartialEq)]
-pub struct Symmetric<const G: usize> {
-    /// In half precision.
-    pub d: f32,
-    /// Integers.
-    pub scales: [i32; G],
+/// The integers that [`crate::grid::Freedom`] names.
+fn integers((lowest, highest): (f32, f32)) -> (i64, i64) {
+    (lowest as i64, highest as i64)
 }
 
-/// What a group's codes may be.
-#[derive(Clone, Copy)]
-pub enum Codes {
-    /// Integers between two.
-    Between(i64, i64),
-    /// Entries of a table.
-    Table(&'static [i8; 16]),
-}
-
-/// Recognizes a super-block of `G` groups: group `g` is `d · scales[g] · code`, scales between `lo` and `hi`.
-pub fn super_symmetric<const G: usize>(x: &[f32], codes: Codes, lo: i64, hi: i64) -> Option<Symmetric<G>> {
-    let width = x.len() / G;
+/// Recognizes a super-block without minima.
+pub fn super_symmetric(grid: &dyn Grid, x: &[f32]) -> Option<RowSteps> {
+    let (levels, width, groups) = (grid.levels(), grid.group(), grid.groups());
+    let (lo, hi) = integers(grid.freedom().scales);
     // What each group's scale may be a multiple of.
-    let mut steps: Vec<Vec<f64>> = Vec::with_capacity(G);
+    let mut steps: Vec<Vec<f64>> = Vec::with_capacity(groups);
     for x in x.chunks(width) {
-        steps.push(match codes {
-            Codes::Between(low, _) => vec![step(x, 0.0, low.unsigned_abs() as u32)?],
-            Codes::Table(table) => table_steps(x, table),
+        steps.push(match levels {
+            Levels::Uniform { lo, .. } => vec![step(x, 0.0, lo.unsigned_abs().into())?],
+            Levels::Table(table) => table_steps(x, table),
         });
         if steps.last().is_some_and(Vec::is_empty) {
             return None;
         }
     }
-    let multiples = match codes {
-        Codes::Between(low, _) => -low,
-        Codes::Table(_) => 1,
+    let multiples = match levels {
+        Levels::Uniform { lo, .. } => -i64::from(lo),
+        Levels::Table(_) => 1,
     };
-    let Some(first) = steps.iter().position(|s| s[0] != 0.0) else { return Some(Symmetric { d: 0.0, scales: [0; G] }) };
+    let Some(first) = steps.iter().position(|s| s[0] != 0.0) else {
+        return Some(RowSteps { scales: [0.0; GROUPS], ..RowSteps::plain(0.0) });
+    };
     let exact = |x: &[f32], d: f32, scale: i64| {
         let step = d * scale as f32;
-        x.iter().all(|&x| match codes {
-            Codes::Between(low, high) => {
+        x.iter().all(|&x| match levels {
+            Levels::Uniform { lo, hi } => {
                 let q = (x / step).round_ties_even();
-                (low as f32..=high as f32).contains(&q) && step * q == x
+                (f32::from(lo)..=f32::from(hi)).contains(&q) && step * q == x
             }
-            Codes::Table(table) => table.iter().any(|&t| step * f32::from(t) == x),
+            Levels::Table(table) => table.iter().any(|&t| step * f32::from(t) == x),
         })
     };
     let scale_of = |g: usize, d: f32| -> Option<i64> {
@@ -180,15 +186,15 @@ pub fn super_symmetric<const G: usize>(x: &[f32], codes: Codes, lo: i64, hi: i64
     for &s in &steps[first] {
         for d in (1..=most).filter_map(|n| as_half(s / n as f64)) {
             for d in [d, -d] {
-                let mut scales = [0; G];
-                let found = (0..G).all(|g| {
+                let mut scales = [0.0; GROUPS];
+                let found = (0..groups).all(|g| {
                     scale_of(g, d).is_some_and(|n| {
-                        scales[g] = n as i32;
+                        scales[g] = n as f32;
                         true
                     })
                 });
                 if found {
-                    return Some(Symmetric { d, scales });
+                    return Some(RowSteps { scales, ..RowSteps::plain(d) });
                 }
             }
         }
@@ -196,28 +202,15 @@ pub fn super_symmetric<const G: usize>(x: &[f32], codes: Codes, lo: i64, hi: i64
     None
 }
 
-/// Super-scales, scales and minima of a super-block, found to stand for it exactly.
-#[derive(Debug, PartialEq)]
-pub struct Affine<const G: usize> {
-    /// In half precision.
-    pub d: f32,
-    /// In half precision.
-    pub dmin: f32,
-    /// Integers from zero.
-    pub scales: [i32; G],
-    /// Integers from zero.
-    pub mins: [i32; G],
-}
-
 /// How many super-minima are tried: blocks of constants leave more ways open than are worth it.
 const TRIES: usize = 1 << 17;
 
-/// Recognizes a super-block of `G` groups: group `g` is `d · scales[g] · code − dmin · mins[g]`, codes between zero and `top`,
-/// scales and minima between zero and `most`.
-pub fn super_affine<const G: usize>(x: &[f32], top: i64, most: i64) -> Option<Affine<G>> {
-    let width = x.len() / G;
-    let mut groups = Vec::with_capacity(G);
-    for x in x.chunks(width) {
+/// Recognizes a super-block with minima.
+pub fn super_affine(grid: &dyn Grid, x: &[f32]) -> Option<RowSteps> {
+    let top = grid.levels().highest() as i64;
+    let (_, most) = integers(grid.freedom().scales);
+    let mut groups = Vec::with_capacity(grid.groups());
+    for x in x.chunks(grid.group()) {
         let (least, differences, noise) = differences(x);
         let step = step(&differences, noise, top as u32)?;
         groups.push(Group { x, least: f64::from(least), step, noise });
@@ -250,24 +243,24 @@ pub fn super_affine<const G: usize>(x: &[f32], top: i64, most: i64) -> Option<Af
 }
 
 /// Looks for the super-minimum that goes with `d` and the `options` that it leaves to each group.
-fn with_scale<const G: usize>(
+fn with_scale(
     groups: &[Group],
     options: &[Vec<(i64, f64)>],
     d: f32,
     top: i64,
     most: i64,
     tries: &mut usize,
-) -> Option<Affine<G>> {
+) -> Option<RowSteps> {
     let mut all_with = |dmin: f32| {
         *tries = tries.checked_sub(1)?;
-        let mut found = Affine { d, dmin, scales: [0; G], mins: [0; G] };
+        let mut found = RowSteps { d, dmin, scales: [0.0; GROUPS], mins: [0.0; GROUPS] };
         for (g, options) in options.iter().enumerate() {
             let min_of = |base: f64| if dmin > 0.0 { (base / f64::from(dmin)).round() } else { 0.0 };
             let &(scale, base) = options.iter().find(|&&(scale, base)| {
                 let min = min_of(base);
                 min <= most as f64 && groups[g].is(d, dmin, scale, min as i64, top)
             })?;
-            (found.scales[g], found.mins[g]) = (scale as i32, min_of(base) as i32);
+            (found.scales[g], found.mins[g]) = (scale as f32, min_of(base) as f32);
         }
         Some(found)
     };
@@ -275,7 +268,7 @@ fn with_scale<const G: usize>(
         return Some(found);
     }
     // A group that reaches below zero has a minimum for certain; the lower it reaches, the better that is known.
-    let mut pivots: Vec<usize> = (0..G).collect();
+    let mut pivots: Vec<usize> = (0..groups.len()).collect();
     pivots.sort_by(|&i, &j| groups[i].least.total_cmp(&groups[j].least));
     for g in pivots {
         let noise = groups[g].noise;
@@ -348,9 +341,9 @@ impl Group<'_> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::iq4_nl::TABLE;
+    use super::super::{iq4_xs::Iq4Xs, q3_k::Q3K, q4_k::Q4K, q6_k::Q6K};
     use super::*;
-
-    static TABLE: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 
     /// Whole numbers that look random.
     fn codes(n: usize, seed: u64, top: i64) -> Vec<i64> {
@@ -391,15 +384,15 @@ mod tests {
             let q = codes(256, seed + 7, 15);
             let x: Vec<f32> =
                 (0..256).map(|i| d * scales[i / 32] as f32 * q[i] as f32 - dmin * mins[i / 32] as f32).collect();
-            assert!(super_affine::<8>(&x, 15, 63).is_some(), "{seed}");
+            assert!(super_affine(&Q4K, &x).is_some(), "{seed}");
             let q = codes(256, seed + 9, 7);
             let scales = codes(16, seed, 63);
             let x: Vec<f32> = (0..256).map(|i| d * (scales[i / 16] - 32) as f32 * (q[i] - 4) as f32).collect();
-            assert!(super_symmetric::<16>(&x, Codes::Between(-4, 3), -32, 31).is_some(), "{seed}");
+            assert!(super_symmetric(&Q3K, &x).is_some(), "{seed}");
             let q = codes(256, seed + 11, 15);
             let x: Vec<f32> =
                 (0..256).map(|i| d * (scales[i / 32] - 32) as f32 * f32::from(TABLE[q[i] as usize])).collect();
-            assert!(super_symmetric::<8>(&x, Codes::Table(&TABLE), -32, 31).is_some(), "{seed}");
+            assert!(super_symmetric(&Iq4Xs, &x).is_some(), "{seed}");
         }
     }
 
@@ -409,7 +402,7 @@ mod tests {
         assert_eq!(symmetric(&x[..32], -8, 7), None);
         assert_eq!(affine(&x[..32], 31), None);
         assert_eq!(table(&x[..32], &TABLE), None);
-        assert_eq!(super_affine::<8>(&x, 15, 63), None);
-        assert_eq!(super_symmetric::<16>(&x, Codes::Between(-32, 31), -128, 127), None);
+        assert_eq!(super_affine(&Q4K, &x), None);
+        assert_eq!(super_symmetric(&Q6K, &x), None);
     }
 }

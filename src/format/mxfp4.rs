@@ -2,7 +2,7 @@
 
 use super::bits::{each_nibble, put_nibbles};
 use super::{Encoding, Format, Spec};
-use crate::grid::{Codes, Effort, F, Grid, LANES, Levels, Shape};
+use crate::grid::{Codes, Effort, F, Freedom, Grid, Levels, RowSteps, Shape, Steps, Supers};
 use llmq_kernels::search;
 
 /// Microscaling four-bit blocks, 4.25 bits per weight.
@@ -30,6 +30,14 @@ fn scale(e: u8) -> f32 {
     f32::from_bits(if e < 2 { 0x0020_0000 << e } else { (u32::from(e) - 1) << 23 })
 }
 
+/// The `e` of a [`scale`].
+fn exponent(scale: f32) -> u8 {
+    match scale.to_bits() >> 22 {
+        subnormal @ 0..=1 => subnormal as u8,
+        normal => (normal / 2 + 1) as u8,
+    }
+}
+
 impl Format for MXFP4 {
     fn spec(&self) -> Spec {
         Spec { name: "MXFP4", id: 39, width: WIDTH, bytes: BYTES }
@@ -50,36 +58,48 @@ impl Grid for MXFP4 {
     fn levels(&self) -> Levels {
         Levels::Table(&TABLE)
     }
-    fn fit(&self, w: &[F], h: &[F], _: Effort, blocks: &mut [u8]) {
+    fn freedom(&self) -> Freedom {
+        Freedom { supers: Supers::PowerOfTwo, ..Freedom::PLAIN }
+    }
+    fn fit(&self, w: &[F], h: &[F], _: Effort) -> Steps {
         let mut largest = F::ZERO;
         for w in w {
             largest = largest.max(w.abs());
         }
         // The exponent that brings the largest entry between 8 and 16, the one below and the one above.
         let natural = |x: f32| (x.to_bits() >> 23) as i32 - 2;
-        let (mut best, mut least) = ([0u8; LANES], F::splat(f32::INFINITY));
+        let (mut best, mut least) = (F::splat(scale(0)), F::splat(f32::INFINITY));
         for step in [0, 1, -1] {
-            let exponents = largest.0.map(|x| (natural(x) + step).clamp(0, 254) as u8);
-            let error = search::error(w, h, F(exponents.map(scale)), F::ZERO, self.levels());
-            for l in 0..LANES {
-                if error.0[l] < least.0[l] {
-                    (best[l], least.0[l]) = (exponents[l], error.0[l]);
-                }
-            }
+            let d = largest.map(|x| scale((natural(x) + step).clamp(0, 254) as u8));
+            let error = search::error(w, h, d, F::ZERO, self.levels());
+            best = error.less(least, d, best);
+            least = error.less(least, error, least);
         }
-        for (block, exponent) in blocks.chunks_mut(BYTES).zip(best) {
-            block[0] = exponent;
-        }
+        Steps::plain(best)
     }
-    fn recognize(&self, _: &[f32], _: &mut [u8]) -> bool {
+    fn recognize(&self, _: &[f32]) -> Option<RowSteps> {
         // A power of two that brings the largest number into place is tried by every fit, and loses nothing.
-        false
+        None
     }
-    fn step(&self, blocks: &[u8], _: usize) -> (F, F) {
-        (F(std::array::from_fn(|l| scale(blocks[l * BYTES]))), F::ZERO)
-    }
-    fn store(&self, codes: &[Codes], blocks: &mut [u8]) {
+    fn store(&self, steps: &Steps, codes: &[Codes], blocks: &mut [u8]) {
+        for (block, d) in blocks.chunks_mut(BYTES).zip(steps.d.0) {
+            block[0] = exponent(d);
+        }
         let numbers: Vec<Codes> = codes.iter().map(|codes| codes.map(|p| bits(p as u8) as i8)).collect();
-        put_nibbles(&numbers, 0, blocks, 1);
+        put_nibbles(&numbers, 0, 16, blocks, 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scales_are_powers_of_two_and_their_exponents_come_back() {
+        for e in 0..=254 {
+            let d = scale(e);
+            assert_eq!(MXFP4.freedom().round_super(F::splat(d)), F::splat(d), "{e}");
+            assert_eq!(exponent(d), e);
+        }
     }
 }

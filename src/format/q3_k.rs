@@ -1,10 +1,8 @@
 //! Q3_K: 256 columns in groups of 16, three-bit codes, six-bit scales. `d·(sc − 32)·(q − 4)`.
 
-use super::bits::{crumb, half_at, halves_at, put_crumbs, put_half, put_halves};
-use super::lattice::{self, super_symmetric};
-use super::superblock::fit_symmetric;
-use super::{Encoding, Format, Spec};
-use crate::grid::{Codes, Effort, F, Grid, LANES, Levels, Shape};
+use super::bits::{crumb, half_at, put_bits, put_crumbs, put_halves};
+use super::{Encoding, Format, Spec, lattice, superblock};
+use crate::grid::{Codes, Effort, F, Freedom, Grid, Levels, RowSteps, Shape, Steps};
 
 /// Symmetric three-bit super-blocks, 3.4375 bits per weight.
 pub struct Q3K;
@@ -57,30 +55,21 @@ impl Grid for Q3K {
     fn levels(&self) -> Levels {
         Levels::Uniform { lo: -4, hi: 3 }
     }
-    fn fit(&self, w: &[F], h: &[F], effort: Effort, blocks: &mut [u8]) {
-        let fit = fit_symmetric::<{ WIDTH / GROUP }>(w, h, self.levels(), effort, -32.0, 31.0);
-        put_halves(blocks, D, fit.d);
+    fn freedom(&self) -> Freedom {
+        Freedom { scales: (-32.0, 31.0), ..Freedom::PLAIN }
+    }
+    fn fit(&self, w: &[F], h: &[F], effort: Effort) -> Steps {
+        superblock::fit_symmetric(self, w, h, effort)
+    }
+    fn recognize(&self, x: &[f32]) -> Option<RowSteps> {
+        lattice::super_symmetric(self, x)
+    }
+    fn store(&self, steps: &Steps, codes: &[Codes], blocks: &mut [u8]) {
+        put_bits(codes, 4, 2, blocks, 0);
+        put_crumbs(codes, 4, 0, blocks, 32);
+        put_halves(blocks, D, steps.d);
         for (l, block) in blocks.chunks_mut(BYTES).enumerate() {
-            put_scales(block, |g| fit.scales[g].0[l] as i8);
-        }
-    }
-    fn recognize(&self, x: &[f32], block: &mut [u8]) -> bool {
-        let codes = lattice::Codes::Between(-4, 3);
-        let Some(found) = super_symmetric::<{ WIDTH / GROUP }>(x, codes, -32, 31) else { return false };
-        put_half(block, D, found.d);
-        put_scales(block, |g| found.scales[g] as i8);
-        true
-    }
-    fn step(&self, blocks: &[u8], g: usize) -> (F, F) {
-        let scale = F(std::array::from_fn(|l| f32::from(scale(&blocks[l * BYTES..], g))));
-        (halves_at(blocks, D) * scale, F::ZERO)
-    }
-    fn store(&self, codes: &[Codes], blocks: &mut [u8]) {
-        put_crumbs(codes, 4, blocks, 32);
-        for l in 0..LANES {
-            for (at, byte) in blocks[l * BYTES..l * BYTES + 32].iter_mut().enumerate() {
-                *byte = (0..8).fold(0, |bits, k| bits | ((codes[32 * k + at][l] + 4) as u8 >> 2) << k);
-            }
+            put_scales(block, |g| steps.scales[g].0[l] as i8);
         }
     }
 }

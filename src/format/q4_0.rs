@@ -1,9 +1,8 @@
 //! Q4_0: 32 columns, a half-precision scale, four-bit codes. `(q − 8)·d`.
 
-use super::bits::{each_nibble, half_at, halves_at, put_half, put_halves, put_nibbles};
-use super::{Encoding, Format, Spec, lattice};
-use crate::grid::{Codes, Effort, F, Grid, Levels, Shape};
-use llmq_kernels::search;
+use super::bits::{each_nibble, half_at, put_halves, put_nibbles};
+use super::{Encoding, Format, Spec, lattice, superblock};
+use crate::grid::{Codes, Effort, F, Freedom, Grid, Levels, RowSteps, Shape, Steps};
 
 /// Symmetric four-bit blocks, 4.5 bits per weight.
 pub struct Q4_0;
@@ -32,18 +31,17 @@ impl Grid for Q4_0 {
     fn levels(&self) -> Levels {
         Levels::Uniform { lo: -8, hi: 7 }
     }
-    fn fit(&self, w: &[F], h: &[F], effort: Effort, blocks: &mut [u8]) {
-        put_halves(blocks, 0, search::symmetric(w, h, self.levels(), effort).to_f16());
+    fn freedom(&self) -> Freedom {
+        Freedom::PLAIN
     }
-    fn recognize(&self, x: &[f32], block: &mut [u8]) -> bool {
-        let Some(d) = lattice::symmetric(x, -8, 7) else { return false };
-        put_half(block, 0, d);
-        true
+    fn fit(&self, w: &[F], h: &[F], effort: Effort) -> Steps {
+        superblock::fit_plain(self, w, h, effort)
     }
-    fn step(&self, blocks: &[u8], _: usize) -> (F, F) {
-        (halves_at(blocks, 0), F::ZERO)
+    fn recognize(&self, x: &[f32]) -> Option<RowSteps> {
+        lattice::plain(self, x)
     }
-    fn store(&self, codes: &[Codes], blocks: &mut [u8]) {
-        put_nibbles(codes, 8, blocks, 2);
+    fn store(&self, steps: &Steps, codes: &[Codes], blocks: &mut [u8]) {
+        put_halves(blocks, 0, steps.d);
+        put_nibbles(codes, 8, 16, blocks, 2);
     }
 }

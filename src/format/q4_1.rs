@@ -1,9 +1,8 @@
 //! Q4_1: 32 columns, a half-precision scale and minimum, four-bit codes. `q·d + m`.
 
-use super::bits::{each_nibble, half_at, halves_at, put_half, put_halves, put_nibbles};
-use super::superblock::line;
-use super::{Encoding, Format, Spec, lattice};
-use crate::grid::{Codes, Effort, F, Grid, Levels, Shape};
+use super::bits::{each_nibble, half_at, put_halves, put_nibbles};
+use super::{Encoding, Format, Spec, lattice, superblock};
+use crate::grid::{Codes, Effort, F, Freedom, Grid, Levels, RowSteps, Shape, Steps};
 
 /// Asymmetric four-bit blocks, 5 bits per weight.
 pub struct Q4_1;
@@ -32,21 +31,18 @@ impl Grid for Q4_1 {
     fn levels(&self) -> Levels {
         Levels::Uniform { lo: 0, hi: 15 }
     }
-    fn fit(&self, w: &[F], h: &[F], effort: Effort, blocks: &mut [u8]) {
-        let (d, m) = line(w, h, self.levels(), effort);
-        put_halves(blocks, 0, d);
-        put_halves(blocks, 2, m);
+    fn freedom(&self) -> Freedom {
+        Freedom { mins: (1.0, 1.0), ..Freedom::PLAIN }
     }
-    fn recognize(&self, x: &[f32], block: &mut [u8]) -> bool {
-        let Some((d, m)) = lattice::affine(x, 15) else { return false };
-        put_half(block, 0, d);
-        put_half(block, 2, m);
-        true
+    fn fit(&self, w: &[F], h: &[F], effort: Effort) -> Steps {
+        superblock::fit_line(self, w, h, effort)
     }
-    fn step(&self, blocks: &[u8], _: usize) -> (F, F) {
-        (halves_at(blocks, 0), halves_at(blocks, 2))
+    fn recognize(&self, x: &[f32]) -> Option<RowSteps> {
+        lattice::line(self, x)
     }
-    fn store(&self, codes: &[Codes], blocks: &mut [u8]) {
-        put_nibbles(codes, 0, blocks, 4);
+    fn store(&self, steps: &Steps, codes: &[Codes], blocks: &mut [u8]) {
+        put_halves(blocks, 0, steps.d);
+        put_halves(blocks, 2, -steps.dmin);
+        put_nibbles(codes, 0, 16, blocks, 4);
     }
 }

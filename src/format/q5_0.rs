@@ -1,9 +1,8 @@
 //! Q5_0: 32 columns, a half-precision scale, five-bit codes. `(q − 16)·d`.
 
-use super::bits::{five_bits, half_at, halves_at, put_fifth_bits, put_half, put_halves, put_nibbles};
-use super::{Encoding, Format, Spec, lattice};
-use crate::grid::{Codes, Effort, F, Grid, Levels, Shape};
-use llmq_kernels::search;
+use super::bits::{five_bits, half_at, put_fifth_bits, put_halves, put_nibbles};
+use super::{Encoding, Format, Spec, lattice, superblock};
+use crate::grid::{Codes, Effort, F, Freedom, Grid, Levels, RowSteps, Shape, Steps};
 
 /// Symmetric five-bit blocks, 5.5 bits per weight.
 pub struct Q5_0;
@@ -34,19 +33,18 @@ impl Grid for Q5_0 {
     fn levels(&self) -> Levels {
         Levels::Uniform { lo: -16, hi: 15 }
     }
-    fn fit(&self, w: &[F], h: &[F], effort: Effort, blocks: &mut [u8]) {
-        put_halves(blocks, 0, search::symmetric(w, h, self.levels(), effort).to_f16());
+    fn freedom(&self) -> Freedom {
+        Freedom::PLAIN
     }
-    fn recognize(&self, x: &[f32], block: &mut [u8]) -> bool {
-        let Some(d) = lattice::symmetric(x, -16, 15) else { return false };
-        put_half(block, 0, d);
-        true
+    fn fit(&self, w: &[F], h: &[F], effort: Effort) -> Steps {
+        superblock::fit_plain(self, w, h, effort)
     }
-    fn step(&self, blocks: &[u8], _: usize) -> (F, F) {
-        (halves_at(blocks, 0), F::ZERO)
+    fn recognize(&self, x: &[f32]) -> Option<RowSteps> {
+        lattice::plain(self, x)
     }
-    fn store(&self, codes: &[Codes], blocks: &mut [u8]) {
+    fn store(&self, steps: &Steps, codes: &[Codes], blocks: &mut [u8]) {
+        put_halves(blocks, 0, steps.d);
         put_fifth_bits(codes, 16, blocks, 2);
-        put_nibbles(codes, 16, blocks, 6);
+        put_nibbles(codes, 16, 16, blocks, 6);
     }
 }

@@ -1,10 +1,8 @@
 //! Q6_K: 256 columns in groups of 16, six-bit codes, eight-bit scales. `d·sc·(q − 32)`.
 
-use super::bits::{half_at, halves_at, put_half, put_halves};
-use super::lattice::{self, super_symmetric};
-use super::superblock::fit_symmetric;
-use super::{Encoding, Format, Spec};
-use crate::grid::{Codes, Effort, F, Grid, LANES, Levels, Shape};
+use super::bits::{half_at, put_crumbs, put_halves, put_nibbles};
+use super::{Encoding, Format, Spec, lattice, superblock};
+use crate::grid::{Codes, Effort, F, Freedom, Grid, Levels, RowSteps, Shape, Steps};
 
 /// Symmetric six-bit super-blocks, 6.5625 bits per weight.
 pub struct Q6K;
@@ -43,37 +41,22 @@ impl Grid for Q6K {
     fn levels(&self) -> Levels {
         Levels::Uniform { lo: -32, hi: 31 }
     }
-    fn fit(&self, w: &[F], h: &[F], effort: Effort, blocks: &mut [u8]) {
-        let fit = fit_symmetric::<{ WIDTH / GROUP }>(w, h, self.levels(), effort, -128.0, 127.0);
-        put_halves(blocks, D, fit.d);
+    fn freedom(&self) -> Freedom {
+        Freedom { scales: (-128.0, 127.0), ..Freedom::PLAIN }
+    }
+    fn fit(&self, w: &[F], h: &[F], effort: Effort) -> Steps {
+        superblock::fit_symmetric(self, w, h, effort)
+    }
+    fn recognize(&self, x: &[f32]) -> Option<RowSteps> {
+        lattice::super_symmetric(self, x)
+    }
+    fn store(&self, steps: &Steps, codes: &[Codes], blocks: &mut [u8]) {
+        put_nibbles(codes, 32, 64, blocks, 0);
+        put_crumbs(codes, 32, 4, blocks, 128);
+        put_halves(blocks, D, steps.d);
         for (l, block) in blocks.chunks_mut(BYTES).enumerate() {
-            for (g, scale) in fit.scales.iter().enumerate() {
-                block[SCALES + g] = scale.0[l] as i8 as u8;
-            }
-        }
-    }
-    fn recognize(&self, x: &[f32], block: &mut [u8]) -> bool {
-        let codes = lattice::Codes::Between(-32, 31);
-        let Some(found) = super_symmetric::<{ WIDTH / GROUP }>(x, codes, -128, 127) else { return false };
-        put_half(block, D, found.d);
-        block[SCALES..D].iter_mut().zip(found.scales).for_each(|(byte, scale)| *byte = scale as i8 as u8);
-        true
-    }
-    fn step(&self, blocks: &[u8], g: usize) -> (F, F) {
-        let scale = F(std::array::from_fn(|l| f32::from(blocks[l * BYTES + SCALES + g] as i8)));
-        (halves_at(blocks, D) * scale, F::ZERO)
-    }
-    fn store(&self, codes: &[Codes], blocks: &mut [u8]) {
-        for l in 0..LANES {
-            let block = &mut blocks[l * BYTES..(l + 1) * BYTES];
-            let q = |i: usize| (codes[i][l] + 32) as u8;
-            for (at, byte) in block[..128].iter_mut().enumerate() {
-                let i = at / 64 * 128 + at % 64;
-                *byte = q(i) & 15 | (q(i + 64) & 15) << 4;
-            }
-            for (at, byte) in block[128..SCALES].iter_mut().enumerate() {
-                let i = at / 32 * 128 + at % 32;
-                *byte = (0..4).fold(0, |bits, k| bits | (q(i + 32 * k) >> 4) << (2 * k));
+            for (byte, scale) in block[SCALES..D].iter_mut().zip(steps.scales) {
+                *byte = scale.0[l] as i8 as u8;
             }
         }
     }

@@ -1,9 +1,8 @@
 //! Q8_0: 32 columns, a half-precision scale, eight-bit codes. `q·d`.
 
-use super::bits::{half_at, halves_at, put_half, put_halves};
-use super::{Encoding, Format, Spec, lattice};
-use crate::grid::{Codes, Effort, F, Grid, Levels, Shape};
-use llmq_kernels::search;
+use super::bits::{half_at, put_halves};
+use super::{Encoding, Format, Spec, lattice, superblock};
+use crate::grid::{Codes, Effort, F, Freedom, Grid, Levels, RowSteps, Shape, Steps};
 
 /// Symmetric eight-bit blocks, 8.5 bits per weight.
 pub struct Q8_0;
@@ -35,18 +34,17 @@ impl Grid for Q8_0 {
         // ggml never writes −128, and some of its products take the absolute value of a code.
         Levels::Uniform { lo: -127, hi: 127 }
     }
-    fn fit(&self, w: &[F], h: &[F], effort: Effort, blocks: &mut [u8]) {
-        put_halves(blocks, 0, search::symmetric(w, h, self.levels(), effort).to_f16());
+    fn freedom(&self) -> Freedom {
+        Freedom::PLAIN
     }
-    fn recognize(&self, x: &[f32], block: &mut [u8]) -> bool {
-        let Some(d) = lattice::symmetric(x, -127, 127) else { return false };
-        put_half(block, 0, d);
-        true
+    fn fit(&self, w: &[F], h: &[F], effort: Effort) -> Steps {
+        superblock::fit_plain(self, w, h, effort)
     }
-    fn step(&self, blocks: &[u8], _: usize) -> (F, F) {
-        (halves_at(blocks, 0), F::ZERO)
+    fn recognize(&self, x: &[f32]) -> Option<RowSteps> {
+        lattice::plain(self, x)
     }
-    fn store(&self, codes: &[Codes], blocks: &mut [u8]) {
+    fn store(&self, steps: &Steps, codes: &[Codes], blocks: &mut [u8]) {
+        put_halves(blocks, 0, steps.d);
         for (l, block) in blocks.chunks_mut(BYTES).enumerate() {
             for (byte, code) in block[2..].iter_mut().zip(codes) {
                 *byte = code[l] as u8;

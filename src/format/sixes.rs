@@ -3,6 +3,9 @@
 //! Bytes 0–3 hold scales 0–3 and bytes 4–7 minima 0–3 in their low six bits; bytes 8–11 hold the low nibbles of scales 4–7
 //! (low) and minima 4–7 (high), whose upper two bits are bits 6–7 of bytes 0–3 and 4–7.
 
+use super::bits::put_halves;
+use crate::grid::{LANES, Steps};
+
 /// Scale and minimum of group `g`.
 pub fn sixes(bytes: &[u8], g: usize) -> (u8, u8) {
     if g < 4 {
@@ -13,12 +16,22 @@ pub fn sixes(bytes: &[u8], g: usize) -> (u8, u8) {
 }
 
 /// Writes all eight pairs.
-pub fn put_sixes(bytes: &mut [u8], pair: impl Fn(usize) -> (u8, u8)) {
+fn put_sixes(bytes: &mut [u8], pair: impl Fn(usize) -> (u8, u8)) {
     for g in 0..4 {
         let ((scale, min), (high_scale, high_min)) = (pair(g), pair(g + 4));
         bytes[g] = scale | (high_scale >> 4) << 6;
         bytes[g + 4] = min | (high_min >> 4) << 6;
         bytes[g + 8] = high_scale & 15 | (high_min & 15) << 4;
+    }
+}
+
+/// Writes the scales of sixteen blocks of Q4_K or Q5_K: `d` and `dmin`, and the twelve bytes behind them.
+pub fn put_head(steps: &Steps, blocks: &mut [u8]) {
+    put_halves(blocks, 0, steps.d);
+    put_halves(blocks, 2, steps.dmin);
+    let bytes = blocks.len() / LANES;
+    for (l, block) in blocks.chunks_mut(bytes).enumerate() {
+        put_sixes(&mut block[4..], |g| (steps.scales[g].0[l] as u8, steps.mins[g].0[l] as u8));
     }
 }
 

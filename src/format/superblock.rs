@@ -5,7 +5,7 @@
 //! them asks for; the nearest integers; then, in turns, each group's integers against their neighbours, and the super-scales
 //! by least squares with everything else held. No step is kept unless it lowers `Σ h·(w − ŵ)²`.
 
-use crate::grid::{Effort, F, Levels};
+use crate::grid::{Effort, F, GROUPS, Grid, Steps};
 use llmq_kernels::search::{asymmetric, error, moments, symmetric};
 
 /// Rounds of (integers against their neighbours, super-scales by least squares).
@@ -16,37 +16,34 @@ fn rounds(effort: Effort) -> usize {
     }
 }
 
+/// A scale in half precision.
+pub fn fit_plain(grid: &dyn Grid, w: &[F], h: &[F], effort: Effort) -> Steps {
+    Steps::plain(symmetric(w, h, grid.levels(), effort).to_f16())
+}
+
 /// A scale and a minimum in half precision, the minimum the best one for the rounded scale.
-pub fn line(w: &[F], h: &[F], levels: Levels, effort: Effort) -> (F, F) {
+pub fn fit_line(grid: &dyn Grid, w: &[F], h: &[F], effort: Effort) -> Steps {
+    let levels = grid.levels();
     let (d, m) = asymmetric(w, h, levels.highest(), effort, false);
     let d = d.to_f16();
     let sums = moments(w, h, d, m, levels);
     let best = (sums.w - d * sums.q).div_or_zero(sums.h);
-    (d, F::ZERO.less(sums.h, best, m).to_f16())
+    Steps::line(d, F::ZERO.less(sums.h, best, m).to_f16())
 }
 
-/// Scales of a symmetric super-block: group `g` decodes to `d · scales[g] · q`.
-pub struct Symmetric<const G: usize> {
-    /// In half precision.
-    pub d: F,
-    /// Integers.
-    pub scales: [F; G],
+/// A number for each group that there is.
+fn each(groups: usize, of: impl Fn(usize) -> F) -> [F; GROUPS] {
+    std::array::from_fn(|g| if g < groups { of(g) } else { F::ZERO })
 }
 
-/// Fits a super-block of `G` groups without minima. `lo ..= hi`: the integers that scales may be.
-pub fn fit_symmetric<const G: usize>(
-    w: &[F],
-    h: &[F],
-    levels: Levels,
-    effort: Effort,
-    lo: f32,
-    hi: f32,
-) -> Symmetric<G> {
-    let width = w.len() / G;
+/// Fits a super-block without minima.
+pub fn fit_symmetric(grid: &dyn Grid, w: &[F], h: &[F], effort: Effort) -> Steps {
+    let (levels, width, groups) = (grid.levels(), grid.group(), grid.groups());
+    let (lo, hi) = grid.freedom().scales;
     let group = |g: usize| (&w[g * width..(g + 1) * width], &h[g * width..(g + 1) * width]);
-    let mut ideal = [F::ZERO; G];
+    let mut ideal = [F::ZERO; GROUPS];
     let mut largest = F::ZERO;
-    for (g, ideal) in ideal.iter_mut().enumerate() {
+    for (g, ideal) in ideal[..groups].iter_mut().enumerate() {
         let (w, h) = group(g);
         *ideal = symmetric(w, h, levels, effort);
         largest = largest.abs().less(ideal.abs(), *ideal, largest);
@@ -59,9 +56,9 @@ pub fn fit_symmetric<const G: usize>(
     let mut d = (largest * F::splat(1.0 / lo)).to_f16();
     let inverse = d.recip();
     let mut scales = ideal.map(|s| (s * inverse).round().clamp(lo, hi));
-    let mut errors: [F; G] = std::array::from_fn(|g| of(g, d, scales[g]));
+    let mut errors = each(groups, |g| of(g, d, scales[g]));
     for _ in 0..rounds(effort) {
-        for g in 0..G {
+        for g in 0..groups {
             for step in [-1.0, 1.0] {
                 let scale = (scales[g] + F::splat(step)).clamp(lo, hi);
                 let e = of(g, d, scale);
@@ -70,42 +67,31 @@ pub fn fit_symmetric<const G: usize>(
             }
         }
         let (mut top, mut bottom) = (F::ZERO, F::ZERO);
-        for (g, &scale) in scales.iter().enumerate() {
+        for (g, &scale) in scales[..groups].iter().enumerate() {
             let (w, h) = group(g);
             let sums = moments(w, h, d * scale, F::ZERO, levels);
             top = scale.mul_add(sums.wq, top);
             bottom = (scale * scale).mul_add(sums.qq, bottom);
         }
         let refitted = top.div_or_zero(bottom).to_f16();
-        let new: [F; G] = std::array::from_fn(|g| of(g, refitted, scales[g]));
+        let new = each(groups, |g| of(g, refitted, scales[g]));
         let (before, after) = (total(&errors), total(&new));
         d = after.less(before, refitted, d);
         for (old, new) in errors.iter_mut().zip(new) {
             *old = after.less(before, new, *old);
         }
     }
-    Symmetric { d, scales }
+    Steps { scales, ..Steps::plain(d) }
 }
 
-/// Scales and minima of an affine super-block: group `g` decodes to `d · scales[g] · q − dmin · mins[g]`.
-pub struct Affine<const G: usize> {
-    /// In half precision.
-    pub d: F,
-    /// In half precision.
-    pub dmin: F,
-    /// Integers from zero.
-    pub scales: [F; G],
-    /// Integers from zero.
-    pub mins: [F; G],
-}
-
-/// Fits a super-block of `G` groups with minima. `most`: the largest integer that scales and minima may be.
-pub fn fit_affine<const G: usize>(w: &[F], h: &[F], levels: Levels, effort: Effort, most: f32) -> Affine<G> {
-    let width = w.len() / G;
+/// Fits a super-block with minima.
+pub fn fit_affine(grid: &dyn Grid, w: &[F], h: &[F], effort: Effort) -> Steps {
+    let (levels, width, groups) = (grid.levels(), grid.group(), grid.groups());
+    let (_, most) = grid.freedom().scales;
     let group = |g: usize| (&w[g * width..(g + 1) * width], &h[g * width..(g + 1) * width]);
-    let (mut scales, mut mins) = ([F::ZERO; G], [F::ZERO; G]);
+    let (mut scales, mut mins) = ([F::ZERO; GROUPS], [F::ZERO; GROUPS]);
     let (mut top, mut bottom) = (F::ZERO, F::ZERO);
-    for g in 0..G {
+    for g in 0..groups {
         let (w, h) = group(g);
         let (s, m) = asymmetric(w, h, levels.highest(), effort, true);
         (scales[g], mins[g]) = (s, -m);
@@ -119,9 +105,9 @@ pub fn fit_affine<const G: usize>(w: &[F], h: &[F], levels: Levels, effort: Effo
     let (d_inverse, dmin_inverse) = (d.recip(), dmin.recip());
     scales = scales.map(|s| (s * d_inverse).round().clamp(0.0, most));
     mins = mins.map(|m| (m * dmin_inverse).round().clamp(0.0, most));
-    let mut errors: [F; G] = std::array::from_fn(|g| of(g, d, dmin, scales[g], mins[g]));
+    let mut errors = each(groups, |g| of(g, d, dmin, scales[g], mins[g]));
     for _ in 0..rounds(effort) {
-        for g in 0..G {
+        for g in 0..groups {
             let (scale, min) = (scales[g], mins[g]);
             for (ds, dm) in [(0, -1), (0, 1), (-1, 0), (1, 0), (-1, -1), (1, 1), (-1, 1), (1, -1)] {
                 let s = (scale + F::splat(ds as f32)).clamp(0.0, most);
@@ -134,7 +120,7 @@ pub fn fit_affine<const G: usize>(w: &[F], h: &[F], levels: Levels, effort: Effo
         }
         // Least squares for w ≈ d·(scale·q) − dmin·min.
         let (mut qq, mut qm, mut mm, mut wq, mut wm) = (F::ZERO, F::ZERO, F::ZERO, F::ZERO, F::ZERO);
-        for g in 0..G {
+        for g in 0..groups {
             let (w, h) = group(g);
             let (s, m) = (scales[g], mins[g]);
             let sums = moments(w, h, d * s, -(dmin * m), levels);
@@ -151,7 +137,7 @@ pub fn fit_affine<const G: usize>(w: &[F], h: &[F], levels: Levels, effort: Effo
         };
         let d_new = best(wq * mm - wm * qm, wq.div_or_zero(qq));
         let dmin_new = best(wq * qm - wm * qq, F::ZERO);
-        let new: [F; G] = std::array::from_fn(|g| of(g, d_new, dmin_new, scales[g], mins[g]));
+        let new = each(groups, |g| of(g, d_new, dmin_new, scales[g], mins[g]));
         let (before, after) = (total(&errors), total(&new));
         d = after.less(before, d_new, d);
         dmin = after.less(before, dmin_new, dmin);
@@ -159,7 +145,7 @@ pub fn fit_affine<const G: usize>(w: &[F], h: &[F], levels: Levels, effort: Effo
             *old = after.less(before, new, *old);
         }
     }
-    Affine { d, dmin, scales, mins }
+    Steps { d, dmin, scales, mins }
 }
 
 fn total(errors: &[F]) -> F {

@@ -1,7 +1,7 @@
 //! What holds for every type in the table, and the exact bytes of each.
 
 use super::*;
-use crate::grid::{Codes, Effort, F, LANES, Levels};
+use crate::grid::{Codes, Effort, F, LANES, Levels, Steps};
 use llmq_kernels::column;
 use proptest::prelude::*;
 
@@ -10,14 +10,14 @@ fn encode(grid: &dyn Grid, row: &[::core::primitive::f32], effort: Effort) -> Ve
     let mut out = Vec::new();
     for block in row.chunks(grid.width()) {
         let w: Vec<F> = block.iter().map(|&x| F::splat(x)).collect();
-        let mut bytes = vec![0; LANES * grid.bytes()];
+        let mut bytes = vec![0xa5; LANES * grid.bytes()];
         let mut codes: Vec<Codes> = vec![[0; LANES]; w.len()];
-        grid.fit(&w, &vec![F::splat(1.0); w.len()], effort, &mut bytes);
+        let steps = grid.fit(&w, &vec![F::splat(1.0); w.len()], effort);
         for (g, (w, codes)) in w.chunks(grid.group()).zip(codes.chunks_mut(grid.group())).enumerate() {
-            let (scale, offset) = grid.step(&bytes, g);
+            let (scale, offset) = steps.step(g);
             column::round(w, scale, offset, grid.levels(), codes);
         }
-        grid.store(&codes, &mut bytes);
+        grid.store(&steps, &codes, &mut bytes);
         for lane in bytes.chunks(grid.bytes()) {
             assert_eq!(lane, &bytes[..grid.bytes()], "equal rows, equal bytes");
         }
@@ -75,18 +75,14 @@ fn golden_bytes() {
     ];
     for (name, codes, bytes) in golden {
         let (kind, grid) = grids().into_iter().find(|(t, _)| t.name() == name).unwrap();
-        let mut blocks = vec![0; LANES * grid.bytes()];
-        for block in blocks.chunks_mut(grid.bytes()) {
-            block[..2].copy_from_slice(&d);
-            if name.ends_with('1') {
-                block[2..4].copy_from_slice(&m);
-            }
-        }
-        grid.store(&codes, &mut blocks);
+        let half = F::splat(0.5);
+        let steps = if name.ends_with('1') { Steps::line(half, F::splat(-2.0)) } else { Steps::plain(half) };
+        let mut blocks = vec![0xa5; LANES * grid.bytes()];
+        grid.store(&steps, &codes, &mut blocks);
         assert_eq!(blocks[..grid.bytes()], bytes, "{name}");
         let mut decoded = vec![0.0; grid.width()];
         kind.decode(&bytes, &mut decoded);
-        let (scale, offset) = grid.step(&blocks, 0);
+        let (scale, offset) = steps.step(0);
         for (x, code) in decoded.iter().zip(&codes) {
             assert_eq!(*x, grid.levels().level(code[0]).mul_add(scale.0[0], offset.0[0]), "{name}");
         }
@@ -260,55 +256,40 @@ fn noise_reads_as_in_the_package_gguf() {
     }
 }
 
-/// The code, on a line `scale·level + offset`, of each value of a decoded block.
-fn codes_of(grid: &dyn Grid, blocks: &[u8], values: &[::core::primitive::f32]) -> Vec<Codes> {
-    let mut codes = Vec::new();
-    for (g, values) in values.chunks(grid.group()).enumerate() {
-        let (scale, offset) = grid.step(blocks, g);
-        let (scale, offset) = (scale.0[0], offset.0[0]);
-        for x in values {
-            let level = ((x - offset) / scale).round();
-            let code = match grid.levels() {
-                Levels::Uniform { .. } => level as i8,
-                // The last of equal levels, because MXFP4 has zero twice.
-                Levels::Table(table) => table.iter().rposition(|&t| t == level as i8).unwrap() as i8,
-            };
-            assert_eq!(grid.levels().level(code).mul_add(scale, offset), *x, "group {g}");
-            codes.push([code; LANES]);
-        }
-    }
-    codes
-}
-
-/// The bytes of the codes, and of nothing else, come back when the codes that were read are written over zeros.
+/// Any scales and codes that a format has: what is decoded is what they stand for, whatever the bytes were before.
 #[test]
-fn codes_that_were_read_are_written_to_the_same_bits() {
-    let code_bytes = [
-        ("Q2_K", 16..80),
-        ("Q3_K", 0..96),
-        ("Q4_K", 16..144),
-        ("Q5_K", 16..176),
-        ("Q6_K", 0..192),
-        ("IQ4_NL", 2..18),
-        ("IQ4_XS", 8..136),
-        ("MXFP4", 1..17),
-    ];
-    for (name, at) in code_bytes {
-        let (kind, grid) = grids().into_iter().find(|(t, _)| t.name() == name).unwrap();
-        let halves = GOLDEN.iter().find(|golden| golden.0 == name).unwrap().1;
-        let mut block = noise(kind.bytes(), halves);
-        if name == "MXFP4" {
-            // Negative zeros decode to zero and would be written as such.
-            for byte in &mut block[at.clone()] {
-                *byte &= if *byte >> 4 == 8 { 0x0f } else { 0xff };
-                *byte &= if *byte & 15 == 8 { 0xf0 } else { 0xff };
+fn what_is_stored_is_what_is_decoded() {
+    let mut state = 1u64;
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 40) as ::core::primitive::f32 / (1 << 24) as ::core::primitive::f32
+    };
+    for (kind, grid) in grids() {
+        let freedom = grid.freedom();
+        let (lowest, highest) = match grid.levels() {
+            Levels::Uniform { lo, hi } => (lo, hi),
+            Levels::Table(_) => (0, 15),
+        };
+        for _ in 0..64 {
+            let mut integers = |(lo, hi): (::core::primitive::f32, ::core::primitive::f32)| {
+                [(); LANES].map(|()| (lo + next() * (hi - lo + 1.0)).floor().min(hi))
+            };
+            let scales = std::array::from_fn(|_| F(integers(freedom.scales)));
+            let mins = std::array::from_fn(|_| F(integers(freedom.mins)));
+            let range = (lowest.into(), highest.into());
+            let codes: Vec<Codes> = (0..grid.width()).map(|_| integers(range).map(|code| code as i8)).collect();
+            let mut number = || freedom.round_super(F([(); LANES].map(|()| 0.001 + next())));
+            let steps = Steps { d: number(), dmin: number(), scales, mins };
+            let mut blocks: Vec<u8> = (0..LANES * grid.bytes()).map(|_| (next() * 256.0) as u8).collect();
+            grid.store(&steps, &codes, &mut blocks);
+            let values = kind.decode_all(&blocks); // [LANES, width]
+            for (i, codes) in codes.iter().enumerate() {
+                let (scale, offset) = steps.step(i / grid.group());
+                for (l, &code) in codes.iter().enumerate() {
+                    let value = grid.levels().level(code).mul_add(scale.0[l], offset.0[l]);
+                    assert_eq!(values[l * grid.width() + i], value, "{}, lane {l}, column {i}", kind.name());
+                }
             }
         }
-        let values = kind.decode_all(&block);
-        let mut blank = block.clone();
-        blank[at].fill(0);
-        let mut blocks = blank.repeat(LANES);
-        grid.store(&codes_of(grid, &blocks, &values), &mut blocks);
-        assert_eq!(blocks, block.repeat(LANES), "{name}");
     }
 }

@@ -125,15 +125,14 @@ impl Feedback {
         let mut codes = vec![[0; LANES]; width];
         let mut blocks = vec![0; LANES * grid.bytes()];
         for at in (0..w.len()).step_by(width) {
-            blocks.fill(0);
             let importance = &self.importance[first + at..first + at + width];
-            grid.fit(&w[at..at + width], importance, Effort::Full, &mut blocks);
+            let steps = grid.fit(&w[at..at + width], importance, Effort::Full);
             for (g, codes) in codes.chunks_mut(group).enumerate() {
-                let (scale, offset) = grid.step(&blocks, g);
+                let (scale, offset) = steps.step(g);
                 let j = at + g * group;
                 column::feedback(w, j, corner, n, scale, offset, grid.levels(), codes, &mut e[j..j + group]);
             }
-            grid.store(&codes, &mut blocks);
+            grid.store(&steps, &codes, &mut blocks);
             scatter(&blocks, grid.bytes(), (first + at) / width, row_bytes, out);
         }
     }

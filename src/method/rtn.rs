@@ -64,18 +64,19 @@ impl Prepared for Plain {
             let mut blocks = vec![0; LANES * bytes];
             for (b, first) in (0..columns).step_by(width).enumerate() {
                 lanes::gather(w, columns, first, &mut block);
-                blocks.fill(0);
-                grid.fit(&block, &self.importance[first..first + width], self.effort, &mut blocks);
+                let mut steps = grid.fit(&block, &self.importance[first..first + width], self.effort);
                 if self.recognize {
-                    for (row, block) in w.chunks(columns).zip(blocks.chunks_mut(bytes)) {
-                        grid.recognize(&row[first..first + width], block);
+                    for (l, row) in w.chunks(columns).enumerate() {
+                        if let Some(found) = grid.recognize(&row[first..first + width]) {
+                            steps.set_lane(l, &found);
+                        }
                     }
                 }
                 for (g, (w, codes)) in block.chunks(grid.group()).zip(codes.chunks_mut(grid.group())).enumerate() {
-                    let (scale, offset) = grid.step(&blocks, g);
+                    let (scale, offset) = steps.step(g);
                     column::round(w, scale, offset, grid.levels(), codes);
                 }
-                grid.store(&codes, &mut blocks);
+                grid.store(&steps, &codes, &mut blocks);
                 scatter(&blocks, bytes, b, row_bytes, out);
             }
         });
