@@ -6,20 +6,26 @@
 //! of the calibration windows lives from block to block.
 
 mod calibrated;
+pub mod choice;
+mod head;
 pub mod importance;
 pub mod plan;
 pub mod report;
+pub mod rotated;
+pub mod sensitivity;
+mod solve;
 pub mod subject;
 pub mod weights;
 
 use crate::error::{Context, Error, Result};
 use crate::format::{self, Encoding};
-use crate::method::{self, Method, output_error, plain, relative, weight_error};
+use crate::grid::Grid;
+use crate::method::{self, Method, Rows, plain, relative, weight_error};
 use crate::model::{RowOrder, TensorSpec};
 use crate::source::imatrix::Imatrix;
 use crate::writer::shards::{Files, Writer};
 use crate::{calib, interrupt};
-use calibrated::Stream;
+use calibrated::{EmbeddedRows, Stream};
 use llmq_kernels::elementwise::first_beyond;
 use plan::{Plan, Planned};
 use report::{Clock, Observer, Summary, TensorReport, Work};
@@ -45,6 +51,8 @@ pub struct Rounding<'a> {
     pub method: &'static dyn Method,
     /// What it may be told.
     pub options: method::Options,
+    /// Compare with the original model while calibrating, and let layers mend what those before them have lost.
+    pub asymmetric: bool,
     /// What it is calibrated on; none for methods that need nothing.
     pub calibration: Option<&'a Calibration>,
     /// How large the inputs of weights are that the method does not calibrate itself.
@@ -109,22 +117,33 @@ impl Run<'_> {
         };
         self.tokens = windows.iter().map(Vec::len).sum();
         self.observer.begin(self.work());
+        plan.notes.iter().for_each(|note| self.note(note.clone()));
         let mut wanted: Vec<u32> = windows.iter().flatten().copied().collect();
         wanted.sort_unstable();
         wanted.dedup();
-        let mut rows = Vec::new();
+        let mut rows = EmbeddedRows::default();
         for (i, tensor) in plan.head().iter().enumerate() {
             // The first is the embedding.
-            let kept = self.stream(tensor, if i == 0 { &wanted } else { &[] })?;
-            rows.extend(kept);
+            let rows_of_output = match calibration.filter(|_| self.calibrates_output(tensor)) {
+                Some(c) => {
+                    let hessian = self.foresee(&windows, c)?;
+                    self.output_rows(tensor, hessian)
+                }
+                None => None,
+            };
+            let kept = self.stream(tensor, if i == 0 { &wanted } else { &[] }, rows_of_output.as_ref())?;
             if i == 0 {
+                rows = kept;
                 for extra in &plan.extra {
                     self.writer.write(&extra.gguf, &extra.bytes())?;
                 }
             }
         }
         let mut stream = match calibration {
-            Some(c) => Some(Stream::new(plan, &windows, c.positions, &wanted, &rows)?),
+            Some(c) => {
+                let (hold, compare) = (self.rounding.method.chooses(), self.rounding.asymmetric);
+                Some(Stream::new(plan, &windows, c.positions, &wanted, &rows, hold || compare, compare)?)
+            }
             None => None,
         };
         drop(rows);
@@ -138,7 +157,17 @@ impl Run<'_> {
                 None => tensors.iter().try_for_each(|tensor| self.whole_or_stream(tensor))?,
             }
         }
-        plan.tail().iter().try_for_each(|tensor| self.whole_or_stream(tensor))
+        for tensor in plan.tail() {
+            match stream.as_ref().filter(|_| self.calibrates_output(tensor)) {
+                Some(stream) => {
+                    let hessian = self.behind(stream)?;
+                    let rows = self.output_rows(tensor, hessian);
+                    self.stream(tensor, &[], rows.as_ref())?;
+                }
+                None => self.whole_or_stream(tensor)?,
+            }
+        }
+        Ok(())
     }
 
     fn windows(&mut self, c: &Calibration) -> Result<Vec<Vec<u32>>> {
@@ -162,8 +191,8 @@ impl Run<'_> {
 
     /// A tensor that no Hessian belongs to, from the source to the file.
     fn whole_or_stream(&mut self, tensor: &Planned) -> Result<()> {
-        if tensor.spec.order == RowOrder::AsIs {
-            self.stream(tensor, &[]).map(|_| ())
+        if tensor.spec.order == RowOrder::AsIs && self.plan.source.has_rows_of_their_own(&tensor.spec) {
+            self.stream(tensor, &[], None).map(|_| ())
         } else {
             let finished = self.whole(tensor)?;
             self.write(tensor, finished)
@@ -175,7 +204,7 @@ impl Run<'_> {
         interrupt::check()?;
         let rows = 0..tensor.spec.rows();
         let importance = self.importance(&tensor.spec, 0);
-        let (numbers, bytes, values) = self.piece(tensor, rows, importance.as_deref())?;
+        let (numbers, bytes, values) = self.piece(tensor, rows, importance.as_deref(), None)?;
         let error = tensor
             .is_rounded()
             .then(|| weight_error((0.0, 0.0), &numbers, &values, tensor.spec.columns(), importance.as_deref()));
@@ -183,28 +212,30 @@ impl Run<'_> {
         Ok(Finished { bytes, report: tensor.report(error.map(relative)) })
     }
 
-    /// The same in pieces, each written at once. Returns the decoded rows that `wanted` (sorted) names, one after the other.
-    fn stream(&mut self, tensor: &Planned, wanted: &[u32]) -> Result<Vec<f32>> {
+    /// The same in pieces, each written at once; by `calibrated`, where something is known of what reads them. Returns the rows
+    /// that `wanted` (sorted) names.
+    fn stream(&mut self, tensor: &Planned, wanted: &[u32], calibrated: Option<&Rows>) -> Result<EmbeddedRows> {
         let (columns, rows) = (tensor.spec.columns(), tensor.spec.rows());
         // A stack of matrices has an importance for each of them.
         let matrices = if tensor.spec.shape.len() > 2 { tensor.spec.shape[0] } else { 1 };
         let per_matrix = rows / matrices.max(1);
         let piece = PIECE * rayon::current_num_threads() / columns.max(1);
-        // Whole parts of the sum of errors, so that it does not depend on the number of threads.
+        // Whole parts of what is computed together, so that nothing depends on the number of threads.
         let step = piece.next_multiple_of(method::PART).max(method::PART);
-        let mut kept = Vec::with_capacity(wanted.len() * columns);
+        let mut kept = EmbeddedRows::default();
         let mut sums = (0.0, 0.0);
         for matrix in 0..matrices {
             let importance = self.importance(&tensor.spec, matrix);
             for first in (matrix * per_matrix..(matrix + 1) * per_matrix).step_by(step) {
                 interrupt::check()?;
                 let last = (first + step).min((matrix + 1) * per_matrix);
-                let (numbers, bytes, values) = self.piece(tensor, first..last, importance.as_deref())?;
+                let (numbers, bytes, values) = self.piece(tensor, first..last, importance.as_deref(), calibrated)?;
                 sums = weight_error(sums, &numbers, &values, columns, importance.as_deref());
                 let from = wanted.partition_point(|&t| (t as usize) < first);
                 for &token in wanted[from..].iter().take_while(|&&t| (t as usize) < last) {
                     let at = (token as usize - first) * columns;
-                    kept.extend_from_slice(&values[at..at + columns]);
+                    kept.original.extend_from_slice(&numbers[at..at + columns]);
+                    kept.quantized.extend_from_slice(&values[at..at + columns]);
                 }
                 let started = self.clock.start();
                 self.writer.append(&tensor.spec.gguf, &bytes)?;
@@ -225,6 +256,7 @@ impl Run<'_> {
         tensor: &Planned,
         rows: std::ops::Range<usize>,
         importance: Option<&[f32]>,
+        calibrated: Option<&Rows>,
     ) -> Result<(Vec<f32>, Vec<u8>, Vec<f32>)> {
         let started = self.clock.start();
         if tensor.copied {
@@ -235,10 +267,14 @@ impl Run<'_> {
         }
         let numbers = self.plan.source.rows(&tensor.spec, rows)?;
         self.clock.reading += started.elapsed();
-        // Half-precision numbers were rounded since they were decoded from a grid, if they ever were.
-        let recognize = !["F16", "BF16"].contains(&tensor.from.as_str());
-        let rounding = plain(tensor.spec.columns(), importance, recognize);
-        let (bytes, values) = self.encode(tensor, &numbers, rounding.as_ref())?;
+        // Half-precision numbers were rounded since they were decoded from a grid, if they ever were; rotated ones left it.
+        let recognize = self.plan.source.is_original() && !["F16", "BF16"].contains(&tensor.from.as_str());
+        let plain = plain(tensor.spec.columns(), importance, recognize);
+        let quantize = |grid: &dyn Grid| match calibrated {
+            Some(rows) => rows.round(&numbers, grid).store(grid),
+            None => plain.quantize(&numbers, grid),
+        };
+        let (bytes, values) = self.encode(tensor, &numbers, quantize)?;
         Ok((numbers, bytes, values))
     }
 
@@ -260,28 +296,19 @@ impl Run<'_> {
         &mut self,
         tensor: &Planned,
         numbers: &[f32],
-        prepared: &dyn method::Prepared,
+        quantize: impl FnOnce(&dyn Grid) -> Vec<u8>,
     ) -> Result<(Vec<u8>, Vec<f32>)> {
         let started = self.clock.start();
         let bytes = match tensor.kind.encoding() {
-            Encoding::Each(_) => format::convert(tensor.kind, numbers)
-                .context(|| format!("tensor '{}' as {}", tensor.spec.source, tensor.kind.name()))?,
             Encoding::Grid(grid) => {
                 check_range(tensor, numbers)?;
-                prepared.quantize(numbers, grid)
+                quantize(grid)
             }
-            Encoding::ReadOnly => return Err(Error::new(format!("{} is never written", tensor.kind.name()))),
+            _ => convert(tensor, numbers)?,
         };
         let values = tensor.kind.decode_all(&bytes);
         self.clock.method += started.elapsed();
         Ok((bytes, values))
-    }
-
-    fn error(&mut self, spec: &TensorSpec, w: &[f32], q: &[f32], hessian: &[f32]) -> f64 {
-        let started = self.clock.start();
-        let error = relative(output_error(w, q, spec.columns(), hessian));
-        self.clock.method += started.elapsed();
-        error
     }
 
     /// Appends a finished tensor, its rows in the order of the file.
@@ -313,6 +340,15 @@ impl Run<'_> {
     fn note(&mut self, note: String) {
         self.observer.note(&note);
         self.notes.push(note);
+    }
+}
+
+/// The bytes of a tensor that is not rounded to codes.
+fn convert(tensor: &Planned, numbers: &[f32]) -> Result<Vec<u8>> {
+    let (name, kind) = (&tensor.spec.source, tensor.kind.name());
+    match tensor.kind.encoding() {
+        Encoding::Each(_) => format::convert(tensor.kind, numbers).context(|| format!("tensor '{name}' as {kind}")),
+        _ => Err(Error::new(format!("tensor '{name}': numbers are not converted to {kind} one by one"))),
     }
 }
 

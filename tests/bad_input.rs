@@ -121,7 +121,10 @@ fn weights_too_large_for_their_type() {
 #[test]
 fn activations_that_overflow_are_named_by_block() {
     let mut checkpoint = Shape::default().checkpoint();
-    checkpoint.numbers("model.layers.1.post_attention_layernorm.weight").fill(1e30);
+    checkpoint.numbers("model.layers.1.post_attention_layernorm.weight").fill(1e16);
+    for part in ["gate", "up"] {
+        checkpoint.numbers(&format!("model.layers.1.mlp.{part}_proj.weight")).iter_mut().for_each(|x| *x *= 1e4);
+    }
     let (_root, model) = written(&checkpoint);
     let told = ["block 1, input of model.layers.1.mlp.down_proj.weight", "at token ", "and column ", HINT];
     refused(&model, &["--samples", "2", "--seq-len", "64"], 1, &told);

@@ -6,7 +6,7 @@ use half::slice::HalfFloatSliceExt;
 use llmq_kernels::attention::{self, Shape};
 use llmq_kernels::gemm;
 use llmq_kernels::search;
-use llmq_kernels::{F, Isa, LANES, Levels, column, convert, elementwise, squares, syrk};
+use llmq_kernels::{F, Isa, LANES, Levels, column, convert, descent, elementwise, squares, syrk};
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
@@ -115,12 +115,22 @@ fn searches() {
         let (mut codes, mut e) = (vec![[0; LANES]; 128], vec![F::ZERO; 128]);
         best(|| {
             let mut w = [F::splat(0.53); 128];
-            let (scale, offset) = (F::splat(0.1), F::ZERO);
-            column::feedback_on(isa, black_box(&mut w), 0, &u, 128, scale, offset, q4, &mut codes, &mut e);
+            let lines = [(F::splat(0.1), F::ZERO)];
+            column::feedback_on(isa, black_box(&mut w), 0, &u, 128, &lines, &[0; 128], q4, &mut codes, &mut e);
         })
     };
     let (ours, theirs) = (run(Isa::best()), run(Isa::Baseline));
     show("column loop, blocks of 128", 1e-6 * 128.0 * 16.0 / ours, "Mweights/s", ours, "the baseline", theirs);
+    let run = |isa| {
+        let (mut codes, lines) = (vec![[0; LANES]; 128], [(F::splat(0.1), F::ZERO)]);
+        best(|| {
+            let (mut g, mut q, mut moved) = ([F::splat(0.53); 128], [F::ZERO; 128], [F::ZERO; 128]);
+            let g = black_box(&mut g[..]);
+            descent::codes_on(isa, g, &mut q, &mut moved, &u, 128, &lines, 128, q4, &mut codes);
+        })
+    };
+    let (ours, theirs) = (run(Isa::best()), run(Isa::Baseline));
+    show("descent over codes, tiles of 128", 1e-6 * 128.0 * 16.0 / ours, "Mweights/s", ours, "the baseline", theirs);
 }
 
 fn conversions() {

@@ -30,17 +30,17 @@ fn feedback_in(
     first: usize,
     u: &[f32],
     stride: usize,
-    scale: F,
-    offset: F,
+    lines: &[(F, F)],
+    groups: &[u8],
     levels: impl Nearest,
     codes: &mut [Codes],
     e: &mut [F],
 ) {
-    let inverse = scale.recip();
     for (i, (codes, e)) in codes.iter_mut().zip(e).enumerate() {
         let j = first + i;
         let row = &u[j * stride + j..j * stride + w.len()]; // U_jj, U_j,j+1, …
-        let q = levels.code((w[j] - offset) * inverse, codes).mul_add(scale, offset);
+        let (scale, offset) = lines[groups[i] as usize];
+        let q = levels.code((w[j] - offset) * scale.recip(), codes).mul_add(scale, offset);
         let error = (w[j] - q) * F::splat(1.0 / row[0]);
         *e = error;
         for (w, &u) in w[j + 1..].iter_mut().zip(&row[1..]) {
@@ -51,25 +51,26 @@ fn feedback_in(
 }
 
 kernel! {
-    /// GPTQ's inner loop over one group of columns that share a grid (Frantar et al. 2022, algorithm 1).
+    /// GPTQ's inner loop over the columns of one block of the format (Frantar et al. 2022, algorithm 1).
     ///
-    /// For each column `j` of the group: `q = quant(w_j)`, `e_j = (w_j − q) / U_jj`, and every later column of the block
-    /// gets `w_k −= e_j·U_jk`.
+    /// For each column `j` of the block: `q = quant(w_j)`, `e_j = (w_j − q) / U_jj`, and every later column of the tile gets
+    /// `w_k −= e_j·U_jk`.
     ///
-    /// `w`: `[block]`, the block's columns; the group is `first .. first + codes.len()`. `u`: the factor `U` from the
-    /// block's own corner on, rows `stride` apart. `e`: `[codes.len()]`, the errors for the columns behind the block.
+    /// `w`: `[tile]`, columns in the order in which they are rounded; the block is `first .. first + codes.len()`. `u`: the
+    /// factor `U` from the tile's own corner on, rows `stride` apart. `lines`: scale and offset of each group; `groups`: the
+    /// group of each column of the block. `e`: `[codes.len()]`, the errors for the columns behind the tile.
     pub fn feedback / feedback_on(
         w: &mut [F],
         first: usize,
         u: &[f32],
         stride: usize,
-        scale: F,
-        offset: F,
+        lines: &[(F, F)],
+        groups: &[u8],
         levels: Levels,
         codes: &mut [Codes],
         e: &mut [F],
     ) {
-        for_levels!(levels, kind => feedback_in(w, first, u, stride, scale, offset, kind, codes, e));
+        for_levels!(levels, kind => feedback_in(w, first, u, stride, lines, groups, kind, codes, e));
     }
 }
 
@@ -118,8 +119,10 @@ mod tests {
         let (mut lanes, mut codes, mut e) = (w.clone(), vec![[0; LANES]; n], vec![F::ZERO; n]);
         for first in [0, 20] {
             let at = first..first + 20;
-            let scale = F::splat(0.3);
-            feedback(&mut lanes, first, &u, n, scale, F::ZERO, Q4, &mut codes[at.clone()], &mut e[at]);
+            // Neighbours in two groups of the same scale: how columns are shared out changes nothing.
+            let (lines, groups) = ([(F::splat(0.3), F::ZERO); 2], [[0, 1]; 10]);
+            let groups = groups.as_flattened();
+            feedback(&mut lanes, first, &u, n, &lines, groups, Q4, &mut codes[at.clone()], &mut e[at]);
         }
         for l in 0..LANES {
             let mut row: Vec<f32> = w.iter().map(|w| w.0[l]).collect();
@@ -139,7 +142,9 @@ mod tests {
         let (n, u) = (33, factor(33));
         let run = |isa| {
             let (mut w, mut codes, mut e) = (numbers(n), vec![[0; LANES]; n], vec![F::ZERO; n]);
-            feedback_on(isa, &mut w, 0, &u, n, F::splat(0.2), F::splat(0.1), Q4, &mut codes, &mut e);
+            let lines = [(F::splat(0.2), F::splat(0.1)), (F::splat(0.3), F::ZERO)];
+            let groups: Vec<u8> = (0..n).map(|j| (j % 3 / 2) as u8).collect();
+            feedback_on(isa, &mut w, 0, &u, n, &lines, &groups, Q4, &mut codes, &mut e);
             let (mut plain, mut uneven) = (vec![[0; LANES]; n], vec![[0; LANES]; n]);
             round_on(isa, &numbers(n), F::splat(0.2), F::splat(0.1), Q4, &mut plain);
             round_on(isa, &numbers(n), F::splat(0.02), F::ZERO, Levels::Table(&UNEVEN), &mut uneven);

@@ -93,6 +93,29 @@ kernel! {
 }
 
 kernel! {
+    /// [`log_sum_exp`] of `x`, to the last bit, and the mean of `x[i] − y[i]` under the softmax of `x`: what a piece of
+    /// two rows of logits adds to their Kullback-Leibler divergence. Both in nats. `y` is as long as `x`.
+    pub fn log_sum_exp_and_gap / log_sum_exp_and_gap_on(x: &[f32], y: &[f32]) -> (f64, f64) {
+        let mut largest = F::splat(f32::NEG_INFINITY);
+        for part in x.chunks(LANES) {
+            largest = largest.max(load(part, f32::NEG_INFINITY));
+        }
+        let largest = largest.0.into_iter().fold(f32::NEG_INFINITY, |a, b| if b > a { b } else { a });
+        let (mut total, mut gaps) = ([0.0f64; LANES], [0.0f64; LANES]);
+        for (x, y) in x.chunks(LANES).zip(y.chunks(LANES)) {
+            let weight = exp(load(x, f32::NEG_INFINITY) - F::splat(largest));
+            let gap = load(x, 0.0) - load(y, 0.0);
+            for l in 0..LANES {
+                total[l] += f64::from(weight.0[l]);
+                gaps[l] += f64::from(weight.0[l]) * f64::from(gap.0[l]);
+            }
+        }
+        let total = total.iter().sum::<f64>();
+        (total.ln() + f64::from(largest), gaps.iter().sum::<f64>() / total)
+    }
+}
+
+kernel! {
     /// One row of [`rms_norm`]: `y = x / √(mean(x²) + eps) · gain`.
     pub fn rms_norm_row / rms_norm_row_on(x: &[f32], gain: &[f32], eps: f32, y: &mut [f32]) {
         let mut squares = F::ZERO;
@@ -240,7 +263,7 @@ mod tests {
                 softmax_on(isa, &mut a, 0.3);
                 rms_norm_row_on(isa, &x, &gain, 1e-5, &mut b);
                 swiglu_row_on(isa, &x, &gain, &mut c);
-                (a, b, c, log_sum_exp_on(isa, &x))
+                (a, b, c, log_sum_exp_on(isa, &x), log_sum_exp_and_gap_on(isa, &x, &gain))
             };
             let reference = run(Isa::Baseline);
             for isa in Isa::available() {
@@ -254,6 +277,12 @@ mod tests {
         let x: Vec<f32> = (0..37).map(|i| (i as f32).cos() * 5.0).collect();
         let total: f64 = x.iter().map(|&v| f64::from(v).exp()).sum();
         assert!((log_sum_exp(&x) - total.ln()).abs() < 1e-6);
+        let y: Vec<f32> = (0..37).map(|i| (i as f32).sin() * 5.0).collect();
+        let (sum, gap) = log_sum_exp_and_gap(&x, &y);
+        let weighed = |(&x, &y): (&f32, &f32)| f64::from(x).exp() / total * (f64::from(x) - f64::from(y));
+        assert_eq!(sum, log_sum_exp(&x));
+        assert!((gap - x.iter().zip(&y).map(weighed).sum::<f64>()).abs() < 1e-6);
+        assert_eq!(log_sum_exp_and_gap(&x, &x).1, 0.0);
         let mut y = x.clone();
         softmax(&mut y, 1.0);
         for (y, x) in y.iter().zip(&x) {

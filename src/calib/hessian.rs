@@ -53,7 +53,7 @@ impl Hessian {
 ///
 /// # Errors
 /// NaN or infinity among them, or another width.
-pub(super) fn rows_of(x: &Tensor, columns: usize, seen: usize, work: impl FnOnce(&[f32])) -> Result<()> {
+pub(super) fn rows_of<T>(x: &Tensor, columns: usize, seen: usize, work: impl FnOnce(&[f32]) -> T) -> Result<T> {
     let (tokens, found) = x.dims2()?;
     if found != columns {
         return Err(Error::new(format!("activations of {found} numbers at a site of {columns}")));
@@ -70,8 +70,7 @@ pub(super) fn rows_of(x: &Tensor, columns: usize, seen: usize, work: impl FnOnce
         return Err(Error::new(format!("the activations hold {} at token {token} and column {column}", x[at]))
             .hint("the checkpoint overflows in its own forward pass: check it with `llmq eval --perplexity`"));
     }
-    work(x);
-    Ok(())
+    Ok(work(x))
 }
 
 #[cfg(test)]

@@ -3,7 +3,8 @@
 use super::output::{self, Progress};
 use crate::calib::text::utf8;
 use crate::error::{Context, Error, Result};
-use crate::eval::perplexity::{self, Protocol};
+use crate::eval::divergence::{self, Divergence};
+use crate::eval::perplexity::{self, Perplexity, Protocol};
 use crate::pipeline::subject::Subject;
 use clap::ValueEnum;
 use serde_json::json;
@@ -21,6 +22,10 @@ pub struct Args {
     /// Measure perplexity
     #[arg(long)]
     perplexity: bool,
+
+    /// Measure how far its predictions are from those of this model, which it was made from: a checkpoint folder or a .gguf
+    #[arg(long, value_name = "MODEL")]
+    reference: Option<PathBuf>,
 
     /// The text, in UTF-8 [default: a sample that is built in]
     #[arg(short, long, value_name = "FILE")]
@@ -60,8 +65,8 @@ enum Choice {
 }
 
 pub fn run(args: &Args) -> Result<()> {
-    if !args.perplexity {
-        return Err(Error::usage("nothing to measure").hint("add --perplexity"));
+    if !args.perplexity && args.reference.is_none() {
+        return Err(Error::usage("nothing to measure").hint("add --perplexity, --reference MODEL or both"));
     }
     super::use_threads(args.threads)?;
     let started = Instant::now();
@@ -70,6 +75,10 @@ pub fn run(args: &Args) -> Result<()> {
         Choice::Hf => Protocol::Hf,
     };
     let subject = Subject::open(&args.model, args.pre.as_deref())?;
+    let reference = match &args.reference {
+        Some(path) => Some((path, Subject::open(path, args.pre.as_deref())?)),
+        None => None,
+    };
     let context = match args.context {
         Some(n) if n < 4 => {
             return Err(Error::usage(format!("windows of {n} tokens are too short: -c 4 is the least")));
@@ -91,35 +100,73 @@ pub fn run(args: &Args) -> Result<()> {
     let windows = perplexity::windows(&subject, &text, protocol, context, args.chunks)?;
     let progress = Progress::new(false, args.json);
     let show = |done: usize, total: usize| progress.set(done as u64, total as u64);
-    let result = perplexity::perplexity(&subject, &windows, protocol, &show)
-        .context(|| format!("cannot evaluate {}", args.model.display()))?;
+    let (perplexity, divergence) = match &reference {
+        None => {
+            let result = perplexity::perplexity(&subject, &windows, protocol, &show)
+                .context(|| format!("cannot evaluate {}", args.model.display()))?;
+            (result, None)
+        }
+        Some((path, reference)) => {
+            let result = divergence::compare(&subject, reference, &windows, protocol, &show)
+                .context(|| format!("cannot compare {} with {}", args.model.display(), path.display()))?;
+            (result.perplexity, Some(result.divergence))
+        }
+    };
     progress.finish();
+    let results = Results { perplexity, divergence, protocol, context };
     if args.json {
-        output::json(
-            "summary",
-            json!({
-                "model": args.model,
-                "perplexity": result.value,
-                "perplexity_error": result.error,
-                "protocol": protocol.name(),
-                "context": context,
-                "windows": result.windows,
-                "tokens": result.tokens,
-                "text": args.file,
-                "seconds": started.elapsed().as_secs_f64(),
-            }),
-        );
+        output::json("summary", results.json(args, started.elapsed().as_secs_f64()));
     } else {
-        output::line(format!(
-            "perplexity {:.4} ± {:.4} (protocol {}, {} windows of {context} tokens, {} scored)",
-            result.value,
-            result.error,
-            protocol.name(),
-            result.windows,
-            result.tokens
-        ));
+        results.show(args);
     }
     Ok(())
+}
+
+/// What was measured, and how.
+struct Results {
+    perplexity: Perplexity,
+    divergence: Option<Divergence>,
+    protocol: Protocol,
+    context: usize,
+}
+
+impl Results {
+    fn json(&self, args: &Args, seconds: f64) -> serde_json::Value {
+        let mut fields = json!({ "model": args.model });
+        if args.perplexity {
+            fields["perplexity"] = self.perplexity.value.into();
+            fields["perplexity_error"] = self.perplexity.error.into();
+        }
+        if let Some(divergence) = &self.divergence {
+            fields["reference"] = json!(args.reference);
+            fields["kl_divergence"] = divergence.mean.into();
+            fields["kl_error"] = divergence.error.into();
+            fields["kl_p99"] = divergence.p99.into();
+            fields["same_top"] = divergence.same_top.into();
+        }
+        fields["protocol"] = self.protocol.name().into();
+        fields["context"] = self.context.into();
+        fields["windows"] = self.perplexity.windows.into();
+        fields["tokens"] = self.perplexity.tokens.into();
+        fields["text"] = json!(args.file);
+        fields["seconds"] = seconds.into();
+        fields
+    }
+
+    fn show(&self, args: &Args) {
+        let Perplexity { value, error, windows, tokens } = self.perplexity;
+        let (protocol, context) = (self.protocol.name(), self.context);
+        let how = format!("protocol {protocol}, {windows} windows of {context} tokens, {tokens} scored");
+        if args.perplexity {
+            output::line(format!("perplexity {value:.4} ± {error:.4} ({how})"));
+        }
+        if let Some(Divergence { mean, error, p99, same_top }) = self.divergence {
+            let top = 100.0 * same_top;
+            output::line(format!(
+                "KL divergence {mean:.6} ± {error:.6}, 99th percentile {p99:.5}, same top token {top:.2}% ({how})"
+            ));
+        }
+    }
 }
 
 fn read(path: &Path) -> Result<String> {

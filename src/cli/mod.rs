@@ -1,11 +1,14 @@
 //! The command line: one file per command, and the only place that prints.
 
+mod budget;
 mod eval;
 mod imatrix;
 mod inspect;
 mod output;
 mod override_kv;
 mod quantize;
+mod rounding;
+mod summary;
 
 use crate::error::{Error, Kind, Result};
 use crate::{interrupt, writer};

@@ -182,10 +182,10 @@ impl Observer for Progress {
             bar.set_message(report.name.clone());
         }
         if self.json {
-            json("tensor", super::quantize::tensor_json(report));
+            json("tensor", super::summary::tensor_json(report));
         }
         if self.verbose {
-            self.print(&super::quantize::tensor_line(report));
+            self.print(&super::summary::tensor_line(report));
         }
     }
 

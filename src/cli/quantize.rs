@@ -1,23 +1,26 @@
 //! `llmq quantize`: checkpoint in, GGUF out.
 
-use super::output::{self, Progress, bytes, time};
+use super::budget::{self, Target};
+use super::output::{self, Progress, bytes};
 use super::override_kv;
+use super::rounding::How;
+use super::summary::{show, shown, signed, summary_json, tensor_json, tensor_line};
 use crate::calib::text;
 use crate::error::{Error, Result};
 use crate::format::mix;
 use crate::format::recipe::{Recipe, Wishes, overrides_in};
 use crate::format::{self, Type};
+use crate::model;
+use crate::pipeline::choice::Choice;
 use crate::pipeline::plan::{Plan, Planned, Request};
-use crate::pipeline::report::{self, Summary, TensorReport};
 use crate::pipeline::{self, Calibration, Rounding};
 use crate::source::imatrix::Imatrix;
 use crate::source::value::Metadata;
 use crate::writer::atomic::check_destination;
 use crate::writer::imatrix;
-use crate::{method, model};
 use serde_json::json;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -34,12 +37,14 @@ pub struct Args {
     output: Option<PathBuf>,
 
     /// The type, or mix of types, by llama.cpp's name; --list-types shows them
-    #[arg(long = "type", value_name = "TYPE", default_value = "Q4_K_M")]
+    #[arg(long = "type", value_name = "TYPE", default_value = "Q4_K_M", conflicts_with = "target")]
     kind: String,
 
-    /// How weights are rounded: gptq (calibrated) or rtn (to the nearest value)
-    #[arg(short, long, default_value = "gptq")]
-    method: String,
+    #[command(flatten)]
+    target: Target,
+
+    #[command(flatten)]
+    how: How,
 
     /// Calibration text: .txt, or .jsonl, .json and .json.gz with one {"text": …} a line; repeatable
     /// [default: a sample that is built in]
@@ -54,16 +59,17 @@ pub struct Args {
     #[arg(long, value_name = "N")]
     seq_len: Option<usize>,
 
-    /// Decides which windows are drawn
+    /// Decides which windows are drawn, and about the signs of --rotate
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
 
-    /// What is added to the Hessian's diagonal, as a fraction of its mean
-    #[arg(long, value_name = "X", default_value_t = 0.01)]
-    damp: f64,
+    /// Rotate the residual stream and the values first (QuaRot): helps some models with outlier channels, harms others, and
+    /// unties the output matrix from the embedding; measure it
+    #[arg(long)]
+    rotate: bool,
 
     /// The base type of the mix for every matrix
-    #[arg(long)]
+    #[arg(long, conflicts_with = "target")]
     pure: bool,
 
     /// The type of tensors whose GGUF name matches a regular expression; repeatable, the first match wins
@@ -135,16 +141,19 @@ pub fn run(args: &Args) -> Result<()> {
     let folder = args.model.as_deref().unwrap_or(Path::new(""));
     super::use_threads(args.threads)?;
     let started = Instant::now();
-    let method = method::by_name(&args.method)?;
-    if !(args.damp.is_finite() && args.damp > 0.0) {
-        return Err(Error::usage(format!("--damp must be above zero, not {}", args.damp)));
-    }
+    let (method, options) = (args.how.method()?, args.how.options()?);
     if args.samples == 0 {
         return Err(Error::usage("--samples must be at least 1"));
     }
     if args.save_imatrix.is_some() && !method.calibrated() {
         return Err(Error::usage(format!("--save-imatrix needs a calibrated method, and {} is none", method.name()))
             .hint("add --method gptq, or make an importance matrix with `llmq imatrix`"));
+    }
+    if args.save_imatrix.is_some() && args.rotate {
+        return Err(Error::usage(
+            "--save-imatrix cannot be used with --rotate: what rotated layers see fits no other file",
+        )
+        .hint("leave one of them out, or measure the rotated file with `llmq imatrix`"));
     }
     let imatrix = args.imatrix.as_deref().map(Imatrix::read).transpose()?;
     let request = Request {
@@ -153,24 +162,51 @@ pub fn run(args: &Args) -> Result<()> {
         calibrated: method.calibrated(),
         imatrix: args.imatrix.as_deref().zip(imatrix.as_ref()),
         requantize: args.allow_requantize,
+        rotate: args.rotate.then_some(args.seed),
         keys: args.override_kv.iter().map(|text| override_kv::parse(text)).collect::<Result<Metadata>>()?,
     };
-    let plan = Plan::new(folder, request)?;
-    let output = args.output.clone().unwrap_or_else(|| default_output(folder, plan.mix));
+    let mut plan = Plan::new(folder, request)?;
+    let target = args.target.given()?;
+    let name = target.as_ref().map_or(plan.mix.into(), |target| target.name.clone());
+    let output = args.output.clone().unwrap_or_else(|| default_output(folder, &name));
+    let inputs: Vec<PathBuf> = inputs(args, folder, &plan);
+    let inputs: Vec<&Path> = inputs.iter().map(PathBuf::as_path).collect();
+    let check = |plan: &Plan| {
+        let files = plan.files(&output, args.max_shard_size)?;
+        files
+            .paths()
+            .chain(args.save_imatrix.as_deref())
+            .try_for_each(|path| check_destination(path, &inputs, args.force))
+    };
+    if !args.dry_run {
+        check(&plan)?;
+    }
+    let calibration = match target.is_some() || method.calibrated() && plan.has_grids() && !args.dry_run {
+        true => Some(calibration(args, if target.is_some() { budget::model(&plan)? } else { plan.model()? })?),
+        false => None,
+    };
+    let rounding = Rounding {
+        method,
+        options,
+        asymmetric: args.how.asymmetric(method),
+        calibration: calibration.as_ref(),
+        imatrix: imatrix.as_ref(),
+        keep_statistics: args.save_imatrix.is_some(),
+    };
+    let chosen = match (target, &calibration) {
+        (Some(target), Some(text)) => {
+            let size = |plan: &Plan| plan.files(&output, args.max_shard_size)?.size();
+            Some(budget::spend(&mut plan, &rounding, text, &target, args.allow_requantize, &size, args.json)?)
+        }
+        _ => None,
+    };
     let files = plan.files(&output, args.max_shard_size)?;
     let paths: Vec<PathBuf> = files.paths().map(Path::to_path_buf).collect();
     if args.dry_run {
-        return dry_run(args, &plan, &paths, files.size()?);
+        return dry_run(args, &plan, chosen.as_ref(), &paths, files.size()?);
     }
-    let inputs: Vec<PathBuf> = inputs(args, folder, &plan);
-    let inputs: Vec<&Path> = inputs.iter().map(PathBuf::as_path).collect();
-    for path in paths.iter().chain(&args.save_imatrix) {
-        check_destination(path, &inputs, args.force)?;
-    }
-    let calibration = match method.calibrated() && plan.has_grids() {
-        true => Some(calibration(args, plan.model()?)?),
-        false => None,
-    };
+    // Other types may mean other shards.
+    check(&plan)?;
     if calibration.is_none() && !args.calib.is_empty() {
         output::note("note: --calib is not used: nothing here is calibrated");
     }
@@ -178,13 +214,6 @@ pub fn run(args: &Args) -> Result<()> {
         output::note(&fallback(planned));
     }
     let progress = Progress::new(args.verbose, args.json);
-    let rounding = Rounding {
-        method,
-        options: method::Options { damp: args.damp },
-        calibration: calibration.as_ref(),
-        imatrix: imatrix.as_ref(),
-        keep_statistics: args.save_imatrix.is_some(),
-    };
     let summary = pipeline::run(&plan, &rounding, files, &progress)?;
     progress.finish();
     if let (Some(path), Some(statistics)) = (&args.save_imatrix, &summary.imatrix) {
@@ -309,21 +338,24 @@ fn fallback(planned: &Planned) -> String {
     )
 }
 
-/// A difference of sizes.
-fn signed(cost: i64) -> String {
-    let sign = if cost < 0 { "-" } else { "" };
-    format!("{sign}{}", bytes(cost.unsigned_abs()))
-}
-
-fn dry_run(args: &Args, plan: &Plan, paths: &[PathBuf], size: u64) -> Result<()> {
+fn dry_run(args: &Args, plan: &Plan, chosen: Option<&Choice>, paths: &[PathBuf], size: u64) -> Result<()> {
     let weights: u64 = plan.tensors.iter().map(Planned::bytes).sum();
     let bits = 8.0 * weights as f64 / plan.elements() as f64;
-    for planned in &plan.tensors {
+    for note in &plan.notes {
+        output::note(&format!("note: {note}"));
+    }
+    for (i, planned) in plan.tensors.iter().enumerate() {
         let report = planned.report(None);
+        let share = chosen.and_then(|choice| choice.share(i));
         if args.json {
-            output::json("tensor", tensor_json(&report));
+            let mut fields = tensor_json(&report);
+            if chosen.is_some() {
+                fields["loss_share"] = share.into();
+            }
+            output::json("tensor", fields);
         } else {
-            output::line(tensor_line(&report));
+            let share = share.map_or(String::new(), |share| format!("  {:.1}% of the loss", 100.0 * share));
+            output::line(tensor_line(&report) + &share);
         }
     }
     if args.json {
@@ -333,6 +365,7 @@ fn dry_run(args: &Args, plan: &Plan, paths: &[PathBuf], size: u64) -> Result<()>
             "bytes": size,
             "bits_per_weight": bits,
             "fallback_bytes": plan.tensors.iter().filter_map(Planned::fallback_cost).sum::<i64>(),
+            "notes": plan.notes,
             "dry_run": true,
         });
         output::json("summary", fields);
@@ -340,109 +373,4 @@ fn dry_run(args: &Args, plan: &Plan, paths: &[PathBuf], size: u64) -> Result<()>
         output::line(format!("{} would have {} ({bits:.2} bits per weight)", shown(paths), bytes(size)));
     }
     Ok(())
-}
-
-/// One tensor on one line.
-pub fn tensor_line(report: &TensorReport) -> String {
-    let shape: Vec<String> = report.shape.iter().map(ToString::to_string).collect();
-    let error = report.error.map_or(String::new(), |e| format!("  error {:.4}%", 100.0 * e));
-    let cost = signed(report.fallback_cost.unwrap_or_default());
-    let instead = report.instead_of.map_or(String::new(), |t| format!("  instead of {}, costs {cost}", t.name()));
-    format!(
-        "{:28} {:>14}  {:>4} -> {:5} {:>10}{error}{instead}",
-        report.name,
-        shape.join(" x "),
-        report.from,
-        report.kind.name(),
-        bytes(report.bytes)
-    )
-}
-
-/// One tensor's fields.
-pub fn tensor_json(report: &TensorReport) -> serde_json::Value {
-    json!({
-        "name": report.name,
-        "shape": report.shape,
-        "from": report.from,
-        "to": report.kind.name(),
-        "instead_of": report.instead_of.map(|t| t.name()),
-        "fallback_bytes": report.fallback_cost,
-        "bytes": report.bytes,
-        "relative_error": report.error,
-    })
-}
-
-fn summary_json(summary: &Summary, paths: &[PathBuf], took: Duration) -> serde_json::Value {
-    let parts = summary.clock.parts();
-    let seconds: serde_json::Map<_, _> = parts.iter().map(|(k, t)| (k.to_string(), t.as_secs_f64().into())).collect();
-    json!({
-        "output": paths[0],
-        "files": paths,
-        "bytes": summary.bytes,
-        "elements": summary.elements,
-        "bits_per_weight": bits_per_weight(summary),
-        "seconds": took.as_secs_f64(),
-        "seconds_in": seconds,
-        "peak_memory_bytes": report::peak_memory(),
-        "calibration_tokens": summary.tokens,
-        "mean_relative_error": mean_error(summary),
-        "notes": summary.notes,
-        "fallbacks": summary.fallbacks(),
-        "fallback_bytes": summary.fallback_bytes(),
-    })
-}
-
-fn bits_per_weight(summary: &Summary) -> f64 {
-    8.0 * summary.tensors.iter().map(|t| t.bytes).sum::<u64>() as f64 / summary.elements as f64
-}
-
-/// The mean relative error of the tensors that were rounded to codes.
-fn mean_error(summary: &Summary) -> Option<f64> {
-    let errors: Vec<f64> = summary.tensors.iter().filter_map(|t| t.error).collect();
-    (!errors.is_empty()).then(|| errors.iter().sum::<f64>() / errors.len() as f64)
-}
-
-/// The names of the files, the way they are mentioned.
-fn shown(paths: &[PathBuf]) -> String {
-    match paths {
-        [only] => only.display().to_string(),
-        [first, .., last] => format!("{} to {}", first.display(), last.display()),
-        [] => String::new(),
-    }
-}
-
-fn show(summary: &Summary, paths: &[PathBuf], took: Duration) {
-    let bits = bits_per_weight(summary);
-    output::note(&format!("{}: {}, {bits:.2} bits per weight", shown(paths), bytes(summary.bytes)));
-    let mut worst: Vec<&TensorReport> = summary.tensors.iter().filter(|t| t.error.is_some()).collect();
-    worst.sort_by(|a, b| b.error.partial_cmp(&a.error).unwrap_or(std::cmp::Ordering::Equal));
-    if let Some(mean) = mean_error(summary) {
-        let of = if summary.tokens > 0 { "outputs" } else { "weights" };
-        output::note(&format!("relative error of {of}: {:.3}% on average, the largest:", 100.0 * mean));
-        for tensor in worst.iter().take(3) {
-            output::note(&format!("  {:28} {:.3}%", tensor.name, 100.0 * tensor.error.unwrap_or_default()));
-        }
-    }
-    let parts: Vec<String> = summary
-        .clock
-        .parts()
-        .iter()
-        .filter(|(_, t)| t.as_secs_f64() >= 0.005 * took.as_secs_f64())
-        .map(|(name, t)| format!("{name} {}", time(*t)))
-        .collect();
-    output::note(&format!("{} in all: {}", time(took), parts.join(", ")));
-    if let Some(peak) = report::peak_memory() {
-        output::note(&format!("peak memory {}", bytes(peak)));
-    }
-    if summary.tokens > 0 {
-        output::note(&format!("calibrated on {} tokens", summary.tokens));
-    }
-    let fallbacks = summary.fallbacks();
-    if !fallbacks.is_empty() {
-        let cost = signed(summary.fallback_bytes());
-        output::note(&format!("note: fell back to another type: {}; that costs {cost}", fallbacks.join(", ")));
-    }
-    for note in &summary.notes {
-        output::note(&format!("note: {note}"));
-    }
 }

@@ -1,3 +1,4 @@
 //! Judging a file before it is published.
 
+pub mod divergence;
 pub mod perplexity;

@@ -15,11 +15,12 @@ use crate::pipeline::subject::{BATCH, Subject};
 use candle_core::{Device, Tensor};
 use llmq_kernels::elementwise::log_sum_exp;
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// Bytes of residual stream that go through the model together.
-const STREAM: usize = 1 << 30;
+pub(super) const STREAM: usize = 1 << 30;
 
-/// Numbers of the output matrix that are decoded at once.
+/// Numbers of the output matrix, and logits, that are there at once.
 const PIECE: usize = 1 << 24;
 
 /// Which tokens are scored, and after which.
@@ -49,7 +50,7 @@ impl Protocol {
     }
 
     /// The first position of a window whose successor is scored.
-    fn first(self, context: usize) -> usize {
+    pub(super) fn first(self, context: usize) -> usize {
         match self {
             Protocol::LlamaCpp => context / 2,
             Protocol::Hf => 0,
@@ -147,19 +148,37 @@ pub fn losses(
     let mut losses = Vec::new();
     for (g, windows) in windows.chunks(group).enumerate() {
         let hidden = final_states(subject, windows, first, &|block| progress(g * steps + block, groups * steps))?;
-        let targets: Vec<u32> = windows.iter().flat_map(|w| w[first + 1..].iter().copied()).collect();
-        losses.extend(negative_log_likelihoods(subject, &hidden, &targets)?);
+        losses.extend(negative_log_likelihoods(subject, &hidden, &targets(windows, first))?);
         progress((g + 1) * steps, groups * steps);
     }
-    match losses.iter().position(|x| !x.is_finite()) {
-        None => Ok(losses),
-        Some(at) => Err(Error::new(format!("the likelihood of scored token {at} is {}", losses[at]))
+    check("likelihood", &losses)?;
+    Ok(losses)
+}
+
+/// Checks that what was measured of every scored token is a number.
+///
+/// # Errors
+/// One of them is NaN or infinite.
+pub(super) fn check(what: &str, tokens: &[f64]) -> Result<()> {
+    match tokens.iter().position(|x| !x.is_finite()) {
+        None => Ok(()),
+        Some(at) => Err(Error::new(format!("the {what} of scored token {at} is {}", tokens[at]))
             .hint("the model overflows in its own forward pass; the file is probably damaged")),
     }
 }
 
+/// The tokens whose likelihoods are asked for, where those after position `first` of every window are scored.
+pub(super) fn targets(windows: &[Vec<u32>], first: usize) -> Vec<u32> {
+    windows.iter().flat_map(|w| w[first + 1..].iter().copied()).collect()
+}
+
 /// The normed last hidden states of positions `first .. context − 1` of every window: `[windows · scored, hidden]`.
-fn final_states(subject: &Subject, windows: &[Vec<u32>], first: usize, done: &dyn Fn(usize)) -> Result<Tensor> {
+pub(super) fn final_states(
+    subject: &Subject,
+    windows: &[Vec<u32>],
+    first: usize,
+    done: &dyn Fn(usize),
+) -> Result<Tensor> {
     let (model, device) = (&subject.model, Device::Cpu);
     let context = windows[0].len();
     let frame = Frame::new(model, subject.pairing(), context, &device)?;
@@ -187,36 +206,75 @@ fn final_states(subject: &Subject, windows: &[Vec<u32>], first: usize, done: &dy
     Ok(Tensor::cat(&scored, 0)?)
 }
 
-/// `−ln p(target)` for each row of `hidden`, the output matrix in pieces: exponentials in `f32`, sums in `f64`.
-fn negative_log_likelihoods(subject: &Subject, hidden: &Tensor, targets: &[u32]) -> Result<Vec<f64>> {
+/// The rows of an output matrix of `vocab` rows and `columns` that are decoded at once: neither they nor the logits of
+/// [`BATCH`] tokens have more than [`PIECE`] numbers.
+pub(super) fn pieces(vocab: usize, columns: usize) -> impl Iterator<Item = Range<usize>> {
+    let step = (PIECE / columns.max(BATCH)).max(1);
+    (0..vocab).step_by(step).map(move |first| first..(first + step).min(vocab))
+}
+
+/// Rows of the output matrix: `[rows, hidden]`.
+pub(super) fn output_rows(subject: &Subject, rows: Range<usize>) -> Result<Tensor> {
     let output = subject.model.output();
-    let (vocab, columns) = (output.shape[0], output.shape[1]);
-    let mut total = vec![f64::NEG_INFINITY; targets.len()];
-    let mut chosen = vec![f64::NEG_INFINITY; targets.len()];
-    let step = (PIECE / columns).max(1);
-    for first in (0..vocab).step_by(step) {
-        let rows = first..(first + step).min(vocab);
-        let piece = Tensor::from_vec(subject.rows(&output, rows.clone())?, (rows.len(), columns), hidden.device())?;
+    let shape = (rows.len(), output.shape[1]);
+    Ok(Tensor::from_vec(subject.rows(&output, rows)?, shape, &Device::Cpu)?)
+}
+
+/// The logits of `n` tokens from the `from`-th on, for these rows of the output matrix: `n · rows` numbers.
+pub(super) fn logits(hidden: &Tensor, from: usize, n: usize, rows: &Tensor) -> Result<Vec<f32>> {
+    Ok(ops::linear(&hidden.narrow(0, from, n)?, rows)?.flatten_all()?.to_vec1::<f32>()?)
+}
+
+/// `ln(eᵃ + eᵇ)`.
+pub(super) fn log_add(a: f64, b: f64) -> f64 {
+    let (high, low) = if a > b { (a, b) } else { (b, a) };
+    high + (low - high).exp().ln_1p()
+}
+
+/// How likely one token was, while its logits come in piece by piece: exponentials in `f32`, sums in `f64`.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Likelihood {
+    /// `ln Σ exp(logit)` so far.
+    pub total: f64,
+    /// The token's own logit.
+    chosen: f64,
+}
+
+impl Likelihood {
+    /// Before the first piece.
+    pub const UNSEEN: Likelihood = Likelihood { total: f64::NEG_INFINITY, chosen: f64::NEG_INFINITY };
+
+    /// Takes in the logits of the tokens from `first` on, whose [`log_sum_exp`] is `sum`.
+    pub fn add(&mut self, logits: &[f32], sum: f64, first: usize, target: u32) {
+        self.total = log_add(self.total, sum);
+        if let Some(&own) = (target as usize).checked_sub(first).and_then(|i| logits.get(i)) {
+            self.chosen = f64::from(own);
+        }
+    }
+
+    /// `−ln p(target)`, in nats.
+    pub fn loss(&self) -> f64 {
+        self.total - self.chosen
+    }
+}
+
+/// `−ln p(target)` for each row of `hidden`, the output matrix in pieces.
+fn negative_log_likelihoods(subject: &Subject, hidden: &Tensor, targets: &[u32]) -> Result<Vec<f64>> {
+    let mut seen = vec![Likelihood::UNSEEN; targets.len()];
+    for rows in pieces(subject.model.vocab, subject.model.hidden) {
+        let first = rows.start;
+        let matrix = output_rows(subject, rows.clone())?;
         for from in (0..targets.len()).step_by(BATCH) {
             interrupt::check()?;
             let n = BATCH.min(targets.len() - from);
-            let logits = ops::linear(&hidden.narrow(0, from, n)?, &piece)?.flatten_all()?.to_vec1::<f32>()?;
-            total[from..from + n]
+            seen[from..from + n]
                 .par_iter_mut()
-                .zip(&mut chosen[from..from + n])
                 .zip(&targets[from..from + n])
-                .zip(logits.par_chunks(rows.len()))
-                .for_each(|(((total, chosen), &target), logits)| {
-                    let sum = log_sum_exp(logits);
-                    let (high, low) = if *total > sum { (*total, sum) } else { (sum, *total) };
-                    *total = high + (low - high).exp().ln_1p();
-                    if rows.contains(&(target as usize)) {
-                        *chosen = f64::from(logits[target as usize - rows.start]);
-                    }
-                });
+                .zip(logits(hidden, from, n, &matrix)?.par_chunks(rows.len()))
+                .for_each(|((seen, &target), logits)| seen.add(logits, log_sum_exp(logits), first, target));
         }
     }
-    Ok(total.iter().zip(&chosen).map(|(total, chosen)| total - chosen).collect())
+    Ok(seen.iter().map(Likelihood::loss).collect())
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 
 mod bf16;
 mod bits;
+pub mod budget;
 mod codebook;
 mod f16;
 mod f32;

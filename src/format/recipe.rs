@@ -41,6 +41,8 @@ pub struct Choice {
     pub kind: Type,
     /// The type it should have had, where its rows do not divide into blocks of it.
     pub instead_of: Option<Type>,
+    /// The user named no type for this tensor.
+    pub free: bool,
 }
 
 /// The overrides that a file holds, separated by white space: `--tensor-type-file`.
@@ -89,6 +91,7 @@ impl Recipe {
             "output.weight" => self.output,
             _ => None,
         };
+        let free = named.or(matched).is_none();
         let wanted = named.or(matched).unwrap_or_else(|| match self.pure {
             true => self.mix.base,
             false => self.mix.choose(name, columns, shape.len() > 2, facts),
@@ -97,7 +100,7 @@ impl Recipe {
         while !columns.is_multiple_of(kind.width()) {
             kind = fallback(kind);
         }
-        Some(Choice { kind, instead_of: (kind != wanted).then_some(wanted) })
+        Some(Choice { kind, instead_of: (kind != wanted).then_some(wanted), free })
     }
 
     /// To be called once every tensor has its type.

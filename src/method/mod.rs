@@ -1,26 +1,129 @@
 //! How weights are rounded onto a grid.
 //!
-//! A [`Method`] prepares a site once (its Hessian is shared by the layers that read it) and then quantizes each layer. To
-//! add one, write one file and add it to [`METHODS`].
+//! A [`Method`] sees a whole [`Site`]: the layers that read the same activations, and what is known of these. To add one,
+//! write one file and add it to [`METHODS`].
 
+mod auto;
+mod awq;
 mod factor;
 mod gptq;
+mod polish;
+mod rounded;
 mod rtn;
+mod target;
 
 use crate::error::{Error, Result};
 use crate::grid::Grid;
+pub use awq::{over, times};
+pub use factor::inverse;
 use llmq_kernels::gemm::{Old, View, product};
 use llmq_kernels::squares;
 use rayon::prelude::*;
+pub use rounded::Rounded;
+pub use rtn::Plain;
+pub use target::{Drift, Target};
 
 /// Every method.
-pub static METHODS: &[&dyn Method] = &[&gptq::Gptq, &rtn::Rtn];
+pub static METHODS: &[&dyn Method] = &[&auto::Auto, &gptq::Gptq, &awq::AwqGptq, &awq::Awq, &rtn::Rtn];
 
 /// What a method may be told.
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
     /// What is added to the Hessian's diagonal, as a fraction of its mean.
     pub damp: f64,
+    /// Round the columns with the largest activations first, as far as the format allows.
+    pub order: bool,
+    /// Sweeps of coordinate descent over the codes; none leaves those of GPTQ.
+    pub sweeps: usize,
+    /// Whether these sweeps move the scales, too.
+    pub scales: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options { damp: 0.01, order: true, sweeps: 6, scales: true }
+    }
+}
+
+/// What some windows of text say about the inputs of a site.
+#[derive(Debug, Clone, Copy)]
+pub struct Sample<'a> {
+    /// `E[x xᵀ]`, the Hessian of the layers' output error: `[columns, columns]`.
+    pub hessian: &'a [f32],
+}
+
+/// A layer that is to be rounded.
+pub struct Layer<'a> {
+    /// Its weights, `[rows, columns]`, all finite.
+    pub w: &'a [f32],
+    /// What they are rounded onto.
+    pub grid: &'a dyn Grid,
+    /// How much a squared error of this layer's output counts against one of the site's other layers.
+    pub weight: f64,
+    /// What its output should be instead of its own one, where that is known.
+    pub target: Option<Target>,
+}
+
+impl Layer<'_> {
+    /// The weights whose output is nearest to what it should be: `[rows, columns]`.
+    pub fn target(&self) -> &[f32] {
+        self.target.as_ref().map_or(self.w, |target| &target.w)
+    }
+
+    /// The squared error of the layer's output over the windows that were held out, up to a constant, per token.
+    ///
+    /// `q`: its rounded weights, `[rows, columns]`.
+    pub fn loss(&self, q: &[f32], site: &Site) -> f64 {
+        let pull = self.target.as_ref().map_or(&[][..], |target| &target.pull);
+        let (error, _) = sum_over_parts((0.0, 0.0), self.w, q, PART * site.columns, |w, q| {
+            let error: Vec<f32> = w.iter().zip(q).map(|(w, q)| w - q).collect();
+            (energy(&error, site.columns, site.held.hessian), 0.0)
+        });
+        let pulled = pull.iter().zip(self.w).zip(q).map(|((p, w), q)| f64::from(*p) * f64::from(w - q)).sum::<f64>();
+        error + 2.0 * pulled
+    }
+}
+
+/// Layers that read the same activations.
+pub struct Site<'a> {
+    /// Numbers that each layer reads.
+    pub columns: usize,
+    /// What the calibration windows say.
+    pub seen: Sample<'a>,
+    /// What the windows say that were kept out of every Hessian: choices are made by these.
+    pub held: Sample<'a>,
+    /// The layers.
+    pub layers: Vec<Layer<'a>>,
+    /// Which channel of the tensor before the site makes each column, if that tensor can absorb a factor per channel.
+    pub channels: Option<Vec<usize>>,
+}
+
+impl Site<'_> {
+    /// The widths of the blocks that the layers have.
+    fn widths(&self) -> Vec<usize> {
+        let mut widths: Vec<usize> = self.layers.iter().map(|layer| layer.grid.width()).collect();
+        widths.sort_unstable();
+        widths.dedup();
+        widths
+    }
+}
+
+/// What a method has found for a site.
+pub struct Solution {
+    /// By what each column of every layer was multiplied before rounding; its input has to be divided by that.
+    pub scales: Option<Vec<f32>>,
+    /// The layers, in the site's order.
+    pub layers: Vec<Solved>,
+    /// What went other than planned.
+    pub notes: Vec<String>,
+}
+
+/// A rounded layer.
+pub struct Solved {
+    /// Its codes and scales.
+    pub rounded: Rounded,
+    /// Which method they are of.
+    pub method: &'static str,
 }
 
 /// A way of choosing codes.
@@ -29,23 +132,50 @@ pub trait Method: Sync {
     fn name(&self) -> &'static str;
 
     /// Whether it needs the Hessian of a site, and so calibration text.
-    fn calibrated(&self) -> bool;
+    fn calibrated(&self) -> bool {
+        true
+    }
 
-    /// Prepares the layers of a site. `hessian`: `[columns, columns]`, there if [`Method::calibrated`].
+    /// Whether it chooses between several ways, and so wants windows that none of them has seen.
+    fn chooses(&self) -> bool {
+        false
+    }
+
+    /// How it rounds the rows of a matrix that comes in pieces, and what the user should know about that.
+    fn rows(&self, hessian: &[f32], columns: usize, _: &dyn Grid, _: &Options) -> (Rows, Option<String>) {
+        (Rows::Plain(Plain::new(columns, Some(&diagonal(hessian, columns)))), None)
+    }
+
+    /// Rounds the layers of a site.
     ///
     /// # Errors
     /// A Hessian that is no Hessian.
-    fn prepare(&self, hessian: &[f32], columns: usize, options: &Options) -> Result<Box<dyn Prepared>>;
+    fn quantize(&self, site: &Site, options: &Options) -> Result<Solution>;
 }
 
-/// A site's method, ready for its layers.
-pub trait Prepared: Sync {
-    /// The blocks of a weight matrix, row by row. `w`: `[rows, columns]`, all finite.
-    fn quantize(&self, w: &[f32], grid: &dyn Grid) -> Vec<u8>;
+/// Rounding of rows, each by itself.
+pub enum Rows {
+    /// To the nearest value.
+    Plain(Plain),
+    /// With error feedback.
+    Fed(Box<gptq::Solver>),
+}
 
-    /// What the user should know about this site, if anything went other than planned.
-    fn note(&self) -> Option<String> {
-        None
+impl Rows {
+    /// With error feedback on a given Hessian, and what the user should know about that.
+    fn fed(hessian: &[f32], columns: usize, grid: &dyn Grid, options: &Options) -> (Rows, Option<String>) {
+        let solver = gptq::Solver::new(hessian, columns, &[grid.width()], options);
+        let note = solver.note();
+        (Rows::Fed(Box::new(solver)), note)
+    }
+
+    /// Rounds rows, `[rows, columns]`. Equal rows come out equal, however they are handed over, as long as each time but the
+    /// last there are a multiple of [`PART`].
+    pub fn round(&self, w: &[f32], grid: &dyn Grid) -> Rounded {
+        match self {
+            Rows::Plain(plain) => plain.round(w, grid),
+            Rows::Fed(solver) => solver.round(w, grid),
+        }
     }
 }
 
@@ -63,8 +193,8 @@ pub fn by_name(name: &str) -> Result<&'static dyn Method> {
 /// Rounding to nearest for rows of `columns` numbers, for what no method has a Hessian of. `importance`: the mean square of
 /// each column's input, where it is known. `recognize`: look for rows that are on the grid already, so that they stay what
 /// they are.
-pub fn plain(columns: usize, importance: Option<&[f32]>, recognize: bool) -> Box<dyn Prepared> {
-    Box::new(rtn::Plain::new(columns, importance).recognizing(recognize))
+pub fn plain(columns: usize, importance: Option<&[f32]>, recognize: bool) -> Plain {
+    Plain::new(columns, importance).recognizing(recognize)
 }
 
 /// The diagonal of a square matrix.
@@ -81,20 +211,27 @@ pub fn relative((error, whole): (f64, f64)) -> f64 {
 ///
 /// `w`, `q`: `[rows, columns]`; `hessian`: `[columns, columns]`.
 pub fn output_error(w: &[f32], q: &[f32], columns: usize, hessian: &[f32]) -> (f64, f64) {
-    let energy = |x: &[f32]| -> f64 {
-        let mut y = vec![0.0; x.len()]; // [rows, columns]
-        let h = View::new(hessian, columns, columns, columns);
-        product(&mut y, columns, Old::Replaced, 1.0, View::new(x, x.len() / columns, columns, columns), h);
-        x.iter().zip(&y).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>()
-    };
     sum_over_parts((0.0, 0.0), w, q, PART * columns, |w, q| {
         let error: Vec<f32> = w.iter().zip(q).map(|(w, q)| w - q).collect();
-        (energy(&error), energy(w))
+        (energy(&error, columns, hessian), energy(w, columns, hessian))
     })
 }
 
+/// `tr(X H Xᵀ)`. `x`: `[rows, columns]`.
+fn energy(x: &[f32], columns: usize, hessian: &[f32]) -> f64 {
+    let mut y = vec![0.0; x.len()]; // [rows, columns]
+    let h = View::new(hessian, columns, columns, columns);
+    product(&mut y, columns, Old::Replaced, 1.0, View::new(x, x.len() / columns, columns, columns), h);
+    inner(x, &y)
+}
+
+/// The sum of the products of numbers in the same place.
+fn inner(x: &[f32], y: &[f32]) -> f64 {
+    x.iter().zip(y).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum()
+}
+
 /// Rows whose errors are added up together.
-pub const PART: usize = 64;
+pub const PART: usize = 128;
 
 /// The same with the diagonal of a Hessian, or with none at all: `Σ h·(w−q)²` and `Σ h·w²`, added to `sums`.
 ///

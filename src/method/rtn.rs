@@ -1,8 +1,8 @@
 //! Rounding to nearest, with scales searched per block. Needs no calibration.
 
-use super::{Method, Options, Prepared};
+use super::{Method, Options, Rounded, Site, Solution, Solved};
 use crate::error::Result;
-use crate::grid::{Effort, F, Grid, LANES};
+use crate::grid::{Codes, Effort, F, Grid, LANES, Steps};
 use llmq_kernels::{column, lanes};
 use rayon::prelude::*;
 
@@ -18,8 +18,10 @@ impl Method for Rtn {
         false
     }
 
-    fn prepare(&self, _: &[f32], columns: usize, _: &Options) -> Result<Box<dyn Prepared>> {
-        Ok(Box::new(Plain::new(columns, None)))
+    fn quantize(&self, site: &Site, _: &Options) -> Result<Solution> {
+        let plain = Plain::new(site.columns, None);
+        let round = |layer: &super::Layer| Solved { rounded: plain.round(layer.w, layer.grid), method: self.name() };
+        Ok(Solution { scales: None, layers: site.layers.iter().map(round).collect(), notes: Vec::new() })
     }
 }
 
@@ -53,39 +55,60 @@ impl Plain {
     }
 }
 
-impl Prepared for Plain {
-    fn quantize(&self, w: &[f32], grid: &dyn Grid) -> Vec<u8> {
+impl Plain {
+    /// The blocks of a weight matrix, row by row. `w`: `[rows, columns]`, all finite.
+    pub fn quantize(&self, w: &[f32], grid: &dyn Grid) -> Vec<u8> {
         let (columns, width, bytes) = (self.columns, grid.width(), grid.bytes());
         let row_bytes = columns / width * bytes;
         let mut out = vec![0; w.len() / columns * row_bytes];
         out.par_chunks_mut(LANES * row_bytes).zip(w.par_chunks(LANES * columns)).for_each(|(out, w)| {
-            let mut block = vec![F::ZERO; width];
             let mut codes = vec![[0; LANES]; width];
             let mut blocks = vec![0; LANES * bytes];
-            for (b, first) in (0..columns).step_by(width).enumerate() {
-                lanes::gather(w, columns, first, &mut block);
-                let mut steps = grid.fit(&block, &self.importance[first..first + width], self.effort);
-                if self.recognize {
-                    for (l, row) in w.chunks(columns).enumerate() {
-                        if let Some(found) = grid.recognize(&row[first..first + width]) {
-                            steps.set_lane(l, &found);
-                        }
-                    }
-                }
-                for (g, (w, codes)) in block.chunks(grid.group()).zip(codes.chunks_mut(grid.group())).enumerate() {
-                    let (scale, offset) = steps.step(g);
-                    column::round(w, scale, offset, grid.levels(), codes);
-                }
+            for b in 0..columns / width {
+                let steps = self.block(w, b, grid, &mut codes);
                 grid.store(&steps, &codes, &mut blocks);
                 scatter(&blocks, bytes, b, row_bytes, out);
             }
         });
         out
     }
+
+    /// The same before it becomes bytes.
+    pub fn round(&self, w: &[f32], grid: &dyn Grid) -> Rounded {
+        let (columns, width) = (self.columns, grid.width());
+        let mut out = Rounded::new(w.len() / columns, columns, grid);
+        out.parts(LANES).zip(w.par_chunks(LANES * columns)).for_each(|(part, w)| {
+            for (b, (steps, codes)) in part.steps.iter_mut().zip(part.codes.chunks_mut(width)).enumerate() {
+                *steps = self.block(w, b, grid, codes);
+            }
+        });
+        out
+    }
+
+    /// Rounds block `b` of up to sixteen rows. `w`: `[rows, columns]`; `codes`: `[width]`.
+    fn block(&self, w: &[f32], b: usize, grid: &dyn Grid, codes: &mut [Codes]) -> Steps {
+        let (columns, width, group) = (self.columns, grid.width(), grid.group());
+        let first = b * width;
+        let mut block = vec![F::ZERO; width];
+        lanes::gather(w, columns, first, &mut block);
+        let mut steps = grid.fit(&block, &self.importance[first..first + width], self.effort);
+        if self.recognize {
+            for (l, row) in w.chunks(columns).enumerate() {
+                if let Some(found) = grid.recognize(&row[first..first + width]) {
+                    steps.set_lane(l, &found);
+                }
+            }
+        }
+        for (g, (w, codes)) in block.chunks(group).zip(codes.chunks_mut(group)).enumerate() {
+            let (scale, offset) = steps.step(g);
+            column::round(w, scale, offset, grid.levels(), codes);
+        }
+        steps
+    }
 }
 
 /// Copies the blocks of sixteen lanes to block column `b` of as many rows as `out` holds.
-pub fn scatter(blocks: &[u8], bytes: usize, b: usize, row_bytes: usize, out: &mut [u8]) {
+fn scatter(blocks: &[u8], bytes: usize, b: usize, row_bytes: usize, out: &mut [u8]) {
     for (row, block) in out.chunks_mut(row_bytes).zip(blocks.chunks(bytes)) {
         row[b * bytes..(b + 1) * bytes].copy_from_slice(block);
     }

@@ -9,6 +9,8 @@ use crate::error::{Context, Error, Result};
 use candle_core::{Device, Tensor};
 use llmq_kernels::attention::Shape;
 use llmq_kernels::elementwise::Pairing;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 use std::collections::HashMap;
 
 /// The half of a block that a site belongs to.
@@ -39,6 +41,10 @@ impl Half {
         }
     }
 }
+
+/// The size of the errors that [`Block::response`] probes with, against the outputs that they are added to: about that of four-bit
+/// rounding.
+const PROBE: f32 = 0.03;
 
 /// What all blocks of a model share: sizes and rotary tables.
 pub struct Frame {
@@ -79,7 +85,8 @@ impl Frame {
     }
 }
 
-/// One block's weights in `f32`, and its forward pass.
+/// One block's weights in `f32`, and its forward pass. A clone shares them until one of the two gets others.
+#[derive(Clone)]
 pub struct Block<'a> {
     frame: &'a Frame,
     tensors: HashMap<(Part, Kind), Tensor>,
@@ -147,16 +154,28 @@ impl<'a> Block<'a> {
     /// # Errors
     /// Shapes that do not fit.
     pub fn inner(&self, half: Half, x: &Tensor) -> Result<Tensor> {
+        self.inner_moved(half, x, None)
+    }
+
+    /// The same with something added to the output of one of the half's first linear layers.
+    fn inner_moved(&self, half: Half, x: &Tensor, moved: Option<(Part, &Tensor)>) -> Result<Tensor> {
+        let linear = |part: Part| -> candle_core::Result<Tensor> {
+            let y = self.linear(part, x)?;
+            match moved {
+                Some((of, by)) if of == part => y + by,
+                _ => Ok(y),
+            }
+        };
         let Frame { model, pairing, positions, cos, sin, .. } = self.frame;
         let y = match half {
             Half::Attention => {
-                let q = ops::rope(&self.linear(Part::Q, x)?, cos, sin, model.head_dim, *pairing)?;
-                let k = ops::rope(&self.linear(Part::K, x)?, cos, sin, model.head_dim, *pairing)?;
-                let v = self.linear(Part::V, x)?;
+                let q = ops::rope(&linear(Part::Q)?, cos, sin, model.head_dim, *pairing)?;
+                let k = ops::rope(&linear(Part::K)?, cos, sin, model.head_dim, *pairing)?;
+                let v = linear(Part::V)?;
                 let (heads, kv_heads, d) = (model.heads, model.kv_heads, model.head_dim);
                 ops::attention(&q, &k, &v, Shape { positions: *positions, heads, kv_heads, d })?
             }
-            Half::Mlp => ops::swiglu(&self.linear(Part::Gate, x)?, &self.linear(Part::Up, x)?)?,
+            Half::Mlp => ops::swiglu(&linear(Part::Gate)?, &linear(Part::Up)?)?,
         };
         Ok(y)
     }
@@ -166,11 +185,39 @@ impl<'a> Block<'a> {
     /// # Errors
     /// Shapes that do not fit.
     pub fn output(&self, half: Half, h: &Tensor, inner: &Tensor) -> Result<Tensor> {
+        Ok((h + self.last(half, inner)?)?)
+    }
+
+    fn last(&self, half: Half, inner: &Tensor) -> Result<Tensor> {
         let part = match half {
             Half::Attention => Part::O,
             Half::Mlp => Part::Down,
         };
-        Ok((h + self.linear(part, inner)?)?)
+        Ok(self.linear(part, inner)?)
+    }
+
+    /// How much an error of one of a half's first linear layers moves what the half adds to the residual stream: the mean of
+    /// the diagonal of the output-side Hessian of that layer, per token.
+    ///
+    /// Measured with one random error for all of its outputs at once: independent signs, so that the products of different
+    /// ones cancel (Hutchinson's estimator of a trace). `x`: the half's input, `[windows · positions, hidden]`.
+    ///
+    /// # Errors
+    /// Shapes that do not fit, or a block without the part.
+    pub fn response(&self, half: Half, x: &Tensor, part: Part) -> Result<f64> {
+        let weight = self.weight(part);
+        let y = self.linear(part, x)?;
+        let size = y.sqr()?.mean_all()?.to_scalar::<f32>()?.sqrt() * PROBE;
+        if size == 0.0 {
+            return Ok(0.0);
+        }
+        let (tokens, rows) = y.dims2()?;
+        let mut signs = ChaCha8Rng::seed_from_u64(tokens as u64);
+        let noise: Vec<f32> = (0..tokens * rows).map(|_| if signs.random() { size } else { -size }).collect();
+        let noise = Tensor::from_vec(noise, (tokens, rows), weight.device())?;
+        let moved = self.last(half, &self.inner_moved(half, x, Some((part, &noise)))?)?;
+        let difference = (moved - self.last(half, &self.inner(half, x)?)?)?.sqr()?.sum_all()?.to_scalar::<f32>()?;
+        Ok(f64::from(difference) / (tokens * rows) as f64 / f64::from(size * size))
     }
 
     /// The whole block.

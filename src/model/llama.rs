@@ -21,6 +21,10 @@ impl Architecture for Llama {
         QueryRows::Interleaved
     }
 
+    fn obstacle_to_rotation(&self, _: &Model) -> Option<&'static str> {
+        None
+    }
+
     fn read(&'static self, config: &Config) -> Result<Model> {
         let hidden = config.size("hidden_size")?;
         let heads = config.size("num_attention_heads")?;

@@ -8,7 +8,9 @@ pub mod block;
 pub mod gguf_keys;
 mod llama;
 pub mod ops;
+pub mod orthogonal;
 pub mod rope;
+pub mod rotation;
 
 use crate::error::{Error, Result};
 use crate::source::config::Config;
@@ -27,6 +29,10 @@ pub trait Architecture: Sync {
 
     /// The order in which GGUF stores the rows of queries and keys.
     fn query_rows(&self) -> QueryRows;
+
+    /// Why a rotation of the residual stream and of the values ([`rotation`]) would change what a model computes, if it would:
+    /// norms that subtract the mean, or any step but RMS norms and linear layers between the stream and a block's inside.
+    fn obstacle_to_rotation(&self, model: &Model) -> Option<&'static str>;
 
     /// Reads the configuration.
     ///
@@ -95,6 +101,17 @@ pub enum Site {
 impl Site {
     /// In the order in which a block reaches them.
     pub const ALL: [Site; 4] = [Site::AttnIn, Site::AttnOut, Site::FfnIn, Site::FfnMid];
+
+    /// The part that makes the activations, each channel by itself, so that it can absorb a factor for each: a norm's gain, or
+    /// the rows of a linear layer whose output only gets mixed or multiplied on its way.
+    pub fn absorber(self) -> Part {
+        match self {
+            Site::AttnIn => Part::AttnNorm,
+            Site::AttnOut => Part::V,
+            Site::FfnIn => Part::FfnNorm,
+            Site::FfnMid => Part::Up,
+        }
+    }
 }
 
 /// What a tensor is for.
@@ -228,6 +245,18 @@ impl Model {
                 let known: Vec<_> = ARCHITECTURES.iter().flat_map(|a| a.model_types()).copied().collect();
                 Err(Error::new(format!("{}: model_type '{found}' is not supported", config.path().display()))
                     .hint(format!("the supported ones are: {}", known.join(", "))))
+            }
+        }
+    }
+
+    /// Which channel of its [`Site::absorber`] makes each column of a site: query heads share those of their value head.
+    pub fn channels(&self, site: Site) -> Vec<usize> {
+        match site {
+            Site::AttnIn | Site::FfnIn => (0..self.hidden).collect(),
+            Site::FfnMid => (0..self.ffn).collect(),
+            Site::AttnOut => {
+                let (d, shared) = (self.head_dim, self.heads / self.kv_heads);
+                (0..self.heads * d).map(|j| j / d / shared * d + j % d).collect()
             }
         }
     }

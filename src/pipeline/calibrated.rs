@@ -1,13 +1,13 @@
 //! One block of a calibrated run: statistics, rounding, and the quantized outputs that feed what comes next.
 
 use super::plan::{Plan, Planned};
+use super::solve::Pending;
 use super::subject::{BATCH, pairing};
 use super::{Finished, Run};
-use crate::calib::hessian::Hessian;
+use crate::calib::evidence::{Evidence, Known};
 use crate::calib::squares::Squares;
 use crate::error::{Context, Result};
 use crate::interrupt;
-use crate::method::diagonal;
 use crate::model::block::{Block, Frame, Half};
 use crate::model::{Role, Site};
 use crate::source::imatrix::Entry;
@@ -18,33 +18,96 @@ use std::collections::HashMap;
 /// twice. The results are the same.
 const KEEP: usize = 512 << 20;
 
+/// One window in so many is kept out of every Hessian, where a method has to choose.
+const HELD: usize = 8;
+
+/// One batch in so many, of those that are not held out, also goes through the original model: how activations drift is a
+/// smooth thing, and running two models is twice the work.
+const COMPARED: usize = 4;
+
 /// The residual stream of all calibration windows: what lives from block to block.
 pub struct Stream {
     frame: Frame,
-    /// `[windows · positions, hidden]` each.
-    batches: Vec<Tensor>,
+    batches: Vec<Batch>,
     tokens: usize,
 }
 
+/// Some windows.
+struct Batch {
+    /// The stream behind the blocks as the file has them: `[windows · positions, hidden]`.
+    h: Tensor,
+    /// The same in the original model, where a method compares the two.
+    original: Option<Tensor>,
+    /// Kept out of every Hessian.
+    held: bool,
+}
+
+/// What goes into a layer of both models.
+struct Inputs {
+    x: Tensor,
+    original: Option<Tensor>,
+}
+
+/// What the windows say about a site.
+pub(super) struct Statistics {
+    /// The calibration windows.
+    pub seen: Known,
+    /// Those that were held out, if some were.
+    pub held: Option<Known>,
+}
+
 impl Stream {
-    /// Starts with the embedded tokens. `rows`: the embedding's rows of the `known` tokens (sorted), one after the other.
-    pub fn new(plan: &Plan, windows: &[Vec<u32>], positions: usize, known: &[u32], rows: &[f32]) -> Result<Stream> {
+    /// Starts with the embedded tokens. `rows`: the embedding's rows of the `known` tokens (sorted), as the source and as the
+    /// file has them, one after the other. `hold`: keep some windows out of every Hessian. `compare`: run the original model,
+    /// too.
+    pub fn new(
+        plan: &Plan,
+        windows: &[Vec<u32>],
+        positions: usize,
+        known: &[u32],
+        rows: &EmbeddedRows,
+        hold: bool,
+        compare: bool,
+    ) -> Result<Stream> {
         let (device, model) = (Device::Cpu, plan.model()?);
         let hidden = model.hidden;
         let frame = Frame::new(model, pairing(&plan.source, model), positions, &device)?;
-        let batches = windows
-            .chunks((BATCH / positions).max(1))
-            .map(|windows| {
-                let mut x = Vec::with_capacity(windows.len() * positions * hidden);
-                for token in windows.iter().flatten() {
-                    let at = known.binary_search(token).expect("every token's row was kept") * hidden;
-                    x.extend_from_slice(&rows[at..at + hidden]);
-                }
-                Ok(Tensor::from_vec(x, (windows.len() * positions, hidden), &device)?)
-            })
-            .collect::<Result<Vec<_>>>()?;
+        let held = if hold { windows.len() / HELD } else { 0 };
+        let embed = |windows: &[Vec<u32>], rows: &[f32]| {
+            let mut x = Vec::with_capacity(windows.len() * positions * hidden);
+            for token in windows.iter().flatten() {
+                let at = known.binary_search(token).expect("every token's row was kept") * hidden;
+                x.extend_from_slice(&rows[at..at + hidden]);
+            }
+            Ok::<_, crate::error::Error>(Tensor::from_vec(x, (windows.len() * positions, hidden), &device)?)
+        };
+        let (out, seen) = windows.split_at(held);
+        let mut batches = Vec::new();
+        for (windows, held) in [(seen, false), (out, true)] {
+            for (i, windows) in windows.chunks((BATCH / positions).max(1)).enumerate() {
+                let compared = compare && (held || i % COMPARED == 0);
+                let original = if compared { Some(embed(windows, &rows.original)?) } else { None };
+                batches.push(Batch { h: embed(windows, &rows.quantized)?, original, held });
+            }
+        }
         Ok(Stream { frame, batches, tokens: windows.len() * positions })
     }
+}
+
+impl Stream {
+    /// Where every window is now: `[windows · positions, hidden]` each.
+    pub fn states(&self) -> impl Iterator<Item = &Tensor> {
+        self.batches.iter().map(|batch| &batch.h)
+    }
+}
+
+/// Rows of the embedding.
+#[derive(Default)]
+pub struct EmbeddedRows {
+    /// As the source has them.
+    pub original: Vec<f32>,
+    /// As the file has them.
+    pub quantized: Vec<f32>,
 }
 
 impl Run<'_> {
@@ -64,65 +127,57 @@ impl Run<'_> {
                 finished.insert(&tensor.spec.gguf, done);
             }
         }
+        let original = block.clone();
         let last = i + 1 == self.plan.blocks().len();
         for half in Half::ALL {
             let work = work(tensors, half) * *tokens as u64;
+            let unit = work / 2 / batches.len() as u64;
             let mut done = 0;
-            let place = |site: Site| format!("block {i}, input of {}", readers(tensors, site).join(", "));
-            if has_grids(tensors, half.input()) {
-                let mut hessian = Hessian::new(width(tensors, half.input()));
-                for h in batches.iter() {
-                    interrupt::check()?;
-                    let x = self.forward(|| block.input(half, h))?;
-                    self.accumulate(&mut hessian, &x).context(|| place(half.input()))?;
-                }
-                self.site(half.input(), hessian, tensors, &mut block, &mut finished)?;
-            } else if self.rounding.keep_statistics {
-                let mut squares = Squares::new(width(tensors, half.input()));
-                for h in batches.iter() {
-                    interrupt::check()?;
-                    let x = self.forward(|| block.input(half, h))?;
-                    squares.add(&x).context(|| place(half.input()))?;
-                }
-                self.keep(tensors, half.input(), squares.sums(), *tokens);
-            }
-            let count = batches.len() as u64;
-            let keep = *tokens * width(tensors, half.inner()) * 4 <= KEEP;
-            let mut kept = Vec::new();
-            if has_grids(tensors, half.inner()) {
-                let mut hessian = Hessian::new(width(tensors, half.inner()));
-                for h in batches.iter() {
-                    interrupt::check()?;
-                    let x = self.forward(|| block.inner(half, &block.input(half, h)?))?;
-                    self.accumulate(&mut hessian, &x).context(|| place(half.inner()))?;
-                    if keep {
-                        kept.push(x);
+            let mut pending: HashMap<&str, Pending> = HashMap::new();
+            // Both sites of the half in turn; the second sees what the first has become.
+            let mut inner = None;
+            for site in [half.input(), half.inner()] {
+                let place = || format!("block {i}, input of {}", readers(tensors, site).join(", "));
+                let is_inner = site == half.inner();
+                let keep = is_inner && *tokens * width(tensors, site) * 4 <= KEEP;
+                let kept = self.see(site, half, tensors, &block, &original, batches, keep).context(place)?;
+                let Some((statistics, mut kept)) = kept else { continue };
+                let weights = match is_inner {
+                    true => vec![1.0],
+                    false => responses(half, tensors, &block, &batches[0], frame.positions())?,
+                };
+                let scales =
+                    self.solve(site, &statistics, &weights, tensors, &mut block, &mut finished, &mut pending)?;
+                if let (Some(scales), true) = (scales, keep) {
+                    let inverse: Vec<f32> = scales.iter().map(|s| 1.0 / s).collect();
+                    let inverse = Tensor::from_vec(inverse, scales.len(), frame.device())?;
+                    for inputs in &mut kept {
+                        inputs.x = inputs.x.broadcast_mul(&inverse)?;
                     }
-                    done += self.progress(work / 2 / count);
                 }
-                self.site(half.inner(), hessian, tensors, &mut block, &mut finished)?;
-            } else if self.rounding.keep_statistics {
-                let mut squares = Squares::new(width(tensors, half.inner()));
-                for h in batches.iter() {
-                    interrupt::check()?;
-                    let x = self.forward(|| block.inner(half, &block.input(half, h)?))?;
-                    squares.add(&x).context(|| place(half.inner()))?;
-                }
-                self.keep(tensors, half.inner(), squares.sums(), *tokens);
+                inner = keep.then_some(kept);
             }
-            // Nothing reads the stream behind the last block.
-            if !(last && half == Half::Mlp) {
-                let mut kept = kept.into_iter();
-                for h in batches.iter_mut() {
+            for (name, pending) in pending {
+                let tensor = tensors.iter().find(|t| t.spec.gguf == name).expect("it was solved as one of these");
+                finished.insert(name, self.finish(tensor, &pending)?);
+            }
+            // Behind the last block only an output matrix reads the stream.
+            if !(last && half == Half::Mlp) || self.plan.tail().iter().any(|t| self.calibrates_output(t)) {
+                let mut kept = inner.into_iter().flatten();
+                for batch in batches.iter_mut() {
                     interrupt::check()?;
-                    *h = self.forward(|| {
-                        let inner = match kept.next() {
-                            Some(inner) => inner,
-                            None => block.inner(half, &block.input(half, h)?)?,
-                        };
-                        block.output(half, h, &inner)
-                    })?;
-                    done += self.progress(work / 2 / count);
+                    let inputs = match kept.next() {
+                        Some(inputs) => inputs,
+                        None => self.inputs(half.inner(), half, &block, &original, batch)?,
+                    };
+                    let started = self.clock.start();
+                    batch.h = block.output(half, &batch.h, &inputs.x)?;
+                    if let (Some(h), Some(x)) = (&mut batch.original, &inputs.original) {
+                        *h = original.output(half, h, x)?;
+                    }
+                    self.clock.forward += started.elapsed();
+                    self.observer.advance(unit);
+                    done += unit;
                 }
             }
             self.observer.advance(work - done);
@@ -134,37 +189,75 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Quantizes every layer that reads a site and puts what the file will hold in its place.
-    fn site<'t>(
+    /// Collects what the windows say about a site that a method has something to do at, and returns its inputs if they are to
+    /// be kept.
+    #[allow(clippy::too_many_arguments)]
+    fn see(
         &mut self,
         site: Site,
-        hessian: Hessian,
-        tensors: &'t [Planned],
-        block: &mut Block<'_>,
-        finished: &mut HashMap<&'t str, Finished>,
-    ) -> Result<()> {
-        let (columns, tokens) = (hessian.columns(), hessian.tokens());
-        let h = hessian.finish();
-        if self.rounding.keep_statistics {
-            let sums = diagonal(&h, columns).iter().map(|x| x * tokens as f32).collect();
-            self.keep(tensors, site, sums, tokens);
+        half: Half,
+        tensors: &[Planned],
+        block: &Block<'_>,
+        original: &Block<'_>,
+        batches: &[Batch],
+        keep: bool,
+    ) -> Result<Option<(Statistics, Vec<Inputs>)>> {
+        let columns = width(tensors, site);
+        let method = tensors.iter().any(|t| t.spec.site() == Some(site) && is_grid(t));
+        if !method && !self.rounding.keep_statistics {
+            return Ok(None);
         }
-        let started = self.clock.start();
-        let prepared = self.rounding.method.prepare(&h, columns, &self.rounding.options)?;
-        self.clock.method += started.elapsed();
-        for tensor in tensors.iter().filter(|t| t.spec.site() == Some(site) && is_grid(t)) {
+        let compare = batches.iter().any(|batch| batch.original.is_some());
+        let residual = (site == half.inner()).then(|| batches[0].h.dims2().map(|(_, hidden)| hidden)).transpose()?;
+        let evidence = || Evidence::new(columns, compare, residual);
+        let (mut seen, mut held) = (evidence(), evidence());
+        let mut squares = Squares::new(columns);
+        let mut kept = Vec::new();
+        for batch in batches {
             interrupt::check()?;
-            let w = block.numbers(&tensor.spec)?;
-            let (bytes, values) = self.encode(tensor, &w, prepared.as_ref())?;
-            let error = self.error(&tensor.spec, &w, &values, &h);
-            if let Some(note) = prepared.note() {
-                self.note(format!("{}: {note}", tensor.spec.gguf));
+            let inputs = self.inputs(site, half, block, original, batch)?;
+            let started = self.clock.start();
+            if method {
+                let sums = if batch.held { &mut held } else { &mut seen };
+                let stream = batch.original.as_ref().map(|original| (original, &batch.h));
+                sums.add(&inputs.x, inputs.original.as_ref(), stream)?;
             }
-            self.observer.advance(w.len() as u64 * super::report::PER_WEIGHT);
-            block.set(&tensor.spec, values)?;
-            finished.insert(&tensor.spec.gguf, Finished { bytes, report: tensor.report(Some(error)) });
+            if self.rounding.keep_statistics {
+                squares.add(&inputs.x)?;
+            }
+            self.clock.hessian += started.elapsed();
+            if keep {
+                kept.push(inputs);
+            }
         }
-        Ok(())
+        if self.rounding.keep_statistics {
+            self.keep(tensors, site, squares.sums(), squares.tokens());
+        }
+        if !method {
+            return Ok(None);
+        }
+        let held = (held.tokens() > 0).then(|| held.finish()).transpose()?;
+        Ok(Some((Statistics { seen: seen.finish()?, held }, kept)))
+    }
+
+    /// What a batch brings to a site.
+    fn inputs(
+        &mut self,
+        site: Site,
+        half: Half,
+        block: &Block<'_>,
+        original: &Block<'_>,
+        batch: &Batch,
+    ) -> Result<Inputs> {
+        let started = self.clock.start();
+        let of = |block: &Block<'_>, h: &Tensor| {
+            let x = block.input(half, h)?;
+            if site == half.inner() { block.inner(half, &x) } else { Ok(x) }
+        };
+        let x = of(block, &batch.h)?;
+        let original = batch.original.as_ref().map(|h| of(original, h)).transpose()?;
+        self.clock.forward += started.elapsed();
+        Ok(Inputs { x, original })
     }
 
     /// Keeps what a site saw, for every layer that reads it.
@@ -174,38 +267,27 @@ impl Run<'_> {
             self.statistics.entries.insert(tensor.spec.gguf.clone(), entry);
         }
     }
+}
 
-    fn progress(&self, work: u64) -> u64 {
-        self.observer.advance(work);
-        work
-    }
-
-    fn forward<T>(&mut self, work: impl FnOnce() -> Result<T>) -> Result<T> {
-        let started = self.clock.start();
-        let result = work();
-        self.clock.forward += started.elapsed();
-        result
-    }
-
-    fn accumulate(&mut self, hessian: &mut Hessian, x: &Tensor) -> Result<()> {
-        let started = self.clock.start();
-        let result = hessian.add(x);
-        self.clock.hessian += started.elapsed();
-        result
-    }
+/// How much an error of each rounded layer that reads a half's input counts, measured on one window.
+fn responses(half: Half, tensors: &[Planned], block: &Block<'_>, batch: &Batch, positions: usize) -> Result<Vec<f64>> {
+    let x = block.input(half, &batch.h.narrow(0, 0, positions)?)?;
+    let layers = tensors.iter().filter(|t| t.spec.site() == Some(half.input()) && is_grid(t));
+    layers
+        .map(|t| match t.spec.role {
+            Role::Block(part, _) => block.response(half, &x, part),
+            _ => Ok(1.0),
+        })
+        .collect()
 }
 
 /// Whether a method chooses this tensor's codes from statistics.
-fn is_grid(tensor: &Planned) -> bool {
+pub(super) fn is_grid(tensor: &Planned) -> bool {
     tensor.spec.site().is_some() && tensor.is_rounded()
 }
 
 fn readers(tensors: &[Planned], site: Site) -> Vec<&str> {
     tensors.iter().filter(|t| t.spec.site() == Some(site)).map(|t| t.spec.source.as_str()).collect()
-}
-
-fn has_grids(tensors: &[Planned], site: Site) -> bool {
-    tensors.iter().any(|t| t.spec.site() == Some(site) && is_grid(t))
 }
 
 /// Multiplications per token in the linear layers of a half.

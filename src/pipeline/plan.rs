@@ -1,12 +1,14 @@
 //! What will be done, from headers alone.
 
 use super::report::TensorReport;
+use super::rotated::{self, Rotated};
 use super::subject::{gguf_model, gguf_tokenizer};
 use super::weights::{Weights, open_gguf};
 use crate::error::{Context, Error, Result};
 use crate::format::mix::{Facts, block};
 use crate::format::recipe::{Choice, Recipe};
 use crate::format::{self, Type};
+use crate::model::rotation::Rotation;
 use crate::model::{Model, Role, RowOrder, TensorSpec, gguf_keys};
 use crate::source::checkpoint::Checkpoint;
 use crate::source::config::Config;
@@ -33,6 +35,8 @@ pub struct Plan {
     pub mix: &'static str,
     /// Tensors that are no weights; they follow the first tensor.
     pub extra: Vec<Extra>,
+    /// What the user should know before it is made.
+    pub notes: Vec<String>,
     /// Sizes and variations, or why there is no forward pass for this model.
     model: Result<Model>,
     /// The checkpoint's tokenizer; that of a GGUF is made when it is asked for.
@@ -54,6 +58,8 @@ pub struct Request<'a> {
     pub imatrix: Option<(&'a Path, &'a Imatrix)>,
     /// Tensors that are quantized already may be quantized again.
     pub requantize: bool,
+    /// The model is rotated with the random signs of this seed.
+    pub rotate: Option<u64>,
     /// Keys of the file that are replaced or added at the end.
     pub keys: Metadata,
 }
@@ -71,6 +77,8 @@ pub struct Planned {
     pub instead_of: Option<Type>,
     /// Its bytes go into the file as they are in the source, a GGUF.
     pub copied: bool,
+    /// The user named no type for it, and it need not stay as it is.
+    pub free: bool,
 }
 
 /// A vector of single-precision numbers that GGUF wants and the checkpoint does not have.
@@ -126,6 +134,7 @@ impl Planned {
             fallback_cost: self.fallback_cost(),
             bytes: self.bytes(),
             error,
+            method: None,
         }
     }
 }
@@ -135,9 +144,13 @@ impl Plan {
     ///
     /// # Errors
     /// A configuration, tokenizer or tensor that is missing, damaged or unsupported; an override that matches nothing; a
-    /// tensor that would be quantized twice; an importance matrix of another model.
+    /// tensor that would be quantized twice; an importance matrix of another model; a rotation of what cannot
+    /// be rotated.
     pub fn new(path: &Path, request: Request) -> Result<Plan> {
         let imatrix = request.imatrix;
+        if request.rotate.is_some() {
+            rotated::check(path, imatrix.map(|(from, _)| from))?;
+        }
         let plan = if path.is_dir() { Plan::of_folder(path, request)? } else { Plan::of_gguf(path, request)? };
         if let Some((from, imatrix)) = imatrix {
             plan.check_imatrix(imatrix).context(|| format!("cannot use {}", from.display()))?;
@@ -148,7 +161,9 @@ impl Plan {
     fn of_folder(folder: &Path, mut request: Request) -> Result<Plan> {
         let config = Config::open(&folder.join("config.json"))
             .context(|| format!("{} is not a checkpoint folder", folder.display()))?;
-        let model = Model::read(&config)?;
+        let original = Model::read(&config)?;
+        let rotation = request.rotate.map(|seed| Rotation::new(&original, seed)).transpose()?;
+        let model = rotation.as_ref().map_or_else(|| original.clone(), Rotation::model);
         let source = Checkpoint::open(folder)?;
         let vocabulary = Vocabulary::from_files(folder, model.vocab, config.json(), request.pre)?;
         let dtypes: HashMap<&str, String> = source.tensors().map(|t| (t.name, t.dtype)).collect();
@@ -156,11 +171,13 @@ impl Plan {
         let single = format::by_name("F32")?;
         let mut tensors = Vec::new();
         for spec in model.tensors() {
+            let spec = rotation.as_ref().map_or(spec.clone(), |rotation| rotation.stored(&spec));
             source.check(&spec.source, &spec.shape)?;
             let from = dtypes.get(spec.source.as_str()).cloned().unwrap_or_default();
             let choice = request.recipe.choose(&spec.gguf, &spec.shape, &facts);
-            let Choice { kind, instead_of } = choice.unwrap_or(Choice { kind: single, instead_of: None });
-            tensors.push(Planned { spec, from, kind, instead_of, copied: false });
+            let Choice { kind, instead_of, free } =
+                choice.unwrap_or(Choice { kind: single, instead_of: None, free: false });
+            tensors.push(Planned { spec, from, kind, instead_of, copied: false, free });
         }
         let extra: Vec<Extra> = model
             .rope
@@ -168,13 +185,23 @@ impl Plan {
             .iter()
             .map(|factors| Extra { gguf: gguf_keys::ROPE_FACTORS.into(), numbers: factors.clone() })
             .collect();
-        let elements = tensors.iter().map(|t| t.spec.elements() as u64).sum();
+        // Untying makes a file larger, but no other model of it.
+        let elements = original.tensors().map(|spec| spec.elements() as u64).sum();
         let mut metadata = general(folder, &model, elements);
         metadata.extend(gguf_keys::metadata(&model));
         request.stamp(&mut metadata);
         metadata.extend(vocabulary.to_metadata());
         let tokenizer = Some(Tokenizer::open(folder, &vocabulary)?);
-        Plan::finish(Weights::Checkpoint(source), metadata, tensors, extra, Ok(model), tokenizer, request)
+        let importance = request.knows_importance();
+        let (source, notes) = match rotation {
+            None => (Weights::Checkpoint(source), Vec::new()),
+            Some(rotation) => {
+                let notes = rotated::notes(&original, &tensors, &mut request.recipe, importance);
+                (Weights::Rotated(Box::new(Rotated::new(source, rotation))), notes)
+            }
+        };
+        let plan = Plan::finish(source, metadata, tensors, extra, Ok(model), tokenizer, request)?;
+        Ok(Plan { notes, ..plan })
     }
 
     fn of_gguf(path: &Path, mut request: Request) -> Result<Plan> {
@@ -199,7 +226,8 @@ impl Plan {
             let of = || Error::new(format!("{}: there is no tensor '{}'", path.display(), spec.gguf));
             let from = file.tensor(&spec.gguf).and_then(|info| format::by_id(info.type_id)).ok_or_else(of)?;
             let choice = request.recipe.choose(&spec.gguf, &spec.shape, &facts);
-            let Choice { kind, instead_of } = choice.unwrap_or(Choice { kind: from, instead_of: None });
+            let Choice { kind, instead_of, free } =
+                choice.unwrap_or(Choice { kind: from, instead_of: None, free: false });
             let copied = kind == from;
             if from.is_quantized() && !copied && !request.requantize {
                 let (name, from, to) = (&spec.gguf, from.name(), kind.name());
@@ -209,7 +237,7 @@ impl Plan {
                 ))
                 .hint("start from the original checkpoint, or accept the loss with --allow-requantize"));
             }
-            tensors.push(Planned { spec, from: from.name().into(), kind, instead_of, copied });
+            tensors.push(Planned { spec, from: from.name().into(), kind, instead_of, copied, free });
         }
         let mut metadata: Metadata = file.metadata.iter().filter(|(key, _)| is_kept(key)).cloned().collect();
         request.stamp(&mut metadata);
@@ -243,7 +271,8 @@ impl Plan {
             }
         }
         let (mix, pre) = (request.recipe.mix().name, request.pre.map(str::to_owned));
-        Ok(Plan { source, metadata, tensors, mix, extra, model, tokenizer, pre, blocks })
+        let notes = Vec::new();
+        Ok(Plan { source, metadata, tensors, mix, extra, notes, model, tokenizer, pre, blocks })
     }
 
     fn check_imatrix(&self, imatrix: &Imatrix) -> Result<()> {

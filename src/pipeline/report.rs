@@ -46,6 +46,8 @@ pub struct TensorReport {
     /// The relative error of its output, or of its weights where no activations were seen; none if nothing was rounded
     /// to codes.
     pub error: Option<f64>,
+    /// Which method its codes are of, where a calibrated one chose them.
+    pub method: Option<&'static str>,
 }
 
 /// What a run has done.

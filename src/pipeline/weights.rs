@@ -1,5 +1,6 @@
 //! A model's numbers, wherever they are: in a folder of safetensors or in a GGUF.
 
+use super::rotated::Rotated;
 use crate::error::{Error, Result};
 use crate::format::{self, Type};
 use crate::model::TensorSpec;
@@ -15,6 +16,8 @@ pub enum Weights {
     Checkpoint(Checkpoint),
     /// A file, or several shards.
     Gguf(Gguf),
+    /// A folder, rotated while it is read.
+    Rotated(Box<Rotated>),
 }
 
 /// Opens a GGUF, knowing the types of [`format::TYPES`].
@@ -33,6 +36,7 @@ impl Weights {
         match self {
             Weights::Checkpoint(checkpoint) => checkpoint.files().into_iter().map(Path::to_path_buf).collect(),
             Weights::Gguf(file) => file.files().map(Path::to_path_buf).collect(),
+            Weights::Rotated(rotated) => rotated.source().files(),
         }
     }
 
@@ -40,7 +44,20 @@ impl Weights {
     pub fn gguf(&self) -> Option<&Gguf> {
         match self {
             Weights::Gguf(file) => Some(file),
-            Weights::Checkpoint(_) => None,
+            Weights::Checkpoint(_) | Weights::Rotated(_) => None,
+        }
+    }
+
+    /// Whether the numbers are those of the files, so that they may lie on a grid already.
+    pub fn is_original(&self) -> bool {
+        !matches!(self, Weights::Rotated(_))
+    }
+
+    /// Whether a part of a tensor's rows can be read without the others. [`Weights::rows`] gives it in any case.
+    pub fn has_rows_of_their_own(&self, spec: &TensorSpec) -> bool {
+        match self {
+            Weights::Checkpoint(_) | Weights::Gguf(_) => true,
+            Weights::Rotated(rotated) => rotated.has_rows_of_their_own(spec),
         }
     }
 
@@ -51,6 +68,7 @@ impl Weights {
     pub fn check(&self, spec: &TensorSpec) -> Result<()> {
         match self {
             Weights::Checkpoint(checkpoint) => checkpoint.check(&spec.source, &spec.shape),
+            Weights::Rotated(rotated) => rotated.check(spec),
             Weights::Gguf(file) => {
                 let info = info(file, &spec.gguf)?;
                 let shape: Vec<usize> = info.dims.iter().rev().map(|&n| n as usize).collect();
@@ -87,6 +105,7 @@ impl Weights {
                 let rows = if spec.shape.len() < 2 { 0..spec.shape[0] } else { rows };
                 checkpoint.read_rows(&spec.source, &spec.shape, rows)
             }
+            Weights::Rotated(rotated) => rotated.rows(spec, rows),
             Weights::Gguf(file) => {
                 let info = info(file, &spec.gguf)?;
                 let first = rows.start * spec.columns();

@@ -39,6 +39,11 @@ impl Tokenizer {
         self.bos
     }
 
+    /// What a token stands for, in the form that GGUF stores; none for an id that no text becomes.
+    pub fn token(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
     /// A text's tokens, without any BOS or EOS.
     ///
     /// # Errors

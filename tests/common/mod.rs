@@ -128,3 +128,9 @@ pub fn perplexity<S: AsRef<OsStr>>(model: &Path, options: &[S]) -> f64 {
     let run = llmq!["eval", model, "--perplexity", "--json"; options].ok();
     run.summary()["perplexity"].as_f64().expect("a perplexity")
 }
+
+/// How far a file is from a reference on the built-in text, as `eval --json` shows it.
+#[track_caller]
+pub fn divergence<S: AsRef<OsStr>>(file: &Path, reference: &Path, options: &[S]) -> Value {
+    llmq!["eval", file, "--reference", reference, "--json"; options].ok().summary()
+}

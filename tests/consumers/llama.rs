@@ -90,6 +90,23 @@ fn every_variation_of_the_block_gives_the_same_probabilities() {
     }
 }
 
+/// llama.cpp knows nothing of the rotation, and need not.
+#[test]
+fn a_rotated_model_gives_the_probabilities_of_its_checkpoint() {
+    let all = Shape { attention_bias: true, mlp_bias: true, ..Shape::default() };
+    for (name, shape) in
+        [("tied", all.clone()), ("untied", Shape { hidden: 96, head_dim: Some(12), tied: false, ..all })]
+    {
+        let out = folder();
+        let [model, file] = ["model", "model.gguf"].map(|name| out.path().join(name));
+        shape.write(&model);
+        llmq!["quantize", &model, "-o", &file, "--type", "F32", "--rotate"].ok();
+        let subject = Subject::open(&model, None).unwrap();
+        let windows = windows(&subject, 256);
+        agree(&ask::llama(&file, &[], &windows).logprobs.concat(), &subject, &windows, 1e-3, name);
+    }
+}
+
 /// Two windows of text, each after BOS.
 fn windows(subject: &Subject, length: usize) -> Vec<Vec<u32>> {
     perplexity::windows(subject, TEXT, Protocol::LlamaCpp, length, Some(2)).unwrap()

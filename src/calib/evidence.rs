@@ -1,0 +1,147 @@
+//! What some windows of text say about a site: how large its inputs are, how they go together, and how they have drifted from
+//! those of the original model.
+
+use super::hessian::{Hessian, rows_of};
+use crate::error::{Error, Result};
+use candle_core::Tensor;
+use llmq_kernels::elementwise::first_non_finite;
+use llmq_kernels::syrk;
+
+/// `E[a bᵀ]` over tokens.
+pub struct Outer {
+    columns: usize,
+    sum: Vec<f32>, // [rows, columns]
+    tokens: usize,
+}
+
+impl Outer {
+    /// An empty sum for activations of `rows` and `columns` numbers.
+    pub fn new(rows: usize, columns: usize) -> Outer {
+        Outer { columns, sum: vec![0.0; rows * columns], tokens: 0 }
+    }
+
+    /// Adds activations. `a`: `[tokens, rows]`; `b`: `[tokens, columns]`.
+    ///
+    /// # Errors
+    /// NaN or infinity among them, or other shapes.
+    pub fn add(&mut self, a: &Tensor, b: &Tensor) -> Result<()> {
+        let (n, seen) = (self.columns, self.tokens);
+        let (tokens, rows) = (b.dims2()?.0, self.sum.len() / n);
+        if a.dims2()? != (tokens, rows) {
+            return Err(Error::new(format!("activations {:?} beside those of {tokens} tokens", a.dims())));
+        }
+        let sum = &mut self.sum;
+        rows_of(a, rows, seen, |a| rows_of(b, n, seen, |b| syrk::outer(a, rows, b, n, sum)))??;
+        self.tokens += tokens;
+        Ok(())
+    }
+
+    /// The mean: `[rows, columns]`.
+    pub fn finish(mut self) -> Vec<f32> {
+        let scale = 1.0 / self.tokens.max(1) as f32;
+        self.sum.iter_mut().for_each(|x| *x *= scale);
+        self.sum
+    }
+}
+
+/// Sums of a site in the making.
+pub struct Evidence {
+    hessian: Hessian,
+    drift: Option<Outer>,
+    residual: Option<Outer>,
+}
+
+/// The means of a site.
+pub struct Known {
+    /// `E[x xᵀ]`: `[columns, columns]`.
+    pub hessian: Vec<f32>,
+    /// `E[(x̃ − x) xᵀ]`, `x̃` being the input in the original model: `[columns, columns]`.
+    pub drift: Option<Vec<f32>>,
+    /// `E[(h̃ − h) xᵀ]`, `h` being the residual stream that the site's layer writes to: `[hidden, columns]`.
+    pub residual: Option<Vec<f32>>,
+    /// How many tokens were seen.
+    pub tokens: usize,
+}
+
+impl Evidence {
+    /// Empty sums. `drift`: inputs of the original model will come along. `residual`: so will a residual stream of that width.
+    pub fn new(columns: usize, drift: bool, residual: Option<usize>) -> Evidence {
+        Evidence {
+            hessian: Hessian::new(columns),
+            drift: drift.then(|| Outer::new(columns, columns)),
+            residual: residual.filter(|_| drift).map(|rows| Outer::new(rows, columns)),
+        }
+    }
+
+    /// Adds the inputs of some tokens, `[tokens, columns]`. `original`: the same in the original model. `stream`: the residual
+    /// streams of the original and of this one, `[tokens, hidden]`.
+    ///
+    /// # Errors
+    /// NaN or infinity among them, or another width.
+    pub fn add(&mut self, x: &Tensor, original: Option<&Tensor>, stream: Option<(&Tensor, &Tensor)>) -> Result<()> {
+        self.hessian.add(x)?;
+        if let (Some(drift), Some(original)) = (&mut self.drift, original) {
+            drift.add(&(original - x)?, x)?;
+        }
+        if let (Some(residual), Some((original, h))) = (&mut self.residual, stream) {
+            residual.add(&(original - h)?, x)?;
+        }
+        Ok(())
+    }
+
+    /// How many tokens were seen.
+    pub fn tokens(&self) -> usize {
+        self.hessian.tokens()
+    }
+
+    /// The means.
+    ///
+    /// # Errors
+    /// Activations so large that the sums of their products left single precision.
+    pub fn finish(self) -> Result<Known> {
+        let known = Known {
+            tokens: self.hessian.tokens(),
+            hessian: self.hessian.finish(),
+            drift: self.drift.map(Outer::finish),
+            residual: self.residual.map(Outer::finish),
+        };
+        let means = [Some(&known.hessian), known.drift.as_ref(), known.residual.as_ref()];
+        if let Some(at) = means.into_iter().flatten().find_map(|means| first_non_finite(means)) {
+            let column = at % known.hessian.len().isqrt();
+            return Err(Error::new(format!(
+                "the activations at column {column} are too large: their squares overflow"
+            ))
+            .hint("the checkpoint is close to overflowing in its own forward pass: use --method rtn"));
+        }
+        Ok(known)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    #[test]
+    fn drift_is_the_mean_product_of_differences_and_inputs() {
+        let of = |x: &[f32]| Tensor::from_slice(x, (1, x.len()), &Device::Cpu).unwrap();
+        let mut evidence = Evidence::new(2, true, Some(3));
+        for (x, original, h) in [([1.0, 2.0], [2.0, 2.0], [0.0, 1.0, 0.0]), ([3.0, -1.0], [3.0, 1.0], [0.0; 3])] {
+            evidence.add(&of(&x), Some(&of(&original)), Some((&of(&[0.0; 3]), &of(&h)))).unwrap();
+        }
+        let known = evidence.finish().unwrap();
+        assert_eq!(known.tokens, 2);
+        assert_eq!(known.hessian, [5.0, -0.5, -0.5, 2.5]);
+        // (1, 0)·(1, 2) and (0, 2)·(3, −1)
+        assert_eq!(known.drift.unwrap(), [0.5, 1.0, 3.0, -1.0]);
+        assert_eq!(known.residual.unwrap(), [0.0, 0.0, -0.5, -1.0, 0.0, 0.0]);
+    }
+
+    #[test]
+    fn squares_that_overflow_are_refused_by_their_column() {
+        let mut evidence = Evidence::new(3, false, None);
+        evidence.add(&Tensor::from_slice(&[1.0f32, 1e20, 2.0], (1, 3), &Device::Cpu).unwrap(), None, None).unwrap();
+        let message = evidence.finish().err().unwrap().to_string();
+        assert!(message.contains("column 1 are too large"), "{message}");
+    }
+}

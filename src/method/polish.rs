@@ -1,0 +1,181 @@
+//! Coordinate descent on what GPTQ has left: each code, then each scale, moves to where the layer's output error is
+//! smallest with everything else held.
+//!
+//! The objective is that of GPTQ, `tr((W−Q) H (W−Q)ᵀ)` (Frantar et al. 2022, equation 1); the sweeps over codes are those of
+//! QuIP's and CDQuant's coordinate descent. Scales move along the direction in which the block's values depend on them, by
+//! the best step rounded to what the file can hold: integer sub-scales, then the super-scale in half precision. No move is
+//! made unless it lowers the objective.
+
+use super::rounded::Part;
+use crate::grid::{Codes, F, Freedom, Grid, LANES, Steps};
+use llmq_kernels::descent;
+use llmq_kernels::gemm::{Old, View, product};
+
+/// Columns that are moved before the rest of the gradient follows.
+const TILE: usize = 128;
+
+/// What is moved, and how often.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Effort {
+    /// Sweeps over all columns.
+    pub sweeps: usize,
+    /// Whether scales move, too.
+    pub scales: bool,
+}
+
+/// Lowers the objective of some rows. `wt`: the weights that the rows stand for, transposed: `[n, padded]`; `h`: `[n, n]`, its
+/// diagonal above zero.
+pub fn polish(wt: &[f32], part: &mut Part<'_>, h: &[f32], n: usize, grid: &dyn Grid, effort: Effort) {
+    let padded = wt.len() / n;
+    let mut q = values(part, n, grid); // [n, padded]
+    let error: Vec<f32> = wt.iter().zip(&q).map(|(w, q)| w - q).collect();
+    let mut g = vec![0.0; n * padded]; // [n, padded]
+    let whole = View::new(h, n, n, n);
+    product(&mut g, padded, Old::Replaced, 1.0, whole, View::new(&error, n, padded, padded));
+    drop(error);
+    let width = TILE.next_multiple_of(grid.width()).min(n);
+    let mut moves = vec![0.0; width * padded]; // [tile, padded]
+    let mut tile = Tile::new(width, grid);
+    for _ in 0..effort.sweeps {
+        let mut moved = false;
+        for first in (0..n).step_by(width) {
+            let last = (first + width).min(n);
+            let corner = &h[first * n + first..];
+            tile.resize(last - first);
+            for lane in (0..padded).step_by(LANES) {
+                tile.load(&g, &q, first, padded, lane);
+                let codes = &mut part.codes[lane / LANES * n..][first..last];
+                let steps = &mut part.steps[lane / LANES * (n / grid.width())..];
+                let steps = &mut steps[first / grid.width()..last / grid.width()];
+                tile.codes(codes, steps, corner, n);
+                if effort.scales {
+                    tile.scales(codes, steps, corner, n);
+                }
+                moved |= tile.save(&mut q, &mut moves, first, padded, lane);
+            }
+            // G −= H_:,tile · moves
+            let moves = View::new(&moves, last - first, padded, padded);
+            let columns = View::new(&h[first..], n, last - first, n);
+            product(&mut g, padded, Old::Kept, -1.0, columns, moves);
+        }
+        if !moved {
+            break;
+        }
+    }
+}
+
+/// The numbers that codes and scales stand for, transposed: `[n, padded]`.
+fn values(part: &Part<'_>, n: usize, grid: &dyn Grid) -> Vec<f32> {
+    let (width, group, levels) = (grid.width(), grid.group(), grid.levels());
+    let padded = part.codes.len() / n * LANES;
+    let mut out = vec![0.0; n * padded];
+    for (r, codes) in part.codes.chunks(n).enumerate() {
+        for (j, codes) in codes.iter().enumerate() {
+            let (scale, offset) = part.steps[r * (n / width) + j / width].step(j % width / group);
+            let q = F(codes.map(|code| levels.level(code))).mul_add(scale, offset);
+            out[j * padded + r * LANES..][..LANES].copy_from_slice(&q.0);
+        }
+    }
+    out
+}
+
+/// Sixteen rows of some columns.
+struct Tile<'a> {
+    grid: &'a dyn Grid,
+    g: Vec<F>,
+    q: Vec<F>,
+    moved: Vec<F>,
+    /// A direction: one entry per column of a block.
+    u: Vec<F>,
+    /// Scale and offset of each group.
+    lines: Vec<(F, F)>,
+}
+
+impl Tile<'_> {
+    fn new(columns: usize, grid: &dyn Grid) -> Tile<'_> {
+        let zeros = || vec![F::ZERO; columns];
+        let (u, lines) = (vec![F::ZERO; grid.width()], Vec::new());
+        Tile { grid, g: zeros(), q: zeros(), moved: zeros(), u, lines }
+    }
+
+    fn resize(&mut self, columns: usize) {
+        [&mut self.g, &mut self.q, &mut self.moved].into_iter().for_each(|x| x.resize(columns, F::ZERO));
+    }
+
+    fn load(&mut self, g: &[f32], q: &[f32], first: usize, padded: usize, lane: usize) {
+        for j in 0..self.g.len() {
+            let at = (first + j) * padded + lane;
+            self.g[j].0.copy_from_slice(&g[at..at + LANES]);
+            self.q[j].0.copy_from_slice(&q[at..at + LANES]);
+            self.moved[j] = F::ZERO;
+        }
+    }
+
+    /// Says whether anything has moved.
+    fn save(&self, q: &mut [f32], moves: &mut [f32], first: usize, padded: usize, lane: usize) -> bool {
+        for (j, (new, moved)) in self.q.iter().zip(&self.moved).enumerate() {
+            q[(first + j) * padded + lane..][..LANES].copy_from_slice(&new.0);
+            moves[j * padded + lane..][..LANES].copy_from_slice(&moved.0);
+        }
+        self.moved.iter().any(|moved| *moved != F::ZERO)
+    }
+
+    fn codes(&mut self, codes: &mut [Codes], steps: &[Steps], h: &[f32], stride: usize) {
+        let group = self.grid.group();
+        self.lines.clear();
+        self.lines.extend(steps.iter().flat_map(|s| (0..self.grid.width() / group).map(|g| s.step(g))));
+        let levels = self.grid.levels();
+        descent::codes(&mut self.g, &mut self.q, &mut self.moved, h, stride, &self.lines, group, levels, codes);
+    }
+
+    fn scales(&mut self, codes: &[Codes], steps: &mut [Steps], h: &[f32], stride: usize) {
+        let (width, group, levels) = (self.grid.width(), self.grid.group(), self.grid.levels());
+        let free = self.grid.freedom();
+        let level = |codes: &Codes| F(codes.map(|code| levels.level(code)));
+        for (b, s) in steps.iter_mut().enumerate() {
+            let (first, codes) = (b * width, &codes[b * width..(b + 1) * width]);
+            for g in 0..width / group {
+                let at = g * group;
+                if free.scales.0 < free.scales.1 {
+                    for (u, codes) in self.u.iter_mut().zip(&codes[at..at + group]) {
+                        *u = s.d * level(codes);
+                    }
+                    let limit = |x: F| x.round().clamp(free.scales.0, free.scales.1);
+                    s.scales[g] = self.step(first + at, group, s.scales[g], limit, h, stride);
+                }
+                if free.mins.0 < free.mins.1 {
+                    self.u[..group].fill(-s.dmin);
+                    let limit = |x: F| x.round().clamp(free.mins.0, free.mins.1);
+                    s.mins[g] = self.step(first + at, group, s.mins[g], limit, h, stride);
+                }
+            }
+            for (i, (u, codes)) in self.u.iter_mut().zip(codes).enumerate() {
+                *u = s.scales[i / group] * level(codes);
+            }
+            s.d = self.step(first, width, s.d, |x| free.round_super(x), h, stride);
+            if has_minima(&free) {
+                for (i, u) in self.u.iter_mut().enumerate() {
+                    *u = -s.mins[i / group];
+                }
+                s.dmin = self.step(first, width, s.dmin, |x| free.round_super(x), h, stride);
+            }
+        }
+    }
+
+    /// Moves one scale, `now`, whose columns `first ..` depend on it through `u`, to the best number that `limit` allows.
+    fn step(&mut self, first: usize, n: usize, now: F, limit: impl Fn(F) -> F, h: &[f32], stride: usize) -> F {
+        let u = &self.u[..n];
+        let (slope, curvature) = descent::along(u, &self.g[first..first + n], &h[first * stride + first..], stride);
+        let new = limit(now + slope.div_or_zero(curvature));
+        let delta = new - now;
+        // −2δ·(uᵀg) + δ²·(uᵀHu) < 0
+        let change = delta * (delta * curvature - (slope + slope));
+        let delta = change.less(F::ZERO, delta, F::ZERO);
+        descent::shift(&mut self.g, &mut self.q, &mut self.moved, h, stride, first, u, delta);
+        change.less(F::ZERO, new, now)
+    }
+}
+
+fn has_minima(free: &Freedom) -> bool {
+    free.mins.1 > 0.0
+}

@@ -1,0 +1,228 @@
+//! Rotating a model without changing its function: which way each tensor turns.
+//!
+//! RMS norm without a gain commutes with a rotation of the residual stream, so a rotation `R` can be folded into what
+//! writes to the stream and what reads it, once the norms' gains are folded into the layers behind them; and attention
+//! mixes whole value vectors, so a rotation `R_v` within each head goes into what makes the values and what reads them. That
+//! is QuaRot's section 4 without the rotations that a program would have to apply while it runs, or SpinQuant's R1 and R2
+//! (Liu et al. 2024) with random instead of learned matrices. In the symbols of `x·Wᵀ`, with a gain `g`:
+//!
+//! ```text
+//! embedding, output matrix          E' = E·R          (W∘g)·R
+//! q, k, gate, up                    W' = (W∘g)·R                       b' = b
+//! v                                 W' = (I⊗R_v)ᵀ·(W∘g)·R              b' = (I⊗R_v)ᵀ·b
+//! o                                 W' = Rᵀ·W·(I⊗R_v)                  b' = Rᵀ·b
+//! down                              W' = Rᵀ·W                          b' = Rᵀ·b
+//! ```
+
+use super::orthogonal::Orthogonal;
+use super::{Kind, Model, Part, Role, TensorSpec};
+use crate::error::{Error, Result};
+
+/// What a rotation does to the tensors of a model.
+pub struct Rotation {
+    /// As the checkpoint has it.
+    model: Model,
+    seed: u64,
+}
+
+/// What the numbers along a dimension of a tensor are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Along {
+    /// The residual stream: turns with `R`, `[hidden, hidden]`.
+    Stream,
+    /// Heads of values: turns with `R_v`, `[head_dim, head_dim]`, the same in every head of every block.
+    Values,
+    /// Something else: does not turn.
+    Still,
+}
+
+/// What becomes of a tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Turn {
+    /// The gain of a norm becomes 1.
+    Ones,
+    /// First the gain, then the rotations.
+    Folded {
+        /// The norm whose gain goes into the columns.
+        gain: Option<Gain>,
+        /// Along the columns of a matrix; a bias has none.
+        inputs: Along,
+        /// Along the rows of a matrix, or along a bias.
+        outputs: Along,
+    },
+}
+
+/// A norm.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Gain {
+    /// That in front of the output matrix.
+    Last,
+    /// One of the same block.
+    OfBlock(Part),
+}
+
+impl Rotation {
+    /// Of a model as the checkpoint has it, with random signs that depend on `seed` alone.
+    ///
+    /// # Errors
+    /// A family of models whose function a rotation would change.
+    pub fn new(model: &Model, seed: u64) -> Result<Rotation> {
+        if let Some(why) = model.architecture.obstacle_to_rotation(model) {
+            let name = model.architecture.gguf();
+            return Err(Error::usage(format!("--rotate cannot be used with the architecture '{name}': {why}"))
+                .hint("leave --rotate out"));
+        }
+        Ok(Rotation { model: model.clone(), seed })
+    }
+
+    /// The rotated model. Its output matrix is its own: the last norm's gain goes into that, but not into the embedding.
+    pub fn model(&self) -> Model {
+        Model { tied: false, ..self.model.clone() }
+    }
+
+    /// The transform of the residual stream. It takes memory, so it is made when the sizes are known to be right.
+    pub fn stream(&self) -> Orthogonal {
+        Orthogonal::new(self.model.hidden, self.seed, 0)
+    }
+
+    /// The transform of the values of a head.
+    pub fn values(&self) -> Orthogonal {
+        Orthogonal::new(self.model.head_dim, self.seed, 1)
+    }
+
+    /// The tensor of the checkpoint that one of the rotated model is made from.
+    pub fn stored(&self, spec: &TensorSpec) -> TensorSpec {
+        match spec.role {
+            Role::Output => TensorSpec { source: self.model.output().source, ..spec.clone() },
+            _ => spec.clone(),
+        }
+    }
+
+    /// What becomes of a tensor.
+    pub fn turn(&self, spec: &TensorSpec) -> Turn {
+        let folded = |gain: Option<Gain>, inputs: Along, outputs: Along| Turn::Folded { gain, inputs, outputs };
+        let (attention, mlp) = (Some(Gain::OfBlock(Part::AttnNorm)), Some(Gain::OfBlock(Part::FfnNorm)));
+        match spec.role {
+            Role::Norm | Role::Block(Part::AttnNorm | Part::FfnNorm, _) => Turn::Ones,
+            Role::Embedding => folded(None, Along::Stream, Along::Still),
+            Role::Output => folded(Some(Gain::Last), Along::Stream, Along::Still),
+            Role::Block(part, Kind::Weight) => match part {
+                Part::Q | Part::K => folded(attention, Along::Stream, Along::Still),
+                Part::V => folded(attention, Along::Stream, Along::Values),
+                Part::O => folded(None, Along::Values, Along::Stream),
+                Part::Gate | Part::Up => folded(mlp, Along::Stream, Along::Still),
+                Part::Down => folded(None, Along::Still, Along::Stream),
+                Part::AttnNorm | Part::FfnNorm => Turn::Ones,
+            },
+            Role::Block(part, Kind::Bias) => match part {
+                Part::V => folded(None, Along::Still, Along::Values),
+                Part::O | Part::Down => folded(None, Along::Still, Along::Stream),
+                _ => folded(None, Along::Still, Along::Still),
+            },
+            Role::Other => folded(None, Along::Still, Along::Still),
+        }
+    }
+
+    /// The gain that is folded into a tensor, as the checkpoint has it.
+    pub fn gain(&self, spec: &TensorSpec) -> Option<TensorSpec> {
+        match self.turn(spec) {
+            Turn::Folded { gain: Some(Gain::Last), .. } => Some(self.model.output_norm()),
+            Turn::Folded { gain: Some(Gain::OfBlock(norm)), .. } => {
+                let block = self.model.block(spec.block?);
+                block.into_iter().find(|other| other.role == Role::Block(norm, Kind::Weight))
+            }
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::rope::Rope;
+    use crate::model::{ARCHITECTURES, Architecture, QueryRows};
+    use crate::source::config::Config;
+
+    /// A family whose norm subtracts the mean.
+    struct Centred;
+
+    impl Architecture for Centred {
+        fn gguf(&self) -> &'static str {
+            "centred"
+        }
+        fn model_types(&self) -> &'static [&'static str] {
+            &["centred"]
+        }
+        fn query_rows(&self) -> QueryRows {
+            QueryRows::Halves
+        }
+        fn obstacle_to_rotation(&self, _: &Model) -> Option<&'static str> {
+            Some("its norms subtract the mean, which a rotation does not keep")
+        }
+        fn read(&'static self, config: &Config) -> Result<Model> {
+            Err(config.unsupported("only a test needs it"))
+        }
+    }
+
+    fn model(architecture: &'static dyn Architecture) -> Model {
+        Model {
+            architecture,
+            blocks: 2,
+            hidden: 12,
+            vocab: 20,
+            context: 64,
+            heads: 3,
+            kv_heads: 1,
+            head_dim: 6,
+            explicit_head_dim: true,
+            ffn: 10,
+            norm_eps: 1e-5,
+            rope: Rope { base: 1e4, linear: 1.0, factors: None },
+            attention_bias: true,
+            mlp_bias: true,
+            tied: true,
+        }
+    }
+
+    #[test]
+    fn an_architecture_can_refuse() {
+        let error = Rotation::new(&model(&Centred), 0).err().expect("a refusal");
+        assert_eq!(error.kind(), crate::error::Kind::Usage);
+        assert!(error.to_string().contains("'centred': its norms subtract the mean"), "{error}");
+    }
+
+    #[test]
+    fn every_dimension_that_turns_has_the_size_for_it() {
+        let rotation = Rotation::new(&model(ARCHITECTURES[0]), 0).unwrap();
+        let rotated = rotation.model();
+        assert!(!rotated.tied);
+        for spec in rotated.tensors() {
+            let Turn::Folded { inputs, outputs, .. } = rotation.turn(&spec) else {
+                assert!(spec.gguf.contains("norm"), "{}", spec.gguf);
+                continue;
+            };
+            let fits = |along: Along, n: usize| match along {
+                Along::Stream => n == rotation.stream().size(),
+                Along::Values => n.is_multiple_of(rotation.values().size()),
+                Along::Still => true,
+            };
+            assert!(fits(outputs, spec.shape[0]) && fits(inputs, spec.columns()), "{}", spec.gguf);
+            assert!(spec.shape.len() == 2 || inputs == Along::Still, "{}", spec.gguf);
+            // What reads the stream through a norm takes its gain.
+            let gain = rotation.gain(&spec).map(|gain| gain.gguf);
+            let wanted = match spec.role {
+                Role::Output => Some("output_norm.weight".to_owned()),
+                Role::Block(Part::Q | Part::K | Part::V, Kind::Weight) => {
+                    Some(format!("blk.{}.attn_norm.weight", spec.block.unwrap()))
+                }
+                Role::Block(Part::Gate | Part::Up, Kind::Weight) => {
+                    Some(format!("blk.{}.ffn_norm.weight", spec.block.unwrap()))
+                }
+                _ => None,
+            };
+            assert_eq!(gain, wanted, "{}", spec.gguf);
+        }
+        let stored = rotation.stored(&rotated.output());
+        assert_eq!((stored.source.as_str(), stored.gguf.as_str()), ("model.embed_tokens.weight", "output.weight"));
+    }
+}

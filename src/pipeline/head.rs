@@ -1,0 +1,102 @@
+//! The output matrix, calibrated on what it reads: the last hidden states.
+//!
+//! An untied one comes last in the file and sees the stream of the quantized model. A tied one is the embedding, too, and comes
+//! first; it is calibrated on the original model, which some windows go through for that. Its rows are read in both places, and
+//! as an input each number of a row counts alike: the identity is added to the Hessian.
+
+use super::calibrated::Stream;
+use super::plan::Planned;
+use super::{Calibration, Run};
+use crate::calib::hessian::Hessian;
+use crate::error::{Context, Result};
+use crate::format::Encoding;
+use crate::interrupt;
+use crate::method::Rows;
+use crate::model::block::{Block, Frame};
+use crate::model::{Role, ops};
+use crate::pipeline::subject::{BATCH, pairing};
+use candle_core::{Device, Tensor};
+
+/// Windows that go through the original model for a tied output matrix: one in so many.
+const SHARE: usize = 8;
+
+/// What an error counts in the embedding against one of the same size in the output matrix, in units of the mean square of
+/// the last hidden states.
+const EMBEDDED: f32 = 1.0;
+
+/// Bits from which on there is nothing to gain.
+const ENOUGH: f64 = 8.0;
+
+impl Run<'_> {
+    /// Whether the codes of an output matrix, or of an embedding that is one, are worth calibrating.
+    pub(super) fn calibrates_output(&self, tensor: &Planned) -> bool {
+        let tied = self.plan.model().is_ok_and(|model| model.tied);
+        let role = if tied { Role::Embedding } else { Role::Output };
+        tensor.spec.role == role && tensor.is_rounded() && tensor.kind.bits() < ENOUGH
+    }
+
+    /// How to round the rows of an output matrix. `hessian`: of the last hidden states, `[hidden, hidden]`.
+    pub(super) fn output_rows(&mut self, tensor: &Planned, mut hessian: Vec<f32>) -> Option<Rows> {
+        let started = self.clock.start();
+        let n = tensor.spec.columns();
+        if tensor.spec.role == Role::Embedding {
+            let mean = (0..n).map(|j| hessian[j * n + j]).sum::<f32>() / n as f32;
+            (0..n).for_each(|j| hessian[j * n + j] += EMBEDDED * mean);
+        }
+        let Encoding::Grid(grid) = tensor.kind.encoding() else { return None };
+        let (rows, note) = self.rounding.method.rows(&hessian, n, grid, &self.rounding.options);
+        if let Some(note) = note {
+            self.note(format!("{}: {note}", tensor.spec.gguf));
+        }
+        self.clock.method += started.elapsed();
+        Some(rows)
+    }
+
+    /// The Hessian of the last hidden states of the original model, over some windows.
+    pub(super) fn foresee(&mut self, windows: &[Vec<u32>], c: &Calibration) -> Result<Vec<f32>> {
+        let (plan, model, device) = (self.plan, self.plan.model()?, Device::Cpu);
+        let frame = Frame::new(model, pairing(&plan.source, model), c.positions, &device)?;
+        let windows = &windows[..windows.len().div_ceil(SHARE)];
+        let embedding = model.embedding();
+        let mut batches = Vec::new();
+        for windows in windows.chunks((BATCH / c.positions).max(1)) {
+            let mut x = Vec::with_capacity(windows.len() * c.positions * model.hidden);
+            for &token in windows.iter().flatten() {
+                x.extend(plan.source.rows(&embedding, token as usize..token as usize + 1)?);
+            }
+            batches.push(Tensor::from_vec(x, (windows.len() * c.positions, model.hidden), &device)?);
+        }
+        for i in 0..model.blocks {
+            let mut block = Block::new(&frame);
+            for spec in model.block(i) {
+                block.set(&spec, self.read(&spec)?)?;
+            }
+            let started = self.clock.start();
+            for h in &mut batches {
+                interrupt::check()?;
+                *h = block.forward(h)?;
+            }
+            self.clock.forward += started.elapsed();
+        }
+        self.final_hessian(batches.iter())
+    }
+
+    /// The Hessian of the last hidden states behind a stream.
+    pub(super) fn behind(&mut self, stream: &Stream) -> Result<Vec<f32>> {
+        self.final_hessian(stream.states())
+    }
+
+    fn final_hessian<'t>(&mut self, states: impl Iterator<Item = &'t Tensor>) -> Result<Vec<f32>> {
+        let model = self.plan.model()?;
+        let norm = model.output_norm();
+        let gain = Tensor::from_vec(self.read(&norm)?, model.hidden, &Device::Cpu)?;
+        let mut hessian = Hessian::new(model.hidden);
+        let started = self.clock.start();
+        for h in states {
+            interrupt::check()?;
+            hessian.add(&ops::rms_norm(h, &gain, model.norm_eps)?).context(|| "behind the last norm".into())?;
+        }
+        self.clock.hessian += started.elapsed();
+        Ok(hessian.finish())
+    }
+}

@@ -1,0 +1,375 @@
+//! Measuring what each type would cost at each tensor: how much it moves the model's next-token distributions.
+//!
+//! One pass over the float model, which needs one block's weights at a time, measures three things:
+//!
+//! - How large the errors of a tensor's weights would be for every type, weighed by how large the inputs are; on some rows.
+//! - How much an error moves the distributions. For one type, the *probe*, the tensor alone is rounded to the nearest, and a
+//!   *probed stream* carries what that does to a few windows through all later blocks to the logits.
+//! - How much of the error a calibrated method leaves ([`feedback`]).
+//!
+//! The Kullback-Leibler divergence of two near distributions is quadratic in the difference of their logits, which is linear
+//! in the error of a layer: so one probe fixes by what factor errors count. Losses of several tensors add up, as far as their
+//! errors are independent.
+
+mod divergence;
+mod extent;
+mod feedback;
+
+use super::plan::{Plan, Planned};
+use super::subject::{BATCH, pairing};
+use super::{Calibration, Rounding, check_range};
+use crate::calib::squares::Squares;
+use crate::calib::windows;
+use crate::error::{Context, Error, Result};
+use crate::format::budget::{Cost, candidates};
+use crate::format::{Encoding, Type};
+use crate::interrupt;
+use crate::method::{Plain, plain, relative, weight_error};
+use crate::model::block::{Block, Frame, Half};
+use crate::model::{Model, Role, Site, TensorSpec, ops};
+use candle_core::{Device, Tensor};
+use divergence::{Moved, divergences};
+use extent::Extent;
+use feedback::Feedback;
+
+/// Rows of a tensor that errors are measured on.
+const ROWS: usize = 1 << 6;
+
+/// The relative error of a good probe: far above the noise of the arithmetic, and small enough for divergences to be
+/// quadratic.
+const PROBE: f64 = 0.01;
+
+/// What types would cost at one tensor.
+#[derive(Debug, Clone)]
+pub struct Sensitivity {
+    /// Its place in [`Plan::tensors`].
+    pub tensor: usize,
+    /// The types that it may get, and what they cost: bytes, and the Kullback-Leibler divergence per token, in nats.
+    pub options: Vec<(Type, Cost)>,
+}
+
+/// Measures every tensor of a plan that `free` names and that the forward pass uses. `progress` is told the done and the
+/// whole work, in blocks.
+///
+/// # Errors
+/// A model that llmq cannot run, text that is too short, or a forward pass that overflows.
+pub fn measure(
+    plan: &Plan,
+    rounding: &Rounding,
+    calibration: &Calibration,
+    free: &dyn Fn(&Planned) -> bool,
+    progress: &dyn Fn(usize, usize),
+) -> Result<Vec<Sensitivity>> {
+    let model = plan.model()?;
+    let wanted = |t: &Planned| free(t) && t.spec.role != Role::Other && !candidates(t.spec.columns()).is_empty();
+    let all = plan.tensors.iter().enumerate().filter(|(_, t)| wanted(t)).map(|(at, _)| at);
+    let all: Vec<usize> = all.collect();
+    if all.is_empty() {
+        return Ok(Vec::new());
+    }
+    let extent = Extent::new(calibration, all.len(), model.hidden);
+    let windows = plan.with_tokenizer(|tokenizer| {
+        let tokens = tokenizer.encode_documents(&calibration.documents)?;
+        windows::sample(&tokens, tokenizer.bos(), extent.windows, extent.length, calibration.seed)
+    })?;
+    let frame = Frame::new(model, pairing(&plan.source, model), extent.length, &Device::Cpu)?;
+    let mut walk = Walk { plan, rounding, model, all, tokens: windows.concat(), probes: Vec::new() };
+    let mut batches = walk.embed(extent.length)?;
+    let mut clean = Tensor::cat(&batches, 0)?.narrow(0, 0, extent.probed * extent.length)?.contiguous()?;
+    walk.probe_embedding(&clean)?;
+    for (i, tensors) in plan.blocks().enumerate() {
+        let mut block = Block::new(&frame);
+        for tensor in tensors.iter().filter(|t| t.spec.role != Role::Other) {
+            block.set(&tensor.spec, plan.source.read(&tensor.spec)?)?;
+        }
+        walk.block(&mut block, i, &mut clean, &mut batches).context(|| format!("block {i}"))?;
+        progress(i + 1, model.blocks + 1);
+    }
+    walk.probe_output(&batches, &clean)?;
+    let sensitivities = walk.finish(&clean)?;
+    progress(model.blocks + 1, model.blocks + 1);
+    Ok(sensitivities)
+}
+
+/// The errors of a tensor's weights.
+struct Errors {
+    /// Those of each type, relative to the tensor.
+    of: Vec<(Type, f64)>,
+    /// The type to probe with, and the error of the probe.
+    probe: (Type, f64),
+}
+
+/// A tensor whose rounding is followed through the model.
+struct Probe {
+    /// Its place in [`Plan::tensors`].
+    tensor: usize,
+    errors: Errors,
+    /// What the method leaves of the error of rounding to nearest.
+    left: f64,
+    /// The residual stream that the probe leads to: `[probed tokens, hidden]`.
+    states: Tensor,
+}
+
+impl Probe {
+    /// The tensor's options. `divergence`: what its probe has moved.
+    fn sensitivity(&self, tensor: &Planned, divergence: f64) -> Result<Sensitivity> {
+        // What no type changes costs nothing.
+        let factor = if self.errors.probe.1 > 0.0 { divergence / self.errors.probe.1 } else { 0.0 };
+        let elements = tensor.spec.elements() as u64;
+        let options = self.errors.of.iter().map(|&(kind, error)| {
+            let loss = factor * error * self.left;
+            match loss.is_finite() {
+                true => Ok((kind, Cost { bytes: kind.size(elements), loss })),
+                false => {
+                    let (kind, name) = (kind.name(), &tensor.spec.source);
+                    Err(Error::new(format!("the loss of {kind} at '{name}' is {loss}"))
+                        .hint("give this tensor a type yourself, with --tensor-type"))
+                }
+            }
+        });
+        Ok(Sensitivity { tensor: self.tensor, options: options.collect::<Result<_>>()? })
+    }
+}
+
+/// A measurement under way.
+struct Walk<'a> {
+    plan: &'a Plan,
+    rounding: &'a Rounding<'a>,
+    model: &'a Model,
+    /// The places of the tensors that are measured.
+    all: Vec<usize>,
+    /// All windows, one behind the other.
+    tokens: Vec<u32>,
+    probes: Vec<Probe>,
+}
+
+impl<'a> Walk<'a> {
+    /// The embedded windows, in batches that go through a block at once: `[windows · length, hidden]` each.
+    fn embed(&self, length: usize) -> Result<Vec<Tensor>> {
+        let batches = self.tokens.chunks((BATCH / length).max(1) * length).map(|tokens| {
+            let x = self.rows_of_tokens(&self.model.embedding(), tokens)?;
+            Ok(Tensor::from_vec(x, (tokens.len(), self.model.hidden), &Device::Cpu)?)
+        });
+        batches.collect()
+    }
+
+    /// The rows of tokens in a matrix that has one for each: `[tokens, columns]`.
+    fn rows_of_tokens(&self, spec: &TensorSpec, tokens: &[u32]) -> Result<Vec<f32>> {
+        let mut rows = Vec::with_capacity(tokens.len() * spec.columns());
+        for &token in tokens {
+            rows.extend(self.plan.source.rows(spec, token as usize..token as usize + 1)?);
+        }
+        Ok(rows)
+    }
+
+    /// The place of a tensor, if it is to be measured.
+    fn place(&self, spec: &TensorSpec) -> Option<usize> {
+        self.all.iter().copied().find(|&at| self.plan.tensors[at].spec.gguf == spec.gguf)
+    }
+
+    /// Takes everything through block `i` and probes its tensors. `clean`: what is probed, `[probed tokens, hidden]`;
+    /// `batches`: all windows.
+    fn block(&mut self, block: &mut Block, i: usize, clean: &mut Tensor, batches: &mut [Tensor]) -> Result<()> {
+        for probe in &mut self.probes {
+            interrupt::check()?;
+            probe.states = block.forward(&probe.states)?;
+        }
+        for (n, half) in Half::ALL.into_iter().enumerate() {
+            let here = self.all.iter().copied().filter(|&at| self.plan.tensors[at].spec.block == Some(i));
+            let here: Vec<usize> = here.collect();
+            let mut sites = Vec::new();
+            for site in [half.input(), half.inner()] {
+                let first = here.iter().find(|&&at| self.plan.tensors[at].spec.site() == Some(site));
+                let columns = first.map(|&at| self.plan.tensors[at].spec.columns());
+                sites.push(columns.map(|columns| Inputs::new(site, columns, self.rounding)).transpose()?);
+            }
+            for h in batches.iter_mut() {
+                interrupt::check()?;
+                let input = block.input(half, h)?;
+                let inner = block.inner(half, &input)?;
+                for (inputs, x) in sites.iter_mut().zip([&input, &inner]) {
+                    inputs.as_mut().map_or(Ok(()), |inputs| inputs.add(x))?;
+                }
+                *h = block.output(half, h, &inner)?;
+            }
+            for inputs in sites.into_iter().flatten() {
+                let site = inputs.site;
+                let (squares, left) = inputs.finish();
+                for &at in here.iter().filter(|&&at| self.plan.tensors[at].spec.site() == Some(site)) {
+                    interrupt::check()?;
+                    let tensor = &self.plan.tensors[at];
+                    let w = block.numbers(&tensor.spec)?;
+                    let calibrated = self.rounding.method.calibrated();
+                    let importance = if calibrated { Some(squares.clone()) } else { self.importance(tensor) };
+                    let prepared = self.plain(tensor, importance.as_deref());
+                    let errors =
+                        self.errors(tensor, &some_rows(&w, tensor.spec.columns()), &prepared, Some(&squares))?;
+                    let rounded = self.rounded(tensor, errors.probe.0, &w, &self.plain(tensor, None));
+                    block.set(&tensor.spec, rounded)?;
+                    let states = through(block, &Half::ALL[n..], clean)?;
+                    block.set(&tensor.spec, w)?;
+                    self.probes.push(Probe { tensor: at, errors, left, states });
+                }
+            }
+            *clean = through(block, &[half], clean)?;
+        }
+        Ok(())
+    }
+
+    /// The embedding, rounded; if it is the output matrix, too, [`Walk::finish`] does the rest. `clean`: the embedded tokens.
+    ///
+    /// Rows count as often as their tokens come: that is how often an embedding is used, and how often it is predicted.
+    fn probe_embedding(&mut self, clean: &Tensor) -> Result<()> {
+        let Some(at) = self.place(&self.model.embedding()) else { return Ok(()) };
+        let tensor = &self.plan.tensors[at];
+        let prepared = self.plain(tensor, self.importance(tensor).as_deref());
+        let errors = self.errors(tensor, &self.some_tokens(&tensor.spec)?, &prepared, None)?;
+        let rows = clean.flatten_all()?.to_vec1::<f32>()?;
+        let rounded = self.rounded(tensor, errors.probe.0, &rows, &self.plain(tensor, None));
+        let states = Tensor::from_vec(rounded, clean.dims2()?, &Device::Cpu)?;
+        self.probes.push(Probe { tensor: at, errors, left: 1.0, states });
+        Ok(())
+    }
+
+    /// The output matrix of a model that has one of its own. `batches`, `clean`: the last residual stream.
+    fn probe_output(&mut self, batches: &[Tensor], clean: &Tensor) -> Result<()> {
+        let Some(at) = self.place(&self.model.output()).filter(|_| !self.model.tied) else { return Ok(()) };
+        let tensor = &self.plan.tensors[at];
+        let mut squares = Squares::new(tensor.spec.columns());
+        for h in batches {
+            interrupt::check()?;
+            squares.add(&self.normed(h)?).context(|| "the last norm".into())?;
+        }
+        let prepared = self.plain(tensor, self.importance(tensor).as_deref());
+        let errors = self.errors(tensor, &self.some_tokens(&tensor.spec)?, &prepared, Some(&squares.sums()))?;
+        self.probes.push(Probe { tensor: at, errors, left: 1.0, states: clean.clone() });
+        Ok(())
+    }
+
+    /// From the last residual streams to what types cost.
+    fn finish(mut self, clean: &Tensor) -> Result<Vec<Sensitivity>> {
+        self.probes.sort_by_key(|probe| probe.tensor);
+        let output = self.model.output();
+        let moved = self.probes.iter().map(|probe| {
+            let tensor = &self.plan.tensors[probe.tensor];
+            let states = self.normed(&probe.states)?;
+            if tensor.spec.gguf != output.gguf {
+                return Ok(Moved { states, output: None });
+            }
+            let (walk, kind) = (&self, probe.errors.probe.0);
+            let prepared = self.plain(tensor, None);
+            let rounded = move |rows: &[f32]| walk.rounded(tensor, kind, rows, &prepared);
+            Ok(Moved { states, output: Some(Box::new(rounded)) })
+        });
+        let moved = moved.collect::<Result<Vec<_>>>()?;
+        let rows = |range| self.plan.source.rows(&output, range);
+        let found = divergences(&self.normed(clean)?, &moved, [output.shape[0], output.shape[1]], &rows)?;
+        let probes = self.probes.iter().zip(found);
+        probes.map(|(probe, found)| probe.sensitivity(&self.plan.tensors[probe.tensor], found)).collect()
+    }
+
+    /// The last norm of a residual stream, `[n, hidden]`.
+    fn normed(&self, h: &Tensor) -> Result<Tensor> {
+        let norm = self.model.output_norm();
+        let gain = Tensor::from_vec(self.plan.source.read(&norm)?, norm.shape[0], &Device::Cpu)?;
+        Ok(ops::rms_norm(h, &gain, self.model.norm_eps)?)
+    }
+
+    /// The rows of some tokens, as often as the text has them.
+    fn some_tokens(&self, spec: &TensorSpec) -> Result<Vec<f32>> {
+        let tokens: Vec<u32> = evenly(self.tokens.len(), 16 * ROWS).map(|i| self.tokens[i]).collect();
+        self.rows_of_tokens(spec, &tokens)
+    }
+
+    /// The errors of some rows of a tensor. `squares`: how large its inputs are.
+    fn errors(&self, tensor: &Planned, rows: &[f32], prepared: &Plain, squares: Option<&[f32]>) -> Result<Errors> {
+        check_range(tensor, rows)?;
+        let columns = tensor.spec.columns();
+        let mut of = Vec::new();
+        for kind in candidates(columns) {
+            let q = self.rounded(tensor, kind, rows, prepared);
+            of.push((kind, relative(weight_error((0.0, 0.0), rows, &q, columns, squares))));
+        }
+        let far = |error: f64| (error.max(1e-12) / PROBE).ln().abs();
+        let (probe, _) = *of.iter().min_by(|a, b| far(a.1).total_cmp(&far(b.1))).expect("there are candidates");
+        // The whole tensor is rounded to that, without the long search that importances are worth.
+        let q = self.rounded(tensor, probe, rows, &self.plain(tensor, None));
+        Ok(Errors { of, probe: (probe, relative(weight_error((0.0, 0.0), rows, &q, columns, squares))) })
+    }
+
+    /// What rows of a tensor decode to once they are rounded.
+    fn rounded(&self, tensor: &Planned, kind: Type, rows: &[f32], prepared: &Plain) -> Vec<f32> {
+        match kind.encoding() {
+            // Its bytes would be copied.
+            _ if self.plan.source.gguf_type(&tensor.spec) == Some(kind) => rows.to_vec(),
+            Encoding::Grid(grid) => kind.decode_all(&prepared.quantize(rows, grid)),
+            Encoding::Each(_) | Encoding::ReadOnly => rows.to_vec(),
+        }
+    }
+
+    /// Rounding to nearest, as the run does it.
+    fn plain(&self, tensor: &Planned, importance: Option<&[f32]>) -> Plain {
+        let recognize = !["F16", "BF16"].contains(&tensor.from.as_str());
+        plain(tensor.spec.columns(), importance, recognize)
+    }
+
+    fn importance(&self, tensor: &Planned) -> Option<Vec<f32>> {
+        self.rounding.imatrix?.entries.get(&tensor.spec.gguf)?.means(0)
+    }
+}
+
+/// What a site's layers read.
+struct Inputs {
+    site: Site,
+    squares: Squares,
+    feedback: Option<Feedback>,
+}
+
+impl Inputs {
+    fn new(site: Site, columns: usize, rounding: &Rounding) -> Result<Inputs> {
+        let feedback = rounding.method.calibrated().then(|| Feedback::new(columns)).transpose()?;
+        Ok(Inputs { site, squares: Squares::new(columns), feedback })
+    }
+
+    fn add(&mut self, x: &Tensor) -> Result<()> {
+        self.squares.add(x)?;
+        self.feedback.as_mut().map_or(Ok(()), |feedback| feedback.add(x))
+    }
+
+    /// The sums of squares of each input, and what the method leaves of the error of rounding to nearest.
+    fn finish(self) -> (Vec<f32>, f64) {
+        (self.squares.sums(), self.feedback.map_or(1.0, Feedback::left))
+    }
+}
+
+/// A residual stream after some halves of a block, `[n, hidden]`.
+fn through(block: &Block, halves: &[Half], h: &Tensor) -> Result<Tensor> {
+    let mut h = h.clone();
+    for &half in halves {
+        let inner = block.inner(half, &block.input(half, &h)?)?;
+        h = block.output(half, &h, &inner)?;
+    }
+    Ok(h)
+}
+
+fn some_rows(w: &[f32], columns: usize) -> Vec<f32> {
+    evenly(w.len() / columns, ROWS).flat_map(|row| &w[row * columns..(row + 1) * columns]).copied().collect()
+}
+
+/// `most` of `count` places at most, evenly spread.
+fn evenly(count: usize, most: usize) -> impl Iterator<Item = usize> {
+    let n = count.min(most);
+    (0..n).map(move |i| i * count / n)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_evenly_spread() {
+        assert_eq!(evenly(10, 4).collect::<Vec<_>>(), [0, 2, 5, 7]);
+        assert_eq!(evenly(3, 4).collect::<Vec<_>>(), [0, 1, 2]);
+        assert_eq!(evenly(0, 4).count(), 0);
+    }
+}

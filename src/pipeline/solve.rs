@@ -1,0 +1,187 @@
+//! A site's layers, rounded together; and scales folded into what comes before them.
+
+use super::calibrated::{Statistics, is_grid};
+use super::plan::Planned;
+use super::{Finished, Run, check_range, convert};
+use crate::calib::evidence::Known;
+use crate::error::Result;
+use crate::format::Encoding;
+use crate::grid::{Grid, Supers};
+use crate::interrupt;
+use crate::method::{self, Drift, Layer, Rounded, Sample, Target, over, times};
+use crate::model::block::Block;
+use crate::model::{Kind, Part, Role, Site};
+use std::collections::HashMap;
+
+/// A rounded tensor whose rows may still be divided by what the next site asks for.
+pub(super) struct Pending {
+    rounded: Rounded,
+    grid: &'static dyn Grid,
+    error: f64,
+    method: &'static str,
+}
+
+impl Run<'_> {
+    /// Quantizes every layer that reads a site and puts what the file will hold in its place. Returns by what the site's
+    /// inputs are divided from now on. `weights`: how much an error of each of these layers counts.
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn solve<'t>(
+        &mut self,
+        site: Site,
+        statistics: &Statistics,
+        weights: &[f64],
+        tensors: &'t [Planned],
+        block: &mut Block<'_>,
+        finished: &mut HashMap<&'t str, Finished>,
+        pending: &mut HashMap<&'t str, Pending>,
+    ) -> Result<Option<Vec<f32>>> {
+        let started = self.clock.start();
+        let readers: Vec<&Planned> = tensors.iter().filter(|t| t.spec.site() == Some(site)).collect();
+        let solved: Vec<&Planned> = readers.iter().copied().filter(|t| is_grid(t)).collect();
+        let columns = solved[0].spec.columns();
+        let originals = solved.iter().map(|t| block.numbers(&t.spec)).collect::<Result<Vec<_>>>()?;
+        let seen = &statistics.seen;
+        let held = statistics.held.as_ref().unwrap_or(seen);
+        let damp = self.rounding.options.damp;
+        let inverse = seen.drift.as_ref().and_then(|_| method::inverse(&seen.hessian, columns, damp));
+        let mut layers = Vec::new();
+        for ((tensor, w), &weight) in solved.iter().zip(&originals).zip(weights) {
+            let Encoding::Grid(grid) = tensor.kind.encoding() else { unreachable!("it is rounded to codes") };
+            check_range(tensor, w)?;
+            let target = inverse.as_ref().and_then(|inverse| target(w, columns, seen, held, inverse));
+            layers.push(Layer { w, grid, weight, target });
+        }
+        let mut site_of_method = method::Site {
+            columns,
+            seen: Sample { hessian: &seen.hessian },
+            held: Sample { hessian: &held.hessian },
+            layers,
+            channels: self.channels(site, tensors, pending)?,
+        };
+        let mut solution = self.rounding.method.quantize(&site_of_method, &self.rounding.options)?;
+        if let (Some(scales), Some(channels)) = (&solution.scales, &site_of_method.channels) {
+            let absorber = find(tensors, site.absorber(), Kind::Weight).and_then(|t| pending.get(t.spec.gguf.as_str()));
+            let holds = |p: &Pending| p.rounded.can_scale_rows(&factors(channels, scales), &p.grid.freedom());
+            if !absorber.is_none_or(holds) {
+                // As if nothing could be scaled.
+                site_of_method.channels = None;
+                solution = self.rounding.method.quantize(&site_of_method, &self.rounding.options)?;
+            }
+        }
+        let method::Site { layers, .. } = site_of_method;
+        for ((tensor, layer), solved) in solved.iter().zip(&layers).zip(solution.layers) {
+            interrupt::check()?;
+            let values = solved.rounded.values(layer.grid);
+            let own = match &solution.scales {
+                Some(s) => over(values.clone(), s),
+                None => values.clone(),
+            };
+            let error = method::relative(method::output_error(layer.target(), &own, columns, &seen.hessian));
+            block.set(&tensor.spec, values)?;
+            let Encoding::Grid(grid) = tensor.kind.encoding() else { unreachable!("it is rounded to codes") };
+            let found = Pending { rounded: solved.rounded, grid, error, method: solved.method };
+            pending.insert(&tensor.spec.gguf, found);
+            for note in &solution.notes {
+                self.note(format!("{}: {note}", tensor.spec.gguf));
+            }
+            self.observer.advance(layer.w.len() as u64 * super::report::PER_WEIGHT);
+        }
+        if let Some(scales) = &solution.scales {
+            for tensor in readers.iter().filter(|t| !is_grid(t)) {
+                let scaled = times(&self.read(&tensor.spec)?, scales);
+                self.replace(tensor, &scaled, block, finished)?;
+            }
+            self.absorb(site, scales, tensors, block, finished, pending)?;
+        }
+        self.clock.method += started.elapsed();
+        Ok(solution.scales)
+    }
+
+    /// Which channel of the tensor before a site makes each of its columns; none if that tensor, or one of the layers, cannot
+    /// be scaled.
+    fn channels(
+        &self,
+        site: Site,
+        tensors: &[Planned],
+        pending: &HashMap<&str, Pending>,
+    ) -> Result<Option<Vec<usize>>> {
+        let absorber = find(tensors, site.absorber(), Kind::Weight);
+        let absorbs = |t: &Planned| match pending.get(t.spec.gguf.as_str()) {
+            Some(pending) => pending.grid.freedom().supers == Supers::Half,
+            None => !t.kind.is_quantized(),
+        };
+        let scales = |t: &&Planned| t.spec.site() != Some(site) || is_grid(t) || !t.kind.is_quantized();
+        let possible = absorber.is_some_and(absorbs) && tensors.iter().all(|t| scales(&t));
+        Ok(if possible { Some(self.plan.model()?.channels(site)) } else { None })
+    }
+
+    /// Divides the channels of the tensor before a site by its scales.
+    fn absorb<'t>(
+        &mut self,
+        site: Site,
+        scales: &[f32],
+        tensors: &'t [Planned],
+        block: &mut Block<'_>,
+        finished: &mut HashMap<&'t str, Finished>,
+        pending: &mut HashMap<&'t str, Pending>,
+    ) -> Result<()> {
+        let factors = factors(&self.plan.model()?.channels(site), scales);
+        for kind in [Kind::Weight, Kind::Bias] {
+            let Some(tensor) = find(tensors, site.absorber(), kind) else { continue };
+            if let Some(pending) = pending.get_mut(tensor.spec.gguf.as_str()) {
+                pending.rounded.scale_rows(&factors, &pending.grid.freedom());
+                block.set(&tensor.spec, pending.rounded.values(pending.grid))?;
+                continue;
+            }
+            let mut numbers = self.read(&tensor.spec)?;
+            let row = numbers.len() / factors.len();
+            for (row, factor) in numbers.chunks_mut(row).zip(&factors) {
+                row.iter_mut().for_each(|x| *x *= factor);
+            }
+            self.replace(tensor, &numbers, block, finished)?;
+        }
+        Ok(())
+    }
+
+    /// Puts other numbers in the place of a tensor that is not rounded to codes.
+    fn replace<'t>(
+        &mut self,
+        tensor: &'t Planned,
+        numbers: &[f32],
+        block: &mut Block<'_>,
+        finished: &mut HashMap<&'t str, Finished>,
+    ) -> Result<()> {
+        let bytes = convert(tensor, numbers)?;
+        block.set(&tensor.spec, tensor.kind.decode_all(&bytes))?;
+        finished.insert(&tensor.spec.gguf, Finished { bytes, report: tensor.report(None) });
+        Ok(())
+    }
+
+    /// The bytes of a rounded tensor.
+    pub(super) fn finish(&mut self, tensor: &Planned, pending: &Pending) -> Result<Finished> {
+        let started = self.clock.start();
+        let bytes = pending.rounded.store(pending.grid);
+        self.clock.method += started.elapsed();
+        let report = super::report::TensorReport { method: Some(pending.method), ..tensor.report(Some(pending.error)) };
+        Ok(Finished { bytes, report })
+    }
+}
+
+/// What a layer should compute, where it is known how its inputs have drifted.
+fn target(w: &[f32], columns: usize, seen: &Known, held: &Known, inverse: &[f32]) -> Option<Target> {
+    fn drift(known: &Known) -> Option<Drift<'_>> {
+        Some(Drift { inputs: known.drift.as_ref()?, residual: known.residual.as_deref() })
+    }
+    Some(Target::new(w, columns, drift(seen)?, drift(held)?, inverse, &held.hessian))
+}
+
+/// By what each channel is multiplied, where each column is divided by its scale.
+fn factors(channels: &[usize], scales: &[f32]) -> Vec<f32> {
+    let mut factors = vec![1.0; channels.iter().max().map_or(0, |m| m + 1)];
+    channels.iter().zip(scales).for_each(|(&c, s)| factors[c] = 1.0 / s);
+    factors
+}
+
+fn find(tensors: &[Planned], part: Part, kind: Kind) -> Option<&Planned> {
+    tensors.iter().find(|t| t.spec.role == Role::Block(part, kind))
+}
