@@ -267,9 +267,7 @@ impl Run<'_> {
         }
         let numbers = self.plan.source.rows(&tensor.spec, rows)?;
         self.clock.reading += started.elapsed();
-        // Half-precision numbers were rounded since they were decoded from a grid, if they ever were; rotated ones left it.
-        let recognize = self.plan.source.is_original() && !["F16", "BF16"].contains(&tensor.from.as_str());
-        let plain = plain(tensor.spec.columns(), importance, recognize);
+        let plain = plain(tensor.spec.columns(), importance, self.plan.may_be_on_a_grid(tensor));
         let quantize = |grid: &dyn Grid| match calibrated {
             Some(rows) => rows.round(&numbers, grid).store(grid),
             None => plain.quantize(&numbers, grid),

@@ -1,5 +1,6 @@
 //! A matrix on a grid, before it becomes bytes: what a method has chosen and may still improve.
 
+use super::rtn::scatter;
 use crate::grid::{Codes, F, Freedom, Grid, LANES, Steps};
 use rayon::prelude::*;
 
@@ -96,9 +97,7 @@ impl Rounded {
             let mut blocks = vec![0; LANES * bytes];
             for (b, (codes, steps)) in codes.chunks(width).zip(steps).enumerate() {
                 grid.store(steps, codes, &mut blocks);
-                for (row, block) in out.chunks_mut(row).zip(blocks.chunks(bytes)) {
-                    row[b * bytes..(b + 1) * bytes].copy_from_slice(block);
-                }
+                scatter(&blocks, bytes, b, row, out);
             }
         });
         out

@@ -108,7 +108,7 @@ impl Plain {
 }
 
 /// Copies the blocks of sixteen lanes to block column `b` of as many rows as `out` holds.
-fn scatter(blocks: &[u8], bytes: usize, b: usize, row_bytes: usize, out: &mut [u8]) {
+pub fn scatter(blocks: &[u8], bytes: usize, b: usize, row_bytes: usize, out: &mut [u8]) {
     for (row, block) in out.chunks_mut(row_bytes).zip(blocks.chunks(bytes)) {
         row[b * bytes..(b + 1) * bytes].copy_from_slice(block);
     }

@@ -36,7 +36,7 @@ impl Drift<'_> {
         let n = columns;
         let mut m = self.residual.map_or_else(|| vec![0.0; w.len()], <[f32]>::to_vec);
         let d = View::new(self.inputs, n, n, n);
-        m.par_chunks_mut(128 * n).zip(w.par_chunks(128 * n)).for_each(|(m, w)| {
+        m.par_chunks_mut(super::PART * n).zip(w.par_chunks(super::PART * n)).for_each(|(m, w)| {
             product(m, n, Old::Kept, 1.0, View::new(w, w.len() / n, n, n), d);
         });
         m

@@ -14,7 +14,7 @@ use crate::interrupt;
 use crate::method::Rows;
 use crate::model::block::{Block, Frame};
 use crate::model::{Role, ops};
-use crate::pipeline::subject::{BATCH, pairing};
+use crate::pipeline::subject::{embed, pairing};
 use candle_core::{Device, Tensor};
 
 /// Windows that go through the original model for a tied output matrix: one in so many.
@@ -57,15 +57,7 @@ impl Run<'_> {
         let (plan, model, device) = (self.plan, self.plan.model()?, Device::Cpu);
         let frame = Frame::new(model, pairing(&plan.source, model), c.positions, &device)?;
         let windows = &windows[..windows.len().div_ceil(SHARE)];
-        let embedding = model.embedding();
-        let mut batches = Vec::new();
-        for windows in windows.chunks((BATCH / c.positions).max(1)) {
-            let mut x = Vec::with_capacity(windows.len() * c.positions * model.hidden);
-            for &token in windows.iter().flatten() {
-                x.extend(plan.source.rows(&embedding, token as usize..token as usize + 1)?);
-            }
-            batches.push(Tensor::from_vec(x, (windows.len() * c.positions, model.hidden), &device)?);
-        }
+        let mut batches = embed(&plan.source, model, windows, &device)?;
         for i in 0..model.blocks {
             let mut block = Block::new(&frame);
             for spec in model.block(i) {

@@ -310,6 +310,12 @@ impl Plan {
         })
     }
 
+    /// Whether a tensor's numbers may lie on a type's grid already. Half-precision ones were rounded since they were decoded from
+    /// one, if they ever were; rotated ones left it.
+    pub fn may_be_on_a_grid(&self, tensor: &Planned) -> bool {
+        self.source.is_original() && !["F16", "BF16"].contains(&tensor.from.as_str())
+    }
+
     /// The model's tokenizer.
     ///
     /// # Errors

@@ -309,8 +309,7 @@ impl<'a> Walk<'a> {
 
     /// Rounding to nearest, as the run does it.
     fn plain(&self, tensor: &Planned, importance: Option<&[f32]>) -> Plain {
-        let recognize = !["F16", "BF16"].contains(&tensor.from.as_str());
-        plain(tensor.spec.columns(), importance, recognize)
+        plain(tensor.spec.columns(), importance, self.plan.may_be_on_a_grid(tensor))
     }
 
     fn importance(&self, tensor: &Planned) -> Option<Vec<f32>> {

@@ -64,6 +64,23 @@ pub fn pairing(weights: &Weights, model: &Model) -> Pairing {
     }
 }
 
+/// What [`Subject::embed`] says, for weights and the model that they are of.
+///
+/// # Errors
+/// As [`Weights::rows`].
+pub fn embed(weights: &Weights, model: &Model, windows: &[Vec<u32>], device: &Device) -> Result<Vec<Tensor>> {
+    let (embedding, hidden) = (model.embedding(), model.hidden);
+    let positions = windows.first().map_or(1, Vec::len).max(1);
+    let batches = windows.chunks((BATCH / positions).max(1)).map(|windows| {
+        let mut x = Vec::with_capacity(windows.len() * positions * hidden);
+        for &token in windows.iter().flatten() {
+            x.extend(weights.rows(&embedding, token as usize..token as usize + 1)?);
+        }
+        Ok(Tensor::from_vec(x, (windows.len() * positions, hidden), device)?)
+    });
+    batches.collect()
+}
+
 impl Subject {
     /// Opens a folder or a `.gguf`. `pre`: the pre-tokenizer, where theirs is not known.
     ///
@@ -100,16 +117,7 @@ impl Subject {
     /// # Errors
     /// As [`Subject::rows`].
     pub fn embed(&self, windows: &[Vec<u32>], device: &Device) -> Result<Vec<Tensor>> {
-        let (embedding, hidden) = (self.model.embedding(), self.model.hidden);
-        let positions = windows.first().map_or(1, Vec::len).max(1);
-        let batches = windows.chunks((BATCH / positions).max(1)).map(|windows| {
-            let mut x = Vec::with_capacity(windows.len() * positions * hidden);
-            for &token in windows.iter().flatten() {
-                x.extend(self.rows(&embedding, token as usize..token as usize + 1)?);
-            }
-            Ok(Tensor::from_vec(x, (windows.len() * positions, hidden), device)?)
-        });
-        batches.collect()
+        embed(&self.weights, &self.model, windows, device)
     }
 
     /// Rows of a matrix, decoded. The whole of a vector counts as its rows.
