@@ -184,6 +184,25 @@ fn activations_that_are_infinite() {
 }
 
 #[test]
+fn attention_whose_scores_are_infinite() {
+    let mut checkpoint = Shape::default().checkpoint();
+    for part in ["q", "k"] {
+        let name = format!("model.layers.1.self_attn.{part}_proj.weight");
+        checkpoint.numbers(&name).iter_mut().for_each(|x| *x *= 1e21);
+    }
+    let (_root, model) = written(&checkpoint);
+    let told = ["block 1, input of model.layers.1.self_attn.o_proj.weight", "NaN at token ", "\nhint: "];
+    for method in ["auto", "gptq"] {
+        refused(
+            &model,
+            &[&["--method", method, "--type", "Q4_0", "--tensor-type", "attn_[qk]=F32"], &LITTLE[..]].concat(),
+            1,
+            &told,
+        );
+    }
+}
+
+#[test]
 fn activations_whose_squares_are_infinite() {
     // The activations themselves are finite, and so is everything behind them.
     let (_root, model) = written(&extreme(1e20, 1e-4));

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 /// Rows that one task handles.
 const ROWS: usize = 32;
 
-/// eˣ in every lane, to within 2 units in the last place; zero below −87.
+/// eˣ in every lane, to within 2 units in the last place; zero below −87, and NaN stays NaN.
 ///
 /// The reduction and the polynomial are those of Cephes' `expf` (S. Moshier).
 #[inline(always)]
@@ -15,7 +15,8 @@ pub fn exp(x: F) -> F {
     // Adding 1.5·2²³ leaves the nearest integer in the low bits of the sum.
     const MAGIC: f32 = 12_582_912.0;
     let x_in = x;
-    let x = x.clamp(-87.0, 88.0);
+    // In this order of operands a comparison with NaN yields NaN.
+    let x = F::splat(88.0).min(F::splat(-87.0).max(x));
     let t = x.mul_add(F::splat(std::f32::consts::LOG2_E), F::splat(MAGIC));
     let n = t - F::splat(MAGIC);
     let r = n.mul_add(F::splat(-0.693_359_4), x);
@@ -287,6 +288,19 @@ mod tests {
         softmax(&mut y, 1.0);
         for (y, x) in y.iter().zip(&x) {
             assert!((f64::from(*y) - f64::from(*x).exp() / total).abs() < 1e-6);
+        }
+    }
+
+    #[test]
+    fn scores_beyond_all_bounds_are_not_hidden_by_softmax() {
+        for bad in [f32::INFINITY, f32::NAN] {
+            for at in [0, 17, 36] {
+                let mut x: Vec<f32> = (0..37).map(|i| (i as f32).cos()).collect();
+                x[at] = bad;
+                assert!(log_sum_exp(&x).is_nan(), "{bad} at {at}");
+                softmax(&mut x, 0.5);
+                assert!(x.iter().all(|y| y.is_nan()), "{bad} at {at}");
+            }
         }
     }
 
