@@ -9,11 +9,14 @@ mod calibrated;
 pub mod choice;
 mod head;
 pub mod importance;
+pub mod journal;
 pub mod plan;
 pub mod report;
 pub mod rotated;
 pub mod sensitivity;
+mod settings;
 mod solve;
+mod stream;
 pub mod subject;
 pub mod weights;
 
@@ -24,11 +27,13 @@ use crate::method::{self, Method, Rows, plain, relative, weight_error};
 use crate::model::{RowOrder, TensorSpec};
 use crate::source::imatrix::Imatrix;
 use crate::writer::shards::{Files, Writer};
-use crate::{calib, interrupt};
-use calibrated::{EmbeddedRows, Stream};
+use crate::{calib, interrupt, writer};
+use journal::{Journal, State};
 use llmq_kernels::elementwise::first_beyond;
 use plan::{Plan, Planned};
 use report::{Clock, Observer, Summary, TensorReport, Work};
+use std::path::Path;
+use stream::{EmbeddedRows, Stream, Wants};
 
 /// Where calibration text comes from, and how much of it is used.
 #[derive(Debug, Clone)]
@@ -61,31 +66,80 @@ pub struct Rounding<'a> {
     pub keep_statistics: bool,
 }
 
+impl Rounding<'_> {
+    /// Whether a plan's layers are calibrated: then the run walks the calibration text through the model.
+    pub fn is_calibrated(&self, plan: &Plan) -> bool {
+        self.calibration.is_some() && self.method.calibrated() && plan.has_grids()
+    }
+}
+
 /// Numbers in a piece of a matrix, for each thread: what no Hessian belongs to is quantized and written in pieces that stay
 /// in the processor's caches.
 const PIECE: usize = 1 << 17;
 
-/// Quantizes a planned model into files.
+/// Quantizes a planned model into files. `journal`: the folder in which a calibrated run keeps what it has finished; others
+/// need none.
 ///
 /// # Errors
-/// Anything from the checkpoint to the disk; then nothing is left behind.
-pub fn run(plan: &Plan, rounding: &Rounding, files: Files, observer: &dyn Observer) -> Result<Summary> {
-    let mut run = Run {
-        plan,
-        rounding,
-        observer,
-        clock: Clock::default(),
-        writer: files.create()?,
-        tensors: Vec::new(),
-        notes: Vec::new(),
-        tokens: 0,
-        statistics: Imatrix::default(),
+/// Anything from the checkpoint to the disk. Then nothing is left behind; but where the same run may succeed another time,
+/// what it has finished stays in the journal's folder, and the error says so.
+pub fn run(
+    plan: &Plan,
+    rounding: &Rounding,
+    files: Files,
+    mut journal: Option<Journal>,
+    observer: &dyn Observer,
+) -> Result<Summary> {
+    match attempt(plan, rounding, files, journal.as_mut(), observer) {
+        Ok(summary) => {
+            journal.into_iter().for_each(Journal::finish);
+            Ok(summary)
+        }
+        Err(error) => Err(match journal {
+            Some(journal) => journal.give_up(error),
+            None => error,
+        }),
+    }
+}
+
+fn attempt(
+    plan: &Plan,
+    rounding: &Rounding,
+    files: Files,
+    mut journal: Option<&mut Journal>,
+    observer: &dyn Observer,
+) -> Result<Summary> {
+    let mut clock = Clock::default();
+    let started = clock.start();
+    let calibration = rounding.calibration.filter(|_| rounding.is_calibrated(plan));
+    let windows = calibration.map(|c| windows(plan, c)).transpose()?.unwrap_or_default();
+    clock.other += started.elapsed();
+    let state = match &mut journal {
+        Some(journal) => journal.begin(settings::of(plan, rounding, &windows, &files)?)?,
+        None => None,
     };
-    run.all()?;
+    let writer = match (&journal, &state) {
+        (Some(journal), Some(state)) => files.go_on(journal.folder(), &state.files).map_err(|error| {
+            let folder = journal.folder().display();
+            Error::new("cannot resume").because(error).hint(format!("start over: rm -r {folder}"))
+        })?,
+        (journal, _) => files.create(journal.as_ref().map(|journal| journal.folder()))?,
+    };
+    let tokens = windows.iter().map(Vec::len).sum();
+    let (tensors, notes, statistics) = (Vec::new(), Vec::new(), Imatrix::default());
+    let mut run = Run { plan, rounding, observer, clock, writer, journal, tensors, notes, tokens, statistics };
+    run.all(calibration, &windows, state)?;
     let Run { clock, writer, tensors, notes, tokens, statistics, .. } = run;
     let bytes = writer.finish()?;
     let imatrix = rounding.keep_statistics.then_some(statistics);
     Ok(Summary { bytes, elements: plan.elements(), clock, tensors, notes, tokens, imatrix })
+}
+
+fn windows(plan: &Plan, c: &Calibration) -> Result<Vec<Vec<u32>>> {
+    plan.with_tokenizer(|tokenizer| {
+        let tokens = tokenizer.encode_documents(&c.documents)?;
+        calib::windows::sample(&tokens, tokenizer.bos(), c.samples, c.positions, c.seed)
+    })
 }
 
 /// Files in the making.
@@ -95,6 +149,7 @@ struct Run<'a> {
     observer: &'a dyn Observer,
     clock: Clock,
     writer: Writer,
+    journal: Option<&'a mut Journal>,
     tensors: Vec<TensorReport>,
     notes: Vec<String>,
     tokens: usize,
@@ -108,52 +163,32 @@ struct Finished {
 }
 
 impl Run<'_> {
-    fn all(&mut self) -> Result<()> {
+    /// Everything up to the last tensor, from the beginning or from where `state` says that an earlier run has come to.
+    fn all(&mut self, calibration: Option<&Calibration>, windows: &[Vec<u32>], state: Option<State>) -> Result<()> {
         let plan = self.plan;
-        let calibration = self.rounding.calibration.filter(|_| self.rounding.method.calibrated() && plan.has_grids());
-        let windows = match calibration {
-            Some(c) => self.windows(c)?,
-            None => Vec::new(),
-        };
-        self.tokens = windows.iter().map(Vec::len).sum();
-        self.observer.begin(self.work());
-        plan.notes.iter().for_each(|note| self.note(note.clone()));
-        let mut wanted: Vec<u32> = windows.iter().flatten().copied().collect();
-        wanted.sort_unstable();
-        wanted.dedup();
-        let mut rows = EmbeddedRows::default();
-        for (i, tensor) in plan.head().iter().enumerate() {
-            // The first is the embedding.
-            let rows_of_output = match calibration.filter(|_| self.calibrates_output(tensor)) {
-                Some(c) => {
-                    let hessian = self.foresee(&windows, c)?;
-                    self.output_rows(tensor, hessian)
-                }
-                None => None,
-            };
-            let kept = self.stream(tensor, if i == 0 { &wanted } else { &[] }, rows_of_output.as_ref())?;
-            if i == 0 {
-                rows = kept;
-                for extra in &plan.extra {
-                    self.writer.write(&extra.gguf, &extra.bytes())?;
-                }
-            }
-        }
-        let mut stream = match calibration {
-            Some(c) => {
-                let (hold, compare) = (self.rounding.method.chooses(), self.rounding.asymmetric);
-                Some(Stream::new(plan, &windows, c.positions, &wanted, &rows, hold || compare, compare)?)
-            }
-            None => None,
-        };
-        drop(rows);
+        let finished = state.as_ref().map_or(0, |state| state.tensors.len());
+        self.observer.begin(self.work(finished));
         if let Some(c) = calibration.filter(|_| self.rounding.keep_statistics) {
             self.statistics.datasets.clone_from(&c.names);
             (self.statistics.chunks, self.statistics.chunk_size) = (windows.len() as u32, c.positions as u32);
         }
-        for (i, tensors) in plan.blocks().enumerate() {
+        if let Some(state) = &state {
+            self.restore(state)?;
+        } else {
+            plan.notes.iter().for_each(|note| self.note(note.clone()));
+        }
+        let first = state.as_ref().map_or(0, |state| state.blocks);
+        let mut stream = match &state {
+            Some(state) if state.complete => return Ok(()),
+            Some(state) => Some(Stream::reopen(plan, windows, self.wants(), &state.stream, self.folders()?)?),
+            None => self.head(calibration, windows)?,
+        };
+        for (i, tensors) in plan.blocks().enumerate().skip(first) {
             match &mut stream {
-                Some(stream) => self.calibrated_block(i, tensors, stream)?,
+                Some(stream) => {
+                    self.calibrated_block(i, tensors, stream)?;
+                    self.record(i + 1, stream)?;
+                }
                 None => tensors.iter().try_for_each(|tensor| self.whole_or_stream(tensor))?,
             }
         }
@@ -167,24 +202,97 @@ impl Run<'_> {
                 None => self.whole_or_stream(tensor)?,
             }
         }
+        match &stream {
+            Some(stream) => self.record(plan.blocks().len(), stream),
+            None => Ok(()),
+        }
+    }
+
+    /// Everything before the first block; and the stream in front of it, for a calibrated run.
+    fn head(&mut self, calibration: Option<&Calibration>, windows: &[Vec<u32>]) -> Result<Option<Stream>> {
+        let plan = self.plan;
+        let mut wanted: Vec<u32> = windows.iter().flatten().copied().collect();
+        wanted.sort_unstable();
+        wanted.dedup();
+        let mut rows = EmbeddedRows::default();
+        for (i, tensor) in plan.head().iter().enumerate() {
+            // The first is the embedding.
+            let rows_of_output = match calibration.filter(|_| self.calibrates_output(tensor)) {
+                Some(c) => {
+                    let hessian = self.foresee(windows, c)?;
+                    self.output_rows(tensor, hessian)
+                }
+                None => None,
+            };
+            let kept = self.stream(tensor, if i == 0 { &wanted } else { &[] }, rows_of_output.as_ref())?;
+            if i == 0 {
+                rows = kept;
+                for extra in &plan.extra {
+                    self.writer.write(&extra.gguf, &extra.bytes())?;
+                }
+            }
+        }
+        if calibration.is_none() {
+            return Ok(None);
+        }
+        let stream = Stream::new(plan, windows, self.wants(), &wanted, &rows, self.folders()?)?;
+        self.record(0, &stream)?;
+        Ok(Some(stream))
+    }
+
+    /// Which of the windows the method looks at in which way.
+    fn wants(&self) -> Wants {
+        let compare = self.rounding.asymmetric;
+        Wants { hold: self.rounding.method.chooses() || compare, compare }
+    }
+
+    /// The folders of the stream and of the run.
+    fn folders(&self) -> Result<(&Path, &Path)> {
+        let journal =
+            self.journal.as_ref().ok_or_else(|| Error::new("a calibrated run without a folder to work in"))?;
+        Ok((journal.scratch(), journal.folder()))
+    }
+
+    /// Makes everything so far durable and says so in the journal.
+    fn record(&mut self, blocks: usize, stream: &Stream) -> Result<()> {
+        let started = self.clock.start();
+        let Some(journal) = &mut self.journal else { return Ok(()) };
+        let files = self.writer.sync()?;
+        if self.rounding.keep_statistics {
+            writer::imatrix::write(&journal.statistics(), &self.statistics)?;
+        }
+        journal.record(&State {
+            blocks,
+            complete: self.tensors.len() == self.plan.tensors.len(),
+            files,
+            tensors: self.tensors.iter().map(|t| (t.error, t.method.map(str::to_owned))).collect(),
+            notes: self.notes.clone(),
+            stream: stream.save()?,
+        })?;
+        self.clock.writing += started.elapsed();
         Ok(())
     }
 
-    fn windows(&mut self, c: &Calibration) -> Result<Vec<Vec<u32>>> {
-        let started = self.clock.start();
-        let windows = self.plan.with_tokenizer(|tokenizer| {
-            let tokens = tokenizer.encode_documents(&c.documents)?;
-            calib::windows::sample(&tokens, tokenizer.bos(), c.samples, c.positions, c.seed)
-        })?;
-        self.clock.other += started.elapsed();
-        Ok(windows)
+    /// Takes over what an earlier run has written.
+    fn restore(&mut self, state: &State) -> Result<()> {
+        for (tensor, (error, method)) in self.plan.tensors.iter().zip(&state.tensors) {
+            let method = method.as_deref().map(method::by_name).transpose()?.map(Method::name);
+            self.tensors.push(TensorReport { method, ..tensor.report(*error) });
+        }
+        state.notes.clone_into(&mut self.notes);
+        if let Some(journal) = self.journal.as_ref().filter(|_| self.rounding.keep_statistics) {
+            self.statistics = Imatrix::read(&journal.statistics())?;
+        }
+        self.observer.resumed(state.blocks, self.plan.blocks().len());
+        Ok(())
     }
 
-    /// The work ahead, in multiplications per calibration token and in numbers to be written.
-    fn work(&self) -> Work {
+    /// The work ahead of so many finished tensors, in multiplications per calibration token and in numbers to be written.
+    fn work(&self, finished: usize) -> Work {
         let tokens = self.tokens as u64;
-        let weights: u64 = self.plan.tensors.iter().map(|t| t.spec.elements() as u64).sum();
-        let layers = self.plan.tensors.iter().filter(|t| t.spec.site().is_some());
+        let left = &self.plan.tensors[finished.min(self.plan.tensors.len())..];
+        let weights: u64 = left.iter().map(|t| t.spec.elements() as u64).sum();
+        let layers = left.iter().filter(|t| t.spec.site().is_some());
         let layers: u64 = layers.map(|t| t.spec.elements() as u64).sum();
         Work { total: weights * report::PER_WEIGHT + layers * tokens }
     }

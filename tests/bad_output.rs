@@ -7,10 +7,9 @@ mod common;
 
 use common::{BINARY, Run, folder, llmq, names, run, tiny};
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::symlink;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 const HINT: &str = "\nhint: ";
 const LITTLE: [&str; 4] = ["--samples", "2", "--seq-len", "64"];
@@ -125,26 +124,4 @@ fn a_file_that_may_not_grow_so_large_is_found_at_the_start() {
     let run = run(Command::new("sh").args(["-c", limited, BINARY, "quantize"]).arg(tiny()).arg("-o").arg(&output));
     run.failed(1, &[&needed(), HINT, "ulimit -f"]);
     assert_eq!(names(root.path()), [""; 0], "left behind");
-}
-
-/// No disk that can be had everywhere accepts the reservation and refuses the bytes, but a limit can come later.
-#[test]
-fn a_write_that_fails_in_the_middle_leaves_nothing() {
-    let root = folder();
-    let output = root.path().join("out.gguf");
-    fs::write(&output, "precious").unwrap();
-    let mut command = Command::new(BINARY);
-    command.arg("quantize").arg(tiny()).arg("-o").arg(&output).args(["--force", "--json"]);
-    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let mut lines = BufReader::new(child.stdout.take().unwrap());
-    lines.read_line(&mut String::new()).unwrap();
-    assert_eq!(names(root.path()).len(), 2, "the temporary should be there");
-    run(Command::new("prlimit").arg("--pid").arg(child.id().to_string()).arg("--fsize=1000000")).ok();
-    lines.read_to_string(&mut String::new()).unwrap();
-    let ended = child.wait_with_output().unwrap();
-    let run =
-        Run { code: ended.status.code(), stdout: String::new(), stderr: String::from_utf8(ended.stderr).unwrap() };
-    run.failed(1, &["cannot write ", "out.gguf: failed after 1000000 bytes", "File too large", HINT, "-o"]);
-    assert_eq!(names(root.path()), ["out.gguf"], "left behind");
-    assert_eq!(fs::read(&output).unwrap(), b"precious");
 }

@@ -53,7 +53,10 @@ pub fn note(text: &str) {
 /// An error with its causes and its hint.
 pub fn error(error: &Error) {
     if error.kind() == Kind::Interrupted {
-        note("interrupted; nothing was left behind");
+        match error.hint_text() {
+            Some(hint) => note(&format!("interrupted; {hint}")),
+            None => note("interrupted; nothing was left behind"),
+        }
         return;
     }
     let chain = error.chain();
@@ -170,6 +173,13 @@ impl Drop for Progress {
 impl Observer for Progress {
     fn begin(&self, work: Work) {
         self.set(0, work.total);
+    }
+
+    fn resumed(&self, finished: usize, blocks: usize) {
+        self.print(&format!("going on behind {finished} of {blocks} blocks"));
+        if self.json {
+            json("resumed", serde_json::json!({ "finished_blocks": finished, "blocks": blocks }));
+        }
     }
 
     fn advance(&self, work: u64) {

@@ -12,6 +12,7 @@ use crate::format::recipe::{Recipe, Wishes, overrides_in};
 use crate::format::{self, Type};
 use crate::model;
 use crate::pipeline::choice::Choice;
+use crate::pipeline::journal::Journal;
 use crate::pipeline::plan::{Plan, Planned, Request};
 use crate::pipeline::{self, Calibration, Rounding};
 use crate::source::imatrix::Imatrix;
@@ -121,9 +122,18 @@ pub struct Args {
     #[arg(long)]
     dry_run: bool,
 
-    /// Replace an existing file
+    /// Replace an existing file, and start over where an unfinished run was left
     #[arg(long)]
     force: bool,
+
+    /// Go on with an unfinished run of the same command, which is in OUTPUT.unfinished; the result has the same bytes
+    #[arg(long)]
+    resume: bool,
+
+    /// Where the residual stream of the calibration windows is kept while a calibrated run is at work [default:
+    /// OUTPUT.unfinished]
+    #[arg(long, value_name = "DIR")]
+    work_dir: Option<PathBuf>,
 
     /// One JSON object a line on standard output: each tensor, then a summary
     #[arg(long)]
@@ -171,17 +181,23 @@ pub fn run(args: &Args) -> Result<()> {
     let output = args.output.clone().unwrap_or_else(|| default_output(folder, &name));
     let inputs: Vec<PathBuf> = inputs(args, folder, &plan);
     let inputs: Vec<&Path> = inputs.iter().map(PathBuf::as_path).collect();
-    let check = |plan: &Plan| {
+    let check = |plan: &Plan, force: bool| {
         let files = plan.files(&output, args.max_shard_size)?;
-        files
-            .paths()
-            .chain(args.save_imatrix.as_deref())
-            .try_for_each(|path| check_destination(path, &inputs, args.force))
+        files.paths().chain(args.save_imatrix.as_deref()).try_for_each(|path| check_destination(path, &inputs, force))
     };
+    let calibrated = method.calibrated() && plan.has_grids();
+    let mut force = args.force;
+    let mut journal = None;
     if !args.dry_run {
-        check(&plan)?;
+        check(&plan, force || args.resume)?;
+        if calibrated {
+            let journal = journal.insert(Journal::claim(&output, args.work_dir.as_deref(), args.resume, args.force)?);
+            // The last thing that a run does before it is over is to let the output appear.
+            force |= journal.is_complete();
+        }
+        check(&plan, force)?;
     }
-    let calibration = match target.is_some() || method.calibrated() && plan.has_grids() && !args.dry_run {
+    let calibration = match target.is_some() || calibrated && !args.dry_run {
         true => Some(calibration(args, if target.is_some() { budget::model(&plan)? } else { plan.model()? })?),
         false => None,
     };
@@ -206,7 +222,7 @@ pub fn run(args: &Args) -> Result<()> {
         return dry_run(args, &plan, chosen.as_ref(), &paths, files.size()?);
     }
     // Other types may mean other shards.
-    check(&plan)?;
+    check(&plan, force)?;
     if calibration.is_none() && !args.calib.is_empty() {
         output::note("note: --calib is not used: nothing here is calibrated");
     }
@@ -214,7 +230,7 @@ pub fn run(args: &Args) -> Result<()> {
         output::note(&fallback(planned));
     }
     let progress = Progress::new(args.verbose, args.json);
-    let summary = pipeline::run(&plan, &rounding, files, &progress)?;
+    let summary = pipeline::run(&plan, &rounding, files, journal, &progress)?;
     progress.finish();
     if let (Some(path), Some(statistics)) = (&args.save_imatrix, &summary.imatrix) {
         imatrix::write(path, statistics)?;

@@ -47,6 +47,7 @@ impl Half {
 const PROBE: f32 = 0.03;
 
 /// What all blocks of a model share: sizes and rotary tables.
+#[derive(Clone)]
 pub struct Frame {
     model: Model,
     pairing: Pairing,

@@ -1,46 +1,22 @@
 //! One block of a calibrated run: statistics, rounding, and the quantized outputs that feed what comes next.
 
-use super::plan::{Plan, Planned};
+use super::plan::Planned;
 use super::solve::Pending;
-use super::subject::{BATCH, pairing};
+use super::stream::{Position, Stream};
 use super::{Finished, Run};
 use crate::calib::evidence::{Evidence, Known};
 use crate::calib::squares::Squares;
 use crate::error::{Context, Result};
 use crate::interrupt;
-use crate::model::block::{Block, Frame, Half};
+use crate::model::block::{Block, Half};
 use crate::model::{Role, Site};
 use crate::source::imatrix::Entry;
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use std::collections::HashMap;
 
 /// Inner activations up to this many bytes are kept from the statistics to the output of a half; larger ones are computed
 /// twice. The results are the same.
 const KEEP: usize = 512 << 20;
-
-/// One window in so many is kept out of every Hessian, where a method has to choose.
-const HELD: usize = 8;
-
-/// One batch in so many, of those that are not held out, also goes through the original model: how activations drift is a
-/// smooth thing, and running two models is twice the work.
-const COMPARED: usize = 4;
-
-/// The residual stream of all calibration windows: what lives from block to block.
-pub struct Stream {
-    frame: Frame,
-    batches: Vec<Batch>,
-    tokens: usize,
-}
-
-/// Some windows.
-struct Batch {
-    /// The stream behind the blocks as the file has them: `[windows · positions, hidden]`.
-    h: Tensor,
-    /// The same in the original model, where a method compares the two.
-    original: Option<Tensor>,
-    /// Kept out of every Hessian.
-    held: bool,
-}
 
 /// What goes into a layer of both models.
 struct Inputs {
@@ -56,66 +32,13 @@ pub(super) struct Statistics {
     pub held: Option<Known>,
 }
 
-impl Stream {
-    /// Starts with the embedded tokens. `rows`: the embedding's rows of the `known` tokens (sorted), as the source and as the
-    /// file has them, one after the other. `hold`: keep some windows out of every Hessian. `compare`: run the original model,
-    /// too.
-    pub fn new(
-        plan: &Plan,
-        windows: &[Vec<u32>],
-        positions: usize,
-        known: &[u32],
-        rows: &EmbeddedRows,
-        hold: bool,
-        compare: bool,
-    ) -> Result<Stream> {
-        let (device, model) = (Device::Cpu, plan.model()?);
-        let hidden = model.hidden;
-        let frame = Frame::new(model, pairing(&plan.source, model), positions, &device)?;
-        let held = if hold { windows.len() / HELD } else { 0 };
-        let embed = |windows: &[Vec<u32>], rows: &[f32]| {
-            let mut x = Vec::with_capacity(windows.len() * positions * hidden);
-            for token in windows.iter().flatten() {
-                let at = known.binary_search(token).expect("every token's row was kept") * hidden;
-                x.extend_from_slice(&rows[at..at + hidden]);
-            }
-            Ok::<_, crate::error::Error>(Tensor::from_vec(x, (windows.len() * positions, hidden), &device)?)
-        };
-        let (out, seen) = windows.split_at(held);
-        let mut batches = Vec::new();
-        for (windows, held) in [(seen, false), (out, true)] {
-            for (i, windows) in windows.chunks((BATCH / positions).max(1)).enumerate() {
-                let compared = compare && (held || i % COMPARED == 0);
-                let original = if compared { Some(embed(windows, &rows.original)?) } else { None };
-                batches.push(Batch { h: embed(windows, &rows.quantized)?, original, held });
-            }
-        }
-        Ok(Stream { frame, batches, tokens: windows.len() * positions })
-    }
-}
-
-impl Stream {
-    /// Where every window is now: `[windows · positions, hidden]` each.
-    pub fn states(&self) -> impl Iterator<Item = &Tensor> {
-        self.batches.iter().map(|batch| &batch.h)
-    }
-}
-
-/// Rows of the embedding.
-#[derive(Default)]
-pub struct EmbeddedRows {
-    /// As the source has them.
-    pub original: Vec<f32>,
-    /// As the file has them.
-    pub quantized: Vec<f32>,
-}
-
 impl Run<'_> {
     /// Quantizes and writes block `i`; afterwards the stream is that behind the quantized block.
     pub(super) fn calibrated_block(&mut self, i: usize, tensors: &[Planned], stream: &mut Stream) -> Result<()> {
-        let Stream { frame, batches, tokens } = stream;
+        let tokens = stream.tokens();
+        let frame = stream.frame().clone();
         let mut finished: HashMap<&str, Finished> = HashMap::new();
-        let mut block = Block::new(frame);
+        let mut block = Block::new(&frame);
         for tensor in tensors {
             if is_grid(tensor) {
                 block.set(&tensor.spec, self.read(&tensor.spec)?)?;
@@ -130,8 +53,8 @@ impl Run<'_> {
         let original = block.clone();
         let last = i + 1 == self.plan.blocks().len();
         for half in Half::ALL {
-            let work = work(tensors, half) * *tokens as u64;
-            let unit = work / 2 / batches.len() as u64;
+            let work = work(tensors, half) * tokens as u64;
+            let unit = work / 2 / stream.batches().len() as u64;
             let mut done = 0;
             let mut pending: HashMap<&str, Pending> = HashMap::new();
             // Both sites of the half in turn; the second sees what the first has become.
@@ -139,12 +62,12 @@ impl Run<'_> {
             for site in [half.input(), half.inner()] {
                 let place = || format!("block {i}, input of {}", readers(tensors, site).join(", "));
                 let is_inner = site == half.inner();
-                let keep = is_inner && *tokens * width(tensors, site) * 4 <= KEEP;
-                let kept = self.see(site, half, tensors, &block, &original, batches, keep).context(place)?;
+                let keep = is_inner && tokens * width(tensors, site) * 4 <= KEEP;
+                let kept = self.see(site, half, tensors, &block, &original, stream, keep).context(place)?;
                 let Some((statistics, mut kept)) = kept else { continue };
                 let weights = match is_inner {
                     true => vec![1.0],
-                    false => responses(half, tensors, &block, &batches[0], frame.positions())?,
+                    false => responses(half, tensors, &block, &stream.get(0)?.h, frame.positions())?,
                 };
                 let scales =
                     self.solve(site, &statistics, &weights, tensors, &mut block, &mut finished, &mut pending)?;
@@ -164,20 +87,26 @@ impl Run<'_> {
             // Behind the last block only an output matrix reads the stream.
             if !(last && half == Half::Mlp) || self.plan.tail().iter().any(|t| self.calibrates_output(t)) {
                 let mut kept = inner.into_iter().flatten();
-                for batch in batches.iter_mut() {
+                for batch in 0..stream.batches().len() {
                     interrupt::check()?;
+                    let mut position = stream.get(batch)?;
                     let inputs = match kept.next() {
                         Some(inputs) => inputs,
-                        None => self.inputs(half.inner(), half, &block, &original, batch)?,
+                        None => self.inputs(half.inner(), half, &block, &original, &position)?,
                     };
                     let started = self.clock.start();
-                    batch.h = block.output(half, &batch.h, &inputs.x)?;
-                    if let (Some(h), Some(x)) = (&mut batch.original, &inputs.original) {
+                    position.h = block.output(half, &position.h, &inputs.x)?;
+                    if let (Some(h), Some(x)) = (&mut position.original, &inputs.original) {
                         *h = original.output(half, h, x)?;
                     }
                     self.clock.forward += started.elapsed();
+                    stream.put(batch, &position)?;
                     self.observer.advance(unit);
                     done += unit;
+                }
+                match half {
+                    Half::Attention => stream.end_of_half(),
+                    Half::Mlp => stream.end_of_block(),
                 }
             }
             self.observer.advance(work - done);
@@ -199,7 +128,7 @@ impl Run<'_> {
         tensors: &[Planned],
         block: &Block<'_>,
         original: &Block<'_>,
-        batches: &[Batch],
+        stream: &Stream,
         keep: bool,
     ) -> Result<Option<(Statistics, Vec<Inputs>)>> {
         let columns = width(tensors, site);
@@ -207,19 +136,20 @@ impl Run<'_> {
         if !method && !self.rounding.keep_statistics {
             return Ok(None);
         }
-        let compare = batches.iter().any(|batch| batch.original.is_some());
-        let residual = (site == half.inner()).then(|| batches[0].h.dims2().map(|(_, hidden)| hidden)).transpose()?;
+        let compare = stream.batches().iter().any(|batch| batch.compared);
+        let residual = (site == half.inner()).then_some(self.plan.model()?.hidden);
         let evidence = || Evidence::new(columns, compare, residual);
         let (mut seen, mut held) = (evidence(), evidence());
         let mut squares = Squares::new(columns);
         let mut kept = Vec::new();
-        for batch in batches {
+        for (i, batch) in stream.batches().iter().enumerate() {
             interrupt::check()?;
-            let inputs = self.inputs(site, half, block, original, batch)?;
+            let position = stream.get(i)?;
+            let inputs = self.inputs(site, half, block, original, &position)?;
             let started = self.clock.start();
             if method {
                 let sums = if batch.held { &mut held } else { &mut seen };
-                let stream = batch.original.as_ref().map(|original| (original, &batch.h));
+                let stream = position.original.as_ref().map(|original| (original, &position.h));
                 sums.add(&inputs.x, inputs.original.as_ref(), stream)?;
             }
             if self.rounding.keep_statistics {
@@ -247,15 +177,15 @@ impl Run<'_> {
         half: Half,
         block: &Block<'_>,
         original: &Block<'_>,
-        batch: &Batch,
+        position: &Position,
     ) -> Result<Inputs> {
         let started = self.clock.start();
         let of = |block: &Block<'_>, h: &Tensor| {
             let x = block.input(half, h)?;
             if site == half.inner() { block.inner(half, &x) } else { Ok(x) }
         };
-        let x = of(block, &batch.h)?;
-        let original = batch.original.as_ref().map(|h| of(original, h)).transpose()?;
+        let x = of(block, &position.h)?;
+        let original = position.original.as_ref().map(|h| of(original, h)).transpose()?;
         self.clock.forward += started.elapsed();
         Ok(Inputs { x, original })
     }
@@ -270,8 +200,8 @@ impl Run<'_> {
 }
 
 /// How much an error of each rounded layer that reads a half's input counts, measured on one window.
-fn responses(half: Half, tensors: &[Planned], block: &Block<'_>, batch: &Batch, positions: usize) -> Result<Vec<f64>> {
-    let x = block.input(half, &batch.h.narrow(0, 0, positions)?)?;
+fn responses(half: Half, tensors: &[Planned], block: &Block<'_>, h: &Tensor, positions: usize) -> Result<Vec<f64>> {
+    let x = block.input(half, &h.narrow(0, 0, positions)?)?;
     let layers = tensors.iter().filter(|t| t.spec.site() == Some(half.input()) && is_grid(t));
     layers
         .map(|t| match t.spec.role {

@@ -4,8 +4,8 @@
 //! first; it is calibrated on the original model, which some windows go through for that. Its rows are read in both places, and
 //! as an input each number of a row counts alike: the identity is added to the Hessian.
 
-use super::calibrated::Stream;
 use super::plan::Planned;
+use super::stream::Stream;
 use super::{Calibration, Run};
 use crate::calib::hessian::Hessian;
 use crate::error::{Context, Result};
@@ -70,15 +70,15 @@ impl Run<'_> {
             }
             self.clock.forward += started.elapsed();
         }
-        self.final_hessian(batches.iter())
+        self.final_hessian(batches.into_iter().map(Ok))
     }
 
     /// The Hessian of the last hidden states behind a stream.
     pub(super) fn behind(&mut self, stream: &Stream) -> Result<Vec<f32>> {
-        self.final_hessian(stream.states())
+        self.final_hessian((0..stream.batches().len()).map(|i| Ok(stream.get(i)?.h)))
     }
 
-    fn final_hessian<'t>(&mut self, states: impl Iterator<Item = &'t Tensor>) -> Result<Vec<f32>> {
+    fn final_hessian(&mut self, states: impl Iterator<Item = Result<Tensor>>) -> Result<Vec<f32>> {
         let model = self.plan.model()?;
         let norm = model.output_norm();
         let gain = Tensor::from_vec(self.read(&norm)?, model.hidden, &Device::Cpu)?;
@@ -86,7 +86,7 @@ impl Run<'_> {
         let started = self.clock.start();
         for h in states {
             interrupt::check()?;
-            hessian.add(&ops::rms_norm(h, &gain, model.norm_eps)?).context(|| "behind the last norm".into())?;
+            hessian.add(&ops::rms_norm(&h?, &gain, model.norm_eps)?).context(|| "behind the last norm".into())?;
         }
         self.clock.hessian += started.elapsed();
         Ok(hessian.finish())

@@ -18,6 +18,8 @@ pub struct Work {
 pub trait Observer {
     /// The run's size is known.
     fn begin(&self, work: Work);
+    /// The run goes on behind so many of its blocks, which an earlier one has finished.
+    fn resumed(&self, finished: usize, blocks: usize);
     /// Some of the work is done.
     fn advance(&self, work: u64);
     /// A tensor has been written.

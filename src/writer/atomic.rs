@@ -4,11 +4,11 @@ mod destination;
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::io::{self, BufWriter, ErrorKind, Write};
+use std::io::{self, BufWriter, ErrorKind, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use tempfile::NamedTempFile;
+use tempfile::{NamedTempFile, TempPath};
 
 pub use self::destination::check_destination;
 use crate::error::{Context, Error, Result};
@@ -28,9 +28,12 @@ pub struct AtomicFile {
     replaces: bool,
     /// Bytes given to [`AtomicFile::write`].
     written: u64,
+    /// Of these bytes, for a draft.
+    hash: Option<blake3::Hasher>,
     /// Dropped before `listed`, so that a temporary is listed for as long as it exists.
     file: BufWriter<NamedTempFile>,
-    listed: Listed,
+    /// None for a draft, which is to outlive the program.
+    listed: Option<Listed>,
 }
 
 impl AtomicFile {
@@ -56,9 +59,65 @@ impl AtomicFile {
         }
         let file = builder.tempfile_in(folder).context(what)?;
         unfinished.paths.insert(file.path().to_owned());
-        let listed = Listed(file.path().to_owned());
+        let listed = Some(Listed(file.path().to_owned()));
+        Ok(Self::with(path, file, None, listed))
+    }
+
+    /// Starts the file that will appear at `path` as a draft: a file in the same file system that stays where it is when the
+    /// program ends early, so that [`AtomicFile::go_on`] can continue it. What is there is overwritten.
+    ///
+    /// # Errors
+    ///
+    /// The draft cannot be made.
+    pub fn create_draft(path: &Path, draft: &Path) -> Result<Self> {
+        let file = File::options().read(true).write(true).create(true).truncate(true).open(draft);
+        Self::of_draft(path, draft, file.context(|| format!("cannot create {}", draft.display()))?)
+    }
+
+    /// Goes on behind the first `written` bytes of a draft, which have to have this hash; what follows them is overwritten.
+    ///
+    /// # Errors
+    ///
+    /// The draft is missing, shorter, or has other bytes.
+    pub fn go_on(path: &Path, draft: &Path, written: u64, hash: &blake3::Hash) -> Result<Self> {
+        let what = || format!("cannot go on with {}", draft.display());
+        let file = File::options().read(true).write(true).open(draft).context(what)?;
+        let mut this = Self::of_draft(path, draft, file)?;
+        let file = this.file.get_mut().as_file_mut();
+        let mut hasher = blake3::Hasher::new();
+        let read = hasher.update_reader(io::Read::take(&mut *file, written)).context(what)?.count();
+        if read != written || hasher.finalize() != *hash {
+            let found =
+                if read < written { format!("{read} bytes, but {written} are needed") } else { "other bytes".into() };
+            return Err(Error::new(format!("{} has {found}", draft.display())));
+        }
+        file.seek(SeekFrom::Start(written)).context(what)?;
+        (this.written, this.hash) = (written, Some(hasher));
+        Ok(this)
+    }
+
+    fn of_draft(path: &Path, draft: &Path, file: File) -> Result<Self> {
+        let name = TempPath::try_from_path(draft).context(|| format!("cannot create {}", draft.display()))?;
+        let mut file = NamedTempFile::from_parts(file, name);
+        file.disable_cleanup(true);
+        Ok(Self::with(path, file, Some(blake3::Hasher::new()), None))
+    }
+
+    fn with(path: &Path, file: NamedTempFile, hash: Option<blake3::Hasher>, listed: Option<Listed>) -> Self {
         let replaces = fs::symlink_metadata(path).is_ok();
-        Ok(Self { path: path.to_owned(), replaces, written: 0, file: BufWriter::with_capacity(BUFFER, file), listed })
+        let file = BufWriter::with_capacity(BUFFER, file);
+        Self { path: path.to_owned(), replaces, written: 0, hash, file, listed }
+    }
+
+    /// Makes what has been written so far durable; gives the hash of a draft, for [`AtomicFile::go_on`].
+    ///
+    /// # Errors
+    ///
+    /// The system refused.
+    pub fn sync(&mut self) -> Result<Option<blake3::Hash>> {
+        let synced = self.file.flush().and_then(|()| self.file.get_ref().as_file().sync_data());
+        synced.map_err(|cause| self.failure(cause))?;
+        Ok(self.hash.as_ref().map(blake3::Hasher::finalize))
     }
 
     /// Bytes written so far.
@@ -88,6 +147,9 @@ impl AtomicFile {
     /// The system refused; the error names the final path and how far the file had come.
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
         self.file.write_all(bytes).map_err(|cause| self.failure(cause))?;
+        if let Some(hash) = &mut self.hash {
+            hash.update(bytes);
+        }
         self.written += bytes.len() as u64;
         Ok(())
     }
@@ -170,7 +232,7 @@ fn persist(file: NamedTempFile, path: &Path, replaces: bool) -> Result<(), tempf
 }
 
 /// Makes a rename in `folder` durable.
-fn sync_folder(folder: &Path) -> io::Result<()> {
+pub(crate) fn sync_folder(folder: &Path) -> io::Result<()> {
     if cfg!(not(unix)) {
         return Ok(());
     }
@@ -187,7 +249,7 @@ fn sync_folder(folder: &Path) -> io::Result<()> {
 
 /// Reserves disk space for a file of `bytes`, where the system can.
 #[allow(unused_variables)]
-fn reserve(file: &File, bytes: u64) -> io::Result<()> {
+pub(crate) fn reserve(file: &File, bytes: u64) -> io::Result<()> {
     #[cfg(any(target_os = "linux", target_os = "android", target_vendor = "apple"))]
     if bytes > 0 {
         let all = rustix::fs::FallocateFlags::empty();
@@ -206,7 +268,7 @@ fn available(folder: &Path) -> Option<u64> {
 }
 
 /// The folder that holds `path`.
-fn folder_of(path: &Path) -> &Path {
+pub(crate) fn folder_of(path: &Path) -> &Path {
     match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         Some(_) => Path::new("."),

@@ -58,11 +58,57 @@ impl GgufWriter {
     /// The plan is one that no file can hold (duplicate or overlong names, more than 4 dimensions, sizes beyond
     /// 64 bits), or the disk is too small or not writable.
     pub fn create(path: &Path, metadata: &Metadata, tensors: Vec<TensorPlan>) -> Result<Self> {
+        Self::start(AtomicFile::create(path)?, metadata, tensors)
+    }
+
+    /// The same under the name `draft`, which outlives the program: [`GgufWriter::go_on`] continues it.
+    ///
+    /// # Errors
+    ///
+    /// As [`GgufWriter::create`].
+    pub fn create_draft(path: &Path, draft: &Path, metadata: &Metadata, tensors: Vec<TensorPlan>) -> Result<Self> {
+        Self::start(AtomicFile::create_draft(path, draft)?, metadata, tensors)
+    }
+
+    fn start(mut file: AtomicFile, metadata: &Metadata, tensors: Vec<TensorPlan>) -> Result<Self> {
         let Layout { header, alignment, total } = Layout::new(metadata, &tensors)?;
-        let mut file = AtomicFile::create(path)?;
         file.preallocate(total)?;
         file.write(&header)?;
         Ok(Self { file, alignment, tensors, next: 0, done: 0 })
+    }
+
+    /// Goes on with a draft of the same plan behind its first `finished` tensors. `hash`: what [`GgufWriter::sync`] gave when
+    /// it had so many.
+    ///
+    /// # Errors
+    ///
+    /// The draft is missing, shorter, or damaged.
+    pub fn go_on(
+        path: &Path,
+        draft: &Path,
+        metadata: &Metadata,
+        tensors: Vec<TensorPlan>,
+        finished: usize,
+        hash: &blake3::Hash,
+    ) -> Result<Self> {
+        let Layout { header, alignment, .. } = Layout::new(metadata, &tensors)?;
+        let data: u64 = tensors.iter().take(finished).map(|plan| plan.bytes.next_multiple_of(alignment)).sum();
+        let file = AtomicFile::go_on(path, draft, header.len() as u64 + data, hash)?;
+        Ok(Self { file, alignment, next: finished.min(tensors.len()), tensors, done: 0 })
+    }
+
+    /// Makes all that has been written durable, and gives its hash. To be called between two tensors.
+    ///
+    /// # Errors
+    ///
+    /// The system refused.
+    pub fn sync(&mut self) -> Result<Option<blake3::Hash>> {
+        self.file.sync()
+    }
+
+    /// How many tensors are complete.
+    pub fn finished(&self) -> usize {
+        self.next
     }
 
     /// Writes a whole tensor, the next of the plan.

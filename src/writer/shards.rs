@@ -1,9 +1,10 @@
 //! One model in one file, or in several that are no larger than asked for.
 
 use super::gguf::{GgufWriter, TensorPlan, file_size};
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Result};
 use crate::source::gguf::{DEFAULT_ALIGNMENT, shard_name, split_keys};
 use crate::source::value::Metadata;
+use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
 /// The files that a model will be, in the order in which they are filled.
@@ -74,17 +75,69 @@ impl Files {
         self.files.iter().map(|part| file_size(&part.metadata, &part.tensors)).sum()
     }
 
-    /// Starts all files, so that a disk too small for the last is found before the first is filled.
+    /// Starts all files, so that a disk too small for the last is found before the first is filled. `drafts`: the folder, in
+    /// the same file system, that holds them until they are finished, and longer if that does not come to pass; else they are
+    /// temporaries.
     ///
     /// # Errors
     /// As [`GgufWriter::create`].
-    pub fn create(self) -> Result<Writer> {
+    pub fn create(self, drafts: Option<&Path>) -> Result<Writer> {
         let writers = self.files.into_iter().map(|part| {
-            let writer = GgufWriter::create(&part.path, &part.metadata, part.tensors)?;
-            Ok((part.path, writer))
+            let writer = match drafts {
+                Some(folder) => {
+                    GgufWriter::create_draft(&part.path, &draft(folder, &part.path), &part.metadata, part.tensors)
+                }
+                None => GgufWriter::create(&part.path, &part.metadata, part.tensors),
+            };
+            Ok((part.path, Some(writer?)))
         });
-        Ok(Writer { writers: writers.collect::<Result<_>>()?, current: 0 })
+        Ok(Writer { writers: writers.collect::<Result<_>>()?, current: 0, drafts: drafts.is_some() })
     }
+
+    /// Goes on with drafts in a folder, each behind as many tensors as it had when it was saved. A file that has appeared at
+    /// its place already is finished.
+    ///
+    /// # Errors
+    /// As [`GgufWriter::go_on`]; other files than were saved.
+    pub fn go_on(self, drafts: &Path, saved: &[Saved]) -> Result<Writer> {
+        if saved.len() != self.files.len() {
+            let (there, planned) = (saved.len(), self.files.len());
+            return Err(Error::new(format!("{} holds {there} files where {planned} are planned", drafts.display())));
+        }
+        let mut current = 0;
+        let mut writers = Vec::new();
+        for (i, (part, saved)) in self.files.into_iter().zip(saved).enumerate() {
+            let draft = draft(drafts, &part.path);
+            let all = saved.tensors == part.tensors.len();
+            if saved.tensors > 0 {
+                current = i;
+            }
+            let writer = match all && !draft.exists() && part.path.exists() {
+                true => None,
+                false => {
+                    let hash =
+                        blake3::Hash::from_hex(&saved.hash).context(|| format!("'{}' is no hash", saved.hash))?;
+                    let Part { path, metadata, tensors } = &part;
+                    Some(GgufWriter::go_on(path, &draft, metadata, tensors.clone(), saved.tensors, &hash)?)
+                }
+            };
+            writers.push((part.path, writer));
+        }
+        Ok(Writer { writers, current, drafts: true })
+    }
+}
+
+/// How far one file is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Saved {
+    /// Its complete tensors.
+    pub tensors: usize,
+    /// Of all of its bytes up to there, in hexadecimal digits.
+    pub hash: String,
+}
+
+fn draft(folder: &Path, path: &Path) -> PathBuf {
+    folder.join(path.file_name().unwrap_or_default())
 }
 
 /// `1234567890` as `2G`: what someone can type.
@@ -99,8 +152,11 @@ fn rounded_up(bytes: u64) -> String {
 /// Files under construction; dropped before [`Writer::finish`], they leave nothing behind.
 #[derive(Debug)]
 pub struct Writer {
-    writers: Vec<(PathBuf, GgufWriter)>,
+    /// None: it has appeared already.
+    writers: Vec<(PathBuf, Option<GgufWriter>)>,
     current: usize,
+    /// They can be continued.
+    drafts: bool,
 }
 
 impl Writer {
@@ -109,7 +165,7 @@ impl Writer {
     /// # Errors
     /// As [`GgufWriter::write`].
     pub fn write(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
-        self.current().write(name, bytes)
+        self.current()?.write(name, bytes)
     }
 
     /// Writes the next part of a tensor that is made in parts.
@@ -117,18 +173,33 @@ impl Writer {
     /// # Errors
     /// As [`GgufWriter::append`].
     pub fn append(&mut self, name: &str, part: &[u8]) -> Result<()> {
-        self.current().append(name, part)
+        self.current()?.append(name, part)
     }
 
-    fn current(&mut self) -> &mut GgufWriter {
-        if self.writers[self.current].1.is_full() && self.current + 1 < self.writers.len() {
+    fn current(&mut self) -> Result<&mut GgufWriter> {
+        let full = |(_, writer): &(PathBuf, Option<GgufWriter>)| writer.as_ref().is_none_or(GgufWriter::is_full);
+        if full(&self.writers[self.current]) && self.current + 1 < self.writers.len() {
             self.current += 1;
         }
-        &mut self.writers[self.current].1
+        let (path, writer) = &mut self.writers[self.current];
+        writer.as_mut().ok_or_else(|| Error::new(format!("{} is finished already", path.display())))
+    }
+
+    /// Makes all that has been written durable, and says how far each file is. To be called between two tensors.
+    ///
+    /// # Errors
+    /// The system refused.
+    pub fn sync(&mut self) -> Result<Vec<Saved>> {
+        let saved = self.writers.iter_mut().filter_map(|(_, writer)| writer.as_mut()).map(|writer| {
+            let hash = writer.sync()?.map_or(String::new(), |hash| hash.to_hex().to_string());
+            Ok(Saved { tensors: writer.finished(), hash })
+        });
+        saved.collect()
     }
 
     /// Makes the files durable and lets them appear; returns the bytes of all of them. The first shard appears last, so
-    /// that a reader never finds an incomplete set; on an error, those that had appeared are removed again.
+    /// that a reader never finds an incomplete set; on an error, those that had appeared are removed again, unless the rest can
+    /// still follow.
     ///
     /// # Errors
     /// As [`GgufWriter::finish`].
@@ -136,10 +207,14 @@ impl Writer {
         let mut total = 0;
         let mut appeared = Vec::new();
         for (path, writer) in self.writers.into_iter().rev() {
-            match writer.finish() {
+            let finished = match writer {
+                Some(writer) => writer.finish(),
+                None => std::fs::metadata(&path).map(|found| found.len()).context(|| path.display().to_string()),
+            };
+            match finished {
                 Ok(bytes) => total += bytes,
                 Err(error) => {
-                    for path in appeared {
+                    for path in appeared.into_iter().filter(|_| !self.drafts) {
                         // What cannot be removed stays; the error that is returned is the one that matters.
                         let _ = std::fs::remove_file(path);
                     }
@@ -177,7 +252,7 @@ mod tests {
         let wanted = ["m-00001-of-00003.gguf", "m-00002-of-00003.gguf", "m-00003-of-00003.gguf"];
         assert_eq!(names, wanted);
         let size = files.size().unwrap();
-        let mut writer = files.create().unwrap();
+        let mut writer = files.create(None).unwrap();
         for plan in tensors() {
             writer.append(&plan.name, &[1; 7]).unwrap();
             writer.append(&plan.name, &vec![2; plan.bytes as usize - 7]).unwrap();

@@ -1,0 +1,113 @@
+//! Every setting of a run that decides about the bytes of its output, by the name under which a user knows it.
+
+use super::Rounding;
+use super::journal::Settings;
+use super::plan::Plan;
+use super::weights::Weights;
+use crate::error::{Context, Result};
+use crate::writer::shards::Files;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::Path;
+
+/// What is hashed of a large file: pieces of this size, and how many of them.
+const PIECE: u64 = 1 << 16;
+const PIECES: u64 = 64;
+
+/// The settings of a run. What is large is there as its hash, and called "the …".
+///
+/// # Errors
+/// A file of the model cannot be read any more.
+pub(super) fn of(plan: &Plan, rounding: &Rounding, windows: &[Vec<u32>], files: &Files) -> Result<Settings> {
+    let mut model = blake3::Hasher::new();
+    for path in plan.source.files() {
+        sample(&path, &mut model).context(|| format!("cannot read {}", path.display()))?;
+    }
+    let tensors: Vec<_> = plan.tensors.iter().map(|t| (&t.spec.gguf, &t.spec.shape, t.kind.name())).collect();
+    let names: Vec<_> = files.paths().map(|path| path.file_name().unwrap_or_default()).collect();
+    let options = &rounding.options;
+    let text = |x: &dyn ToString| x.to_string();
+    let mut settings = vec![
+        ("llmq --version", text(&env!("CARGO_PKG_VERSION"))),
+        ("the model", text(&model.finalize())),
+        ("--type", text(&plan.mix)),
+        ("the choice of the tensors' types", hash(&tensors)),
+        ("the keys of the output", hash(&plan.metadata)),
+        ("the name of the output, or --max-shard-size,", hash(&names)),
+        ("--rotate", text(&matches!(plan.source, Weights::Rotated(_)))),
+        ("--method", text(&rounding.method.name())),
+        ("--damp", text(&options.damp)),
+        ("--no-order", text(&!options.order)),
+        ("--sweeps", text(&options.sweeps)),
+        ("--no-scale-sweeps", text(&!options.scales)),
+        ("--no-gptaq", text(&!rounding.asymmetric)),
+        ("--save-imatrix", text(&rounding.keep_statistics)),
+        ("the importance matrix", rounding.imatrix.map_or("none".into(), |imatrix| hash(&imatrix.entries))),
+    ];
+    if let Some(c) = rounding.calibration {
+        settings.extend([
+            ("--samples", text(&c.samples)),
+            ("--seq-len", text(&c.positions)),
+            ("--seed", text(&c.seed)),
+            ("the calibration text", hash(&windows)),
+        ]);
+    }
+    Ok(settings.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
+}
+
+/// The hash of what a thing looks like.
+fn hash(of: &dyn std::fmt::Debug) -> String {
+    struct Sink(blake3::Hasher);
+    impl std::fmt::Write for Sink {
+        fn write_str(&mut self, part: &str) -> std::fmt::Result {
+            self.0.update(part.as_bytes());
+            Ok(())
+        }
+    }
+    let mut sink = Sink(blake3::Hasher::new());
+    // Nothing is refused there.
+    std::fmt::write(&mut sink, format_args!("{of:?}")).ok();
+    sink.0.finalize().to_string()
+}
+
+/// Adds a file's length, its beginning, and pieces from all over it: reading all of a large one would take minutes.
+fn sample(path: &Path, hasher: &mut blake3::Hasher) -> std::io::Result<()> {
+    let mut file = File::open(path)?;
+    let length = file.metadata()?.len();
+    hasher.update(&length.to_le_bytes());
+    for i in 0..PIECES {
+        let at = (length / PIECES * i).max(if i == 1 { PIECE } else { 0 });
+        file.seek(SeekFrom::Start(at.min(length)))?;
+        hasher.update_reader(file.by_ref().take(PIECE))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_that_differ_in_length_or_beginning_or_end_have_other_hashes() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model");
+        let of = |bytes: &[u8]| {
+            std::fs::write(&path, bytes).unwrap();
+            let mut hasher = blake3::Hasher::new();
+            sample(&path, &mut hasher).unwrap();
+            hasher.finalize()
+        };
+        for length in [0, 10, 1 << 16, (1 << 22) + 5] {
+            let bytes = vec![7u8; length];
+            let whole = of(&bytes);
+            assert_eq!(whole, of(&bytes));
+            assert_ne!(whole, of(&[&bytes[..], &[7]].concat()));
+            for at in [0, length / 2, length.wrapping_sub(1)] {
+                let mut other = bytes.clone();
+                let Some(byte) = other.get_mut(at) else { continue };
+                *byte = 8;
+                assert_ne!(whole, of(&other), "byte {at} of {length}");
+            }
+        }
+    }
+}

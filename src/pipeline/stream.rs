@@ -1,0 +1,338 @@
+//! The residual stream of all calibration windows: what lives from block to block.
+//!
+//! It is in a file, not in memory, so that memory does not grow with the text, and a run can go on after a crash. There are two
+//! files: the first half of a block reads one and writes the other, the second half replaces what it reads there, and the
+//! first stays as it was before the block, until the journal says that the second is complete.
+
+use super::plan::Plan;
+use super::subject::{BATCH, pairing};
+use crate::error::{Context, Error, Result};
+use crate::model::block::Frame;
+use candle_core::{Device, Tensor};
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+use std::fs::{self, File};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+/// One window in so many is kept out of every Hessian, where a method has to choose.
+const HELD: usize = 8;
+
+/// One batch in so many, of those that are not held out, also goes through the original model: how activations drift is a
+/// smooth thing, and running two models is twice the work.
+const COMPARED: usize = 4;
+
+/// What the two files are called.
+const NAMES: [&str; 2] = ["stream-0", "stream-1"];
+
+/// Bytes of a number in the file.
+const WIDTH: usize = 4;
+
+/// The residual stream.
+pub struct Stream {
+    frame: Frame,
+    batches: Vec<Batch>,
+    files: [Scratch; 2],
+    /// Which of them is read, and which is written.
+    read: usize,
+    write: usize,
+}
+
+/// Some windows.
+#[derive(Debug, Clone)]
+pub struct Batch {
+    /// Kept out of every Hessian.
+    pub held: bool,
+    /// It goes through the original model, too.
+    pub compared: bool,
+    windows: usize,
+    tokens: usize,
+    hidden: usize,
+    offset: u64,
+}
+
+/// Where a batch is in the model.
+pub struct Position {
+    /// The stream behind the blocks as the file has them: `[windows · positions, hidden]`.
+    pub h: Tensor,
+    /// The same in the original model, where a method compares the two.
+    pub original: Option<Tensor>,
+}
+
+/// What a method asks for.
+#[derive(Debug, Clone, Copy)]
+pub struct Wants {
+    /// Keep some windows out of every Hessian.
+    pub hold: bool,
+    /// Run the original model, too.
+    pub compare: bool,
+}
+
+impl Wants {
+    /// How many of so many windows are held out.
+    fn held(self, windows: usize) -> usize {
+        if self.hold { windows / HELD } else { 0 }
+    }
+}
+
+/// A stream that can be opened again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    /// Its file.
+    pub path: PathBuf,
+    /// Of each batch, in hexadecimal digits.
+    pub hashes: Vec<String>,
+}
+
+/// Rows of the embedding.
+#[derive(Default)]
+pub struct EmbeddedRows {
+    /// As the source has them.
+    pub original: Vec<f32>,
+    /// As the file has them.
+    pub quantized: Vec<f32>,
+}
+
+struct Scratch {
+    path: PathBuf,
+    file: File,
+    hashes: Vec<Option<blake3::Hash>>,
+}
+
+/// Removes the files of a stream. `shared`: the folder that goes away as a whole.
+pub(super) fn remove(folder: &Path, shared: &Path) {
+    if folder != shared {
+        NAMES.iter().for_each(|name| drop(fs::remove_file(named(folder, shared, name))));
+    }
+}
+
+/// A folder of the user's may hold the streams of several runs.
+fn named(folder: &Path, shared: &Path, name: &str) -> PathBuf {
+    match folder == shared {
+        true => folder.join(name),
+        false => folder.join(format!("{}.{name}", shared.file_name().unwrap_or_default().to_string_lossy())),
+    }
+}
+
+impl Stream {
+    /// Starts with the embedded tokens. `windows`: `[windows, positions]`; `rows`: the embedding's rows of the `known` tokens
+    /// (sorted), as the source and as the file has them, one after the other. `folder`: where its files will be, and the
+    /// run's own folder.
+    ///
+    /// # Errors
+    /// The disk has no room.
+    pub fn new(
+        plan: &Plan,
+        windows: &[Vec<u32>],
+        wants: Wants,
+        known: &[u32],
+        rows: &EmbeddedRows,
+        folder: (&Path, &Path),
+    ) -> Result<Stream> {
+        let hidden = plan.model()?.hidden;
+        let mut stream = Stream::laid_out(plan, windows, wants, folder)?;
+        let size = stream.batches.iter().map(Batch::bytes).sum();
+        for file in &stream.files {
+            file.reserve(size)?;
+        }
+        // Those that are held out come last in the stream and first in the text.
+        let held = wants.held(windows.len());
+        let order: Vec<&Vec<u32>> = windows[held..].iter().chain(&windows[..held]).collect();
+        let mut first = 0;
+        for i in 0..stream.batches.len() {
+            let batch = stream.batches[i].clone();
+            let windows = &order[first..first + batch.windows];
+            first += batch.windows;
+            let embed = |rows: &[f32]| -> Result<Tensor> {
+                let mut x = Vec::with_capacity(batch.tokens * hidden);
+                for token in windows.iter().copied().flatten() {
+                    let at = known.binary_search(token).expect("every token's row was kept") * hidden;
+                    x.extend_from_slice(&rows[at..at + hidden]);
+                }
+                Ok(Tensor::from_vec(x, (batch.tokens, hidden), &Device::Cpu)?)
+            };
+            let original = if batch.compared { Some(embed(&rows.original)?) } else { None };
+            stream.put(i, &Position { h: embed(&rows.quantized)?, original })?;
+        }
+        stream.end_of_block();
+        Ok(stream)
+    }
+
+    /// Opens a stream that was left behind.
+    ///
+    /// # Errors
+    /// It is missing or damaged.
+    pub fn reopen(
+        plan: &Plan,
+        windows: &[Vec<u32>],
+        wants: Wants,
+        place: &Place,
+        folder: (&Path, &Path),
+    ) -> Result<Stream> {
+        let shown = place.path.display();
+        let lost = |error: Error| error.hint(format!("start over: rm -r {}", folder.1.display()));
+        let mut stream = Stream::laid_out(plan, windows, wants, folder)?;
+        let at = stream.files.iter().position(|file| file.path == place.path);
+        let at = at.ok_or_else(|| lost(Error::new(format!("cannot resume: {shown} is no file of this run"))))?;
+        (stream.read, stream.write) = (at, 1 - at);
+        for (i, wanted) in place.hashes.iter().enumerate() {
+            let batch = stream.batches.get(i).cloned();
+            let bytes = batch.map(|batch| stream.files[at].read(&batch)).transpose();
+            let bytes = bytes.map_err(|error| lost(Error::new("cannot resume").because(error)))?;
+            let hash = bytes.map(|bytes| blake3::hash(&bytes));
+            if hash.is_none_or(|hash| *wanted != *hash.to_hex()) {
+                return Err(lost(Error::new(format!("cannot resume: {shown} is damaged in batch {i}"))));
+            }
+            stream.files[at].hashes[i] = hash;
+        }
+        Ok(stream)
+    }
+
+    fn laid_out(plan: &Plan, windows: &[Vec<u32>], wants: Wants, folder: (&Path, &Path)) -> Result<Stream> {
+        let (device, model) = (Device::Cpu, plan.model()?);
+        let positions = windows.first().map_or(1, Vec::len).max(1);
+        let frame = Frame::new(model, pairing(&plan.source, model), positions, &device)?;
+        let out = wants.held(windows.len());
+        let mut batches: Vec<Batch> = Vec::new();
+        for (count, held) in [(windows.len() - out, false), (out, true)] {
+            let each = (BATCH / positions).max(1);
+            for i in 0..count.div_ceil(each) {
+                let windows = each.min(count - i * each);
+                let compared = wants.compare && (held || i % COMPARED == 0);
+                let offset = batches.last().map_or(0, |batch| batch.offset + batch.bytes());
+                let (tokens, hidden) = (windows * positions, model.hidden);
+                batches.push(Batch { held, compared, windows, tokens, hidden, offset });
+            }
+        }
+        let files = NAMES.map(|name| Scratch::open(&named(folder.0, folder.1, name), batches.len()));
+        let [a, b] = files;
+        Ok(Stream { frame, batches, files: [a?, b?], read: 1, write: 0 })
+    }
+
+    /// What its blocks share.
+    pub fn frame(&self) -> &Frame {
+        &self.frame
+    }
+
+    /// Its batches, those that are held out last.
+    pub fn batches(&self) -> &[Batch] {
+        &self.batches
+    }
+
+    /// How many tokens it has.
+    pub fn tokens(&self) -> usize {
+        self.batches.iter().map(|batch| batch.tokens).sum()
+    }
+
+    /// Where a batch is.
+    ///
+    /// # Errors
+    /// Its file cannot be read.
+    pub fn get(&self, i: usize) -> Result<Position> {
+        let batch = &self.batches[i];
+        let bytes = self.files[self.read].read(batch)?;
+        let (h, original) = bytes.split_at(batch.tokens * batch.hidden * WIDTH);
+        let tensor = |bytes: &[u8]| {
+            let mut x = vec![0.0f32; bytes.len() / WIDTH];
+            llmq_kernels::convert::f32_to_f32(bytes, &mut x);
+            Tensor::from_vec(x, (batch.tokens, batch.hidden), &Device::Cpu)
+        };
+        let original = if batch.compared { Some(tensor(original)?) } else { None };
+        Ok(Position { h: tensor(h)?, original })
+    }
+
+    /// Moves a batch on.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub fn put(&mut self, i: usize, position: &Position) -> Result<()> {
+        let batch = &self.batches[i];
+        let mut bytes = vec![0; batch.bytes() as usize];
+        let (h, original) = bytes.split_at_mut(batch.tokens * batch.hidden * WIDTH);
+        let fill = |bytes: &mut [u8], x: &Tensor| -> Result<()> {
+            let x = x.flatten_all()?.to_vec1::<f32>()?;
+            bytes.par_chunks_mut(WIDTH << 12).zip(x.par_chunks(1 << 12)).for_each(|(bytes, x)| {
+                bytes.chunks_exact_mut(WIDTH).zip(x).for_each(|(bytes, x)| bytes.copy_from_slice(&x.to_le_bytes()));
+            });
+            Ok(())
+        };
+        fill(h, &position.h)?;
+        if let Some(x) = &position.original {
+            fill(original, x)?;
+        }
+        self.files[self.write].write(i, batch, &bytes)
+    }
+
+    /// All batches have been moved by the first half of a block; the second goes on from there.
+    pub fn end_of_half(&mut self) {
+        self.read = self.write;
+    }
+
+    /// All batches are behind a block.
+    pub fn end_of_block(&mut self) {
+        self.read = self.write;
+        self.write = 1 - self.read;
+    }
+
+    /// Makes the stream durable, and says what it takes to open it again.
+    ///
+    /// # Errors
+    /// The disk refuses, or the file has vanished.
+    pub fn save(&self) -> Result<Place> {
+        let Scratch { path, file, hashes } = &self.files[self.read];
+        file.sync_data().and_then(|()| fs::metadata(path)).context(|| failed("save", path))?;
+        let hashes = hashes.iter().flatten().map(|hash| hash.to_hex().to_string()).collect();
+        Ok(Place { path: path.clone(), hashes })
+    }
+}
+
+impl Batch {
+    /// Its bytes in the file.
+    fn bytes(&self) -> u64 {
+        let each = self.tokens * self.hidden * WIDTH;
+        (if self.compared { 2 * each } else { each }) as u64
+    }
+}
+
+fn failed(verb: &str, path: &Path) -> String {
+    format!("cannot {verb} the calibration's residual stream in {}", path.display())
+}
+
+impl Scratch {
+    fn open(path: &Path, batches: usize) -> Result<Scratch> {
+        let file = File::options().read(true).write(true).create(true).truncate(false).open(path);
+        let file = file.map_err(|cause| {
+            Error::new(failed("keep", path)).hint("choose a folder that can be written with --work-dir").because(cause)
+        })?;
+        Ok(Scratch { path: path.to_owned(), file, hashes: vec![None; batches] })
+    }
+
+    /// Finds out now whether the disk has room for so many bytes.
+    fn reserve(&self, bytes: u64) -> Result<()> {
+        crate::writer::atomic::reserve(&self.file, bytes).map_err(|cause| self.refused(cause, bytes))
+    }
+
+    fn refused(&self, cause: std::io::Error, bytes: u64) -> Error {
+        Error::new(failed("keep", &self.path))
+            .hint(format!(
+                "it needs {bytes} bytes: free some space, choose another folder with --work-dir, or lower --samples or --seq-len"
+            ))
+            .because(cause)
+    }
+
+    fn read(&self, batch: &Batch) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; batch.bytes() as usize];
+        let mut file = &self.file;
+        let read = file.seek(SeekFrom::Start(batch.offset)).and_then(|_| file.read_exact(&mut bytes));
+        read.context(|| failed("read", &self.path))?;
+        Ok(bytes)
+    }
+
+    fn write(&mut self, i: usize, batch: &Batch, bytes: &[u8]) -> Result<()> {
+        let mut file = &self.file;
+        let written = file.seek(SeekFrom::Start(batch.offset)).and_then(|_| file.write_all(bytes));
+        written.map_err(|cause| self.refused(cause, batch.bytes()))?;
+        self.hashes[i] = Some(blake3::hash(bytes));
+        Ok(())
+    }
+}
