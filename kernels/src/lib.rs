@@ -1,11 +1,12 @@
 //! CPU kernels of llmq: safe functions on slices, without any llmq types.
 //!
-//! Two kinds live here. Products ([`gemm`], [`syrk`], [`attention`]) cut their output into tiles of a fixed size, so
+//! Two kinds live here. Products ([`gemm`], [`syrk`], [`attention`], [`mod@cholesky`]) cut their output into tiles of a fixed size, so
 //! that the result does not depend on the number of threads. Lane kernels ([`search`], [`mod@column`], [`descent`], [`elementwise`]) are
 //! written once on [`lanes::F`], sixteen numbers side by side, and compiled for every instruction set in [`dispatch`];
 //! they contain no operation whose result depends on the instruction set, so all of them agree to the last bit.
 
 pub mod attention;
+pub mod cholesky;
 pub mod column;
 pub mod convert;
 pub mod descent;

@@ -1,5 +1,5 @@
 //! What some windows of text say about a site: how large its inputs are, how they go together, and how they have drifted from
-//! those of the original model.
+//! what the original model computes.
 
 use super::hessian::{Hessian, rows_of};
 use crate::error::{Error, Result};
@@ -48,45 +48,34 @@ impl Outer {
 pub struct Evidence {
     hessian: Hessian,
     drift: Option<Outer>,
-    residual: Option<Outer>,
 }
 
 /// The means of a site.
 pub struct Known {
     /// `E[x xᵀ]`: `[columns, columns]`.
     pub hessian: Vec<f32>,
-    /// `E[(x̃ − x) xᵀ]`, `x̃` being the input in the original model: `[columns, columns]`.
+    /// `E[d xᵀ]`, `d` being by how much something is off from the original model: `[rows, columns]`.
     pub drift: Option<Vec<f32>>,
-    /// `E[(h̃ − h) xᵀ]`, `h` being the residual stream that the site's layer writes to: `[hidden, columns]`.
-    pub residual: Option<Vec<f32>>,
     /// How many tokens were seen.
     pub tokens: usize,
 }
 
 impl Evidence {
-    /// Empty sums. `drift`: inputs of the original model will come along. `residual`: so will a residual stream of that width.
-    pub fn new(columns: usize, drift: bool, residual: Option<usize>) -> Evidence {
-        Evidence {
-            hessian: Hessian::new(columns),
-            drift: drift.then(|| Outer::new(columns, columns)),
-            residual: residual.filter(|_| drift).map(|rows| Outer::new(rows, columns)),
-        }
+    /// Empty sums for inputs of `columns` numbers. `drift`: how many numbers come along that say what is off.
+    pub fn new(columns: usize, drift: Option<usize>) -> Evidence {
+        Evidence { hessian: Hessian::new(columns), drift: drift.map(|rows| Outer::new(rows, columns)) }
     }
 
-    /// Adds the inputs of some tokens, `[tokens, columns]`. `original`: the same in the original model. `stream`: the residual
-    /// streams of the original and of this one, `[tokens, hidden]`.
+    /// Adds the inputs of some tokens, `[tokens, columns]`. `off`: by how much something is off there, `[tokens, rows]`.
     ///
     /// # Errors
     /// NaN or infinity among them, or another width.
-    pub fn add(&mut self, x: &Tensor, original: Option<&Tensor>, stream: Option<(&Tensor, &Tensor)>) -> Result<()> {
+    pub fn add(&mut self, x: &Tensor, off: Option<&Tensor>) -> Result<()> {
         self.hessian.add(x)?;
-        if let (Some(drift), Some(original)) = (&mut self.drift, original) {
-            drift.add(&(original - x)?, x)?;
+        match (&mut self.drift, off) {
+            (Some(drift), Some(off)) => drift.add(off, x),
+            _ => Ok(()),
         }
-        if let (Some(residual), Some((original, h))) = (&mut self.residual, stream) {
-            residual.add(&(original - h)?, x)?;
-        }
-        Ok(())
     }
 
     /// How many tokens were seen.
@@ -103,9 +92,8 @@ impl Evidence {
             tokens: self.hessian.tokens(),
             hessian: self.hessian.finish(),
             drift: self.drift.map(Outer::finish),
-            residual: self.residual.map(Outer::finish),
         };
-        let means = [Some(&known.hessian), known.drift.as_ref(), known.residual.as_ref()];
+        let means = [Some(&known.hessian), known.drift.as_ref()];
         if let Some(at) = means.into_iter().flatten().find_map(|means| first_non_finite(means)) {
             let column = at % known.hessian.len().isqrt();
             return Err(Error::new(format!(
@@ -123,24 +111,22 @@ mod tests {
     use candle_core::Device;
 
     #[test]
-    fn drift_is_the_mean_product_of_differences_and_inputs() {
+    fn drift_is_the_mean_product_of_what_is_off_and_inputs() {
         let of = |x: &[f32]| Tensor::from_slice(x, (1, x.len()), &Device::Cpu).unwrap();
-        let mut evidence = Evidence::new(2, true, Some(3));
-        for (x, original, h) in [([1.0, 2.0], [2.0, 2.0], [0.0, 1.0, 0.0]), ([3.0, -1.0], [3.0, 1.0], [0.0; 3])] {
-            evidence.add(&of(&x), Some(&of(&original)), Some((&of(&[0.0; 3]), &of(&h)))).unwrap();
+        let mut evidence = Evidence::new(2, Some(3));
+        for (x, off) in [([1.0, 2.0], [1.0, 0.0, -1.0]), ([3.0, -1.0], [0.0, 2.0, 0.0])] {
+            evidence.add(&of(&x), Some(&of(&off))).unwrap();
         }
         let known = evidence.finish().unwrap();
         assert_eq!(known.tokens, 2);
         assert_eq!(known.hessian, [5.0, -0.5, -0.5, 2.5]);
-        // (1, 0)·(1, 2) and (0, 2)·(3, −1)
-        assert_eq!(known.drift.unwrap(), [0.5, 1.0, 3.0, -1.0]);
-        assert_eq!(known.residual.unwrap(), [0.0, 0.0, -0.5, -1.0, 0.0, 0.0]);
+        assert_eq!(known.drift.unwrap(), [0.5, 1.0, 3.0, -1.0, -0.5, -1.0]);
     }
 
     #[test]
     fn squares_that_overflow_are_refused_by_their_column() {
-        let mut evidence = Evidence::new(3, false, None);
-        evidence.add(&Tensor::from_slice(&[1.0f32, 1e20, 2.0], (1, 3), &Device::Cpu).unwrap(), None, None).unwrap();
+        let mut evidence = Evidence::new(3, None);
+        evidence.add(&Tensor::from_slice(&[1.0f32, 1e20, 2.0], (1, 3), &Device::Cpu).unwrap(), None).unwrap();
         let message = evidence.finish().err().unwrap().to_string();
         assert!(message.contains("column 1 are too large"), "{message}");
     }

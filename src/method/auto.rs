@@ -25,14 +25,14 @@ impl Method for Auto {
     }
 
     fn quantize(&self, site: &Site, options: &Options) -> Result<Solution> {
-        let solver = Solver::new(site.seen.hessian, site.columns, &site.widths(), options);
-        let mut chosen = (best(site, Some(&solver), None), None);
+        let solver = site.solver(options);
+        let mut chosen = (best(site, Some(solver), None), None);
         let mut against = |candidate: Candidate, scales: Vec<f32>| {
             if candidate.loss < chosen.0.loss {
                 chosen = (candidate, Some(scales));
             }
         };
-        let fed_back = scales_for(&solver, site);
+        let fed_back = scales_for(solver, site);
         let plain = plain_scales(site).filter(|s| fed_back.as_ref() != Some(s));
         if let Some(s) = fed_back {
             against(best(site, Some(&solver.scaled(&s)), Some(&s)), s);

@@ -49,8 +49,8 @@ impl Method for AwqGptq {
     }
 
     fn quantize(&self, site: &Site, options: &Options) -> Result<Solution> {
-        let solver = Solver::new(site.seen.hessian, site.columns, &site.widths(), options);
-        let scales = scales_for(&solver, site);
+        let solver = site.solver(options);
+        let scales = scales_for(solver, site);
         let scaled = scales.as_deref().map(|s| solver.scaled(s));
         let layers = site.layers.iter().map(|layer| Solved {
             rounded: match (&scaled, &scales) {

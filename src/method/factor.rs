@@ -1,8 +1,7 @@
 //! The factor of the inverse Hessian that GPTQ walks along.
 
-use faer::linalg::triangular_inverse::invert_lower_triangular;
-use faer::{Mat, Par, Side};
-use llmq_kernels::syrk;
+use llmq_kernels::cholesky::{cholesky, reversed_inverse};
+use rayon::prelude::*;
 
 /// `U`, upper triangular, with `(H + λI)⁻¹ = UᵀU` (Frantar et al. 2022, section 3.3, step 3), or `None` where `H + λI` is
 /// not positive definite in double precision.
@@ -14,25 +13,19 @@ use llmq_kernels::syrk;
 /// and `U = R⁻¹`: one Cholesky factorization and one triangular inverse, where the paper inverts `H` first.
 pub fn inverse_factor(h: &[f32], order: &[usize], lambda: f64) -> Option<Vec<f32>> {
     let n = order.len();
-    let reversed = Mat::from_fn(n, n, |i, j| {
-        let (row, column) = (order[n - 1 - i], order[n - 1 - j]);
-        f64::from(h[row * n + column]) + if i == j { lambda } else { 0.0 }
+    let mut l = vec![0.0; n * n];
+    l.par_chunks_mut(n).enumerate().for_each(|(i, to)| {
+        let row = &h[order[n - 1 - i] * n..][..n];
+        to[..=i].iter_mut().zip(order.iter().rev()).for_each(|(to, &column)| *to = f64::from(row[column]));
+        to[i] += lambda;
     });
-    let factor = reversed.llt(Side::Lower).ok()?;
-    let mut inverse = Mat::<f64>::zeros(n, n);
-    // On one thread: nothing here may depend on how many there are.
-    invert_lower_triangular(inverse.as_mut(), factor.L(), Par::Seq);
-    let mut u = vec![0.0; n * n];
-    for i in 0..n {
-        for j in i..n {
-            u[i * n + j] = inverse[(n - 1 - i, n - 1 - j)] as f32;
-        }
-        let pivot = u[i * n + i];
-        if !(pivot.is_finite() && pivot > 0.0) {
-            return None;
-        }
+    if !cholesky(&mut l, n) {
+        return None;
     }
-    Some(u)
+    let mut u = vec![0.0; n * n];
+    reversed_inverse(&l, n, &mut u);
+    let sound = |i: usize| u[i * n + i].is_finite() && u[i * n + i] > 0.0;
+    (0..n).all(sound).then_some(u)
 }
 
 /// By how much damping grows when a Hessian is not positive definite, and how often.
@@ -59,19 +52,6 @@ pub fn mended(hessian: &[f32], n: usize, damp: f64) -> (Vec<f32>, f64) {
         }
     }
     (h, if mean > 0.0 { damp * mean } else { 0.0 })
-}
-
-/// `(H + λI)⁻¹` at the lowest damping that makes `H` positive definite: `[n, n]`; none where no damping does.
-pub fn inverse(hessian: &[f32], n: usize, damp: f64) -> Option<Vec<f32>> {
-    let (h, unit) = mended(hessian, n, damp);
-    let order: Vec<usize> = (0..n).collect();
-    let u = LADDER.into_iter().find_map(|factor| inverse_factor(&h, &order, unit * factor))?;
-    let mut inverse = vec![0.0; n * n];
-    syrk::syrk(&u, n, &mut inverse);
-    syrk::mirror(n, &mut inverse);
-    let size = size(hessian, n);
-    inverse.iter_mut().for_each(|x| *x /= size);
-    Some(inverse)
 }
 
 #[cfg(test)]

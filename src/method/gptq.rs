@@ -6,7 +6,7 @@
 //! carried to all later columns. Blocks come in the order of their largest activations, and so do the columns of a block
 //! (act-order, as far as a format without column indices allows it). [`polish`] then improves what came out.
 
-use super::factor::{LADDER, inverse_factor, mended};
+use super::factor::{LADDER, inverse_factor, mended, size};
 use super::polish::{self, polish};
 use super::rounded::{Part, Rounded};
 use super::rtn::Plain;
@@ -36,7 +36,7 @@ impl Method for Gptq {
     }
 
     fn quantize(&self, site: &Site, options: &Options) -> Result<Solution> {
-        let solver = Solver::new(site.seen.hessian, site.columns, &site.widths(), options);
+        let solver = site.solver(options);
         let layers = site.layers.iter().map(|layer| Solved {
             rounded: solver.round(layer.target(), layer.grid),
             method: if solver.is_plain() { "rtn" } else { self.name() },
@@ -49,6 +49,8 @@ impl Method for Gptq {
 pub struct Solver {
     columns: usize,
     damp: f64,
+    /// By what the Hessian was divided.
+    size: f32,
     polish: polish::Effort,
     /// The Hessian with dead inputs mended and damped: `[columns, columns]`.
     h: Vec<f32>,
@@ -90,7 +92,8 @@ impl Solver {
         let (factor, walks) = found.unwrap_or((LADDER[LADDER.len() - 1], Vec::new()));
         (0..n).for_each(|j| h[j * n + j] += (unit * factor) as f32);
         let polish = polish::Effort { sweeps: options.sweeps, scales: options.scales };
-        Solver { columns: n, damp: options.damp, polish, h, importance, walks, factor, plain }
+        let size = size(hessian, n);
+        Solver { columns: n, damp: options.damp, size, polish, h, importance, walks, factor, plain }
     }
 
     /// The same site with every input divided by `scales`: `[columns]`.
@@ -112,6 +115,26 @@ impl Solver {
         let importance: Vec<F> = self.importance.iter().zip(scales).map(|(h, s)| h.map(|h| h / (s * s))).collect();
         let plain = Plain::new(n, Some(&importance.iter().map(|h| h.0[0]).collect::<Vec<_>>()));
         Solver { h, walks: self.walks.iter().map(walk).collect(), importance, plain, ..*self }
+    }
+
+    /// `M·H⁻¹` with the damped Hessian, or `None` where that could not be factored. `m`: `[rows, columns]`.
+    pub fn times_inverse(&self, m: Vec<f32>) -> Option<Vec<f32>> {
+        let n = self.columns;
+        let Walk { order, u, .. } = self.walks.first()?;
+        let u = View::new(u, n, n, n);
+        let mut out = m;
+        out.par_chunks_mut(ROWS * n).for_each(|m| {
+            let rows = m.len() / n;
+            let mut a: Vec<f32> = m.chunks(n).flat_map(|row| order.iter().map(|&j| row[j])).collect(); // in the walk's order
+            let mut b = vec![0.0; a.len()];
+            // M·UᵀU
+            product(&mut b, n, Old::Replaced, 1.0, View::new(&a, rows, n, n), u.t());
+            product(&mut a, n, Old::Replaced, 1.0 / self.size, View::new(&b, rows, n, n), u);
+            for (row, a) in m.chunks_mut(n).zip(a.chunks(n)) {
+                order.iter().zip(a).for_each(|(&j, &a)| row[j] = a);
+            }
+        });
+        Some(out)
     }
 
     /// Whether the Hessian could not be factored, so that weights are rounded to nearest.

@@ -15,13 +15,15 @@ mod target;
 use crate::error::{Error, Result};
 use crate::grid::Grid;
 pub use awq::{over, times};
-pub use factor::inverse;
+pub use gptq::Solver;
 use llmq_kernels::gemm::{Old, View, product};
 use llmq_kernels::squares;
 use rayon::prelude::*;
 pub use rounded::Rounded;
+
 pub use rtn::Plain;
-pub use target::{Drift, Target};
+use std::sync::OnceLock;
+pub use target::{Target, pull};
 
 /// Every method.
 pub static METHODS: &[&dyn Method] = &[&auto::Auto, &gptq::Gptq, &awq::AwqGptq, &awq::Awq, &rtn::Rtn];
@@ -96,15 +98,19 @@ pub struct Site<'a> {
     pub layers: Vec<Layer<'a>>,
     /// Which channel of the tensor before the site makes each column, if that tensor can absorb a factor per channel.
     pub channels: Option<Vec<usize>>,
+    /// See [`Site::solver`].
+    pub factored: OnceLock<Solver>,
 }
 
 impl Site<'_> {
-    /// The widths of the blocks that the layers have.
-    fn widths(&self) -> Vec<usize> {
-        let mut widths: Vec<usize> = self.layers.iter().map(|layer| layer.grid.width()).collect();
-        widths.sort_unstable();
-        widths.dedup();
-        widths
+    /// The calibration windows' Hessian, factored by whoever asks first.
+    pub fn solver(&self, options: &Options) -> &Solver {
+        self.factored.get_or_init(|| {
+            let mut widths: Vec<usize> = self.layers.iter().map(|layer| layer.grid.width()).collect();
+            widths.sort_unstable();
+            widths.dedup();
+            Solver::new(self.seen.hessian, self.columns, &widths, options)
+        })
     }
 }
 
@@ -158,13 +164,13 @@ pub enum Rows {
     /// To the nearest value.
     Plain(Plain),
     /// With error feedback.
-    Fed(Box<gptq::Solver>),
+    Fed(Box<Solver>),
 }
 
 impl Rows {
     /// With error feedback on a given Hessian, and what the user should know about that.
     fn fed(hessian: &[f32], columns: usize, grid: &dyn Grid, options: &Options) -> (Rows, Option<String>) {
-        let solver = gptq::Solver::new(hessian, columns, &[grid.width()], options);
+        let solver = Solver::new(hessian, columns, &[grid.width()], options);
         let note = solver.note();
         (Rows::Fed(Box::new(solver)), note)
     }

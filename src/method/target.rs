@@ -6,8 +6,9 @@
 //! `W* = W + M·H⁻¹` with `M = E[(W(x̃ − x) + r) xᵀ]`, and `‖…‖² = tr((W*−Q) H (W*−Q)ᵀ)` up to a constant: any method rounds
 //! `W*` as it would round `W`. GPTAQ's own update does the same step by step.
 
-use super::{energy, inner};
-use llmq_kernels::gemm::{self, Old, View, product};
+use super::gptq::Solver;
+use super::{PART, energy, inner};
+use llmq_kernels::gemm::{Old, View, product};
 use rayon::prelude::*;
 
 /// What a layer should compute.
@@ -21,42 +22,37 @@ pub struct Target {
     pub alpha: f64,
 }
 
-/// How the inputs of a layer, and what it adds to, differ from those of the original model.
-#[derive(Debug, Clone, Copy)]
-pub struct Drift<'a> {
-    /// `E[(x̃ − x) xᵀ]`: `[columns, columns]`.
-    pub inputs: &'a [f32],
-    /// `E[r xᵀ]`: `[rows, columns]`, for a layer that writes to the residual stream.
-    pub residual: Option<&'a [f32]>,
-}
-
-impl Drift<'_> {
-    /// `M`: `[rows, columns]`.
-    fn pull(&self, w: &[f32], columns: usize) -> Vec<f32> {
-        let n = columns;
-        let mut m = self.residual.map_or_else(|| vec![0.0; w.len()], <[f32]>::to_vec);
-        let d = View::new(self.inputs, n, n, n);
-        m.par_chunks_mut(super::PART * n).zip(w.par_chunks(super::PART * n)).for_each(|(m, w)| {
-            product(m, n, Old::Kept, 1.0, View::new(w, w.len() / n, n, n), d);
-        });
-        m
-    }
+/// `M = W·D` of a layer that writes to no residual stream. `w`: `[rows, columns]`; `drift`: `D = E[(x̃ − x) xᵀ]`, `[columns,
+/// columns]`; result: `[rows, columns]`.
+pub fn pull(w: &[f32], columns: usize, drift: &[f32]) -> Vec<f32> {
+    let n = columns;
+    let mut m = vec![0.0; w.len()];
+    let d = View::new(drift, n, n, n);
+    m.par_chunks_mut(PART * n).zip(w.par_chunks(PART * n)).for_each(|(m, w)| {
+        product(m, n, Old::Replaced, 1.0, View::new(w, w.len() / n, n, n), d);
+    });
+    m
 }
 
 impl Target {
-    /// The target of a layer. `w`: `[rows, columns]`; `inverse`: the inverse of the damped Hessian, `[columns, columns]`;
-    /// `held`: the Hessian of the windows that were held out.
+    /// The target of a layer, or `None` where the Hessian could not be factored. `w`: `[rows, columns]`; `m`: `M` over the
+    /// calibration windows, `[rows, columns]`; `pull`: the same over the windows that were held out, and `held` their Hessian,
+    /// `[columns, columns]`; `solver`: knows the inverse of the calibration windows' Hessian.
     ///
-    /// How far to go is what these windows say, between nowhere and all the way.
-    pub fn new(w: &[f32], columns: usize, seen: Drift, held: Drift, inverse: &[f32], held_hessian: &[f32]) -> Target {
-        let pull = held.pull(w, columns);
-        let m = seen.pull(w, columns);
-        let mut step = vec![0.0; w.len()]; // M·H⁻¹, the inverse being symmetric
-        gemm::linear(&m, inverse, columns, &mut step);
+    /// How far to go is what the windows held out say, between nowhere and all the way.
+    pub fn new(
+        w: &[f32],
+        columns: usize,
+        m: Vec<f32>,
+        pull: Vec<f32>,
+        solver: &Solver,
+        held: &[f32],
+    ) -> Option<Target> {
+        let step = solver.times_inverse(m)?;
         let parts: Vec<(f64, f64)> = step
-            .par_chunks(super::PART * columns)
-            .zip(pull.par_chunks(super::PART * columns))
-            .map(|(a, m)| (inner(a, m), energy(a, columns, held_hessian)))
+            .par_chunks(PART * columns)
+            .zip(pull.par_chunks(PART * columns))
+            .map(|(a, m)| (inner(a, m), energy(a, columns, held)))
             .collect();
         let (along, curvature) = parts.iter().fold((0.0, 0.0), |(a, b), (x, y)| (a + x, b + y));
         let alpha = if curvature > 0.0 { (along / curvature).clamp(0.0, 1.0) } else { 0.0 };
@@ -66,6 +62,6 @@ impl Target {
             true => w.iter().zip(&step).map(|(w, a)| w + alpha as f32 * a).collect(),
             false => w.to_vec(),
         };
-        Target { w, pull, alpha }
+        Some(Target { w, pull, alpha })
     }
 }

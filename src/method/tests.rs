@@ -65,7 +65,8 @@ fn layer<'a>(w: &'a [f32], grid: &'a dyn Grid) -> Layer<'a> {
 /// A site whose every column can be scaled by itself, seen and held out alike.
 fn site<'a>(h: &'a [f32], columns: usize, layers: Vec<Layer<'a>>) -> Site<'a> {
     let sample = Sample { hessian: h };
-    Site { columns, seen: sample, held: sample, layers, channels: Some((0..columns).collect()) }
+    let channels = Some((0..columns).collect());
+    Site { columns, seen: sample, held: sample, layers, channels, factored: OnceLock::new() }
 }
 
 /// The numbers that a site's layers compute with in the end, the scales divided out.
@@ -447,6 +448,16 @@ impl Drifted {
     }
 }
 
+/// Knows the inverse of a Hessian.
+fn factored(h: &[f32], damp: f64) -> Solver {
+    let n = h.len().isqrt();
+    Solver::new(h, n, &[n], &Options { damp, ..Options::default() })
+}
+
+fn sum(a: Vec<f32>, b: &[f32]) -> Vec<f32> {
+    a.iter().zip(b).map(|(a, b)| a + b).collect()
+}
+
 fn dot(a: &[f32], b: &[f32]) -> f64 {
     a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
 }
@@ -458,9 +469,8 @@ fn the_target_is_the_least_squares_solution() {
     let seen = Drifted::new(n, rows, tokens, 40, 1.0);
     let (drift, missing, h) = seen.means();
     let damp = 1e-4;
-    let inverse = inverse(&h, n, damp).unwrap();
-    let of = Drift { inputs: &drift, residual: Some(&missing) };
-    let target = Target::new(&w, n, of, of, &inverse, &h);
+    let m = sum(pull(&w, n, &drift), &missing);
+    let target = Target::new(&w, n, m.clone(), m, &factored(&h, damp), &h).unwrap();
     // The same windows: the step is as long as damping leaves it.
     assert!((0.99..=1.0).contains(&target.alpha), "{}", target.alpha);
     let mean = diagonal(&h, n).iter().sum::<f32>() / n as f32;
@@ -491,8 +501,8 @@ fn a_linear_drift_is_undone() {
         (0..tokens * n).map(|i| (0..n).map(|k| a(i % n, k) * x[i / n * n + k]).sum::<f32>()).collect();
     let drift: Vec<f32> = original.iter().zip(&x).map(|(a, b)| a - b).collect();
     let (inputs, h) = (outer(&drift, &x, tokens), outer(&x, &x, tokens));
-    let of = Drift { inputs: &inputs, residual: None };
-    let target = Target::new(&w, n, of, of, &inverse(&h, n, 1e-6).unwrap(), &h);
+    let m = pull(&w, n, &inputs);
+    let target = Target::new(&w, n, m.clone(), m, &factored(&h, 1e-6), &h).unwrap();
     for r in 0..rows {
         for k in 0..n {
             let want: f32 = (0..n).map(|i| w[r * n + i] * a(i, k)).sum();
@@ -506,11 +516,10 @@ fn the_windows_held_out_say_how_far_to_go() {
     let (n, rows) = (12, 3);
     let w = noise(rows * n, 30);
     let (drift, _, h) = Drifted::new(n, rows, 400, 40, 1.0).means();
-    let inverse = inverse(&h, n, 0.01).unwrap();
+    let solver = factored(&h, 0.01);
     let of = |size: f32| {
         let (held, _, held_h) = Drifted::new(n, rows, 400, 50, size).means();
-        let of = |inputs| Drift { inputs, residual: None };
-        Target::new(&w, n, of(&drift), of(&held), &inverse, &held_h)
+        Target::new(&w, n, pull(&w, n, &drift), pull(&w, n, &held), &solver, &held_h).unwrap()
     };
     // The same drift, half of it, none, and the opposite.
     let [whole, half, none, opposite] = [1.0, 0.5, 0.0, -1.0].map(of);
@@ -520,10 +529,9 @@ fn the_windows_held_out_say_how_far_to_go() {
         assert_eq!((target.alpha, &target.w), (0.0, &w));
     }
     // Nothing has drifted in the windows seen: there is no step to take.
-    let zeros = vec![0.0; n * n];
-    let drift = Drift { inputs: &zeros, residual: None };
-    let target = Target::new(&w, n, drift, drift, &inverse, &h);
-    assert_eq!((target.w, target.pull), (w, vec![0.0; rows * n]));
+    let zeros = vec![0.0; rows * n];
+    let target = Target::new(&w, n, zeros.clone(), zeros.clone(), &solver, &h).unwrap();
+    assert_eq!((target.w, target.pull), (w, zeros));
 }
 
 #[test]
@@ -532,10 +540,8 @@ fn the_loss_of_a_layer_is_what_its_outputs_are_off_by() {
     let w = noise(rows * n, 30);
     let held = Drifted::new(n, rows, tokens, 41, 1.0);
     let (seen, other) = (Drifted::new(n, rows, 200, 40, 1.0).means(), held.means());
-    let inverse = inverse(&seen.2, n, 0.01).unwrap();
-    let (a, b) = ((&seen.0, &seen.1), (&other.0, &other.1));
-    let [a, b] = [a, b].map(|(inputs, residual)| Drift { inputs, residual: Some(residual) });
-    let target = Target::new(&w, n, a, b, &inverse, &other.2);
+    let [a, b] = [&seen, &other].map(|means| sum(pull(&w, n, &means.0), &means.1));
+    let target = Target::new(&w, n, a, b, &factored(&seen.2, 0.01), &other.2).unwrap();
     let layer = Layer { target: Some(target), ..layer(&w, grid("Q4_0").1) };
     let site = Site { held: Sample { hessian: &other.2 }, ..site(&seen.2, n, vec![]) };
     let direct = |q: &[f32]| -> f64 {

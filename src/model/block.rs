@@ -33,6 +33,13 @@ impl Half {
         }
     }
 
+    fn last(self) -> Part {
+        match self {
+            Half::Attention => Part::O,
+            Half::Mlp => Part::Down,
+        }
+    }
+
     /// The site that its last linear layer reads.
     pub fn inner(self) -> Site {
         match self {
@@ -190,11 +197,15 @@ impl<'a> Block<'a> {
     }
 
     fn last(&self, half: Half, inner: &Tensor) -> Result<Tensor> {
-        let part = match half {
-            Half::Attention => Part::O,
-            Half::Mlp => Part::Down,
-        };
-        Ok(self.linear(part, inner)?)
+        Ok(self.linear(half.last(), inner)?)
+    }
+
+    /// What the half's last linear layer makes of a difference between two inners: the layer without its bias.
+    ///
+    /// # Errors
+    /// Shapes that do not fit.
+    pub fn difference(&self, half: Half, inner: &Tensor) -> Result<Tensor> {
+        Ok(ops::linear(inner, self.weight(half.last()))?)
     }
 
     /// How much an error of one of a half's first linear layers moves what the half adds to the residual stream: the mean of

@@ -102,6 +102,11 @@ impl Site {
     /// In the order in which a block reaches them.
     pub const ALL: [Site; 4] = [Site::AttnIn, Site::AttnOut, Site::FfnIn, Site::FfnMid];
 
+    /// Whether one layer reads it, which writes to the residual stream.
+    pub fn is_inner(self) -> bool {
+        matches!(self, Site::AttnOut | Site::FfnMid)
+    }
+
     /// The part that makes the activations, each channel by itself, so that it can absorb a factor for each: a norm's gain, or
     /// the rows of a linear layer whose output only gets mixed or multiplied on its way.
     pub fn absorber(self) -> Part {
@@ -142,6 +147,13 @@ pub enum Part {
     Gate,
     Up,
     Down,
+}
+
+impl Part {
+    /// Whether it belongs to the attention; otherwise it does to the MLP.
+    pub fn is_of_attention(self) -> bool {
+        matches!(self, Part::AttnNorm | Part::Q | Part::K | Part::V | Part::O)
+    }
 }
 
 /// Weight or bias.

@@ -38,24 +38,18 @@ impl Run<'_> {
         let tokens = stream.tokens();
         let frame = stream.frame().clone();
         let mut finished: HashMap<&str, Finished> = HashMap::new();
-        let mut block = Block::new(&frame);
-        for tensor in tensors {
-            if is_grid(tensor) {
-                block.set(&tensor.spec, self.read(&tensor.spec)?)?;
-            } else {
-                let done = self.whole(tensor)?;
-                if tensor.spec.role != Role::Other {
-                    block.set(&tensor.spec, tensor.kind.decode_all(&done.bytes))?;
-                }
-                finished.insert(&tensor.spec.gguf, done);
-            }
+        for tensor in tensors.iter().filter(|t| t.spec.role == Role::Other) {
+            finished.insert(&tensor.spec.gguf, self.whole(tensor)?);
         }
-        let original = block.clone();
         let last = i + 1 == self.plan.blocks().len();
         for half in Half::ALL {
             let work = work(tensors, half) * tokens as u64;
             let unit = work / 2 / stream.batches().len() as u64;
             let mut done = 0;
+            // Only one half's weights are there at a time.
+            let mut block = Block::new(&frame);
+            self.load(half, tensors, &mut block, &mut finished)?;
+            let original = block.clone();
             let mut pending: HashMap<&str, Pending> = HashMap::new();
             // Both sites of the half in turn; the second sees what the first has become.
             let mut inner = None;
@@ -70,7 +64,7 @@ impl Run<'_> {
                     false => responses(half, tensors, &block, &stream.get(0)?.h, frame.positions())?,
                 };
                 let scales =
-                    self.solve(site, &statistics, &weights, tensors, &mut block, &mut finished, &mut pending)?;
+                    self.solve(site, statistics, &weights, tensors, &mut block, &mut finished, &mut pending)?;
                 if let (Some(scales), true) = (scales, keep) {
                     let inverse: Vec<f32> = scales.iter().map(|s| 1.0 / s).collect();
                     let inverse = Tensor::from_vec(inverse, scales.len(), frame.device())?;
@@ -118,6 +112,30 @@ impl Run<'_> {
         Ok(())
     }
 
+    /// Reads the weights of a half: those that will be rounded as they are in the source, others as the file will have them.
+    fn load<'t>(
+        &mut self,
+        half: Half,
+        tensors: &'t [Planned],
+        block: &mut Block<'_>,
+        finished: &mut HashMap<&'t str, Finished>,
+    ) -> Result<()> {
+        for tensor in tensors {
+            match tensor.spec.role {
+                Role::Block(part, _) if part.is_of_attention() == (half == Half::Attention) => {}
+                _ => continue,
+            }
+            if is_grid(tensor) {
+                block.set(&tensor.spec, self.read(&tensor.spec)?)?;
+            } else {
+                let done = self.whole(tensor)?;
+                block.set(&tensor.spec, tensor.kind.decode_all(&done.bytes))?;
+                finished.insert(&tensor.spec.gguf, done);
+            }
+        }
+        Ok(())
+    }
+
     /// Collects what the windows say about a site that a method has something to do at, and returns its inputs if they are to
     /// be kept.
     #[allow(clippy::too_many_arguments)]
@@ -137,8 +155,9 @@ impl Run<'_> {
             return Ok(None);
         }
         let compare = stream.batches().iter().any(|batch| batch.compared);
-        let residual = (site == half.inner()).then_some(self.plan.model()?.hidden);
-        let evidence = || Evidence::new(columns, compare, residual);
+        // What is off: the inputs of a half's first layers; where its last one adds to the residual stream, that sum.
+        let off = if site.is_inner() { self.plan.model()?.hidden } else { columns };
+        let evidence = || Evidence::new(columns, compare.then_some(off));
         let (mut seen, mut held) = (evidence(), evidence());
         let mut squares = Squares::new(columns);
         let mut kept = Vec::new();
@@ -149,8 +168,12 @@ impl Run<'_> {
             let started = self.clock.start();
             if method {
                 let sums = if batch.held { &mut held } else { &mut seen };
-                let stream = position.original.as_ref().map(|original| (original, &position.h));
-                sums.add(&inputs.x, inputs.original.as_ref(), stream)?;
+                let off = match (&inputs.original, &position.original) {
+                    (Some(x), Some(_)) if !site.is_inner() => Some((x - &inputs.x)?),
+                    (Some(x), Some(h)) => Some((block.difference(half, &(x - &inputs.x)?)? + (h - &position.h)?)?),
+                    _ => None,
+                };
+                sums.add(&inputs.x, off.as_ref())?;
             }
             if self.rounding.keep_statistics {
                 squares.add(&inputs.x)?;

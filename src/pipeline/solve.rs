@@ -3,15 +3,15 @@
 use super::calibrated::{Statistics, is_grid};
 use super::plan::Planned;
 use super::{Finished, Run, check_range, convert};
-use crate::calib::evidence::Known;
 use crate::error::Result;
 use crate::format::Encoding;
 use crate::grid::{Grid, Supers};
 use crate::interrupt;
-use crate::method::{self, Drift, Layer, Rounded, Sample, Target, over, times};
+use crate::method::{self, Layer, Rounded, Sample, Solver, Target, over, pull, times};
 use crate::model::block::Block;
 use crate::model::{Kind, Part, Role, Site};
 use std::collections::HashMap;
+use std::sync::OnceLock;
 
 /// A rounded tensor whose rows may still be divided by what the next site asks for.
 pub(super) struct Pending {
@@ -28,7 +28,7 @@ impl Run<'_> {
     pub(super) fn solve<'t>(
         &mut self,
         site: Site,
-        statistics: &Statistics,
+        statistics: Statistics,
         weights: &[f64],
         tensors: &'t [Planned],
         block: &mut Block<'_>,
@@ -40,32 +40,36 @@ impl Run<'_> {
         let solved: Vec<&Planned> = readers.iter().copied().filter(|t| is_grid(t)).collect();
         let columns = solved[0].spec.columns();
         let originals = solved.iter().map(|t| block.numbers(&t.spec)).collect::<Result<Vec<_>>>()?;
-        let seen = &statistics.seen;
-        let held = statistics.held.as_ref().unwrap_or(seen);
-        let damp = self.rounding.options.damp;
-        let inverse = seen.drift.as_ref().and_then(|_| method::inverse(&seen.hessian, columns, damp));
+        let Statistics { mut seen, mut held } = statistics;
+        let drifts = (seen.drift.take(), held.as_mut().unwrap_or(&mut seen).drift.take());
+        let held = &held.as_ref().unwrap_or(&seen).hessian;
         let mut layers = Vec::new();
         for ((tensor, w), &weight) in solved.iter().zip(&originals).zip(weights) {
             let Encoding::Grid(grid) = tensor.kind.encoding() else { unreachable!("it is rounded to codes") };
             check_range(tensor, w)?;
-            let target = inverse.as_ref().and_then(|inverse| target(w, columns, seen, held, inverse));
-            layers.push(Layer { w, grid, weight, target });
+            layers.push(Layer { w, grid, weight, target: None });
         }
         let mut site_of_method = method::Site {
             columns,
             seen: Sample { hessian: &seen.hessian },
-            held: Sample { hessian: &held.hessian },
+            held: Sample { hessian: held },
             layers,
             channels: self.channels(site, tensors, pending)?,
+            factored: OnceLock::new(),
         };
-        let mut solution = self.rounding.method.quantize(&site_of_method, &self.rounding.options)?;
+        let options = &self.rounding.options;
+        if let (Some(seen), Some(of_held)) = drifts {
+            let targets = targets(site, &originals, (seen, of_held), site_of_method.solver(options), columns, held);
+            site_of_method.layers.iter_mut().zip(targets).for_each(|(layer, target)| layer.target = target);
+        }
+        let mut solution = self.rounding.method.quantize(&site_of_method, options)?;
         if let (Some(scales), Some(channels)) = (&solution.scales, &site_of_method.channels) {
             let absorber = find(tensors, site.absorber(), Kind::Weight).and_then(|t| pending.get(t.spec.gguf.as_str()));
             let holds = |p: &Pending| p.rounded.can_scale_rows(&factors(channels, scales), &p.grid.freedom());
             if !absorber.is_none_or(holds) {
                 // As if nothing could be scaled.
                 site_of_method.channels = None;
-                solution = self.rounding.method.quantize(&site_of_method, &self.rounding.options)?;
+                solution = self.rounding.method.quantize(&site_of_method, options)?;
             }
         }
         let method::Site { layers, .. } = site_of_method;
@@ -167,12 +171,26 @@ impl Run<'_> {
     }
 }
 
-/// What a layer should compute, where it is known how its inputs have drifted.
-fn target(w: &[f32], columns: usize, seen: &Known, held: &Known, inverse: &[f32]) -> Option<Target> {
-    fn drift(known: &Known) -> Option<Drift<'_>> {
-        Some(Drift { inputs: known.drift.as_ref()?, residual: known.residual.as_deref() })
+/// What each layer should compute. `drifts`: by how much the inputs of a half's first layers are off, or what its last one adds
+/// to, over the calibration windows and over those that were held out.
+fn targets(
+    site: Site,
+    originals: &[Vec<f32>],
+    drifts: (Vec<f32>, Vec<f32>),
+    solver: &Solver,
+    columns: usize,
+    held: &[f32],
+) -> Vec<Option<Target>> {
+    match (site.is_inner(), originals) {
+        (true, [w]) => vec![Target::new(w, columns, drifts.0, drifts.1, solver, held)],
+        _ => {
+            let target = |w: &Vec<f32>| {
+                let [m, of_held] = [&drifts.0, &drifts.1].map(|drift| pull(w, columns, drift));
+                Target::new(w, columns, m, of_held, solver, held)
+            };
+            originals.iter().map(target).collect()
+        }
     }
-    Some(Target::new(w, columns, drift(seen)?, drift(held)?, inverse, &held.hessian))
 }
 
 /// By what each channel is multiplied, where each column is divided by its scale.
