@@ -6,7 +6,7 @@ use half::slice::HalfFloatSliceExt;
 use llmq_kernels::attention::{self, Shape};
 use llmq_kernels::gemm;
 use llmq_kernels::search;
-use llmq_kernels::{F, Isa, LANES, Levels, column, convert, descent, elementwise, squares, syrk};
+use llmq_kernels::{F, Isa, LANES, Levels, cholesky, column, convert, descent, elementwise, squares, syrk};
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
@@ -33,7 +33,7 @@ fn numbers(n: usize) -> Vec<f32> {
 }
 
 fn products() {
-    for (n, m, k) in [(2048, 1280, 512), (2048, 512, 1280), (2048, 4096, 4096)] {
+    for (n, m, k) in [(2048, 1280, 512), (2048, 512, 1280), (2048, 4096, 4096), (2048, 4096, 11008)] {
         let (x, w, mut y) = (numbers(n * k), numbers(m * k), vec![0.0; n * m]);
         let ours = best(|| gemm::linear(&x, &w, k, black_box(&mut y)));
         let threads = rayon::current_num_threads();
@@ -67,13 +67,30 @@ fn products() {
         let rate = 2e-9 * (n * m * k) as f64 / ours;
         show(&format!("linear {n} x {k} -> {m}"), rate, "GFLOP/s", ours, "the gemm crate", theirs);
     }
-    for (n, k) in [(2048, 512), (2048, 1280)] {
+    for (n, k) in [(2048, 512), (2048, 1280), (8192, 4096)] {
         let (x, mut h) = (numbers(n * k), vec![0.0; k * k]);
         let ours = best(|| syrk::syrk(&x, k, black_box(&mut h)));
         let transposed = numbers(k * n);
         let theirs = best(|| gemm::linear(&transposed, &transposed, n, black_box(&mut h)));
         let rate = 1e-9 * (n * k * k) as f64 / ours;
         show(&format!("syrk {n} x {k}"), rate, "GFLOP/s", ours, "the full product", theirs);
+    }
+}
+
+fn factors() {
+    for n in [1280, 2048] {
+        let a: Vec<f64> = (0..n * n).map(|i| if i % (n + 1) == 0 { 2.0 } else { 1.0 / n as f64 }).collect();
+        let mut l = a.clone();
+        let ours = best(|| {
+            l.copy_from_slice(&a);
+            assert!(cholesky::cholesky(black_box(&mut l), n));
+        });
+        let view = faer::MatRef::from_row_major_slice(&a, n, n);
+        let theirs = best(|| {
+            black_box(view.llt(faer::Side::Lower).expect("positive definite"));
+        });
+        let rate = 1e-9 / 3.0 * (n * n * n) as f64 / ours;
+        show(&format!("cholesky {n}"), rate, "GFLOP/s", ours, "faer on its threads", theirs);
     }
 }
 
@@ -166,6 +183,7 @@ fn conversions() {
 fn main() {
     println!("{} threads, {:?}", rayon::current_num_threads(), Isa::best());
     products();
+    factors();
     rows();
     searches();
     conversions();

@@ -41,7 +41,8 @@ impl Run<'_> {
         let columns = solved[0].spec.columns();
         let originals = solved.iter().map(|t| block.numbers(&t.spec)).collect::<Result<Vec<_>>>()?;
         let Statistics { mut seen, mut held } = statistics;
-        let drifts = (seen.drift.take(), held.as_mut().unwrap_or(&mut seen).drift.take());
+        // Without windows that were held out nobody can say how far a layer should go to mend what is off.
+        let drifts = held.as_mut().and_then(|held| seen.drift.take().zip(held.drift.take()));
         let held = &held.as_ref().unwrap_or(&seen).hessian;
         let mut layers = Vec::new();
         for ((tensor, w), &weight) in solved.iter().zip(&originals).zip(weights) {
@@ -58,8 +59,8 @@ impl Run<'_> {
             factored: OnceLock::new(),
         };
         let options = &self.rounding.options;
-        if let (Some(seen), Some(of_held)) = drifts {
-            let targets = targets(site, &originals, (seen, of_held), site_of_method.solver(options), columns, held);
+        if let Some(drifts) = drifts {
+            let targets = targets(site, &originals, drifts, site_of_method.solver(options), columns, held);
             site_of_method.layers.iter_mut().zip(targets).for_each(|(layer, target)| layer.target = target);
         }
         let mut solution = self.rounding.method.quantize(&site_of_method, options)?;

@@ -1,0 +1,227 @@
+#!/usr/bin/env python3
+"""How fast llmq is against the others, and in how much memory, side by side on this machine.
+
+  scripts/bench.py [--only products,eval,rtn,gptq,memory,seven] [--model DIR] [--calib FILE] [--text FILE] [--out FILE]
+
+Writes a table, by default eval/results/bench.md. Each pair is timed in turns, each figure is the best of three runs. What a
+comparison needs and this machine lacks is named in the table instead of a figure:
+
+  products  TORCH_PYTHON: a python with torch; and `cargo bench`, against the gemm crate
+  eval      scripts/setup-consumers.sh (llama.cpp, through node-llama-cpp)
+  rtn       LLAMA_QUANTIZE: llama.cpp's quantizer, from a 16-bit GGUF that llmq has made (its own converter is not counted)
+  gptq      LLAMA_IMATRIX and LLAMA_QUANTIZE
+  memory    scripts/setup-consumers.sh (numpy): peak memory against the number of blocks
+  seven     the same: blocks of a 7B model, 4096 / 11008, 8 x 512 tokens
+
+--model is by default the embedded checkpoint, which is too small to say much. Needs `cargo build --release`.
+"""
+import argparse, datetime, json, os, platform, re, shlex, subprocess, sys, tempfile, time
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+LLMQ = os.path.join(ROOT, "target", "release", "llmq")
+PYTHON = os.path.join(ROOT, ".consumers", "python", "bin", "python")
+SECTIONS = ["products", "eval", "rtn", "gptq", "memory", "seven"]
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def run(command):
+    """Runs a command; gives its standard output."""
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{shlex.join(command)} failed:\n{done.stderr[-2000:]}")
+    return done.stdout
+
+
+def summary(*arguments):
+    """The last JSON line of llmq."""
+    return json.loads(run([LLMQ, *arguments, "--json"]).splitlines()[-1])
+
+
+def in_turns(*calls, rounds=3):
+    """The best time of each call, run in turns; a call may give the seconds that count."""
+    best = [float("inf")] * len(calls)
+    for _ in range(rounds):
+        for i, call in enumerate(calls):
+            started = time.perf_counter()
+            seconds = call()
+            best[i] = min(best[i], seconds if isinstance(seconds, float) else time.perf_counter() - started)
+    return best
+
+
+def row(what, target, ours=None, theirs=None, unit="", ratio=None, missing=None):
+    """A line of the table."""
+    if missing:
+        return f"| {what} | | | not measured: no {missing} | {target} |"
+    shown = lambda x: "" if x is None else f"{x:.3g} {unit}"
+    return f"| {what} | {shown(ours)} | {shown(theirs)} | {'' if ratio is None else f'{ratio:.2f}'} | {target} |"
+
+
+def products(a):
+    """Matrix products, against torch and the gemm crate; sums of outer products against the full product."""
+    bench = run(["cargo", "bench", "--quiet", "--manifest-path", os.path.join(ROOT, "Cargo.toml"), "-p", "llmq-kernels"])
+    found = re.findall(r"^(linear|syrk|cholesky) (.*?)\s+([\d.]+) GFLOP/s\s+([\d.]+) x (.*)$", bench, re.M)
+    lines = []
+    torch = os.environ.get("TORCH_PYTHON")
+    script = ("import torch, time, sys\ntorch.set_num_threads(int(sys.argv[1])); n, k, m = map(int, sys.argv[2:])\n"
+              "x, w = torch.randn(n, k), torch.randn(m, k)\nts = []\nx @ w.t()\n"
+              "for _ in range(5):\n s = time.perf_counter(); x @ w.t(); ts.append(time.perf_counter() - s)\n"
+              "print(2e-9 * n * m * k / min(ts))")
+    for kind, shape, rate, ratio, other in found:
+        rate, ratio = float(rate), float(ratio)
+        target = {"linear": "≥ 1.0", "syrk": "≥ 1.7"}.get(kind, "")
+        lines.append(row(f"{kind} {shape}, against {other}", target, rate, rate / ratio, "GFLOP/s", ratio))
+        if kind == "linear" and "4096" in shape:
+            what = f"linear {shape}, f32, against torch"
+            if torch:
+                theirs = float(run([torch, "-c", script, str(CORES), *re.findall(r"\d+", shape)]))
+                lines.append(row(what, "≥ 0.9", rate, theirs, "GFLOP/s", rate / theirs))
+            else:
+                lines.append(row(what, "≥ 0.9", missing="TORCH_PYTHON"))
+    lines.append(row("bf16 products, against torch", "≥ 0.8 with AMX or AVX512-BF16", missing="such a kernel in llmq"))
+    return lines
+
+
+def evaluation(a, work):
+    """Tokens per second through the model, against llama.cpp reading the same tokens."""
+    node = os.path.join(ROOT, "scripts", "llama_speed.mjs")
+    lines = []
+    for kind in ["F16", "Q4_0", "Q4_K_M"]:
+        file = os.path.join(work, f"{kind}.gguf")
+        run([LLMQ, "quantize", a.model, "--type", kind, "--method", "rtn", "-o", file])
+        text = ["-f", a.text] if a.text else []
+        judged = summary("eval", file, "--perplexity", "--chunks", "16", *text)
+        windows = judged["windows"]
+        ours = lambda: run([LLMQ, "eval", file, "--perplexity", "--chunks", str(windows), *text]) and None
+        theirs = lambda: float(run(["node", node, file, str(windows), "512", str(CORES)]))
+        if not os.path.exists(os.path.join(ROOT, ".consumers", "node")):
+            lines.append(row(f"eval --perplexity, {kind}", "≥ 1.0", missing="scripts/setup-consumers.sh"))
+            continue
+        rate = lambda seconds: windows * 512 / seconds
+        ours, theirs = map(rate, in_turns(ours, theirs))
+        lines.append(row(f"eval --perplexity, {kind}, against llama.cpp's prompt processing (its output matrix for one token "
+                         "a window, ours for 256; our start-up counted, its not)", "≥ 1.0", ours, theirs, "tokens/s", ours / theirs))
+    return lines
+
+
+def rtn(a, work):
+    """From the checkpoint to Q4_K_M without calibration."""
+    peer = os.environ.get("LLAMA_QUANTIZE")
+    if not peer:
+        return [row("rtn, checkpoint to Q4_K_M, against llama-quantize", "≤ 0.5", missing="LLAMA_QUANTIZE")]
+    source, out = (os.path.join(work, name) for name in ("f16.gguf", "out.gguf"))
+    run([LLMQ, "quantize", a.model, "--type", "F16", "--method", "rtn", "-o", source, "--force"])
+    ours, theirs = in_turns(
+        lambda: run([LLMQ, "quantize", a.model, "--type", "Q4_K_M", "--method", "rtn", "-o", out, "--force"]) and None,
+        lambda: run([peer, source, out, "Q4_K_M", str(CORES)]) and None)
+    what = "rtn, checkpoint to Q4_K_M, against llama-quantize from F16, without the converter that has to come before it"
+    return [row(what, "≤ 0.5 with the converter", ours, theirs, "s", ours / theirs)]
+
+
+def gptq(a, work):
+    """Calibrated runs, against llama.cpp's imatrix and quantizer on as many tokens."""
+    imatrix, quantize = os.environ.get("LLAMA_IMATRIX"), os.environ.get("LLAMA_QUANTIZE")
+    calib = ["--calib", a.calib] if a.calib else []
+    source, matrix, out = (os.path.join(work, name) for name in ("f16.gguf", "imatrix.gguf", "out.gguf"))
+    common = [LLMQ, "quantize", a.model, "--type", "Q4_K_M", "-o", out, "--force", "--samples", "128", "--seq-len", "512", *calib]
+    runs = {
+        "plain GPTQ (--method gptq --no-gptaq --no-order --sweeps 0)": ["--method", "gptq", "--no-gptaq", "--no-order", "--sweeps", "0"],
+        "--method auto": ["--method", "auto"],
+    }
+    if not (imatrix and quantize and a.text):
+        return [row(f"{name}, 128 x 512, against llama-imatrix and llama-quantize", "≤ 1.5", missing="LLAMA_IMATRIX, "
+                    "LLAMA_QUANTIZE or --text") for name in runs]
+    run([LLMQ, "quantize", a.model, "--type", "F16", "--method", "rtn", "-o", source, "--force"])
+
+    def peer():
+        run([imatrix, "-m", source, "-f", a.text, "-o", matrix, "-c", "512", "--chunks", "128", "-t", str(CORES), "-ngl", "0"])
+        run([quantize, "--imatrix", matrix, source, out, "Q4_K_M", str(CORES)])
+    calls = [lambda options=options: run([*common, *options]) and None for options in runs.values()]
+    *ours, theirs = in_turns(*calls, peer, rounds=1)
+    return [row(f"{name}, 128 x 512, against llama-imatrix and llama-quantize", "≤ 1.5", seconds, theirs, "s", seconds / theirs)
+            for name, seconds in zip(runs, ours)]
+
+
+def anonymous(command):
+    """Peak anonymous memory of a command in bytes, by looking five times a second; and its seconds."""
+    started, peak = time.perf_counter(), 0
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None:
+        try:
+            with open(f"/proc/{process.pid}/status", encoding="utf8") as file:
+                peak = max(peak, *(int(kib) << 10 for kib in re.findall(r"RssAnon:\s*(\d+)", file.read())), 0)
+        except OSError:
+            pass
+        time.sleep(0.2)
+    if process.returncode:
+        sys.exit(f"{shlex.join(command)} failed:\n{process.stderr.read()[-2000:]}")
+    return peak, time.perf_counter() - started
+
+
+def memory(a, work):
+    """Peak memory against the number of blocks."""
+    lines, first = [], None
+    for blocks in [8, 16, 32]:
+        model = os.path.join(work, "random")
+        run([PYTHON, os.path.join(ROOT, "scripts", "random_checkpoint.py"), model, "--blocks", str(blocks)])
+        peak, seconds = anonymous([LLMQ, "quantize", model, "--type", "Q4_0", "--samples", "8", "--seq-len", "512",
+                                   "-o", os.path.join(work, "out.gguf"), "--force"])
+        first = first or peak
+        lines.append(row(f"peak anonymous memory, {blocks} blocks of 1024 / 2816 ({seconds:.0f} s), against 8 blocks",
+                         "0.97 to 1.03", peak / 1e6, first / 1e6, "MB", peak / first))
+    return lines
+
+
+def seven(a, work):
+    """Blocks of a 7B model."""
+    model = os.path.join(work, "seven")
+    shape = ["--blocks", "2", "--hidden", "4096", "--ffn", "11008", "--heads", "32", "--kv-heads", "32"]
+    run([PYTHON, os.path.join(ROOT, "scripts", "random_checkpoint.py"), model, *shape])
+    peak, seconds = anonymous([LLMQ, "quantize", model, "--type", "Q4_K_M", "--samples", "8", "--seq-len", "512",
+                               "-o", os.path.join(work, "out.gguf"), "--force"])
+    return [row(f"peak anonymous memory, two blocks of 4096 / 11008, 8 x 512 tokens ({seconds:.0f} s)", "≤ 4 GiB",
+                peak / (1 << 30), 4, "GiB", peak / (4 << 30))]
+
+
+def cpu():
+    """The processor's name."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf8") as file:
+            names = re.findall(r"^model name\s*: (.*)$", file.read(), re.M)
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--only", type=lambda text: text.split(","), default=SECTIONS)
+    p.add_argument("--model", default=os.path.join(ROOT, "eval", "tiny"))
+    p.add_argument("--calib", help="calibration text [default: the one that is built in]")
+    p.add_argument("--text", help="text to read [default: the one that is built in]")
+    p.add_argument("--out", default=os.path.join(ROOT, "eval", "results", "bench.md"))
+    a = p.parse_args()
+    if not os.path.exists(LLMQ):
+        sys.exit("run `cargo build --release` first")
+    load = os.getloadavg()[0]
+    commit = subprocess.run(["git", "-C", ROOT, "describe", "--always", "--dirty"], capture_output=True, text=True).stdout
+    head = [
+        "# Speed and memory, side by side", "",
+        f"- Command: `{shlex.join(['scripts/bench.py', *sys.argv[1:]])}`",
+        f"- Machine: {cpu()}, {CORES} cores, load average {load:.1f} before it began; {run([LLMQ, '--version']).strip()}, commit {commit.strip()}",
+        f"- Date: {datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d %H:%M} UTC", "",
+        "| what | llmq | the other | ratio | target |", "|---|---|---|---|---|",
+    ]
+    lines = []
+    with tempfile.TemporaryDirectory() as work:
+        for name in a.only:
+            of = dict(products=lambda: products(a), eval=lambda: evaluation(a, work), rtn=lambda: rtn(a, work),
+                      gptq=lambda: gptq(a, work), memory=lambda: memory(a, work), seven=lambda: seven(a, work))[name]
+            for line in of():
+                print(line, flush=True)
+                lines.append(line)
+    os.makedirs(os.path.dirname(a.out), exist_ok=True)
+    with open(a.out, "w", encoding="utf8") as file:
+        file.write("\n".join(head + lines) + "\n")
+
+
+main()
