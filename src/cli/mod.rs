@@ -1,6 +1,7 @@
 //! The command line: one file per command, and the only place that prints.
 
 mod budget;
+mod effort;
 mod eval;
 mod imatrix;
 mod inspect;

@@ -52,10 +52,6 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     calib: Vec<PathBuf>,
 
-    /// How many windows of calibration text
-    #[arg(long, value_name = "N", default_value_t = 128)]
-    samples: usize,
-
     /// Tokens per window [default: 2048, or the model's context if that is shorter]
     #[arg(long, value_name = "N")]
     seq_len: Option<usize>,
@@ -152,9 +148,7 @@ pub fn run(args: &Args) -> Result<()> {
     super::use_threads(args.threads)?;
     let started = Instant::now();
     let (method, options) = (args.how.method()?, args.how.options()?);
-    if args.samples == 0 {
-        return Err(Error::usage("--samples must be at least 1"));
-    }
+    args.how.samples()?;
     if args.save_imatrix.is_some() && !method.calibrated() {
         return Err(Error::usage(format!("--save-imatrix needs a calibrated method, and {} is none", method.name()))
             .hint("add --method gptq, or make an importance matrix with `llmq imatrix`"));
@@ -334,13 +328,13 @@ fn calibration(args: &Args, model: &model::Model) -> Result<Calibration> {
         }
         None => USUAL.min(model.context),
     };
-    if args.samples.saturating_mul(positions) > 1 << 32 {
-        let samples = args.samples;
+    let samples = args.how.samples()?;
+    if samples.saturating_mul(positions) > 1 << 32 {
         return Err(Error::usage(format!("{samples} windows of {positions} tokens are more than 2^32 tokens"))
             .hint("some hundred thousand tokens are enough: lower --samples or --seq-len"));
     }
     let (documents, names) = text::read_all(&args.calib)?;
-    Ok(Calibration { documents, names, samples: args.samples, positions, seed: args.seed })
+    Ok(Calibration { documents, names, samples, positions, seed: args.seed })
 }
 
 fn fallback(planned: &Planned) -> String {

@@ -1,14 +1,24 @@
 //! The options that say how weights are rounded.
 
+use super::effort::Effort;
 use crate::error::{Error, Result};
 use crate::method::{self, Method, Options};
 
 #[derive(Debug, clap::Args)]
 pub struct How {
+    /// How much time goes into the quality of the file: decides about whatever of --method, --samples and --sweeps is not given,
+    /// and whether the original model runs beside the quantized one (not when fast)
+    #[arg(long, value_enum, default_value_t = Effort::Balanced)]
+    effort: Effort,
+
     /// How weights are rounded: auto (for each site whichever of the others errs least on windows held out), awq+gptq, gptq,
-    /// awq, or rtn (to the nearest value, without calibration)
-    #[arg(short, long, default_value = "auto")]
-    method: String,
+    /// awq, or rtn (to the nearest value, without calibration) [default: auto; gptq with --effort fast]
+    #[arg(short, long)]
+    method: Option<String>,
+
+    /// How many windows of calibration text [default: 128; 32 with --effort fast, 256 with --effort best]
+    #[arg(long, value_name = "N")]
+    samples: Option<usize>,
 
     /// What is added to the Hessian's diagonal, as a fraction of its mean
     #[arg(long, value_name = "X", default_value_t = 0.01)]
@@ -18,9 +28,9 @@ pub struct How {
     #[arg(long)]
     no_order: bool,
 
-    /// Sweeps of coordinate descent over the codes that GPTQ has chosen
-    #[arg(long, value_name = "N", default_value_t = method::Options::default().sweeps)]
-    sweeps: usize,
+    /// Sweeps of coordinate descent over the codes that GPTQ has chosen [default: 6; 0 with --effort fast, 12 with --effort best]
+    #[arg(long, value_name = "N")]
+    sweeps: Option<usize>,
 
     /// Leave the scales alone in these sweeps
     #[arg(long)]
@@ -37,7 +47,18 @@ impl How {
     /// # Errors
     /// A name that no method has.
     pub fn method(&self) -> Result<&'static dyn Method> {
-        method::by_name(&self.method)
+        method::by_name(self.method.as_deref().unwrap_or(self.effort.preset().method))
+    }
+
+    /// How many windows of calibration text.
+    ///
+    /// # Errors
+    /// None at all.
+    pub fn samples(&self) -> Result<usize> {
+        match self.samples {
+            Some(0) => Err(Error::usage("--samples must be at least 1")),
+            given => Ok(given.unwrap_or(self.effort.preset().samples)),
+        }
     }
 
     /// What it is told.
@@ -49,11 +70,12 @@ impl How {
             return Err(Error::usage(format!("--damp must be above zero, not {}", self.damp)));
         }
         let (order, scales) = (!self.no_order, !self.no_scale_sweeps);
-        Ok(Options { damp: self.damp, order, sweeps: self.sweeps, scales })
+        let sweeps = self.sweeps.unwrap_or(self.effort.preset().sweeps);
+        Ok(Options { damp: self.damp, order, sweeps, scales })
     }
 
     /// Whether the original model runs beside the quantized one.
     pub fn asymmetric(&self, method: &dyn Method) -> bool {
-        method.calibrated() && !self.no_gptaq
+        method.calibrated() && !self.no_gptaq && self.effort.preset().compare
     }
 }
