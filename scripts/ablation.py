@@ -97,18 +97,16 @@ def row(a, work, kind, options, seeded, said):
 def table(kind, rows):
     """The rows of one type as Markdown. Each is a name, its options, and its runs or why there are none."""
     means = {name: statistics.fmean(r["kl"] for r in runs) for name, _, runs in rows if not isinstance(runs, str)}
-    lines = [f"## {kind}", "", "| | `llmq quantize` with | KL divergence | ± | ratio to GPTQ | bytes | seconds |",
-             "|---|---|---|---|---|---|---|"]
+    lines = [f"## {kind}", "", "| | `llmq quantize` with | KL divergence | ± | ratio to GPTQ | bytes |", "|---|---|---|---|---|---|"]
     for name, options, runs in rows:
         if isinstance(runs, str):
-            lines.append(f"| {name} | `{options}` | {runs} | | | | |")
+            lines.append(f"| {name} | `{options}` | {runs} | | | |")
             continue
         kls = [r["kl"] for r in runs]
         spread = f"{(max(kls) - min(kls)) / 2:.6f}" if len(kls) > 1 else ""
         ratio = f"{means[name] / means[BASE]:.2f}" if BASE in means else ""
         sizes = "–".join(f"{n:,}" for n in sorted({r["bytes"] for r in runs}))
-        seconds = statistics.fmean(r["seconds"] for r in runs)
-        lines.append(f"| {name} | `{options}` | {means[name]:.6f} | {spread} | {ratio} | {sizes} | {seconds:.1f} |")
+        lines.append(f"| {name} | `{options}` | {means[name]:.6f} | {spread} | {ratio} | {sizes} |")
     return lines + [""]
 
 
@@ -146,7 +144,7 @@ def header(a):
         "KL divergence of next-token distributions, original to file, in nats: the mean over the scored tokens, and of that "
         "the mean over the seeds; ± is half the range over the seeds. A seed draws the windows of calibration text, the same "
         "for every row. RTN draws none: its importance matrix is that of the text's first windows, as many and as long. "
-        "Seconds are those of `llmq quantize`, the mean over the seeds.", "",
+        "What each costs in time is in `effort.md`.", "",
         f"- Command: `{shlex.join(['scripts/ablation.py', *sys.argv[1:]])}`",
         f"- Model: {shown(a.model)}; {version}{commit()}",
         f"- Machine: {cpu()}, {cores} cores{load}",
