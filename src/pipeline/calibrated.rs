@@ -16,14 +16,14 @@ use std::collections::HashMap;
 
 /// Inner activations up to this many bytes are kept from the statistics to the output of a half; larger ones are computed
 /// twice. The results are the same.
-const KEEP: usize = 512 << 20;
+pub(super) const KEEP: usize = 512 << 20;
 
 /// One window in so many is kept out of every Hessian, where a method has to choose.
-const HELD: usize = 8;
+pub(super) const HELD: usize = 8;
 
 /// One batch in so many, of those that are not held out, also goes through the original model: how activations drift is a
 /// smooth thing, and running two models is twice the work.
-const COMPARED: usize = 4;
+pub(super) const COMPARED: usize = 4;
 
 /// The residual stream of all calibration windows: what lives from block to block.
 pub struct Stream {
