@@ -8,7 +8,7 @@ use crate::error::{Context, Error, Result};
 use crate::format::Type;
 use crate::method::{self, Method};
 use crate::pipeline::forecast::advice::{Advice, Situation, advice};
-use crate::pipeline::forecast::fit::{self, Needs, largest_that_fits};
+use crate::pipeline::forecast::fit::{self, Needs, is_in_order, largest_that_fits};
 use crate::pipeline::forecast::remedy::{Remedy, remedy};
 use crate::pipeline::forecast::shape::BlockShape;
 use crate::pipeline::forecast::sizes::{Size, quantized_already, sizes, source_type};
@@ -147,7 +147,12 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let needs = known.map(|sizes| sizes.needs(args.context));
     let fits = |size: &Size| Some(needs?.fit(size.on_gpu, args.vram?));
-    let largest = needs.zip(args.vram).and_then(|(n, vram)| largest_that_fits(&sizes, &n, vram, source_type(&plan)));
+    let source_type = source_type(&plan);
+    let largest = |of: &dyn Fn(&Size) -> bool| {
+        needs.zip(args.vram).and_then(|(needs, vram)| largest_that_fits(&sizes, &needs, vram, source_type, of))
+    };
+    let better = largest(&is_in_order);
+    let largest = largest(&|_| true);
     let over = args.ram.filter(|ram| forecasts[0].peak.bytes() > *ram);
     let half = sizes.iter().find(|size| size.mix.name == "F16").expect("F16 is a mix");
     let bits = |size: &Size| (size.mix.name, size.bits_per_weight);
@@ -161,7 +166,7 @@ pub fn run(args: &Args) -> Result<()> {
         can_run: plan.model().is_ok(),
         asked: bits(&sizes[chosen]),
         asked_fits: fits(&sizes[chosen]),
-        largest: largest.map(|i| bits(&sizes[i])),
+        largest: better.map(|i| bits(&sizes[i])),
         careful: careful.filter(|size| fits(size) != Some(false)).map(|size| size.mix.name).next(),
     });
     let report = Report {

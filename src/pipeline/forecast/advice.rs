@@ -24,7 +24,7 @@ pub struct Situation<'a> {
     pub asked: (&'a str, f64),
     /// Whether it fits.
     pub asked_fits: Option<bool>,
-    /// The largest type that fits, where that is known, and its bits per weight.
+    /// The best type that fits, where that is known, and its bits per weight.
     pub largest: Option<(&'a str, f64)>,
     /// The best of Q8_0 and Q6_K that fits, or Q8_0 where nothing is known.
     pub careful: Option<&'a str>,
@@ -86,7 +86,7 @@ pub fn advice(s: &Situation) -> Vec<Advice> {
     }
     if s.asked_fits == Some(false) {
         let instead = match s.largest {
-            Some((name, _)) => format!("the largest that does is {name}: --type {name}, or a shorter --context"),
+            Some((name, _)) => format!("the best that does is {name}: --type {name}, or a shorter --context"),
             None => {
                 "no type does: some layers will have to stay in main memory (llama.cpp's --n-gpu-layers), or take a \
                      smaller model or a shorter --context"
@@ -98,9 +98,7 @@ pub fn advice(s: &Situation) -> Vec<Advice> {
     if bits < CAREFUL && s.quantized.is_none() {
         let instead = match s.careful {
             Some(name) => format!("take {name} (--type {name}) or keep 16 bits"),
-            None => {
-                "neither Q8_0 nor Q6_K fits your GPU: run it from main memory, or measure the smaller file first".into()
-            }
+            None => "neither Q8_0 nor Q6_K fits your GPU: run one of them from main memory".into(),
         };
         say(
             "accuracy",

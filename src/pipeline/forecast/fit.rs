@@ -90,14 +90,25 @@ impl Needs {
     }
 }
 
-/// The place of the largest size that fits. Single precision is no choice for what has less; of equal sizes the type that the
-/// source has is the one.
-pub fn largest_that_fits(sizes: &[Size], needs: &Needs, vram: u64, source: &str) -> Option<usize> {
-    let fitting = sizes
-        .iter()
-        .enumerate()
-        .filter(|(_, size)| needs.fit(size.on_gpu, vram) && (size.mix.name != "F32" || source == "F32"));
+/// The place of the largest size that fits, among those that `of` takes. Single precision is no choice for what has less; of equal
+/// sizes the type that the source has is the one.
+pub fn largest_that_fits(
+    sizes: &[Size],
+    needs: &Needs,
+    vram: u64,
+    source: &str,
+    of: impl Fn(&Size) -> bool,
+) -> Option<usize> {
+    let fits = |size: &Size| needs.fit(size.on_gpu, vram) && (size.mix.name != "F32" || source == "F32");
+    let fitting = sizes.iter().enumerate().filter(|(_, size)| fits(size) && of(size));
     fitting.max_by_key(|(i, size)| (size.bytes, size.mix.name == source, usize::MAX - i)).map(|(i, _)| i)
+}
+
+/// Whether a mix loses as little as any of its size, so that more bytes of these always mean less loss: the older formats and
+/// those with tables do not keep to that order.
+pub fn is_in_order(size: &Size) -> bool {
+    let name = size.mix.name;
+    !size.mix.base.is_quantized() || name == "Q8_0" || name.contains("_K")
 }
 
 #[cfg(test)]
@@ -141,12 +152,14 @@ mod tests {
         };
         let sizes = [size("F32", 400), size("F16", 200), size("BF16", 200), size("Q8_0", 106), size("Q4_0", 56)];
         let needs = Needs { context: 1, cache: 10, reserve: 5 };
-        let best = |vram, source| largest_that_fits(&sizes, &needs, vram, source).map(|i| sizes[i].mix.name);
+        let best = |vram, source| largest_that_fits(&sizes, &needs, vram, source, |_| true).map(|i| sizes[i].mix.name);
         assert_eq!(best(1000, "BF16"), Some("BF16"));
         assert_eq!(best(1000, "F16"), Some("F16"));
         assert_eq!(best(1000, "F32"), Some("F32"));
         assert_eq!(best(214, "BF16"), Some("Q8_0"));
         assert_eq!(best(71, "BF16"), Some("Q4_0"));
         assert_eq!(best(70, "BF16"), None);
+        let in_order = largest_that_fits(&sizes, &needs, 71, "BF16", is_in_order);
+        assert_eq!(in_order, None, "Q4_0 alone would fit");
     }
 }
