@@ -7,6 +7,7 @@
 
 mod calibrated;
 pub mod choice;
+pub mod forecast;
 mod head;
 pub mod importance;
 pub mod journal;

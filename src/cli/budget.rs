@@ -53,7 +53,7 @@ impl Target {
 }
 
 /// A number of bytes: decimal, with K, M or G behind it or nothing, fractions allowed.
-fn size(text: &str) -> Option<u64> {
+pub fn size(text: &str) -> Option<u64> {
     let upper = text.to_ascii_uppercase();
     let number = upper.strip_suffix('B').unwrap_or(&upper);
     let (number, unit) = match number.chars().last()? {

@@ -27,6 +27,15 @@ pub struct Preset {
 }
 
 impl Effort {
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Effort::Fast => "fast",
+            Effort::Balanced => "balanced",
+            Effort::Best => "best",
+        }
+    }
+
     /// What it stands for.
     pub fn preset(self) -> Preset {
         match self {

@@ -7,6 +7,7 @@ mod imatrix;
 mod inspect;
 mod output;
 mod override_kv;
+mod plan;
 mod quantize;
 mod rounding;
 mod summary;
@@ -32,6 +33,8 @@ pub struct Cli {
 enum Command {
     /// Quantize a checkpoint into a GGUF that llama.cpp loads
     Quantize(Box<quantize::Args>),
+    /// Say what quantizing would take and give: time, memory, sizes, and what fits
+    Plan(Box<plan::Args>),
     /// Measure how much each column of each layer matters
     Imatrix(imatrix::Args),
     /// Judge a GGUF or a checkpoint on a text
@@ -62,6 +65,7 @@ pub fn run(cli: Cli) -> ExitCode {
         handler.map_err(|cause| Error::new("cannot listen for Ctrl-C").because(cause)).and_then(|()| {
             match &cli.command {
                 Command::Quantize(args) => quantize::run(args),
+                Command::Plan(args) => plan::run(args),
                 Command::Imatrix(args) => imatrix::run(args),
                 Command::Eval(args) => eval::run(args),
                 Command::Inspect(args) => inspect::run(args),

@@ -1,22 +1,21 @@
 //! `llmq quantize`: checkpoint in, GGUF out.
 
+mod asked;
+
 use super::budget::{self, Target};
 use super::output::{self, Progress, bytes};
-use super::override_kv;
 use super::rounding::How;
 use super::summary::{show, shown, signed, summary_json, tensor_json, tensor_line};
 use crate::calib::text;
 use crate::error::{Error, Result};
+use crate::format;
 use crate::format::mix;
-use crate::format::recipe::{Recipe, Wishes, overrides_in};
-use crate::format::{self, Type};
 use crate::model;
 use crate::pipeline::choice::Choice;
 use crate::pipeline::journal::Journal;
-use crate::pipeline::plan::{Plan, Planned, Request};
+use crate::pipeline::plan::{Plan, Planned};
 use crate::pipeline::{self, Calibration, Rounding};
 use crate::source::imatrix::Imatrix;
-use crate::source::value::Metadata;
 use crate::writer::atomic::check_destination;
 use crate::writer::imatrix;
 use serde_json::json;
@@ -27,11 +26,11 @@ use std::time::Instant;
 pub struct Args {
     /// A checkpoint folder (config.json, tokenizer.json, safetensors), or a GGUF of F32, F16 or BF16
     #[arg(required_unless_present = "list_types")]
-    model: Option<PathBuf>,
+    pub(super) model: Option<PathBuf>,
 
     /// Show the types and their bits per weight
     #[arg(long)]
-    list_types: bool,
+    pub(super) list_types: bool,
 
     /// The file to write [default: NAME.TYPE.gguf in this folder]
     #[arg(short, long, value_name = "FILE")]
@@ -42,15 +41,15 @@ pub struct Args {
     kind: String,
 
     #[command(flatten)]
-    target: Target,
+    pub(super) target: Target,
 
     #[command(flatten)]
-    how: How,
+    pub(super) how: How,
 
     /// Calibration text: .txt, or .jsonl, .json and .json.gz with one {"text": …} a line; repeatable
     /// [default: a sample that is built in]
     #[arg(long, value_name = "FILE")]
-    calib: Vec<PathBuf>,
+    pub(super) calib: Vec<PathBuf>,
 
     /// Tokens per window [default: 2048, or the model's context if that is shorter]
     #[arg(long, value_name = "N")]
@@ -88,7 +87,7 @@ pub struct Args {
     /// An importance matrix, as `llmq imatrix` or llama-imatrix makes it: weighs the columns of whatever a method does not
     /// calibrate itself
     #[arg(long, value_name = "FILE")]
-    imatrix: Option<PathBuf>,
+    pub(super) imatrix: Option<PathBuf>,
 
     /// Write what the layers of a calibrated run saw as an importance matrix
     #[arg(long, value_name = "FILE")]
@@ -112,7 +111,7 @@ pub struct Args {
 
     /// How many threads [default: one per core]
     #[arg(long, value_name = "N")]
-    threads: Option<usize>,
+    pub(super) threads: Option<usize>,
 
     /// Show what would be written, and write nothing
     #[arg(long)]
@@ -133,7 +132,7 @@ pub struct Args {
 
     /// One JSON object a line on standard output: each tensor, then a summary
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 
     /// Show each tensor with its error
     #[arg(short, long)]
@@ -148,7 +147,6 @@ pub fn run(args: &Args) -> Result<()> {
     super::use_threads(args.threads)?;
     let started = Instant::now();
     let (method, options) = (args.how.method()?, args.how.options()?);
-    args.how.samples()?;
     if args.save_imatrix.is_some() && !method.calibrated() {
         return Err(Error::usage(format!("--save-imatrix needs a calibrated method, and {} is none", method.name()))
             .hint("add --method gptq, or make an importance matrix with `llmq imatrix`"));
@@ -160,16 +158,7 @@ pub fn run(args: &Args) -> Result<()> {
         .hint("leave one of them out, or measure the rotated file with `llmq imatrix`"));
     }
     let imatrix = args.imatrix.as_deref().map(Imatrix::read).transpose()?;
-    let request = Request {
-        recipe: recipe(args)?,
-        pre: args.pre.as_deref(),
-        calibrated: method.calibrated(),
-        imatrix: args.imatrix.as_deref().zip(imatrix.as_ref()),
-        requantize: args.allow_requantize,
-        rotate: args.rotate.then_some(args.seed),
-        keys: args.override_kv.iter().map(|text| override_kv::parse(text)).collect::<Result<Metadata>>()?,
-    };
-    let mut plan = Plan::new(folder, request)?;
+    let mut plan = Plan::new(folder, args.request(method, imatrix.as_ref())?)?;
     let target = args.target.given()?;
     let name = target.as_ref().map_or(plan.mix.into(), |target| target.name.clone());
     let output = args.output.clone().unwrap_or_else(|| default_output(folder, &name));
@@ -254,27 +243,12 @@ fn size(text: &str) -> std::result::Result<u64, String> {
     }
 }
 
-fn list_types() -> Result<()> {
+pub(super) fn list_types() -> Result<()> {
     for mix in mix::all() {
         let (name, base) = (mix.name, mix.base);
         output::line(format!("{name:8} {:6} bits per weight where nothing is raised ({})", base.bits(), base.name()));
     }
     Ok(())
-}
-
-fn recipe(args: &Args) -> Result<Recipe> {
-    let named = |name: &Option<String>| -> Result<Option<Type>> { name.as_deref().map(format::by_name).transpose() };
-    let mut tensors = args.tensor_type.clone();
-    if let Some(path) = &args.tensor_type_file {
-        tensors.extend(overrides_in(path)?);
-    }
-    let wishes = Wishes {
-        pure: args.pure,
-        output: named(&args.output_tensor_type)?,
-        embedding: named(&args.token_embedding_type)?,
-        tensors,
-    };
-    Recipe::new(mix::named(&args.kind)?, wishes)
 }
 
 fn default_output(model: &Path, mix: &str) -> PathBuf {
@@ -317,27 +291,12 @@ fn inputs(args: &Args, folder: &Path, plan: &Plan) -> Vec<PathBuf> {
 }
 
 fn calibration(args: &Args, model: &model::Model) -> Result<Calibration> {
-    const USUAL: usize = 2048;
-    let positions = match args.seq_len {
-        Some(n) if n < 2 => return Err(Error::usage("--seq-len must be at least 2")),
-        Some(n) => {
-            if n > model.context {
-                output::note(&format!("note: --seq-len {n} is longer than the model's context of {}", model.context));
-            }
-            n
-        }
-        None => USUAL.min(model.context),
-    };
-    let samples = args.how.samples()?;
-    if samples.saturating_mul(positions) > 1 << 32 {
-        return Err(Error::usage(format!("{samples} windows of {positions} tokens are more than 2^32 tokens"))
-            .hint("some hundred thousand tokens are enough: lower --samples or --seq-len"));
-    }
+    let (positions, samples) = (args.positions(model)?, args.how.samples()?);
     let (documents, names) = text::read_all(&args.calib)?;
     Ok(Calibration { documents, names, samples, positions, seed: args.seed })
 }
 
-fn fallback(planned: &Planned) -> String {
+pub(super) fn fallback(planned: &Planned) -> String {
     let wanted = planned.instead_of.map_or("", |t| t.name());
     let columns = planned.spec.shape.last().copied().unwrap_or_default();
     format!(

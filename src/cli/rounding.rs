@@ -50,6 +50,15 @@ impl How {
         method::by_name(self.method.as_deref().unwrap_or(self.effort.preset().method))
     }
 
+    /// Whether these options ask for what an effort stands for and nothing else.
+    pub fn is(&self, effort: Effort) -> bool {
+        self.effort == effort
+            && self.method.is_none()
+            && self.samples.is_none()
+            && self.sweeps.is_none()
+            && !self.no_gptaq
+    }
+
     /// How many windows of calibration text.
     ///
     /// # Errors

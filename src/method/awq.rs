@@ -108,14 +108,20 @@ pub fn over(mut q: Vec<f32>, scales: &[f32]) -> Vec<f32> {
 }
 
 /// Rows of a layer that the search looks at.
-const SAMPLE: usize = 128;
+pub const SAMPLE: usize = 128;
 
 /// Memory that candidates may take at once, in bytes.
-const MEMORY: usize = 256 << 20;
+pub const MEMORY: usize = 256 << 20;
 
 /// The exponents of the first round, of activations and of weights; a second one looks half as far around the best of them.
 const ACTIVATION: [f32; 5] = [0.0, 0.25, 0.5, 0.75, 1.0];
 const WEIGHT: [f32; 3] = [0.0, 0.5, 1.0];
+
+/// How many pairs of exponents the first round looks at.
+pub const FIRST: usize = ACTIVATION.len() * WEIGHT.len();
+
+/// How many both rounds look at together.
+pub const CANDIDATES: usize = FIRST + 8;
 
 /// The best `s = x̄^α / w̄^β` (the released AWQ's search over both exponents), or none where no scaling is best. `round`: the
 /// given rows of a layer, multiplied by the scales, on its grid.

@@ -14,7 +14,7 @@ mod target;
 
 use crate::error::{Error, Result};
 use crate::grid::Grid;
-pub use awq::{over, times};
+pub use awq::{CANDIDATES, FIRST, MEMORY, SAMPLE, over, times};
 pub use gptq::Solver;
 use llmq_kernels::gemm::{Old, View, product};
 use llmq_kernels::squares;

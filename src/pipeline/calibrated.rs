@@ -16,7 +16,7 @@ use std::collections::HashMap;
 
 /// Inner activations up to this many bytes are kept from the statistics to the output of a half; larger ones are computed
 /// twice. The results are the same.
-const KEEP: usize = 512 << 20;
+pub(super) const KEEP: usize = 512 << 20;
 
 /// What goes into a layer of both models.
 struct Inputs {

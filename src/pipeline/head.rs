@@ -4,7 +4,7 @@
 //! first; it is calibrated on the original model, which some windows go through for that. Its rows are read in both places, and
 //! as an input each number of a row counts alike: the identity is added to the Hessian.
 
-use super::plan::Planned;
+use super::plan::{Plan, Planned};
 use super::stream::Stream;
 use super::{Calibration, Run};
 use crate::calib::hessian::Hessian;
@@ -18,7 +18,7 @@ use crate::pipeline::subject::{embed, pairing};
 use candle_core::{Device, Tensor};
 
 /// Windows that go through the original model for a tied output matrix: one in so many.
-const SHARE: usize = 8;
+pub(super) const SHARE: usize = 8;
 
 /// What an error counts in the embedding against one of the same size in the output matrix, in units of the mean square of
 /// the last hidden states.
@@ -27,12 +27,17 @@ const EMBEDDED: f32 = 1.0;
 /// Bits from which on there is nothing to gain.
 const ENOUGH: f64 = 8.0;
 
+/// What [`Run::calibrates_output`] says, for a plan.
+pub(super) fn calibrates_output(plan: &Plan, tensor: &Planned) -> bool {
+    let tied = plan.model().is_ok_and(|model| model.tied);
+    let role = if tied { Role::Embedding } else { Role::Output };
+    tensor.spec.role == role && tensor.is_rounded() && tensor.kind.bits() < ENOUGH
+}
+
 impl Run<'_> {
     /// Whether the codes of an output matrix, or of an embedding that is one, are worth calibrating.
     pub(super) fn calibrates_output(&self, tensor: &Planned) -> bool {
-        let tied = self.plan.model().is_ok_and(|model| model.tied);
-        let role = if tied { Role::Embedding } else { Role::Output };
-        tensor.spec.role == role && tensor.is_rounded() && tensor.kind.bits() < ENOUGH
+        calibrates_output(self.plan, tensor)
     }
 
     /// How to round the rows of an output matrix. `hessian`: of the last hidden states, `[hidden, hidden]`.

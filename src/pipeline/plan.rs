@@ -37,6 +37,8 @@ pub struct Plan {
     pub extra: Vec<Extra>,
     /// What the user should know before it is made.
     pub notes: Vec<String>,
+    /// What mixes of types know of the model.
+    pub facts: Facts,
     /// Sizes and variations, or why there is no forward pass for this model.
     model: Result<Model>,
     /// The checkpoint's tokenizer; that of a GGUF is made when it is asked for.
@@ -200,7 +202,7 @@ impl Plan {
                 (Weights::Rotated(Box::new(Rotated::new(source, rotation))), notes)
             }
         };
-        let plan = Plan::finish(source, metadata, tensors, extra, Ok(model), tokenizer, request)?;
+        let plan = Plan::finish(source, metadata, (tensors, extra), facts, Ok(model), tokenizer, request)?;
         Ok(Plan { notes, ..plan })
     }
 
@@ -241,14 +243,14 @@ impl Plan {
         }
         let mut metadata: Metadata = file.metadata.iter().filter(|(key, _)| is_kept(key)).cloned().collect();
         request.stamp(&mut metadata);
-        Plan::finish(source, metadata, tensors, Vec::new(), model, None, request)
+        Plan::finish(source, metadata, (tensors, Vec::new()), facts, model, None, request)
     }
 
     fn finish(
         source: Weights,
         mut metadata: Metadata,
-        tensors: Vec<Planned>,
-        extra: Vec<Extra>,
+        (tensors, extra): (Vec<Planned>, Vec<Extra>),
+        facts: Facts,
         model: Result<Model>,
         tokenizer: Option<Tokenizer>,
         request: Request,
@@ -272,7 +274,7 @@ impl Plan {
         }
         let (mix, pre) = (request.recipe.mix().name, request.pre.map(str::to_owned));
         let notes = Vec::new();
-        Ok(Plan { source, metadata, tensors, mix, extra, notes, model, tokenizer, pre, blocks })
+        Ok(Plan { source, metadata, tensors, mix, extra, notes, facts, model, tokenizer, pre, blocks })
     }
 
     fn check_imatrix(&self, imatrix: &Imatrix) -> Result<()> {

@@ -121,7 +121,16 @@ impl Clock {
 
 /// The most memory that this process has had at once, in bytes, mapped files included; where the system tells.
 pub fn peak_memory() -> Option<u64> {
+    status("VmHWM:")
+}
+
+/// The memory that this process has now, in bytes, mapped files not included; where the system tells.
+pub fn anonymous_memory() -> Option<u64> {
+    status("RssAnon:")
+}
+
+fn status(key: &str) -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
+    let line = status.lines().find_map(|l| l.strip_prefix(key))?;
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
 }

@@ -16,11 +16,11 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 /// One window in so many is kept out of every Hessian, where a method has to choose.
-const HELD: usize = 8;
+pub(super) const HELD: usize = 8;
 
 /// One batch in so many, of those that are not held out, also goes through the original model: how activations drift is a
 /// smooth thing, and running two models is twice the work.
-const COMPARED: usize = 4;
+pub(super) const COMPARED: usize = 4;
 
 /// What the two files are called.
 const NAMES: [&str; 2] = ["stream-0", "stream-1"];

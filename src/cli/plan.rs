@@ -1,0 +1,264 @@
+//! `llmq plan`: what quantizing would take and give, from headers alone.
+
+mod show;
+
+use super::effort::{Effort, Preset};
+use super::{output, quantize};
+use crate::calib::text;
+use crate::error::{Context, Error, Result};
+use crate::format::Type;
+use crate::method;
+use crate::pipeline::forecast::advice::{Advice, Situation, advice};
+use crate::pipeline::forecast::fit::{self, Needs, is_in_order, largest_that_fits};
+use crate::pipeline::forecast::remedy::{Remedy, remedy};
+use crate::pipeline::forecast::shape::BlockShape;
+use crate::pipeline::forecast::sizes::{Size, quantized_already, sizes, source_type};
+use crate::pipeline::forecast::speed::Speed;
+use crate::pipeline::forecast::time::Times;
+use crate::pipeline::forecast::{Job, Peak, Text};
+use crate::pipeline::plan::{Plan, Planned, Request};
+use crate::pipeline::report::anonymous_memory;
+use crate::source::config::Config;
+use crate::source::imatrix::Imatrix;
+use clap::ValueEnum;
+use std::path::Path;
+
+/// Says what `llmq quantize` with the same options would take and give; reads headers only, and writes nothing.
+///
+/// Takes every option of `llmq quantize`, so that a command can be tried by changing this word; those that are about the file to be
+/// written change nothing.
+#[derive(Debug, clap::Args)]
+#[group(skip)]
+#[command(
+    mut_arg("list_types", |arg| arg.hide(true)),
+    mut_arg("output", |arg| arg.hide(true)),
+    mut_arg("target_bpw", |arg| arg.hide(true)),
+    mut_arg("target_size", |arg| arg.hide(true)),
+    mut_arg("save_imatrix", |arg| arg.hide(true)),
+    mut_arg("max_shard_size", |arg| arg.hide(true)),
+    mut_arg("dry_run", |arg| arg.hide(true)),
+    mut_arg("force", |arg| arg.hide(true)),
+    mut_arg("verbose", |arg| arg.hide(true)),
+    mut_arg("json", |arg| arg.help("One JSON object a line on standard output: each type, then a summary")),
+)]
+pub struct Args {
+    /// The main memory that the run may take, for example 16G
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    ram: Option<u64>,
+
+    /// The memory of the GPU that is to run the file, for example 8G: what is free of it
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    vram: Option<u64>,
+
+    /// Tokens of context that are to fit, too [default: 8192, or the model's context if that is shorter]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..1 << 32))]
+    context: Option<u64>,
+
+    #[command(flatten)]
+    run: quantize::Args,
+}
+
+/// Everything that is shown.
+struct Report<'a> {
+    args: &'a Args,
+    plan: &'a Plan,
+    sizes: Vec<Size>,
+    /// The one that was asked for, in `sizes`.
+    chosen: usize,
+    /// The largest that fits the GPU, in `sizes`.
+    largest: Option<usize>,
+    needs: Option<Needs>,
+    speed: Speed,
+    /// What was asked for first.
+    forecasts: Vec<Forecast>,
+    /// Windows and their length, where they are used.
+    windows: Option<(usize, usize)>,
+    remedy: Option<Remedy>,
+    advice: Vec<Advice>,
+}
+
+/// What one way to quantize would take.
+struct Forecast {
+    /// The options that ask for it.
+    name: String,
+    method: &'static str,
+    /// Windows of calibration text.
+    samples: usize,
+    times: Times,
+    peak: Peak,
+    /// Bytes on the disk beside the output, while it is at work.
+    scratch: u64,
+}
+
+/// What the program holds where the system does not say: more or less a vocabulary.
+const OWN: u64 = 64 << 20;
+
+pub fn run(args: &Args) -> Result<()> {
+    let asked = &args.run;
+    if asked.list_types {
+        return quantize::list_types();
+    }
+    if asked.target.given()?.is_some() {
+        return Err(Error::usage("which types a target asks for has to be measured, and a plan reads headers only")
+            .hint("`llmq quantize --dry-run` with the same options measures it; or plan for a --type"));
+    }
+    super::use_threads(asked.threads)?;
+    asked.how.samples()?;
+    let model = asked.model.as_deref().unwrap_or(Path::new(""));
+    let (mut method, options) = (asked.how.method()?, asked.how.options()?);
+    let imatrix = asked.imatrix.as_deref().map(Imatrix::read).transpose()?;
+    // What is quantized already is planned all the same: the advice is about that.
+    let request =
+        |method| -> Result<Request> { Ok(Request { requantize: true, ..asked.request(method, imatrix.as_ref())? }) };
+    let mut plan = Plan::new(model, request(method)?).map_err(|cause| quantized_folder(model, cause))?;
+    if plan.model().is_err() && method.calibrated() {
+        method = method::by_name("rtn")?;
+        plan = Plan::new(model, request(method)?)?;
+    }
+    let own = anonymous_memory().unwrap_or(OWN);
+    let positions =
+        plan.model().ok().filter(|_| method.calibrated()).map(|model| asked.positions(model)).transpose()?;
+    let shapes = BlockShape::all(&plan);
+    let speed = speed(&plan, &options);
+    let job = Job {
+        plan: &plan,
+        method,
+        options,
+        asymmetric: asked.how.asymmetric(method),
+        samples: asked.how.samples()?,
+        positions: positions.unwrap_or(1),
+        threads: rayon::current_num_threads(),
+        text: text(asked)?,
+    };
+    let sizes = sizes(&plan, |mix| asked.recipe(mix))?;
+    let chosen = sizes.iter().position(|size| size.mix.name == plan.mix).expect("every mix has a size");
+    let source = source_bytes(&plan);
+    let forecast = |name: String, job: Job| Forecast {
+        name,
+        method: job.method.name(),
+        samples: job.samples,
+        times: job.work(&shapes, source, sizes[chosen].bytes).at(&speed),
+        peak: job.peak(&shapes, own),
+        scratch: job.scratch(),
+    };
+    let mut forecasts = vec![forecast("as asked for".into(), job)];
+    if method.calibrated() {
+        for effort in Effort::value_variants().iter().filter(|effort| !asked.how.is(**effort)) {
+            let Preset { method, samples, sweeps, compare } = effort.preset();
+            let options = method::Options { sweeps, ..options };
+            let of_effort = Job { method: method::by_name(method)?, options, samples, asymmetric: compare, ..job };
+            forecasts.push(forecast(format!("--effort {}", effort.name()), of_effort));
+        }
+        forecasts.push(forecast("--method rtn".into(), Job { method: method::by_name("rtn")?, ..job }));
+    }
+    let known = fit::Sizes::of(&plan);
+    if let (Some(most), Some(n)) = (known.as_ref().map(|known| known.context), args.context)
+        && n > most
+    {
+        output::note(&format!("note: --context {n} is longer than the model's context of {most}"));
+    }
+    let needs = known.map(|sizes| sizes.needs(args.context));
+    let fits = |size: &Size| Some(needs?.fit(size.on_gpu, args.vram?));
+    let source_type = source_type(&plan);
+    let largest = |of: &dyn Fn(&Size) -> bool| {
+        needs.zip(args.vram).and_then(|(needs, vram)| largest_that_fits(&sizes, &needs, vram, source_type, of))
+    };
+    let better = largest(&is_in_order);
+    let largest = largest(&|_| true);
+    let over = args.ram.filter(|ram| forecasts[0].peak.bytes() > *ram);
+    let half = sizes.iter().find(|size| size.mix.name == "F16").expect("F16 is a mix");
+    let bits = |size: &Size| (size.mix.name, size.bits_per_weight);
+    let careful = sizes.iter().filter(|size| ["Q8_0", "Q6_K"].contains(&size.mix.name));
+    let already =
+        quantized_already(&plan).map(|(kind, count): (Type, usize)| format!("{count} tensors, {}", kind.name()));
+    let advice = advice(&Situation {
+        half: half.bytes,
+        half_fits: fits(half),
+        quantized: already.as_deref(),
+        can_run: plan.model().is_ok(),
+        asked: bits(&sizes[chosen]),
+        asked_fits: fits(&sizes[chosen]),
+        largest: better.map(|i| bits(&sizes[i])),
+        careful: careful.filter(|size| fits(size) != Some(false)).map(|size| size.mix.name).next(),
+    });
+    let report = Report {
+        args,
+        plan: &plan,
+        chosen,
+        largest,
+        needs,
+        speed,
+        windows: job.model().map(|_| (job.samples, job.positions)),
+        remedy: over.map(|ram| remedy(&job, &shapes, own, ram)),
+        forecasts,
+        sizes,
+        advice,
+    };
+    if asked.json {
+        report.json()
+    } else {
+        report.text()
+    }
+    Ok(())
+}
+
+/// How fast this machine is at the type that most of a plan's rounded weights get.
+fn speed(plan: &Plan, options: &method::Options) -> Speed {
+    let mut sums: Vec<(Type, u64)> = Vec::new();
+    let any = plan.tensors.iter().any(Planned::is_rounded);
+    for tensor in plan.tensors.iter().filter(|tensor| tensor.is_rounded() || !any) {
+        let more = tensor.spec.elements() as u64;
+        match sums.iter_mut().find(|(kind, _)| *kind == tensor.kind) {
+            Some((_, sum)) => *sum += more,
+            None => sums.push((tensor.kind, more)),
+        }
+    }
+    let (kind, _) = sums.into_iter().max_by_key(|(_, sum)| *sum).expect("a model has tensors");
+    let (hidden, ffn) = plan.model().map_or((1024, 1024), |model| (model.hidden, model.ffn));
+    Speed::measure(hidden, ffn, kind, options)
+}
+
+/// Bytes of the model's tensors in their files.
+fn source_bytes(plan: &Plan) -> u64 {
+    let of = |name: &str, elements: u64| match crate::format::by_name(name) {
+        Ok(kind) => kind.size(elements),
+        Err(_) => elements * 2,
+    };
+    plan.tensors.iter().map(|t| of(&t.from, t.spec.elements() as u64)).sum()
+}
+
+/// The calibration text, as far as its files say without being read.
+fn text(asked: &quantize::Args) -> Result<Text> {
+    // What text packed with gzip is larger than its file by, and a document of many in a file.
+    const PACKED: u64 = 3;
+    const USUAL: u64 = 20_000;
+    if asked.calib.is_empty() {
+        let documents = text::sample();
+        let lengths = || documents.iter().map(|document| document.len() as u64);
+        return Ok(Text { bytes: lengths().sum(), longest: lengths().max().unwrap_or_default() });
+    }
+    let mut all = Text::default();
+    for path in &asked.calib {
+        let bytes = std::fs::metadata(path).context(|| format!("cannot read {}", path.display()))?.len();
+        let ends = |end: &str| path.extension().is_some_and(|found| found.eq_ignore_ascii_case(end));
+        let bytes = if ends("gz") { bytes * PACKED } else { bytes };
+        all.bytes += bytes;
+        all.longest = all.longest.max(if ends("txt") { bytes } else { bytes.min(USUAL) });
+    }
+    Ok(all)
+}
+
+/// Says of a folder that cannot be planned that it is quantized already, where its configuration says so.
+fn quantized_folder(folder: &Path, cause: Error) -> Error {
+    let config = Config::open(&folder.join("config.json")).ok();
+    let Some(found) = config.as_ref().and_then(|config| config.get("quantization_config")) else { return cause };
+    let how = found.get("quant_method").and_then(|value| value.as_str()).unwrap_or("an unnamed method");
+    Error::new(format!("{} is quantized already, with {how}", folder.display())).because(cause).hint(
+        "quantizing it again would add a second error to the first: start from the original checkpoint in 16 bits",
+    )
+}
+
+/// A number of bytes, with K, M or G behind it, fractions allowed.
+fn size(text: &str) -> std::result::Result<u64, String> {
+    super::budget::size(text).ok_or_else(|| "a size is a number with K, M or G behind it, for example 16G".into())
+}

@@ -1,0 +1,389 @@
+//! What a run will cost, from headers alone: here the memory, in [`time`] the hours, in [`sizes`] the bytes of the file.
+//!
+//! Memory is written as it is used: [`Peak`] is a sum of named parts, one function for each moment of a run at which a lot
+//! is held at once. Whoever changes what the pipeline holds changes the term of that name here.
+
+pub mod advice;
+pub mod fit;
+pub mod remedy;
+pub mod shape;
+pub mod sizes;
+pub mod speed;
+pub mod time;
+
+use super::subject::BATCH;
+use super::{PIECE, calibrated, head, stream};
+use crate::method::{self, Method, Options, PART};
+use crate::model::Model;
+use crate::model::block::Half;
+use crate::pipeline::plan::Plan;
+use shape::{BlockShape, SiteShape};
+
+/// A run that has not been started.
+#[derive(Clone, Copy)]
+pub struct Job<'a> {
+    /// What would be made.
+    pub plan: &'a Plan,
+    /// How weights would be rounded.
+    pub method: &'static dyn Method,
+    /// What the method is told.
+    pub options: Options,
+    /// Whether the original model would run beside the quantized one.
+    pub asymmetric: bool,
+    /// Windows of calibration text.
+    pub samples: usize,
+    /// Tokens per window.
+    pub positions: usize,
+    /// Threads that would work.
+    pub threads: usize,
+    /// The text that windows would be cut from.
+    pub text: Text,
+}
+
+/// Calibration text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Text {
+    /// Bytes of all documents.
+    pub bytes: u64,
+    /// Bytes of the longest.
+    pub longest: u64,
+}
+
+/// The calibration tokens of a run, by what is done with them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Tokens {
+    /// All of them; each goes through the quantized model.
+    pub all: u64,
+    /// Kept out of every Hessian.
+    pub held: u64,
+    /// Those that go through the original model, too.
+    pub compared: u64,
+    /// Those that go through the original model ahead of everything else, for a tied output matrix.
+    pub ahead: u64,
+    /// How many go through a layer at once.
+    pub batch: u64,
+}
+
+/// One thing that takes memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Part {
+    /// What it is.
+    pub name: &'static str,
+    /// Its size.
+    pub bytes: u64,
+}
+
+/// What is held at one moment of a run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Peak {
+    /// What is being done then.
+    pub moment: String,
+    /// What is held.
+    pub parts: Vec<Part>,
+}
+
+impl Peak {
+    /// Everything together, in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.parts.iter().map(|part| part.bytes).sum()
+    }
+
+    fn with(mut self, name: &'static str, bytes: u64) -> Peak {
+        if bytes > 0 {
+            self.parts.push(Part { name, bytes });
+        }
+        self
+    }
+
+    fn at(mut self, moment: &str) -> Peak {
+        self.moment = moment.into();
+        self
+    }
+}
+
+/// Bytes of a number in single and in double precision.
+const SINGLE: u64 = 4;
+const DOUBLE: u64 = 8;
+
+/// What a thread's stack, its allocator's free lists and scratch for products take.
+const PER_THREAD: u64 = 3 << 20;
+
+/// Bytes that each byte of text leaves when it has become tokens, and those that each byte of a document leaves which is being
+/// tokenized; measured. The allocator keeps most of it, in pieces too small for anything else.
+const PER_TEXT: u64 = 33;
+const PER_DOCUMENT: u64 = 60;
+
+impl<'a> Job<'a> {
+    /// The model, if it would be run.
+    pub fn model(&self) -> Option<&'a Model> {
+        self.plan.model().ok().filter(|_| self.method.calibrated() && self.plan.has_grids())
+    }
+
+    /// Its tokens.
+    pub fn tokens(&self) -> Tokens {
+        if self.model().is_none() {
+            return Tokens::default();
+        }
+        let (samples, positions) = (self.samples as u64, self.positions as u64);
+        let per_batch = (BATCH as u64 / positions).max(1);
+        let hold = self.method.chooses() || self.asymmetric;
+        let held = if hold { samples / stream::HELD as u64 } else { 0 };
+        let seen = samples - held;
+        let compared = match self.asymmetric {
+            false => 0,
+            true => {
+                let every = per_batch * stream::COMPARED as u64;
+                held + seen / every * per_batch + (seen % every).min(per_batch)
+            }
+        };
+        let ahead = if self.calibrates_tied() { samples.div_ceil(head::SHARE as u64) } else { 0 };
+        let of = |windows: u64| windows * positions;
+        Tokens {
+            all: of(samples),
+            held: of(held),
+            compared: of(compared),
+            ahead: of(ahead),
+            batch: of(per_batch.min(seen.max(held))),
+        }
+    }
+
+    /// Whether the first tensor is an output matrix, too, and calibrated.
+    pub fn calibrates_tied(&self) -> bool {
+        self.model().is_some() && self.plan.head().iter().any(|tensor| head::calibrates_output(self.plan, tensor))
+    }
+
+    /// Whether an output matrix behind the blocks is calibrated.
+    pub fn calibrates_untied(&self) -> bool {
+        self.model().is_some() && self.plan.tail().iter().any(|tensor| head::calibrates_output(self.plan, tensor))
+    }
+
+    /// Whether a site's inner activations are kept from its statistics to the output of its half.
+    pub fn keeps(&self, site: &SiteShape) -> bool {
+        site.is_inner() && self.tokens().all * site.columns as u64 * SINGLE <= calibrated::KEEP as u64
+    }
+
+    /// The most memory that the run would hold at once, mapped files not counted. `shapes`: the plan's blocks; `own`: what the
+    /// program holds before it starts, tokenizer and header included.
+    pub fn peak(&self, shapes: &[BlockShape], own: u64) -> Peak {
+        let base = Peak { moment: String::new(), parts: Vec::new() }.with("program, tokenizer and header", own);
+        let mut moments = vec![self.streamed(base.clone())];
+        if let Some(model) = self.model() {
+            let documents = self.text.longest.saturating_mul(self.threads as u64).min(self.text.bytes);
+            let base = base
+                .with("threads", self.threads as u64 * PER_THREAD)
+                .with("what tokenizing leaves", self.text.bytes * PER_TEXT + documents * PER_DOCUMENT);
+            moments.extend(self.before_blocks(model, shapes, &base));
+            for block in shapes {
+                for half in Half::ALL {
+                    self.half(model, block, half, &base, &mut moments);
+                }
+            }
+            if self.calibrates_untied() {
+                let (base, n) = (base.at("calibrating the output matrix"), model.hidden as u64);
+                moments.push(factorization(base.with("Hessian of the output matrix", n * n * SINGLE), n, 1));
+            }
+        }
+        moments.into_iter().max_by_key(Peak::bytes).expect("there is always one")
+    }
+
+    /// A tensor that no Hessian belongs to: a piece of it, or all of one whose rows are turned.
+    fn streamed(&self, base: Peak) -> Peak {
+        let piece = (PIECE * self.threads) as u64;
+        let one = |tensor: &super::plan::Planned| {
+            let turned = tensor.spec.order != crate::model::RowOrder::AsIs || !self.plan.source.is_original();
+            let elements = tensor.spec.elements() as u64;
+            let held = if turned { elements } else { elements.min(piece + (PART * tensor.spec.columns()) as u64) };
+            (held * 2 * SINGLE, held * 2 * tensor.kind.bits().ceil() as u64 / 8)
+        };
+        let of_blocks = self.model().is_none();
+        let tensors = self.plan.tensors.iter().filter(|tensor| of_blocks || tensor.spec.block.is_none());
+        let (numbers, bytes) = tensors.map(one).max().unwrap_or_default();
+        base.at("rounding a tensor in pieces").with("numbers of a piece", numbers).with("bytes of a piece", bytes)
+    }
+
+    /// Bytes on the disk, beside the output, while the run is at work: the streams of the calibration windows, twice.
+    pub fn scratch(&self) -> u64 {
+        let (tokens, hidden) = (self.tokens(), self.model().map_or(0, |model| model.hidden as u64));
+        2 * (tokens.all + tokens.compared) * hidden * SINGLE
+    }
+
+    /// A tied output matrix, which comes first, and the embedding of the windows.
+    fn before_blocks(&self, model: &Model, shapes: &[BlockShape], base: &Peak) -> Vec<Peak> {
+        let (tokens, n) = (self.tokens(), model.hidden as u64);
+        // Each token that occurs has its row kept, as the source and as the file have it.
+        let rows = tokens.all.min(model.vocab as u64) * n * 2 * SINGLE;
+        let embedded = "embedding rows of the windows' tokens";
+        let mut moments = vec![base.clone().at("embedding the windows").with(embedded, rows)];
+        if tokens.ahead > 0 {
+            let block = shapes.iter().map(BlockShape::elements).max().unwrap_or_default();
+            let activations = Half::ALL.map(|half| self.activations(model, half, false)).into_iter().max();
+            let ahead = base.clone().at("running the original model for the output matrix");
+            moments.push(
+                ahead
+                    .with("residual stream of some windows", tokens.ahead * n * SINGLE)
+                    .with("a block in single precision", block * SINGLE)
+                    .with("activations of a batch", activations.unwrap_or_default()),
+            );
+            let hessian = base.clone().at("calibrating the output matrix").with("Hessian", n * n * SINGLE);
+            moments.push(factorization(hessian.clone(), n, 1));
+            let piece = (PIECE * self.threads) as u64;
+            let rounding = hessian.at("rounding the output matrix").with("solver", solver(n, 1));
+            moments.push(rounding.with(embedded, rows).with("numbers and codes of a piece", piece * 12));
+        }
+        moments
+    }
+
+    /// The moments of a half of a block.
+    fn half(&self, model: &Model, block: &BlockShape, half: Half, base: &Peak, moments: &mut Vec<Peak>) {
+        let tokens = self.tokens();
+        let elements: u64 = block.sites(half).map(|site| site.all_elements()).sum();
+        let mut base = base.clone().with("half a block in single precision", elements * SINGLE);
+        if half == Half::Mlp {
+            let done: u64 = block.sites(Half::Attention).map(|site| site.bytes()).sum();
+            base = base.with("quantized layers of the first half", done);
+        }
+        let compared = tokens.compared > 0;
+        for site in block.sites(half) {
+            let n = site.columns as u64;
+            let place = |what: &str| format!("{what} of {}", site.name());
+            let kept = (tokens.all + tokens.compared) * n * SINGLE;
+            let kept = if self.keeps(site) { kept } else { 0 };
+            // The Hessian; and how the inputs drift, or the residual stream where the layer writes to it.
+            let drifting = if site.is_inner() { model.hidden as u64 } else { n };
+            let sums = n * n + if compared { drifting * n } else { 0 };
+            let samples = 1 + u64::from(tokens.held > 0);
+            let base_of_site = base
+                .clone()
+                .with("inner activations that are kept", kept)
+                .with("Hessians and drifts, seen and held", sums * samples * SINGLE);
+            let activations = self.activations(model, half, compared);
+            moments.push(base_of_site.clone().at(&place("the statistics")).with("activations of a batch", activations));
+            let weights = site.elements();
+            let mut solving = base_of_site
+                .with("copies of the site's weights", weights * SINGLE)
+                .with("freed activations that the allocator keeps", self.unreturned(model, half, activations));
+            if compared {
+                solving = solving.with("targets of the site's layers", weights * 2 * SINGLE);
+            }
+            moments.push(factorization(solving.clone().at(&place("factoring")), n, site.widths()));
+            let solving = solving.with("solver", solver(n, site.widths()));
+            if site.scalable && (self.method.chooses() || self.method.name().contains("awq")) {
+                // A thread that waits inside one candidate begins another, so that there are more than threads.
+                let most = method::FIRST.min((method::FIRST + self.threads) / 2) as u64;
+                let at_once = (method::MEMORY as u64 / (2 * SINGLE * n * n)).clamp(1, most);
+                let candidates = at_once * solver(n, site.widths());
+                moments.push(solving.clone().at(&place("searching scales")).with("candidates for scales", candidates));
+            }
+            // The best so far, the next, and up to three ways to round the largest layer with the numbers they stand for.
+            let (all, largest) = (site.codes(), site.largest());
+            let scaled = if site.scalable && self.method.name() != "gptq" { solver(n, site.widths()) } else { 0 };
+            let rounded = if self.method.chooses() { 2 * all + 3 * largest.codes() } else { all };
+            moments.push(
+                solving
+                    .at(&place("rounding"))
+                    .with("scaled solver", scaled)
+                    .with("codes and scales", rounded)
+                    .with("numbers they stand for", largest.elements() * 2 * SINGLE)
+                    .with("scratch of a part", self.threads as u64 * PART as u64 * n * 5 * SINGLE),
+            );
+            base = base
+                .with("quantized layers of this half", weights * SINGLE + site.codes() + site.bytes())
+                .with("inner activations that are kept", kept);
+        }
+        let activations = self.activations(model, half, compared);
+        moments.push(base.at("the outputs of a half").with("activations of a batch", activations));
+    }
+
+    /// How much of a batch's activations the allocator still holds when they are gone.
+    fn unreturned(&self, model: &Model, half: Half, activations: u64) -> u64 {
+        let widest = if half == Half::Mlp { model.ffn } else { model.heads * model.head_dim };
+        if self.tokens().batch * widest as u64 * SINGLE <= MAPPED { activations } else { 0 }
+    }
+
+    /// What a batch is on its way through a half, the original's inputs beside it if `compared`.
+    fn activations(&self, model: &Model, half: Half, compared: bool) -> u64 {
+        let (hidden, q, kv) = (model.hidden, model.heads * model.head_dim, model.kv_heads * model.head_dim);
+        // Input, then what the first layers give, before and behind the rotary embedding, and the inner activations.
+        let (first, inner) = match half {
+            Half::Attention => (hidden + 2 * q + 2 * kv, q),
+            Half::Mlp => (hidden + 2 * model.ffn, model.ffn),
+        };
+        let per_token = first + inner * (1 + usize::from(compared));
+        self.tokens().batch * per_token as u64 * SINGLE
+    }
+}
+
+/// glibc gives what is larger than this back to the system at once; what is smaller leaves holes.
+const MAPPED: u64 = 32 << 20;
+
+/// A Hessian while it is factored: a copy with its dead inputs mended, the factor in single precision for each `walk`, and the
+/// matrix that becomes its Cholesky factor in double precision.
+fn factorization(base: Peak, n: u64, walks: u64) -> Peak {
+    base.with("the solver's Hessian and factors", solver(n, walks)).with("factorization workspace", n * n * DOUBLE)
+}
+
+/// A solver: its Hessian, and a factor for each width of blocks.
+fn solver(n: u64, walks: u64) -> u64 {
+    n * n * SINGLE * (1 + walks)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::mix;
+    use crate::format::recipe::{Recipe, Wishes};
+    use crate::pipeline::plan::Request;
+    use std::path::Path;
+
+    fn plan(kind: &str) -> Plan {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("eval/tiny");
+        let request = Request {
+            recipe: Recipe::new(mix::named(kind).unwrap(), Wishes::default()).unwrap(),
+            pre: None,
+            calibrated: true,
+            imatrix: None,
+            requantize: false,
+            rotate: None,
+            keys: Vec::new(),
+        };
+        Plan::new(&folder, request).unwrap()
+    }
+
+    fn job<'a>(plan: &'a Plan, method: &str, asymmetric: bool) -> Job<'a> {
+        let (method, text) = (method::by_name(method).unwrap(), Text { bytes: 1000, longest: 10 });
+        Job { plan, method, options: Options::default(), asymmetric, samples: 128, positions: 512, threads: 2, text }
+    }
+
+    #[test]
+    fn tokens_are_held_out_compared_and_run_ahead_as_in_a_run() {
+        let plan = plan("Q4_K_M");
+        // Four windows a batch; 16 are held out, and of the other 28 batches every fourth is compared.
+        let all = Tokens { all: 128 * 512, held: 16 * 512, compared: 44 * 512, ahead: 16 * 512, batch: 2048 };
+        assert_eq!(job(&plan, "auto", true).tokens(), all);
+        assert_eq!(job(&plan, "auto", false).tokens(), Tokens { compared: 0, ..all });
+        assert_eq!(job(&plan, "gptq", false).tokens(), Tokens { compared: 0, held: 0, ..all });
+        let few = Job { samples: 7, positions: 4096, ..job(&plan, "auto", true) };
+        // One window a batch: of seven the first and the fifth.
+        assert_eq!(few.tokens(), Tokens { all: 7 * 4096, held: 0, compared: 2 * 4096, ahead: 4096, batch: 4096 });
+        assert_eq!(job(&plan, "rtn", false).tokens(), Tokens::default());
+    }
+
+    #[test]
+    fn the_streams_are_on_the_disk_and_what_is_kept_is_part_of_the_peak() {
+        let plan = plan("Q4_0");
+        let shapes = BlockShape::all(&plan);
+        assert_eq!(shapes.iter().map(|shape| shape.count).sum::<usize>(), 4);
+        let peak = job(&plan, "auto", true).peak(&shapes, 5_000_000);
+        let part = |name: &str| peak.parts.iter().find(|part| part.name == name).map(|part| part.bytes);
+        assert_eq!(part("program, tokenizer and header"), Some(5_000_000));
+        assert_eq!(job(&plan, "auto", true).scratch(), 2 * (128 + 44) * 512 * 256 * 4);
+        assert_eq!(part("inner activations that are kept"), Some((128 + 44) * 512 * 512 * 4));
+        assert_eq!(peak.bytes(), peak.parts.iter().map(|part| part.bytes).sum::<u64>());
+        let many = Job { samples: 1024, ..job(&plan, "auto", true) };
+        assert!(!many.keeps(shapes[0].site(Half::Mlp.inner()).unwrap()), "more than is kept");
+        let plain = job(&plan, "rtn", false).peak(&shapes, 0);
+        assert_eq!(plain.moment, "rounding a tensor in pieces");
+        assert!(plain.bytes() < peak.bytes() / 10);
+        assert_eq!(job(&plan, "rtn", false).scratch(), 0);
+    }
+}

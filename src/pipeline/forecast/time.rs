@@ -1,0 +1,314 @@
+//! How long a run will take: its multiplications, counted from headers, at the speed of this machine.
+
+use super::shape::{BlockShape, SiteShape};
+use super::speed::{Speed, WALK, factorization, lower_triangle, polish_products};
+use super::{Job, Tokens};
+use crate::method::{self, PART};
+use crate::model::Model;
+use crate::model::block::Half;
+
+/// Bytes per second that are read from the disk and converted, and that are written and made durable. Not measured: a forecast
+/// writes nothing.
+const READ: f64 = 1e9;
+const WRITTEN: f64 = 5e8;
+
+/// What a durable file costs however small it is, in seconds.
+const DURABLE: f64 = 0.05;
+
+/// Bytes of calibration text per second that become tokens.
+const TEXT: f64 = 1.5e6;
+
+/// How much there is to do.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Work {
+    /// Multiplications of linear layers.
+    pub linear: f64,
+    /// Multiplications of attention.
+    pub attention: f64,
+    /// Numbers that go through norms, gates and sums.
+    pub elementwise: f64,
+    /// Multiplications of sums of outer products.
+    pub outer: f64,
+    /// Multiplications of weights and Hessians.
+    pub product: f64,
+    /// Multiplications of tiles of a Hessian with what has moved there.
+    pub tile: f64,
+    /// Multiplications of factorizations.
+    pub factor: f64,
+    /// Weights that are rounded without calibration.
+    pub quick: f64,
+    /// Weights that are rounded to nearest with weighed columns.
+    pub plain: f64,
+    /// Weights that GPTQ walks over.
+    pub walk: f64,
+    /// Weights that are polished, once for each sweep.
+    pub polish: f64,
+    /// Bytes that are read.
+    pub read: f64,
+    /// Bytes that are written.
+    pub written: f64,
+    /// Bytes of text that become tokens.
+    pub text: f64,
+}
+
+/// What a run will take, in seconds, by the names that its summary has.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Times {
+    /// Tokenizing.
+    pub tokenizing: f64,
+    /// Reading and converting the checkpoint.
+    pub reading: f64,
+    /// Forward passes.
+    pub forward: f64,
+    /// Sums of outer products.
+    pub hessians: f64,
+    /// Factoring, scale searches, rounding.
+    pub rounding: f64,
+    /// Writing the file.
+    pub writing: f64,
+}
+
+impl Times {
+    /// Everything.
+    pub fn total(&self) -> f64 {
+        self.parts().iter().map(|(_, seconds)| seconds).sum()
+    }
+
+    /// The parts by name.
+    pub fn parts(&self) -> [(&'static str, f64); 6] {
+        [
+            ("tokenizing", self.tokenizing),
+            ("reading", self.reading),
+            ("forward passes", self.forward),
+            ("Hessians", self.hessians),
+            ("rounding", self.rounding),
+            ("writing", self.writing),
+        ]
+    }
+}
+
+impl Work {
+    /// How long it takes.
+    pub fn at(&self, speed: &Speed) -> Times {
+        Times {
+            tokenizing: self.text / TEXT,
+            reading: self.read / READ,
+            forward: self.linear / speed.linear
+                + self.attention / speed.attention
+                + self.elementwise / speed.elementwise,
+            hessians: self.outer / speed.outer,
+            rounding: self.product / speed.product
+                + self.tile / speed.tile
+                + self.factor / speed.factor
+                + self.quick / speed.quick
+                + self.plain / speed.plain
+                + self.walk * speed.walk
+                + self.polish * speed.polish,
+            writing: self.written / WRITTEN + DURABLE,
+        }
+    }
+}
+
+impl Job<'_> {
+    /// Everything that the run has to do. `shapes`: the plan's blocks; `source`, `output`: bytes of the model and of the
+    /// file.
+    pub fn work(&self, shapes: &[BlockShape], source: u64, output: u64) -> Work {
+        let mut work = Work { read: source as f64, written: output as f64, ..Work::default() };
+        let weights = |block: bool| -> f64 {
+            let tensors = self.plan.tensors.iter().filter(|t| t.spec.block.is_some() == block);
+            tensors.map(|t| t.spec.elements() as f64).sum()
+        };
+        let Some(model) = self.model() else {
+            work.quick = weights(true) + weights(false);
+            return work;
+        };
+        work.text = self.text.bytes as f64;
+        let tokens = self.tokens();
+        let last = shapes.len().saturating_sub(1);
+        for (i, block) in shapes.iter().enumerate() {
+            let mut one = Work::default();
+            for half in Half::ALL {
+                self.passes(&mut one, model, block, half, tokens);
+                for site in block.sites(half) {
+                    self.statistics(&mut one, model, site, tokens);
+                    self.solve(&mut one, site);
+                }
+            }
+            work.add(&one, block.count as f64);
+            // Nothing reads the stream behind the last block, unless an output matrix does.
+            if i == last && !self.calibrates_untied() {
+                let down = block.site(Half::Mlp.inner()).map_or(0, SiteShape::all_elements);
+                work.linear -= down as f64 * (tokens.all + tokens.compared) as f64;
+            }
+        }
+        self.outputs(&mut work, model, shapes, tokens, source);
+        work
+    }
+
+    /// The forward passes of a half: through its first layers for the inner site, and again for the output where the inner
+    /// activations were not kept; the norm for both sites.
+    fn passes(&self, work: &mut Work, model: &Model, block: &BlockShape, half: Half, tokens: Tokens) {
+        let all = (tokens.all + tokens.compared) as f64;
+        let elements = |site| block.site(site).map_or(0.0, |shape: &SiteShape| shape.all_elements() as f64);
+        let (first, last) = (elements(half.input()), elements(half.inner()));
+        let kept = block.site(half.inner()).is_none_or(|site| self.keeps(site));
+        let times = if kept { 1.0 } else { 2.0 };
+        work.linear += all * (times * first + last);
+        let inner = inner_numbers(model, half);
+        work.elementwise += all * ((times + 1.0) * model.hidden as f64 + times * inner + model.hidden as f64);
+        // How much an error of each first layer counts: two passes of one window behind it, and its own product.
+        let layers = block.site(half.input()).map_or(0, |site| site.layers.len()) as f64;
+        let probes = layers * self.positions as f64;
+        work.linear += probes * (2.0 * (first + last) + first / layers.max(1.0));
+        let mut attended = all * times;
+        if half == Half::Attention {
+            attended += 2.0 * probes;
+            work.attention += attended * self.attended(model);
+        }
+    }
+
+    /// Multiplications of attention per token: queries with keys and weights with values, over half a window on average.
+    fn attended(&self, model: &Model) -> f64 {
+        (self.positions * model.heads * model.head_dim) as f64
+    }
+
+    /// The sums of outer products of a site.
+    fn statistics(&self, work: &mut Work, model: &Model, site: &SiteShape, tokens: Tokens) {
+        let n = site.columns as f64;
+        let drifting = if site.is_inner() { model.hidden as f64 } else { n };
+        let compared = tokens.compared as f64;
+        work.outer += tokens.all as f64 * lower_triangle(site.columns) + compared * n * drifting;
+        if site.is_inner() {
+            // What the layer makes of its inputs' drift.
+            work.linear += compared * site.elements() as f64;
+        }
+    }
+
+    /// What a method does at a site; see `method/` and `pipeline/solve.rs`.
+    fn solve(&self, work: &mut Work, site: &SiteShape) {
+        let n = site.columns as f64;
+        let weights: f64 = site.layers.iter().map(|layer| layer.elements() as f64 * self.idle(layer.rows)).sum();
+        let sample: f64 = site.layers.iter().map(|layer| (layer.rows.min(method::SAMPLE) * site.columns) as f64).sum();
+        let compared = self.tokens().compared > 0;
+        let chooses = self.method.chooses();
+        if compared {
+            // The pull of seen and held windows, where it is not collected directly; the step, with both halves of the inverse;
+            // and what it is worth.
+            let pulls = if site.is_inner() { 0.0 } else { 2.0 };
+            work.product += (pulls + 3.0) * weights * n;
+        }
+        let fed = chooses || self.method.name().contains("gptq");
+        let scales = site.scalable && (chooses || self.method.name().contains("awq"));
+        if fed || compared {
+            work.factor += factorization(site.columns) * site.widths() as f64;
+        }
+        // The ways to round: with feedback or without, as the weights are or scaled; each is held against the others by one
+        // product where a method chooses.
+        let feedback = match (fed, chooses && scales) {
+            (false, _) => 0.0,
+            (true, false) => 1.0,
+            (true, true) => 2.0,
+        };
+        let targets = if compared { 2.0 } else { 1.0 };
+        let plain = match (chooses, scales) {
+            (true, true) => 3.0 * targets,
+            (true, false) => targets,
+            (false, _) => f64::from(!fed),
+        };
+        let products = polish_products(&self.options);
+        work.walk += feedback * weights;
+        work.polish += feedback * weights * self.options.sweeps as f64;
+        work.plain += plain * weights;
+        work.tile += feedback * (WALK + products) * weights * n;
+        if chooses {
+            work.product += (feedback + plain) * weights * n;
+        }
+        // The error that is reported: two products.
+        work.product += 2.0 * weights * n;
+        if scales {
+            let candidates = method::CANDIDATES as f64;
+            if fed {
+                work.walk += candidates * sample;
+                work.tile += candidates * WALK * sample * n;
+                work.product += candidates * sample * n;
+            }
+            if chooses || !fed {
+                work.plain += candidates * sample;
+                work.product += candidates * sample * n;
+            }
+        }
+    }
+
+    /// Matrices outside the blocks.
+    fn outputs(&self, work: &mut Work, model: &Model, shapes: &[BlockShape], tokens: Tokens, source: u64) {
+        let n = model.hidden as f64;
+        for tensor in self.plan.tensors.iter().filter(|t| t.spec.block.is_none()) {
+            let weights = tensor.spec.elements() as f64;
+            if !super::head::calibrates_output(self.plan, tensor) {
+                work.quick += weights;
+                continue;
+            }
+            if tokens.ahead > 0 {
+                // The original model, whole, for some windows.
+                let ahead = tokens.ahead as f64;
+                for block in shapes {
+                    work.linear += ahead * (block.elements() * block.count as u64) as f64;
+                    work.attention += ahead * self.attended(model) * block.count as f64;
+                    let numbers = 3.0 * n + inner_numbers(model, Half::Mlp) + inner_numbers(model, Half::Attention);
+                    work.elementwise += ahead * numbers * block.count as f64;
+                }
+                work.read += source as f64;
+            }
+            let seen = if tokens.ahead > 0 { tokens.ahead } else { tokens.all };
+            work.outer += seen as f64 * lower_triangle(model.hidden);
+            work.factor += factorization(model.hidden);
+            if self.method.name() == "awq" {
+                work.plain += weights;
+            } else {
+                work.walk += weights;
+                work.polish += weights * self.options.sweeps as f64;
+                work.tile += weights * n * (WALK + polish_products(&self.options));
+            }
+        }
+    }
+
+    /// By how much longer a layer takes than its weights say, because its rows come in parts that do not fill all threads.
+    fn idle(&self, rows: usize) -> f64 {
+        let parts = rows.div_ceil(PART).max(1);
+        let rounds = parts.div_ceil(self.threads);
+        (rounds * self.threads * PART) as f64 / rows.max(1) as f64
+    }
+}
+
+impl Work {
+    fn add(&mut self, other: &Work, times: f64) {
+        let fields: [(&mut f64, f64); 14] = [
+            (&mut self.linear, other.linear),
+            (&mut self.attention, other.attention),
+            (&mut self.elementwise, other.elementwise),
+            (&mut self.outer, other.outer),
+            (&mut self.product, other.product),
+            (&mut self.tile, other.tile),
+            (&mut self.factor, other.factor),
+            (&mut self.quick, other.quick),
+            (&mut self.plain, other.plain),
+            (&mut self.walk, other.walk),
+            (&mut self.polish, other.polish),
+            (&mut self.read, other.read),
+            (&mut self.written, other.written),
+            (&mut self.text, other.text),
+        ];
+        for (sum, more) in fields {
+            *sum += more * times;
+        }
+    }
+}
+
+/// Numbers per token between the first and the last layer of a half, that norms, rotations and gates go through.
+fn inner_numbers(model: &Model, half: Half) -> f64 {
+    let (heads, kv_heads, d) = (model.heads, model.kv_heads, model.head_dim);
+    match half {
+        Half::Attention => ((2 * heads + kv_heads) * d) as f64,
+        Half::Mlp => model.ffn as f64,
+    }
+}
