@@ -2,7 +2,7 @@
 """What each ingredient is worth: quantizes a checkpoint with more and more of them and writes a table of the divergences.
 
   scripts/ablation.py [--model DIR] [--calib FILE] [--text FILE] [--chunks N] [--samples N] [--seq-len N] [--seeds 0,1,2]
-                      [--types Q4_0,Q4_K_S,Q2_K] [--out eval/ablation.md]
+                      [--types Q4_0,Q4_K_S,Q2_K] [--rows 3,4,8,9,10] [--out eval/ablation.md]
 
 Without options: the embedded checkpoint and texts, some minutes. KL(original || file) of next-token distributions in nats,
 mean over the scored tokens of `llmq eval --reference`. All rows of a type see the same text; a seed draws the same windows
@@ -119,7 +119,7 @@ def write(a, head, done):
         text = shown(a.text) if a.text else "eval/heldout.txt, built in"
         lines.append(f"- Judged on: {text}; {scored['windows']} windows of {scored['context']} tokens, "
                      f"{scored['tokens']} scored, protocol {scored['protocol']}")
-    missing = [kind for kind in a.types if kind not in done or len(done[kind]) < len(ROWS)]
+    missing = [kind for kind in a.types if kind not in done or len(done[kind]) < len(a.rows)]
     if missing:
         lines.append(f"- **Not complete**: {', '.join(missing)}")
     lines.append("")
@@ -165,10 +165,12 @@ def arguments():
     p.add_argument("--seq-len", type=int, default=512, help="tokens per window of calibration text [default: 512]")
     p.add_argument("--seeds", type=numbers, default=[0, 1, 2], help="[default: 0,1,2]")
     p.add_argument("--types", type=words, default=["Q4_0", "Q4_K_S", "Q2_K"], help="[default: Q4_0,Q4_K_S,Q2_K]")
+    p.add_argument("--rows", type=numbers, default=list(range(1, len(ROWS) + 1)), help="by their place in the table [default: all]")
     p.add_argument("--out", default=os.path.join(ROOT, "eval", "ablation.md"), help="[default: eval/ablation.md]")
     a = p.parse_args()
-    if not a.seeds or not a.types:
-        p.error("--seeds and --types need at least one each")
+    a.rows = [ROWS[i - 1] for i in a.rows if 0 < i <= len(ROWS)]
+    if not a.seeds or not a.types or not a.rows:
+        p.error("--seeds, --types and --rows need at least one each")
     return a
 
 
@@ -186,8 +188,8 @@ def run(a, work, done):
             planned = llmq("quantize", a.model, "--type", kind, "--method", "rtn", "--dry-run")
             # Rotation unties a tied embedding, which would get a smaller type of its own.
             embedding = next(t["to"] for t in planned if t.get("name") == "token_embd.weight")
-            for i, (name, options, seeded) in enumerate(ROWS):
-                said = f"{kind} {i + 1}/{len(ROWS)} {name}"
+            for i, (name, options, seeded) in enumerate(a.rows):
+                said = f"{kind} {i + 1}/{len(a.rows)} {name}"
                 public = options.format(imatrix="imatrix.gguf", embedding=embedding)
                 unknown = [word for word in options.split() if word.startswith("--") and word not in knows]
                 if unknown:

@@ -65,7 +65,13 @@ pub struct Rounding<'a> {
     pub imatrix: Option<&'a Imatrix>,
     /// Keep the statistics of a calibrated run for [`Summary::imatrix`].
     pub keep_statistics: bool,
+    /// Inner activations up to this many bytes are kept from the statistics to the output of a half, usually [`KEEP`]; larger ones
+    /// are computed twice. The file is the same.
+    pub keep: usize,
 }
+
+/// See [`Rounding::keep`].
+pub const KEEP: usize = 512 << 20;
 
 impl Rounding<'_> {
     /// Whether a plan's layers are calibrated: then the run walks the calibration text through the model.

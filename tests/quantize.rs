@@ -97,6 +97,19 @@ fn the_same_input_makes_the_same_bytes_at_any_thread_count() {
 }
 
 #[test]
+fn little_memory_makes_the_same_bytes_and_too_little_is_refused_at_once() {
+    let options = ["--samples", "64", "--seq-len", "256", "--method", "gptq"];
+    let plan = llmq!["plan", tiny(), "--json"; options].ok().summary();
+    // Room for everything but the activations that a run likes to keep.
+    let forecast = &plan["forecasts"][0];
+    let [all, kept] = [&forecast["peak_memory_bytes"], &forecast["peak_memory_in"]["inner activations that are kept"]];
+    let little = (all.as_u64().unwrap() - kept.as_u64().unwrap() / 2).to_string();
+    assert!(quantized(&tiny(), &[&options[..], &["--ram", &little]].concat()) == quantized(&tiny(), &options));
+    let told = ["the run would need about", "more than --ram 20.00 MB", "hint: ", "llmq plan"];
+    common::refused(&tiny(), &[&options[..], &["--ram", "20M"]].concat(), 1, &told);
+}
+
+#[test]
 fn shards_make_the_same_bytes_as_one_file() {
     // The folders have the same name because the file is called after them.
     let root = folder();

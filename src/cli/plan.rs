@@ -8,6 +8,7 @@ use crate::calib::text;
 use crate::error::{Context, Error, Result};
 use crate::format::Type;
 use crate::method;
+use crate::pipeline::KEEP;
 use crate::pipeline::forecast::advice::{Advice, Situation, advice};
 use crate::pipeline::forecast::fit::{self, Needs, is_in_order, largest_that_fits};
 use crate::pipeline::forecast::remedy::{Remedy, remedy};
@@ -42,12 +43,8 @@ use std::path::Path;
     mut_arg("json", |arg| arg.help("One JSON object a line on standard output: each type, then a summary")),
 )]
 pub struct Args {
-    /// The main memory that the run may take, for example 16G
-    #[arg(long, value_name = "SIZE", value_parser = size)]
-    ram: Option<u64>,
-
     /// The memory of the GPU that is to run the file, for example 8G: what is free of it
-    #[arg(long, value_name = "SIZE", value_parser = size)]
+    #[arg(long, value_name = "SIZE", value_parser = quantize::ram::size)]
     vram: Option<u64>,
 
     /// Tokens of context that are to fit, too [default: 8192, or the model's context if that is shorter]
@@ -91,7 +88,7 @@ struct Forecast {
 }
 
 /// What the program holds where the system does not say: more or less a vocabulary.
-const OWN: u64 = 64 << 20;
+pub(super) const OWN: u64 = 64 << 20;
 
 pub fn run(args: &Args) -> Result<()> {
     let asked = &args.run;
@@ -129,6 +126,7 @@ pub fn run(args: &Args) -> Result<()> {
         positions: positions.unwrap_or(1),
         threads: rayon::current_num_threads(),
         text: text(asked)?,
+        keep: KEEP,
     };
     let sizes = sizes(&plan, |mix| asked.recipe(mix))?;
     let chosen = sizes.iter().position(|size| size.mix.name == plan.mix).expect("every mix has a size");
@@ -165,7 +163,7 @@ pub fn run(args: &Args) -> Result<()> {
     };
     let better = largest(&is_in_order);
     let largest = largest(&|_| true);
-    let over = args.ram.filter(|ram| forecasts[0].peak.bytes() > *ram);
+    let over = asked.ram.filter(|ram| forecasts[0].peak.bytes() > *ram);
     let half = sizes.iter().find(|size| size.mix.name == "F16").expect("F16 is a mix");
     let bits = |size: &Size| (size.mix.name, size.bits_per_weight);
     let careful = sizes.iter().filter(|size| ["Q8_0", "Q6_K"].contains(&size.mix.name));
@@ -256,9 +254,4 @@ fn quantized_folder(folder: &Path, cause: Error) -> Error {
     Error::new(format!("{} is quantized already, with {how}", folder.display())).because(cause).hint(
         "quantizing it again would add a second error to the first: start from the original checkpoint in 16 bits",
     )
-}
-
-/// A number of bytes, with K, M or G behind it, fractions allowed.
-fn size(text: &str) -> std::result::Result<u64, String> {
-    super::budget::size(text).ok_or_else(|| "a size is a number with K, M or G behind it, for example 16G".into())
 }

@@ -1,6 +1,7 @@
 //! `llmq quantize`: checkpoint in, GGUF out.
 
 mod asked;
+pub(super) mod ram;
 
 use super::budget::{self, Target};
 use super::output::{self, Progress, bytes};
@@ -14,7 +15,7 @@ use crate::model;
 use crate::pipeline::choice::Choice;
 use crate::pipeline::journal::Journal;
 use crate::pipeline::plan::{Plan, Planned};
-use crate::pipeline::{self, Calibration, Rounding};
+use crate::pipeline::{self, Calibration, KEEP, Rounding};
 use crate::source::imatrix::Imatrix;
 use crate::writer::atomic::check_destination;
 use crate::writer::imatrix;
@@ -117,6 +118,11 @@ pub struct Args {
     #[arg(long)]
     dry_run: bool,
 
+    /// The main memory that the run may take, for example 8G: what does not fit is computed twice, and more than that is refused
+    /// before anything is done; the file is the same
+    #[arg(long, value_name = "SIZE", value_parser = ram::size)]
+    pub(super) ram: Option<u64>,
+
     /// Replace an existing file, and start over where an unfinished run was left
     #[arg(long)]
     force: bool,
@@ -191,6 +197,7 @@ pub fn run(args: &Args) -> Result<()> {
         calibration: calibration.as_ref(),
         imatrix: imatrix.as_ref(),
         keep_statistics: args.save_imatrix.is_some(),
+        keep: KEEP,
     };
     let chosen = match (target, &calibration) {
         (Some(target), Some(text)) => {
@@ -199,6 +206,7 @@ pub fn run(args: &Args) -> Result<()> {
         }
         _ => None,
     };
+    let rounding = Rounding { keep: ram::keep(args.ram, &plan, &rounding)?, ..rounding };
     let files = plan.files(&output, args.max_shard_size)?;
     let paths: Vec<PathBuf> = files.paths().map(Path::to_path_buf).collect();
     if args.dry_run {

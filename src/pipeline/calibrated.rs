@@ -14,10 +14,6 @@ use crate::source::imatrix::Entry;
 use candle_core::Tensor;
 use std::collections::HashMap;
 
-/// Inner activations up to this many bytes are kept from the statistics to the output of a half; larger ones are computed
-/// twice. The results are the same.
-pub(super) const KEEP: usize = 512 << 20;
-
 /// What goes into a layer of both models.
 struct Inputs {
     x: Tensor,
@@ -56,23 +52,17 @@ impl Run<'_> {
             for site in [half.input(), half.inner()] {
                 let place = || format!("block {i}, input of {}", readers(tensors, site).join(", "));
                 let is_inner = site == half.inner();
-                let keep = is_inner && tokens * width(tensors, site) * 4 <= KEEP;
+                let keep = is_inner && tokens * width(tensors, site) * 4 <= self.rounding.keep;
                 let kept = self.see(site, half, tensors, &block, &original, stream, keep).context(place)?;
-                let Some((statistics, mut kept)) = kept else { continue };
+                let Some((statistics, kept)) = kept else { continue };
                 let weights = match is_inner {
                     true => vec![1.0],
                     false => responses(half, tensors, &block, &stream.get(0)?.h, frame.positions())?,
                 };
                 let scales =
                     self.solve(site, statistics, &weights, tensors, &mut block, &mut finished, &mut pending)?;
-                if let (Some(scales), true) = (scales, keep) {
-                    let inverse: Vec<f32> = scales.iter().map(|s| 1.0 / s).collect();
-                    let inverse = Tensor::from_vec(inverse, scales.len(), frame.device())?;
-                    for inputs in &mut kept {
-                        inputs.x = inputs.x.broadcast_mul(&inverse)?;
-                    }
-                }
-                inner = keep.then_some(kept);
+                // What is scaled has changed, by its rounding in the file, too.
+                inner = (keep && scales.is_none()).then_some(kept);
             }
             for (name, pending) in pending {
                 let tensor = tensors.iter().find(|t| t.spec.gguf == name).expect("it was solved as one of these");

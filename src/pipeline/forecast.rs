@@ -12,7 +12,7 @@ pub mod speed;
 pub mod time;
 
 use super::subject::BATCH;
-use super::{PIECE, calibrated, head, stream};
+use super::{PIECE, head, stream};
 use crate::method::{self, Method, Options, PART};
 use crate::model::Model;
 use crate::model::block::Half;
@@ -38,6 +38,8 @@ pub struct Job<'a> {
     pub threads: usize,
     /// The text that windows would be cut from.
     pub text: Text,
+    /// As [`super::Rounding::keep`].
+    pub keep: usize,
 }
 
 /// Calibration text.
@@ -159,7 +161,7 @@ impl<'a> Job<'a> {
 
     /// Whether a site's inner activations are kept from its statistics to the output of its half.
     pub fn keeps(&self, site: &SiteShape) -> bool {
-        site.is_inner() && self.tokens().all * site.columns as u64 * SINGLE <= calibrated::KEEP as u64
+        site.is_inner() && self.tokens().all * site.columns as u64 * SINGLE <= self.keep as u64
     }
 
     /// The most memory that the run would hold at once, mapped files not counted. `shapes`: the plan's blocks; `own`: what the
@@ -262,10 +264,12 @@ impl<'a> Job<'a> {
             let mut solving = base_of_site
                 .with("copies of the site's weights", weights * SINGLE)
                 .with("freed activations that the allocator keeps", self.unreturned(model, half, activations));
-            if compared {
-                solving = solving.with("targets of the site's layers", weights * 2 * SINGLE);
-            }
             moments.push(factorization(solving.clone().at(&place("factoring")), n, site.widths()));
+            if compared {
+                // What is off is turned into what to do about it in place, where it was collected directly.
+                let each = if site.is_inner() { 1 } else { 2 };
+                solving = solving.with("targets of the site's layers", weights * each * SINGLE);
+            }
             let solving = solving.with("solver", solver(n, site.widths()));
             if site.scalable && (self.method.chooses() || self.method.name().contains("awq")) {
                 // A thread that waits inside one candidate begins another, so that there are more than threads.
@@ -351,7 +355,17 @@ mod tests {
 
     fn job<'a>(plan: &'a Plan, method: &str, asymmetric: bool) -> Job<'a> {
         let (method, text) = (method::by_name(method).unwrap(), Text { bytes: 1000, longest: 10 });
-        Job { plan, method, options: Options::default(), asymmetric, samples: 128, positions: 512, threads: 2, text }
+        Job {
+            plan,
+            method,
+            options: Options::default(),
+            asymmetric,
+            samples: 128,
+            positions: 512,
+            threads: 2,
+            text,
+            keep: crate::pipeline::KEEP,
+        }
     }
 
     #[test]

@@ -88,7 +88,7 @@ impl Report<'_> {
         if scratch > 0 {
             output::line(format!("on the disk beside the output, until it is done: {}", bytes(scratch)));
         }
-        let Some(ram) = self.args.ram else { return };
+        let Some(ram) = self.args.run.ram else { return };
         match &self.remedy {
             None => output::line(format!("that fits --ram {}", bytes(ram))),
             Some(remedy) => {
@@ -166,8 +166,8 @@ impl Report<'_> {
             "largest_that_fits": self.largest.map(|i| self.sizes[i].mix.name),
         });
         let more = json!({
-            "ram_bytes": self.args.ram,
-            "fits_ram": self.args.ram.map(|_| self.remedy.is_none()),
+            "ram_bytes": self.args.run.ram,
+            "fits_ram": self.args.run.ram.map(|_| self.remedy.is_none()),
             "samples_that_fit": self.remedy.map(|remedy| remedy.samples),
             "seq_len_that_fits": self.remedy.map(|remedy| remedy.positions),
             "fallbacks": fallbacks.collect::<Vec<_>>(),
