@@ -9,10 +9,8 @@ mean over the scored tokens of `llmq eval --reference`. All rows of a type see t
 of calibration text for every row. The table is written anew after each type, and with the rows that are done if the run is
 interrupted. Needs only python3 and `cargo build --release`.
 """
-import argparse, datetime, json, os, platform, re, shlex, statistics, subprocess, sys, tempfile, time
-
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-LLMQ = os.path.join(ROOT, "target", "release", "llmq")
+import argparse, json, os, re, shlex, statistics, subprocess, sys, tempfile, time
+from machine import LLMQ, ROOT, header, shown
 
 # Name, options, and whether the seed, which draws the calibration windows, makes any difference. {imatrix} and {embedding}
 # are filled in. What GPTQ is given beyond its paper is added one by one.
@@ -44,31 +42,6 @@ def llmq(*arguments):
     if done.returncode:
         raise Failed(f"llmq {shlex.join(arguments)} failed:\n{done.stderr[-2000:]}")
     return [json.loads(line) for line in done.stdout.splitlines()]
-
-
-def shown(path):
-    """A path as it is mentioned: from here, where it lies below."""
-    path = os.path.relpath(path)
-    return os.path.abspath(path) if path.startswith("..") else path
-
-
-def commit():
-    """The state of the sources, if git knows it."""
-    try:
-        git = ["git", "-C", ROOT, "describe", "--always", "--dirty"]
-        return ", commit " + subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-
-
-def cpu():
-    """The processor's name."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf8") as file:
-            names = re.findall(r"^model name\s*: (.*)$", file.read(), re.M)
-    except OSError:
-        names = []
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def measure(a, work, kind, options):
@@ -132,24 +105,18 @@ def write(a, head, done):
     os.replace(beside, a.out)
 
 
-def header(a):
+def head_of(a):
     """What the table's reader needs to make it again."""
-    version = subprocess.run([LLMQ, "--version"], capture_output=True, text=True, check=True).stdout.strip()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    load = f", load average {os.getloadavg()[0]:.1f} before it began" if hasattr(os, "getloadavg") else ""
     calib = shown(a.calib) if a.calib else "eval/calibration.txt, built in"
-    seeds = ", ".join(map(str, a.seeds))
     return [
         "# What each ingredient is worth", "",
         "KL divergence of next-token distributions, original to file, in nats: the mean over the scored tokens, and of that "
         "the mean over the seeds; ± is half the range over the seeds. A seed draws the windows of calibration text, the same "
         "for every row. RTN draws none: its importance matrix is that of the text's first windows, as many and as long. "
         "What each costs in time is in `effort.md`.", "",
-        f"- Command: `{shlex.join(['scripts/ablation.py', *sys.argv[1:]])}`",
-        f"- Model: {shown(a.model)}; {version}{commit()}",
-        f"- Machine: {cpu()}, {cores} cores{load}",
-        f"- Date: {datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d %H:%M} UTC",
-        f"- Calibration: {calib}; {a.samples} windows of {a.seq_len} tokens, seeds {seeds}",
+        *header(),
+        f"- Model: {shown(a.model)}",
+        f"- Calibration: {calib}; {a.samples} windows of {a.seq_len} tokens, seeds {', '.join(map(str, a.seeds))}",
     ]
 
 
@@ -176,7 +143,7 @@ def arguments():
 
 def run(a, work, done):
     """Fills `done`: the rows of each type."""
-    head = header(a)
+    head = head_of(a)
     usage = subprocess.run([LLMQ, "quantize", "--help"], capture_output=True, text=True, check=True).stdout
     knows = set(re.findall(r"--[a-z][a-z-]*", usage))
     imatrix = os.path.join(work, "imatrix.gguf")

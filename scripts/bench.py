@@ -15,13 +15,11 @@ comparison needs and this machine lacks is named in the table instead of a figur
 
 --model is by default the embedded checkpoint, which is too small to say much. Needs `cargo build --release`.
 """
-import argparse, datetime, json, os, platform, re, shlex, subprocess, sys, tempfile, time
+import argparse, json, os, re, shlex, subprocess, sys, tempfile, time
+from machine import CORES, LLMQ, ROOT, header
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-LLMQ = os.path.join(ROOT, "target", "release", "llmq")
 PYTHON = os.path.join(ROOT, ".consumers", "python", "bin", "python")
 SECTIONS = ["products", "eval", "rtn", "gptq", "memory", "seven"]
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def run(command):
@@ -182,16 +180,6 @@ def seven(a, work):
                 peak / (1 << 30), 4, "GiB", peak / (4 << 30))]
 
 
-def cpu():
-    """The processor's name."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf8") as file:
-            names = re.findall(r"^model name\s*: (.*)$", file.read(), re.M)
-    except OSError:
-        names = []
-    return names[0] if names else platform.processor() or platform.machine()
-
-
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--only", type=lambda text: text.split(","), default=SECTIONS)
@@ -202,13 +190,8 @@ def main():
     a = p.parse_args()
     if not os.path.exists(LLMQ):
         sys.exit("run `cargo build --release` first")
-    load = os.getloadavg()[0]
-    commit = subprocess.run(["git", "-C", ROOT, "describe", "--always", "--dirty"], capture_output=True, text=True).stdout
     head = [
-        "# Speed and memory, side by side", "",
-        f"- Command: `{shlex.join(['scripts/bench.py', *sys.argv[1:]])}`",
-        f"- Machine: {cpu()}, {CORES} cores, load average {load:.1f} before it began; {run([LLMQ, '--version']).strip()}, commit {commit.strip()}",
-        f"- Date: {datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d %H:%M} UTC", "",
+        "# Speed and memory, side by side", "", *header(), "",
         "| what | llmq | the other | ratio | target |", "|---|---|---|---|---|",
     ]
     lines = []

@@ -191,6 +191,7 @@ impl Run<'_> {
             None => self.head(calibration, windows)?,
         };
         for (i, tensors) in plan.blocks().enumerate().skip(first) {
+            plan.blocks().skip(i + 1).take(1).flatten().for_each(|tensor| plan.source.expect(&tensor.spec));
             match &mut stream {
                 Some(stream) => {
                     self.calibrated_block(i, tensors, stream)?;

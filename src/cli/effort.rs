@@ -5,11 +5,11 @@ use clap::ValueEnum;
 /// How much time goes into the quality of the file. The figures behind these are in `eval/effort.md`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Effort {
-    /// GPTQ alone, on few windows
+    /// A quarter of the time, for some per cent
     Fast,
     /// What the time is well spent on
     Balanced,
-    /// Twice the time for the last few per cent
+    /// Twice the time, for the last one per cent
     Best,
 }
 
@@ -22,8 +22,6 @@ pub struct Preset {
     pub samples: usize,
     /// Sweeps of coordinate descent.
     pub sweeps: usize,
-    /// Whether the original model runs beside the quantized one.
-    pub compare: bool,
 }
 
 impl Effort {
@@ -39,9 +37,9 @@ impl Effort {
     /// What it stands for.
     pub fn preset(self) -> Preset {
         match self {
-            Effort::Fast => Preset { method: "gptq", samples: 32, sweeps: 0, compare: false },
-            Effort::Balanced => Preset { method: "auto", samples: 128, sweeps: 6, compare: true },
-            Effort::Best => Preset { method: "auto", samples: 256, sweeps: 12, compare: true },
+            Effort::Fast => Preset { method: "gptq", samples: 32, sweeps: 6 },
+            Effort::Balanced => Preset { method: "auto", samples: 128, sweeps: 6 },
+            Effort::Best => Preset { method: "auto", samples: 256, sweeps: 12 },
         }
     }
 }

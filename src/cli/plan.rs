@@ -142,9 +142,9 @@ pub fn run(args: &Args) -> Result<()> {
     let mut forecasts = vec![forecast("as asked for".into(), job)];
     if method.calibrated() {
         for effort in Effort::value_variants().iter().filter(|effort| !asked.how.is(**effort)) {
-            let Preset { method, samples, sweeps, compare } = effort.preset();
+            let Preset { method, samples, sweeps } = effort.preset();
             let options = method::Options { sweeps, ..options };
-            let of_effort = Job { method: method::by_name(method)?, options, samples, asymmetric: compare, ..job };
+            let of_effort = Job { method: method::by_name(method)?, options, samples, asymmetric: true, ..job };
             forecasts.push(forecast(format!("--effort {}", effort.name()), of_effort));
         }
         forecasts.push(forecast("--method rtn".into(), Job { method: method::by_name("rtn")?, ..job }));

@@ -6,8 +6,7 @@ use crate::method::{self, Method, Options};
 
 #[derive(Debug, clap::Args)]
 pub struct How {
-    /// How much time goes into the quality of the file: decides about whatever of --method, --samples and --sweeps is not given,
-    /// and whether the original model runs beside the quantized one (not when fast)
+    /// How much time goes into the quality of the file: decides about whatever of --method, --samples and --sweeps is not given
     #[arg(long, value_enum, default_value_t = Effort::Balanced)]
     effort: Effort,
 
@@ -28,7 +27,7 @@ pub struct How {
     #[arg(long)]
     no_order: bool,
 
-    /// Sweeps of coordinate descent over the codes that GPTQ has chosen [default: 6; 0 with --effort fast, 12 with --effort best]
+    /// Sweeps of coordinate descent over the codes that GPTQ has chosen [default: 6; 12 with --effort best]
     #[arg(long, value_name = "N")]
     sweeps: Option<usize>,
 
@@ -85,6 +84,6 @@ impl How {
 
     /// Whether the original model runs beside the quantized one.
     pub fn asymmetric(&self, method: &dyn Method) -> bool {
-        method.calibrated() && !self.no_gptaq && self.effort.preset().compare
+        method.calibrated() && !self.no_gptaq
     }
 }

@@ -231,7 +231,7 @@ impl Page {
     fn parse(bytes: &[u8]) -> Result<Page> {
         let damaged = || Error::new("it is damaged");
         let (hash, json) = bytes.split_at_checked(65).ok_or_else(damaged)?;
-        if hash[..64] != *blake3::hash(json).to_hex().as_bytes() {
+        if *hash != *[blake3::hash(json).to_hex().as_bytes(), b"\n"].concat() {
             return Err(damaged());
         }
         serde_json::from_slice(json).map_err(|cause| damaged().because(cause))

@@ -49,6 +49,11 @@ impl Rotated {
         !matches!(self.rotation.turn(spec), Turn::Folded { outputs: Along::Stream | Along::Values, .. })
     }
 
+    /// As [`Weights::expect`], for a tensor of the rotated model.
+    pub fn expect(&self, spec: &TensorSpec) {
+        self.source.expect(&self.rotation.stored(spec));
+    }
+
     /// As [`Weights::rows`], for a tensor of the rotated model. Besides them, one matrix is in memory at most.
     ///
     /// # Errors

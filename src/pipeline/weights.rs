@@ -95,6 +95,15 @@ impl Weights {
         Some(&file.data(info)[byte_range(info, rows)])
     }
 
+    /// Tells the system that a tensor will be read soon, so that the disk is at work while something else is computed.
+    pub fn expect(&self, spec: &TensorSpec) {
+        match self {
+            Weights::Checkpoint(checkpoint) => checkpoint.expect(&spec.source),
+            Weights::Gguf(file) => file.tensor(&spec.gguf).into_iter().for_each(|info| file.expect(info)),
+            Weights::Rotated(rotated) => rotated.expect(spec),
+        }
+    }
+
     /// Rows of a tensor, decoded: steps along all dimensions but the last. The whole of a vector counts as one row.
     ///
     /// # Errors

@@ -153,6 +153,13 @@ impl Checkpoint {
         self.place(name, shape).map(|_| ())
     }
 
+    /// Tells the system that a tensor will be read soon, so that the disk is at work meanwhile.
+    pub fn expect(&self, name: &str) {
+        if let Some(place) = self.tensors.get(name) {
+            self.shards[place.shard].expect(place.bytes.clone());
+        }
+    }
+
     fn place(&self, name: &str, shape: &[usize]) -> Result<&Place> {
         let place = self.tensors.get(name).ok_or_else(|| {
             Error::new(format!("{}: there is no tensor '{name}'", self.folder.display())).hint(format!(
@@ -217,6 +224,14 @@ impl Checkpoint {
 }
 
 impl Shard {
+    /// Tells the system that these bytes will be read soon.
+    #[cfg_attr(not(unix), allow(unused_variables))]
+    fn expect(&self, bytes: Range<usize>) {
+        // Only a hint: nothing depends on it.
+        #[cfg(unix)]
+        self.map.advise_range(memmap2::Advice::WillNeed, bytes.start, bytes.len()).ok();
+    }
+
     /// Gives pages back: they count as this process's memory while they are mapped in.
     #[cfg(unix)]
     fn release(&self, bytes: Range<usize>) {

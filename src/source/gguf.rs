@@ -172,6 +172,17 @@ impl Gguf {
         &self.shards[info.shard].map[start..start + info.bytes as usize]
     }
 
+    /// Tells the system that a tensor will be read soon, so that the disk is at work meanwhile.
+    pub fn expect(&self, info: &TensorInfo) {
+        // Only a hint: nothing depends on it.
+        #[cfg(unix)]
+        let _ = self.shards[info.shard].map.advise_range(
+            memmap2::Advice::WillNeed,
+            self.start_of(info),
+            info.bytes as usize,
+        );
+    }
+
     /// Gives the memory of a part of a tensor, `bytes` of its data, that was read back to the system. It may be read again,
     /// at the price of reading the disk. Does nothing on systems other than Unix.
     pub fn release(&self, info: &TensorInfo, bytes: Range<usize>) {
