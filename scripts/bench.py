@@ -156,12 +156,12 @@ def anonymous(command):
 
 
 def memory(a, work):
-    """Peak memory against the number of blocks."""
+    """Peak memory against the number of blocks, with GPTQ."""
     lines, first = [], None
     for blocks in [8, 16, 32]:
         model = os.path.join(work, "random")
         run([PYTHON, os.path.join(ROOT, "scripts", "random_checkpoint.py"), model, "--blocks", str(blocks)])
-        peak, seconds = anonymous([LLMQ, "quantize", model, "--type", "Q4_0", "--samples", "8", "--seq-len", "512",
+        peak, seconds = anonymous([LLMQ, "quantize", model, "--type", "Q4_0", "--method", "gptq", "--samples", "8", "--seq-len", "512",
                                    "-o", os.path.join(work, "out.gguf"), "--force"])
         first = first or peak
         lines.append(row(f"peak anonymous memory, {blocks} blocks of 1024 / 2816 ({seconds:.0f} s), against 8 blocks",
@@ -174,9 +174,9 @@ def seven(a, work):
     model = os.path.join(work, "seven")
     shape = ["--blocks", "2", "--hidden", "4096", "--ffn", "11008", "--heads", "32", "--kv-heads", "32"]
     run([PYTHON, os.path.join(ROOT, "scripts", "random_checkpoint.py"), model, *shape])
-    peak, seconds = anonymous([LLMQ, "quantize", model, "--type", "Q4_K_M", "--samples", "8", "--seq-len", "512",
-                               "-o", os.path.join(work, "out.gguf"), "--force"])
-    return [row(f"peak anonymous memory, two blocks of 4096 / 11008, 8 x 512 tokens ({seconds:.0f} s)", "≤ 4 GiB",
+    peak, seconds = anonymous([LLMQ, "quantize", model, "--type", "Q4_K_M", "--method", "gptq", "--sweeps", "0",
+                               "--samples", "8", "--seq-len", "512", "-o", os.path.join(work, "out.gguf"), "--force"])
+    return [row(f"peak anonymous memory, two blocks of 4096 / 11008, gptq, 8 x 512 tokens ({seconds:.0f} s)", "≤ 4 GiB",
                 peak / (1 << 30), 4, "GiB", peak / (4 << 30))]
 
 

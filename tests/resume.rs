@@ -252,7 +252,7 @@ fn a_scratch_folder_that_vanishes_is_named() {
     let [file, scratch] = ["out.gguf", "scratch"].map(|name| out.path().join(name));
     fs::create_dir(&scratch).unwrap();
     let options = ["--work-dir", scratch.to_str().unwrap()];
-    let (child, mut lines) = started(&tiny(), &file, &options, "blk.0.attn_q.weight");
+    let (child, mut lines) = started(&tiny(), &file, &options, "blk.1.attn_q.weight");
     fs::remove_dir_all(&scratch).unwrap();
     lines.read_to_string(&mut String::new()).unwrap();
     let ended = child.wait_with_output().unwrap();

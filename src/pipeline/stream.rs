@@ -280,7 +280,10 @@ impl Stream {
     /// The disk refuses, or the file has vanished.
     pub fn save(&self) -> Result<Place> {
         let Scratch { path, file, hashes } = &self.files[self.read];
-        file.sync_data().and_then(|()| fs::metadata(path)).context(|| failed("save", path))?;
+        file.sync_data().and_then(|()| fs::metadata(path)).map_err(|cause| {
+            let hint = "if its folder has vanished, start over with another one for --work-dir";
+            Error::new(failed("save", path)).hint(hint).because(cause)
+        })?;
         let hashes = hashes.iter().flatten().map(|hash| hash.to_hex().to_string()).collect();
         Ok(Place { path: path.clone(), hashes })
     }
