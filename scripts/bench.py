@@ -195,6 +195,7 @@ def main():
         "| what | llmq | the other | ratio | target |", "|---|---|---|---|---|",
     ]
     lines = []
+    os.makedirs(os.path.dirname(a.out), exist_ok=True)
     with tempfile.TemporaryDirectory() as work:
         for name in a.only:
             of = dict(products=lambda: products(a), eval=lambda: evaluation(a, work), rtn=lambda: rtn(a, work),
@@ -202,9 +203,9 @@ def main():
             for line in of():
                 print(line, flush=True)
                 lines.append(line)
-    os.makedirs(os.path.dirname(a.out), exist_ok=True)
-    with open(a.out, "w", encoding="utf8") as file:
-        file.write("\n".join(head + lines) + "\n")
+            # Anew after each section: some of them take long.
+            with open(a.out, "w", encoding="utf8") as file:
+                file.write("\n".join(head + lines) + "\n")
 
 
 main()

@@ -17,7 +17,7 @@ pub mod rotated;
 pub mod sensitivity;
 mod settings;
 mod solve;
-mod stream;
+pub mod stream;
 pub mod subject;
 pub mod weights;
 

@@ -5,7 +5,7 @@
 //! - How large the errors of a tensor's weights would be for every type, weighed by how large the inputs are; on some rows.
 //! - How much an error moves the distributions. For one type, the *probe*, the tensor alone is rounded to the nearest, and a
 //!   *probed stream* carries what that does to a few windows through all later blocks to the logits.
-//! - How much of the error a calibrated method leaves ([`feedback`]).
+//! - How much of the error a calibrated method leaves (`feedback`).
 //!
 //! The Kullback-Leibler divergence of two near distributions is quadratic in the difference of their logits, which is linear
 //! in the error of a layer: so one probe fixes by what factor errors count. Losses of several tensors add up, as far as their
