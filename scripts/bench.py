@@ -50,7 +50,7 @@ def row(what, target, ours=None, theirs=None, unit="", ratio=None, missing=None)
     """A line of the table."""
     if missing:
         return f"| {what} | | | not measured: no {missing} | {target} |"
-    shown = lambda x: "" if x is None else f"{x:.3g} {unit}"
+    shown = lambda x: "" if x is None else f"{x:,.4g} {unit}" if x < 1e3 else f"{x:,.0f} {unit}"
     return f"| {what} | {shown(ours)} | {shown(theirs)} | {'' if ratio is None else f'{ratio:.2f}'} | {target} |"
 
 
