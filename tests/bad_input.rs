@@ -174,9 +174,9 @@ fn an_unsupported_model_type_or_rope() {
     let (_root, model) = written(&checkpoint);
     refused(&model, &[], 1, &["config.json: model_type 'mamba' is not supported", HINT, "llama"]);
     let mut checkpoint = small();
-    checkpoint.config["rope_scaling"] = json!({ "rope_type": "yarn", "factor": 4.0 });
+    checkpoint.config["rope_scaling"] = json!({ "rope_type": "dynamic", "factor": 4.0 });
     let (_root, model) = written(&checkpoint);
-    refused(&model, &[], 1, &["config.json: rope scaling of type 'yarn' is not supported", HINT, "llama3"]);
+    refused(&model, &[], 1, &["config.json: rope scaling of type 'dynamic' is not supported", HINT, "llama3"]);
 }
 
 #[test]

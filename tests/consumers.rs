@@ -4,6 +4,8 @@
 
 mod common;
 
+#[path = "consumers/architectures.rs"]
+mod architectures;
 #[path = "consumers/ask.rs"]
 mod ask;
 #[path = "consumers/gguf.rs"]

@@ -3,7 +3,8 @@
 //! Only the ratios mean something: machines are shared and noisy. Each figure is the best of several rounds.
 
 use half::slice::HalfFloatSliceExt;
-use llmq_kernels::attention::{self, Shape};
+use llmq_kernels::attention::{self, Scores, Shape};
+use llmq_kernels::elementwise::Activation;
 use llmq_kernels::gemm;
 use llmq_kernels::search;
 use llmq_kernels::{F, Isa, LANES, Levels, cholesky, column, convert, descent, elementwise, squares, syrk};
@@ -97,12 +98,12 @@ fn factors() {
 fn rows() {
     let shape = Shape { positions: 512, heads: 8, kv_heads: 4, d: 64 };
     let (q, kv) = (numbers(4 * 512 * 512), numbers(4 * 512 * 256));
-    let mut out = vec![0.0; q.len()];
-    let ours = best(|| attention::causal(&q, &kv, &kv, shape, 0.125, black_box(&mut out)));
+    let (mut out, how) = (vec![0.0; q.len()], Scores { scale: 0.125, ..Scores::default() });
+    let ours = best(|| attention::causal(&q, &kv, &kv, shape, &how, black_box(&mut out)));
     let rate = 2e-9 * (4 * 512 * 512 * 512) as f64 / ours;
     println!("{:44} {rate:8.2} GFLOP/s", "attention, 4 windows of 512, 8 heads of 64");
     let (x, mut y) = (numbers(1 << 16), vec![0.0; 1 << 16]);
-    let exp = |isa, y: &mut [f32]| elementwise::swiglu_row_on(isa, &x, &x, y);
+    let exp = |isa, y: &mut [f32]| elementwise::gated_row_on(isa, Activation::Silu, &x, &x, y);
     let ours = best(|| exp(Isa::best(), black_box(&mut y)));
     let theirs = best(|| exp(Isa::Baseline, black_box(&mut y)));
     show("swiglu", 1e-9 * x.len() as f64 / ours, "Gnumbers/s", ours, "the baseline", theirs);

@@ -1,6 +1,6 @@
 //! Causal attention.
 
-use crate::elementwise::softmax;
+use crate::elementwise::{log_sum_exp, softcap, softmax};
 use crate::gemm::{Old, View, product};
 use rayon::prelude::*;
 
@@ -20,6 +20,19 @@ pub struct Shape {
     pub d: usize,
 }
 
+/// What becomes of the scores on their way to weights.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Scores {
+    /// They are multiplied by this.
+    pub scale: f32,
+    /// Then they are kept below this by [`softcap`].
+    pub cap: Option<f32>,
+    /// A position sees itself and so many less one before it.
+    pub window: Option<usize>,
+    /// For each query head the score of nothing: it takes a share of the weights, and adds no value (gpt-oss).
+    pub sinks: Vec<f32>,
+}
+
 /// `softmax(scale·QKᵀ + causal mask)·V` per window and head, on all threads (Vaswani et al. 2017, equation 1).
 ///
 /// `q`, `out`: `[windows · positions, heads · d]`; `k`, `v`: `[windows · positions, kv_heads · d]`. Only scores on or
@@ -27,7 +40,7 @@ pub struct Shape {
 ///
 /// # Panics
 /// If the lengths do not fit.
-pub fn causal(q: &[f32], k: &[f32], v: &[f32], shape: Shape, scale: f32, out: &mut [f32]) {
+pub fn causal(q: &[f32], k: &[f32], v: &[f32], shape: Shape, how: &Scores, out: &mut [f32]) {
     let Shape { positions, heads, kv_heads, d } = shape;
     let (width, kv_width) = (heads * d, kv_heads * d);
     let windows = q.len() / (positions * width);
@@ -57,12 +70,29 @@ pub fn causal(q: &[f32], k: &[f32], v: &[f32], shape: Shape, scale: f32, out: &m
             product(&mut scores, seen, Old::Replaced, 1.0, queries, keys.t());
             for (i, row) in scores.chunks_mut(seen).enumerate() {
                 let (past, future) = row.split_at_mut(first + i + 1);
-                softmax(past, scale);
                 future.fill(0.0);
+                let forgotten = how.window.map_or(0, |window| past.len().saturating_sub(window));
+                let (forgotten, past) = past.split_at_mut(forgotten);
+                forgotten.fill(0.0);
+                weigh(past, how, how.sinks.get(h));
             }
             product(&mut out[h * d..], width, Old::Replaced, 1.0, View::new(&scores, rows, seen, seen), values);
         }
     });
+}
+
+/// From scores to weights.
+fn weigh(scores: &mut [f32], how: &Scores, sink: Option<&f32>) {
+    let mut scale = how.scale;
+    if let Some(cap) = how.cap {
+        softcap(scores, scale, cap);
+        scale = 1.0;
+    }
+    let Some(&sink) = sink else { return softmax(scores, scale) };
+    scores.iter_mut().for_each(|score| *score *= scale);
+    let share = 1.0 / (1.0 + (f64::from(sink) - log_sum_exp(scores)).exp());
+    softmax(scores, 1.0);
+    scores.iter_mut().for_each(|weight| *weight *= share as f32);
 }
 
 #[cfg(test)]
@@ -71,31 +101,46 @@ mod tests {
 
     #[test]
     fn it_equals_the_formula() {
+        let plain = Scores { scale: 0.4, ..Scores::default() };
         for (windows, positions, heads, kv_heads, d) in [(1, 1, 1, 1, 2), (2, 7, 4, 2, 8), (1, 150, 3, 1, 16)] {
-            let n = windows * positions;
-            let make = |len: usize, s: f32| -> Vec<f32> { (0..len).map(|i| (i as f32 * s).sin()).collect() };
-            let (q, k, v) = (make(n * heads * d, 0.7), make(n * kv_heads * d, 1.3), make(n * kv_heads * d, 0.9));
-            let mut out = vec![f32::NAN; q.len()];
-            let shape = Shape { positions, heads, kv_heads, d };
-            causal(&q, &k, &v, shape, 0.4, &mut out);
-            for w in 0..windows {
-                for t in 0..positions {
-                    for h in 0..heads {
-                        let kv = h / (heads / kv_heads);
-                        let at = |u: usize| ((w * positions + u) * kv_heads + kv) * d;
-                        let query = &q[((w * positions + t) * heads + h) * d..][..d];
-                        let scores: Vec<f64> = (0..=t)
-                            .map(|u| {
-                                let dot: f32 = query.iter().zip(&k[at(u)..]).map(|(a, b)| a * b).sum();
-                                f64::from(0.4 * dot).exp()
-                            })
-                            .collect();
-                        let total: f64 = scores.iter().sum();
-                        for i in 0..d {
-                            let want: f64 = (0..=t).map(|u| scores[u] / total * f64::from(v[at(u) + i])).sum();
-                            let got = f64::from(out[((w * positions + t) * heads + h) * d + i]);
-                            assert!((got - want).abs() < 1e-5, "window {w}, position {t}, head {h}");
-                        }
+            for how in [
+                plain.clone(),
+                Scores { cap: Some(0.9), ..plain.clone() },
+                Scores { window: Some(5), ..plain.clone() },
+                Scores { sinks: (0..heads).map(|h| h as f32 * 0.5 - 0.7).collect(), ..plain.clone() },
+            ] {
+                check(windows, Shape { positions, heads, kv_heads, d }, &how);
+            }
+        }
+    }
+
+    fn check(windows: usize, shape: Shape, how: &Scores) {
+        let Shape { positions, heads, kv_heads, d } = shape;
+        let n = windows * positions;
+        let make = |len: usize, s: f32| -> Vec<f32> { (0..len).map(|i| (i as f32 * s).sin()).collect() };
+        let (q, k, v) = (make(n * heads * d, 0.7), make(n * kv_heads * d, 1.3), make(n * kv_heads * d, 0.9));
+        let mut out = vec![f32::NAN; q.len()];
+        causal(&q, &k, &v, shape, how, &mut out);
+        for w in 0..windows {
+            for t in 0..positions {
+                for h in 0..heads {
+                    let kv = h / (heads / kv_heads);
+                    let at = |u: usize| ((w * positions + u) * kv_heads + kv) * d;
+                    let query = &q[((w * positions + t) * heads + h) * d..][..d];
+                    let scores: Vec<f64> = (0..=t)
+                        .map(|u| {
+                            let dot: f32 = query.iter().zip(&k[at(u)..]).map(|(a, b)| a * b).sum();
+                            let score = f64::from(how.scale * dot);
+                            let score = how.cap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh());
+                            if how.window.is_some_and(|window| t - u >= window) { 0.0 } else { score.exp() }
+                        })
+                        .collect();
+                    let nothing = how.sinks.get(h).map_or(0.0, |&sink| f64::from(sink).exp());
+                    let total = scores.iter().sum::<f64>() + nothing;
+                    for i in 0..d {
+                        let want: f64 = (0..=t).map(|u| scores[u] / total * f64::from(v[at(u) + i])).sum();
+                        let got = f64::from(out[((w * positions + t) * heads + h) * d + i]);
+                        assert!((got - want).abs() < 1e-5, "{how:?}: window {w}, position {t}, head {h}");
                     }
                 }
             }

@@ -132,13 +132,94 @@ kernel! {
 }
 
 kernel! {
-    /// One row of [`swiglu`].
-    pub fn swiglu_row / swiglu_row_on(gate: &[f32], up: &[f32], y: &mut [f32]) {
+    /// One row of [`layer_norm`]: `y = (x − mean(x)) / √(var(x) + eps) · gain + bias`; no bias is an empty one.
+    pub fn layer_norm_row / layer_norm_row_on(x: &[f32], gain: &[f32], bias: &[f32], eps: f32, y: &mut [f32]) {
+        let mut total = F::ZERO;
+        for part in x.chunks(LANES) {
+            total = total + load(part, 0.0);
+        }
+        let mean = sum(total) / x.len() as f32;
+        let mut squares = F::ZERO;
+        for part in x.chunks(LANES) {
+            let v = load(part, mean) - F::splat(mean);
+            squares = v.mul_add(v, squares);
+        }
+        let inverse = 1.0 / (sum(squares) / x.len() as f32 + eps).sqrt();
+        for ((y, &x), &g) in y.iter_mut().zip(x).zip(gain) {
+            *y = (x - mean) * inverse * g;
+        }
+        for (y, b) in y.iter_mut().zip(bias) {
+            *y += b;
+        }
+    }
+}
+
+/// The function between the two layers of an MLP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// `x·σ(x)` (Elfwing et al. 2017), also called swish.
+    Silu,
+    /// `x·Φ(x)`, with tanh in the place of the normal distribution (Hendrycks and Gimpel 2016, section 2).
+    GeluTanh,
+    /// `x·Φ(x)`.
+    Gelu,
+}
+
+impl Activation {
+    #[inline(always)]
+    fn of(self, x: F) -> F {
+        // x·σ(s)
+        let gate = |s: F| x.zip(exp(-s), |x, e| x / (1.0 + e));
+        match self {
+            Activation::Silu => gate(x),
+            // (1 + tanh u)/2 = σ(2u), with u = √(2/π)·(x + 0.044715·x³).
+            Activation::GeluTanh => gate(F::splat(1.595_769) * (F::splat(0.044_715) * x * x).mul_add(x, x)),
+            Activation::Gelu => x * normal(x),
+        }
+    }
+}
+
+/// The normal distribution function Φ, to within 2·10⁻⁷ (Abramowitz and Stegun 1964, formula 7.1.26, of erf).
+#[inline(always)]
+fn normal(x: F) -> F {
+    let z = x.abs() * F::splat(std::f32::consts::FRAC_1_SQRT_2);
+    let t = z.map(|z| 1.0 / (1.0 + 0.327_591_1 * z));
+    let mut p = F::splat(1.061_405_4);
+    for c in [-1.453_152, 1.421_413_7, -0.284_496_74, 0.254_829_6] {
+        p = p.mul_add(t, F::splat(c));
+    }
+    // erfc(z)/2
+    let tail = F::splat(0.5) * p * t * exp(-(z * z));
+    x.less(F::ZERO, tail, F::splat(1.0) - tail)
+}
+
+kernel! {
+    /// One row of [`gated`].
+    pub fn gated_row / gated_row_on(kind: Activation, gate: &[f32], up: &[f32], y: &mut [f32]) {
         for ((y, gate), up) in y.chunks_mut(LANES).zip(gate.chunks(LANES)).zip(up.chunks(LANES)) {
-            let g = load(gate, 0.0);
-            let silu = g.zip(exp(-g), |g, e| g / (1.0 + e));
-            let v = silu * load(up, 0.0);
+            let v = kind.of(load(gate, 0.0)) * load(up, 0.0);
             y.copy_from_slice(&v.0[..y.len()]);
+        }
+    }
+}
+
+kernel! {
+    /// An activation in place.
+    pub fn activate_row / activate_row_on(kind: Activation, x: &mut [f32]) {
+        for x in x.chunks_mut(LANES) {
+            let y = kind.of(load(x, 0.0));
+            x.copy_from_slice(&y.0[..x.len()]);
+        }
+    }
+}
+
+kernel! {
+    /// `cap·tanh(scale·x / cap)` in place: scores that stay within a bound (Gemma 2, section 2).
+    pub fn softcap / softcap_on(x: &mut [f32], scale: f32, cap: f32) {
+        for x in x.chunks_mut(LANES) {
+            let e = exp(load(x, 0.0) * F::splat(2.0 * scale / cap));
+            let y = e.map(|e| cap - 2.0 * cap / (1.0 + e));
+            x.copy_from_slice(&y.0[..x.len()]);
         }
     }
 }
@@ -155,13 +236,31 @@ pub fn rms_norm(x: &[f32], gain: &[f32], eps: f32, y: &mut [f32]) {
     });
 }
 
-/// `silu(gate) · up`, on all threads (Shazeer 2020, equation 6). All of one length.
-pub fn swiglu(gate: &[f32], up: &[f32], y: &mut [f32]) {
+/// Layer norm of every row, on all threads (Ba et al. 2016, equation 4). No bias is an empty one.
+///
+/// `x`, `y`: `[n, gain.len()]`.
+pub fn layer_norm(x: &[f32], gain: &[f32], bias: &[f32], eps: f32, y: &mut [f32]) {
+    let width = gain.len();
+    y.par_chunks_mut(ROWS * width).zip(x.par_chunks(ROWS * width)).for_each(|(y, x)| {
+        for (y, x) in y.chunks_mut(width).zip(x.chunks(width)) {
+            layer_norm_row(x, gain, bias, eps, y);
+        }
+    });
+}
+
+/// `activation(gate) · up`, on all threads (Shazeer 2020, equations 5 and 6). All of one length.
+pub fn gated(kind: Activation, gate: &[f32], up: &[f32], y: &mut [f32]) {
     const PART: usize = 1 << 14;
     y.par_chunks_mut(PART)
         .zip(gate.par_chunks(PART))
         .zip(up.par_chunks(PART))
-        .for_each(|((y, gate), up)| swiglu_row(gate, up, y));
+        .for_each(|((y, gate), up)| gated_row(kind, gate, up, y));
+}
+
+/// An activation in place, on all threads.
+pub fn activate(kind: Activation, x: &mut [f32]) {
+    const PART: usize = 1 << 14;
+    x.par_chunks_mut(PART).for_each(|x| activate_row(kind, x));
 }
 
 /// The place of the first NaN or infinity, on all threads.
@@ -196,29 +295,35 @@ kernel! {
 /// Which two numbers of a head rotary embedding turns together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pairing {
-    /// `i` and `i + d/2`: Hugging Face's order of rows.
+    /// `i` and `i + rotary/2`: the usual order of rows in a checkpoint.
     Halves,
     /// `2i` and `2i + 1`: the order of rows in a GGUF of the llama family.
     Neighbours,
 }
 
-/// Rotary embedding in place, on all threads (Su et al. 2021, equation 34).
+/// Rotary embedding in place, on all threads (Su et al. 2021, equation 34), of the first `rotary` of the `d` numbers of each head.
 ///
-/// `x`: `[windows · positions, heads · d]`; `cos`, `sin`: `[positions, d/2]`, which also says how many positions a window has.
+/// `x`: `[windows · positions, heads · d]`; `cos`, `sin`: `[positions, rotary/2]`, which also says how many positions a window
+/// has.
 ///
 /// # Panics
 /// If the lengths do not fit.
-pub fn rope(x: &mut [f32], d: usize, heads: usize, cos: &[f32], sin: &[f32], pairing: Pairing) {
-    let (width, half) = (heads * d, d / 2);
+pub fn rope(x: &mut [f32], d: usize, rotary: usize, heads: usize, cos: &[f32], sin: &[f32], pairing: Pairing) {
+    let (width, half) = (heads * d, rotary / 2);
     let positions = cos.len() / half;
     assert!(
-        d.is_multiple_of(2) && x.len().is_multiple_of(positions * width) && cos.len() == sin.len(),
+        rotary.is_multiple_of(2)
+            && rotary <= d
+            && x.len().is_multiple_of(positions * width)
+            && cos.len() == positions * half
+            && cos.len() == sin.len(),
         "shapes of rope"
     );
     x.par_chunks_mut(width).enumerate().for_each(|(t, row)| {
         let at = t % positions * half;
         let (cos, sin) = (&cos[at..at + half], &sin[at..at + half]);
         for head in row.chunks_mut(d) {
+            let head = &mut head[..rotary];
             match pairing {
                 Pairing::Halves => {
                     let (a, b) = head.split_at_mut(half);
@@ -263,8 +368,17 @@ mod tests {
                 let (mut a, mut b, mut c) = (x.clone(), vec![0.0; n], vec![0.0; n]);
                 softmax_on(isa, &mut a, 0.3);
                 rms_norm_row_on(isa, &x, &gain, 1e-5, &mut b);
-                swiglu_row_on(isa, &x, &gain, &mut c);
-                (a, b, c, log_sum_exp_on(isa, &x), log_sum_exp_and_gap_on(isa, &x, &gain))
+                let acts = [Activation::Silu, Activation::GeluTanh, Activation::Gelu].map(|kind| {
+                    let mut y = x.clone();
+                    gated_row_on(isa, kind, &x, &gain, &mut c);
+                    activate_row_on(isa, kind, &mut y);
+                    (c.clone(), y)
+                });
+                let (mut capped, mut centred) = (x.clone(), vec![0.0; n]);
+                softcap_on(isa, &mut capped, 0.7, 5.0);
+                layer_norm_row_on(isa, &x, &gain, &gain, 1e-5, &mut centred);
+                let sums = (log_sum_exp_on(isa, &x), log_sum_exp_and_gap_on(isa, &x, &gain));
+                (a, b, acts, capped, centred, sums)
             };
             let reference = run(Isa::Baseline);
             for isa in Isa::available() {
@@ -328,12 +442,53 @@ mod tests {
         let (cos, sin) = ([0.6, 0.8], [0.8, 0.6]); // one position, d = 4
         let mut halves = [1.0, 2.0, 3.0, 4.0];
         let mut neighbours = [1.0, 3.0, 2.0, 4.0];
-        rope(&mut halves, 4, 1, &cos, &sin, Pairing::Halves);
-        rope(&mut neighbours, 4, 1, &cos, &sin, Pairing::Neighbours);
+        rope(&mut halves, 4, 4, 1, &cos, &sin, Pairing::Halves);
+        rope(&mut neighbours, 4, 4, 1, &cos, &sin, Pairing::Neighbours);
         let want = [0.6 - 2.4, 1.6 - 2.4, 1.8 + 0.8, 3.2 + 1.2];
         for i in 0..4 {
             assert!((halves[i] - want[i]).abs() < 1e-6);
         }
         assert_eq!([halves[0], halves[2], halves[1], halves[3]], neighbours);
+        // A head of six, of which two do not turn.
+        let mut part = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0];
+        rope(&mut part, 6, 4, 1, &cos, &sin, Pairing::Halves);
+        assert_eq!((&part[..4], &part[4..]), (&halves[..], &[5.0, 6.0][..]));
+    }
+
+    #[test]
+    fn activations_and_caps_are_what_they_say() {
+        // Φ by Simpson's rule over the density.
+        let density = |t: f64| (-t * t / 2.0).exp() / std::f64::consts::TAU.sqrt();
+        let simpson = |x: f64| {
+            let h = x / 200.0;
+            let inner = (1..200).map(|i| density(f64::from(i) * h) * if i % 2 == 1 { 4.0 } else { 2.0 });
+            0.5 + h / 3.0 * (density(0.0) + density(x) + inner.sum::<f64>())
+        };
+        for i in -60..=60 {
+            let x = f64::from(i) / 8.0;
+            let of = |kind| {
+                let mut y = [x as f32];
+                activate_row(kind, &mut y);
+                f64::from(y[0])
+            };
+            let tanh = 0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh());
+            assert!((of(Activation::Silu) - x / (1.0 + (-x).exp())).abs() < 2e-6, "{x}");
+            assert!((of(Activation::GeluTanh) - tanh).abs() < 2e-6, "{x}");
+            assert!((of(Activation::Gelu) - x * simpson(x)).abs() < 3e-6, "{x}");
+            let mut y = [x as f32];
+            softcap(&mut y, 3.0, 5.0);
+            assert!((f64::from(y[0]) - 5.0 * (3.0 * x / 5.0).tanh()).abs() < 5e-6, "{x}");
+        }
+    }
+
+    #[test]
+    fn layer_norm_centres_and_scales() {
+        let (x, gain, bias) = ([1.0, 2.0, 6.0], [1.0, 2.0, 1.0], [0.0, 1.0, 0.0]);
+        let mut y = [0.0; 3];
+        layer_norm_row(&x, &gain, &bias, 0.0, &mut y);
+        let deviation = (14.0f32 / 3.0).sqrt();
+        for (y, want) in y.iter().zip([-2.0 / deviation, 1.0 - 2.0 / deviation, 3.0 / deviation]) {
+            assert!((y - want).abs() < 1e-6, "{y} {want}");
+        }
     }
 }

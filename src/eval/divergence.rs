@@ -190,7 +190,10 @@ fn both(
         for from in (0..targets.len()).step_by(BATCH) {
             interrupt::check()?;
             let n = BATCH.min(targets.len() - from);
-            let (a, b) = (logits(original, from, n, &matrices[0])?, logits(hidden, from, n, &matrices[1])?);
+            let (a, b) = (
+                logits(&reference.model, original, from, n, &matrices[0])?,
+                logits(&file.model, hidden, from, n, &matrices[1])?,
+            );
             tokens[from..from + n]
                 .par_iter_mut()
                 .zip(&targets[from..from + n])

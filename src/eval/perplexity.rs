@@ -10,7 +10,8 @@
 use crate::error::{Context, Error, Result};
 use crate::interrupt;
 use crate::model::block::{Block, Frame};
-use crate::model::ops;
+use crate::model::ends::LastNorm;
+use crate::model::{Model, ops};
 use crate::pipeline::subject::{BATCH, Subject};
 use candle_core::{Device, Tensor};
 use llmq_kernels::elementwise::log_sum_exp;
@@ -184,7 +185,7 @@ pub(super) fn final_states(
     let frame = Frame::new(model, subject.pairing(), context, &device)?;
     let mut batches = subject.embed(windows, &device)?;
     for i in 0..model.blocks {
-        let mut block = Block::new(&frame);
+        let mut block = Block::new(&frame, i);
         for spec in model.block(i) {
             block.set(&spec, subject.read(&spec)?)?;
         }
@@ -194,11 +195,10 @@ pub(super) fn final_states(
         }
         done(i + 1);
     }
-    let norm = model.output_norm();
-    let gain = Tensor::from_vec(subject.read(&norm)?, norm.shape[0], &device)?;
+    let norm = LastNorm::new(model, |spec| subject.read(spec))?;
     let mut scored = Vec::new();
     for h in batches {
-        let h = ops::rms_norm(&h, &gain, model.norm_eps)?;
+        let h = norm.apply(&h)?;
         let n = h.dims2()?.0 / context;
         let h = h.reshape((n, context, model.hidden))?.narrow(1, first, context - 1 - first)?;
         scored.push(h.reshape((n * (context - 1 - first), model.hidden))?);
@@ -221,8 +221,10 @@ pub(super) fn output_rows(subject: &Subject, rows: Range<usize>) -> Result<Tenso
 }
 
 /// The logits of `n` tokens from the `from`-th on, for these rows of the output matrix: `n · rows` numbers.
-pub(super) fn logits(hidden: &Tensor, from: usize, n: usize, rows: &Tensor) -> Result<Vec<f32>> {
-    Ok(ops::linear(&hidden.narrow(0, from, n)?, rows)?.flatten_all()?.to_vec1::<f32>()?)
+pub(super) fn logits(model: &Model, hidden: &Tensor, from: usize, n: usize, rows: &Tensor) -> Result<Vec<f32>> {
+    let mut logits = ops::linear(&hidden.narrow(0, from, n)?, rows)?.flatten_all()?.to_vec1::<f32>()?;
+    model.finish_logits(&mut logits);
+    Ok(logits)
 }
 
 /// `ln(eᵃ + eᵇ)`.
@@ -270,7 +272,7 @@ fn negative_log_likelihoods(subject: &Subject, hidden: &Tensor, targets: &[u32])
             seen[from..from + n]
                 .par_iter_mut()
                 .zip(&targets[from..from + n])
-                .zip(logits(hidden, from, n, &matrix)?.par_chunks(rows.len()))
+                .zip(logits(&subject.model, hidden, from, n, &matrix)?.par_chunks(rows.len()))
                 .for_each(|((seen, &target), logits)| seen.add(logits, log_sum_exp(logits), first, target));
         }
     }

@@ -3,11 +3,12 @@
 //! A block is two halves, attention and MLP. Each reads the residual stream `h` through a norm (its *input*), mixes it
 //! into what its last linear layer reads (its *inner*), and adds that layer's result to `h` (its *output*).
 
+use super::form::{HeadNorms, MlpLayers};
 use super::ops;
 use super::{Kind, Model, Part, Role, Site, TensorSpec};
 use crate::error::{Context, Error, Result};
 use candle_core::{Device, Tensor};
-use llmq_kernels::attention::Shape;
+use llmq_kernels::attention::{Scores, Shape};
 use llmq_kernels::elementwise::Pairing;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -59,8 +60,8 @@ pub struct Frame {
     model: Model,
     pairing: Pairing,
     positions: usize,
-    cos: Tensor,
-    sin: Tensor,
+    /// Cosines and sines, `[positions, rotary / 2]`: of blocks that see everything, and of the others.
+    tables: Option<[(Tensor, Tensor); 2]>,
     device: Device,
 }
 
@@ -70,16 +71,18 @@ impl Frame {
     /// # Errors
     /// The device has no room for the tables.
     pub fn new(model: &Model, pairing: Pairing, positions: usize, device: &Device) -> Result<Frame> {
-        let half = model.head_dim / 2;
-        let (cos, sin) = model.rope.tables(positions, model.head_dim);
-        Ok(Frame {
-            model: model.clone(),
-            pairing,
-            positions,
-            cos: Tensor::from_vec(cos, (positions, half), device)?,
-            sin: Tensor::from_vec(sin, (positions, half), device)?,
-            device: device.clone(),
-        })
+        let tables = model.rope.as_ref().map(|rope| -> Result<_> {
+            let of = |local: bool| -> Result<(Tensor, Tensor)> {
+                let (cos, sin) = rope.tables(positions, local);
+                let tensor = |x: Vec<f32>| Tensor::from_vec(x, (positions, rope.rotary / 2), device);
+                Ok((tensor(cos)?, tensor(sin)?))
+            };
+            let whole = of(false)?;
+            let local = if rope.local_base.is_some() { of(true)? } else { whole.clone() };
+            Ok([whole, local])
+        });
+        let tables = tables.transpose()?;
+        Ok(Frame { model: model.clone(), pairing, positions, tables, device: device.clone() })
     }
 
     /// Tokens per window.
@@ -97,13 +100,23 @@ impl Frame {
 #[derive(Clone)]
 pub struct Block<'a> {
     frame: &'a Frame,
+    index: usize,
     tensors: HashMap<(Part, Kind), Tensor>,
 }
 
+/// The tokens of an expert.
+#[derive(Debug, Clone, Default)]
+pub struct Route {
+    /// Which rows of the input go to it, in order.
+    pub tokens: Vec<u32>,
+    /// By what its outputs are multiplied.
+    pub weights: Vec<f32>,
+}
+
 impl<'a> Block<'a> {
-    /// A block without weights; [`Block::set`] brings them.
-    pub fn new(frame: &'a Frame) -> Block<'a> {
-        Block { frame, tensors: HashMap::new() }
+    /// Block `index` without weights; [`Block::set`] brings them.
+    pub fn new(frame: &'a Frame, index: usize) -> Block<'a> {
+        Block { frame, index, tensors: HashMap::new() }
     }
 
     /// Replaces a tensor's numbers, in the shape that its description has.
@@ -137,24 +150,39 @@ impl<'a> Block<'a> {
         self.tensors.get(&(part, Kind::Weight)).expect("every part of a block has a weight")
     }
 
+    fn bias(&self, part: Part) -> Option<&Tensor> {
+        self.tensors.get(&(part, Kind::Bias))
+    }
+
     fn linear(&self, part: Part, x: &Tensor) -> candle_core::Result<Tensor> {
         let y = ops::linear(x, self.weight(part))?;
-        match self.tensors.get(&(part, Kind::Bias)) {
+        match self.bias(part) {
             Some(bias) => y.broadcast_add(bias),
             None => Ok(y),
         }
     }
 
-    /// What the first linear layers of a half read. `h`: `[windows · positions, hidden]`; result: the same.
+    fn norm(&self, part: Part, x: &Tensor) -> candle_core::Result<Tensor> {
+        let model = &self.frame.model;
+        ops::norm(model.form.norm, x, self.weight(part), self.bias(part), model.norm_eps)
+    }
+
+    /// What the first linear layers of a half read. `h`: the stream in front of the half, `[windows · positions, hidden]`;
+    /// `before`: in front of the block, which is the same for the first half; result: as `h`.
     ///
     /// # Errors
     /// Shapes that do not fit.
-    pub fn input(&self, half: Half, h: &Tensor) -> Result<Tensor> {
+    pub fn input(&self, half: Half, h: &Tensor, before: &Tensor) -> Result<Tensor> {
+        let form = &self.frame.model.form;
+        let h = if form.parallel { before } else { h };
+        if !form.pre_norms {
+            return Ok(h.clone());
+        }
         let norm = match half {
             Half::Attention => Part::AttnNorm,
             Half::Mlp => Part::FfnNorm,
         };
-        Ok(ops::rms_norm(h, self.weight(norm), self.frame.model.norm_eps)?)
+        Ok(self.norm(norm, h)?)
     }
 
     /// What the last linear layer of a half reads. `x`: the half's input; result: `[windows · positions, columns]`.
@@ -174,18 +202,58 @@ impl<'a> Block<'a> {
                 _ => Ok(y),
             }
         };
-        let Frame { model, pairing, positions, cos, sin, .. } = self.frame;
         let y = match half {
-            Half::Attention => {
-                let q = ops::rope(&linear(Part::Q)?, cos, sin, model.head_dim, *pairing)?;
-                let k = ops::rope(&linear(Part::K)?, cos, sin, model.head_dim, *pairing)?;
-                let v = linear(Part::V)?;
-                let (heads, kv_heads, d) = (model.heads, model.kv_heads, model.head_dim);
-                ops::attention(&q, &k, &v, Shape { positions: *positions, heads, kv_heads, d })?
+            Half::Attention => self.attention(linear)?,
+            Half::Mlp => {
+                let mlp = self.frame.model.form.mlp;
+                match mlp.layers {
+                    MlpLayers::Gated => ops::gated(mlp.activation, &linear(Part::Gate)?, &linear(Part::Up)?)?,
+                    MlpLayers::Fused => {
+                        let both = linear(Part::GateUp)?;
+                        let width = both.dim(1)? / 2;
+                        let part = |i: usize| both.narrow(1, i * width, width)?.contiguous();
+                        ops::gated(mlp.activation, &part(0)?, &part(1)?)?
+                    }
+                    MlpLayers::Plain => ops::activate(mlp.activation, &linear(Part::Up)?)?,
+                }
             }
-            Half::Mlp => ops::swiglu(&linear(Part::Gate)?, &linear(Part::Up)?)?,
         };
         Ok(y)
+    }
+
+    fn attention(&self, linear: impl Fn(Part) -> candle_core::Result<Tensor>) -> candle_core::Result<Tensor> {
+        let Frame { model, pairing, positions, tables, .. } = self.frame;
+        let (form, heads, kv_heads, d) = (&model.form, model.heads, model.kv_heads, model.head_dim);
+        let (mut q, mut k, v) = if form.fused_qkv {
+            let all = linear(Part::Qkv)?;
+            let part = |first: usize, n: usize| all.narrow(1, first * d, n * d)?.contiguous();
+            (part(0, heads)?, part(heads, kv_heads)?, part(heads + kv_heads, kv_heads)?)
+        } else {
+            (linear(Part::Q)?, linear(Part::K)?, linear(Part::V)?)
+        };
+        if form.head_norms != HeadNorms::None {
+            let norm = |part: Part, x: &Tensor| {
+                let (shape, gain) = (x.shape().clone(), self.weight(part));
+                let rows = x.reshape((x.elem_count() / gain.elem_count(), gain.elem_count()))?;
+                ops::rms_norm(&rows, gain, model.norm_eps)?.reshape(shape)
+            };
+            (q, k) = (norm(Part::QNorm, &q)?, norm(Part::KNorm, &k)?);
+        }
+        let local = form.window.is_some_and(|window| window.holds(self.index));
+        if let Some(tables) = tables.as_ref().filter(|_| model.turns(self.index)) {
+            let (cos, sin) = &tables[usize::from(local)];
+            (q, k) = (ops::rope(&q, cos, sin, d, *pairing)?, ops::rope(&k, cos, sin, d, *pairing)?);
+        }
+        let scores = Scores {
+            scale: form.attention_scale.unwrap_or(1.0 / (d as f32).sqrt()),
+            cap: form.attention_cap,
+            window: form.window.filter(|_| local).map(|window| window.tokens),
+            sinks: match self.tensors.get(&(Part::Sinks, Kind::Weight)) {
+                Some(sinks) => sinks.to_vec1()?,
+                None => Vec::new(),
+            },
+        };
+        ops::attention(&q, &k, &v, Shape { positions: *positions, heads, kv_heads, d }, &scores)
     }
 
     /// The residual stream after a half: `h` plus its last linear layer of `inner`.
@@ -193,11 +261,98 @@ impl<'a> Block<'a> {
     /// # Errors
     /// Shapes that do not fit.
     pub fn output(&self, half: Half, h: &Tensor, inner: &Tensor) -> Result<Tensor> {
-        Ok((h + self.last(half, inner)?)?)
+        self.added(half, h, self.last(half, inner)?)
+    }
+
+    /// The residual stream with what a half makes.
+    fn added(&self, half: Half, h: &Tensor, mut y: Tensor) -> Result<Tensor> {
+        let form = &self.frame.model.form;
+        if form.post_norms {
+            y = self.norm(if half == Half::Attention { Part::AttnPostNorm } else { Part::FfnPostNorm }, &y)?;
+        }
+        if form.residual_scale != 1.0 {
+            y = (y * f64::from(form.residual_scale))?;
+        }
+        Ok((h + y)?)
+    }
+
+    /// What a half's last linear layer would have to add, so that the stream after it moves by `gap`, `[tokens, hidden]`; none
+    /// where a norm stands between.
+    ///
+    /// # Errors
+    /// The device has no room.
+    pub fn owed(&self, gap: Tensor) -> Result<Option<Tensor>> {
+        let form = &self.frame.model.form;
+        match form.residual_scale {
+            _ if form.post_norms => Ok(None),
+            1.0 => Ok(Some(gap)),
+            scale => Ok(Some((gap / f64::from(scale))?)),
+        }
     }
 
     fn last(&self, half: Half, inner: &Tensor) -> Result<Tensor> {
         Ok(self.linear(half.last(), inner)?)
+    }
+
+    /// Which tokens go to which expert: the most likely ones by the router's softmax (Shazeer et al. 2017, section 2.1, without
+    /// noise, the softmax before the choice). `x`: the MLP's input, `[tokens, hidden]`; result: one route per expert.
+    ///
+    /// # Errors
+    /// Shapes that do not fit, or a router whose scores are no numbers.
+    pub fn routes(&self, x: &Tensor) -> Result<Vec<Route>> {
+        let Some(experts) = self.frame.model.form.experts else { return Ok(Vec::new()) };
+        let scores = self.linear(Part::Router, x)?.to_vec2::<f32>()?;
+        let mut routes = vec![Route::default(); experts.count];
+        for (token, scores) in scores.iter().enumerate() {
+            let largest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let weights: Vec<f32> = scores.iter().map(|score| (score - largest).exp()).collect();
+            let total: f32 = weights.iter().sum();
+            if !total.is_finite() {
+                return Err(Error::new(format!("the router's scores of token {token} are no numbers")));
+            }
+            let mut order: Vec<usize> = (0..experts.count).collect();
+            order.sort_by(|&a, &b| weights[b].total_cmp(&weights[a]));
+            let chosen = &order[..experts.used.min(experts.count)];
+            let over = if experts.normed { chosen.iter().map(|&e| weights[e]).sum() } else { total };
+            for &e in chosen {
+                routes[e].tokens.push(token as u32);
+                routes[e].weights.push(weights[e] / over);
+            }
+        }
+        Ok(routes)
+    }
+
+    /// What an expert's last layer reads. `x`: the rows of the MLP's input that go to it, `[tokens, hidden]`.
+    ///
+    /// # Errors
+    /// Shapes that do not fit.
+    pub fn expert_inner(&self, expert: usize, x: &Tensor) -> Result<Tensor> {
+        let of = |part: Part| ops::linear(x, &self.weight(part).get(expert)?);
+        Ok(ops::gated(self.frame.model.form.mlp.activation, &of(Part::ExpertGates)?, &of(Part::ExpertUps)?)?)
+    }
+
+    /// What all experts make of the MLP's input together, `[tokens, hidden]`.
+    ///
+    /// # Errors
+    /// Shapes that do not fit.
+    pub fn mixture(&self, x: &Tensor) -> Result<Tensor> {
+        let mut y = x.zeros_like()?;
+        for (expert, route) in self.routes(x)?.iter().enumerate().filter(|(_, route)| !route.tokens.is_empty()) {
+            let tokens = Tensor::from_slice(&route.tokens, route.tokens.len(), x.device())?;
+            let inner = self.expert_inner(expert, &x.index_select(&tokens, 0)?)?;
+            let own = ops::linear(&inner, &self.weight(Part::ExpertDowns).get(expert)?)?;
+            let weights = Tensor::from_slice(&route.weights, (route.weights.len(), 1), x.device())?;
+            y = y.index_add(&tokens, &own.broadcast_mul(&weights)?, 0)?;
+        }
+        if self.frame.model.mlp_width() > 0 {
+            let mut shared = self.last(Half::Mlp, &self.inner(Half::Mlp, x)?)?;
+            if self.tensors.contains_key(&(Part::SharedRouter, Kind::Weight)) {
+                let open = (self.linear(Part::SharedRouter, x)?.neg()?.exp()? + 1.0)?.recip()?;
+                shared = shared.broadcast_mul(&open)?;
+            }
+            y = (y + shared)?;
+        }
+        Ok(y)
     }
 
     /// What the half's last linear layer makes of a difference between two inners: the layer without its bias.
@@ -236,12 +391,24 @@ impl<'a> Block<'a> {
     ///
     /// # Errors
     /// Shapes that do not fit.
-    pub fn forward(&self, h: &Tensor) -> Result<Tensor> {
-        let mut h = h.clone();
+    pub fn forward(&self, before: &Tensor) -> Result<Tensor> {
+        let mut h = before.clone();
         for half in Half::ALL {
-            let inner = self.inner(half, &self.input(half, &h)?)?;
-            h = self.output(half, &h, &inner)?;
+            h = self.half(half, &h, before)?;
         }
         Ok(h)
+    }
+
+    /// A half of it. `h`: the stream in front of the half; `before`: in front of the block.
+    ///
+    /// # Errors
+    /// Shapes that do not fit.
+    pub fn half(&self, half: Half, h: &Tensor, before: &Tensor) -> Result<Tensor> {
+        let x = self.input(half, h, before)?;
+        let y = match half {
+            Half::Mlp if self.frame.model.form.experts.is_some() => self.mixture(&x)?,
+            _ => self.last(half, &self.inner(half, &x)?)?,
+        };
+        self.added(half, h, y)
     }
 }

@@ -1,7 +1,7 @@
 //! A model's sizes as GGUF metadata, and back.
 
-use super::rope::Rope;
-use super::{ARCHITECTURES, Model};
+use super::rope::{Rope, Scaling, Yarn};
+use super::{ARCHITECTURES, Form, Model, Norm};
 use crate::error::{Error, Result};
 use crate::source::gguf::Gguf;
 use crate::source::value::{Metadata, Value};
@@ -9,10 +9,17 @@ use crate::source::value::{Metadata, Value};
 /// The tensor of divisors that Llama 3's rotary scaling needs: llama.cpp reads it instead of a key.
 pub const ROPE_FACTORS: &str = "rope_freqs.weight";
 
+/// The divisors of Phi-3's rotary scaling in long contexts.
+pub const ROPE_LONG: &str = "rope_factors_long.weight";
+
+/// The same in short ones.
+pub const ROPE_SHORT: &str = "rope_factors_short.weight";
+
 /// The keys of the model itself, in llama.cpp's order, without `general.*` and the tokenizer.
 pub fn metadata(model: &Model) -> Metadata {
     let mut keys = Vec::new();
-    let mut put = |key: &str, value: Value| keys.push((format!("{}.{key}", model.architecture.gguf()), value));
+    let architecture = model.architecture;
+    let mut put = |key: &str, value: Value| keys.push((format!("{}.{key}", architecture.gguf()), value));
     let size = |n: usize| Value::U32(n as u32);
     put("block_count", size(model.blocks));
     put("context_length", size(model.context));
@@ -20,90 +27,231 @@ pub fn metadata(model: &Model) -> Metadata {
     put("feed_forward_length", size(model.ffn));
     put("attention.head_count", size(model.heads));
     put("attention.head_count_kv", size(model.kv_heads));
-    put("rope.freq_base", Value::F32(model.rope.base as f32));
-    put("attention.layer_norm_rms_epsilon", Value::F32(model.norm_eps));
+    if let Some(rope) = model.rope.as_ref().filter(|_| architecture.writes_rope_base()) {
+        put("rope.freq_base", Value::F32(rope.base as f32));
+    }
+    put(eps_key(model.form.norm), Value::F32(model.norm_eps));
+    if let Some(experts) = &model.form.experts {
+        put("expert_count", size(experts.count));
+        put("expert_used_count", size(experts.used));
+        put("expert_feed_forward_length", size(experts.ffn));
+        if experts.shared > 0 {
+            put("expert_shared_feed_forward_length", size(experts.shared));
+        }
+    }
     if model.explicit_head_dim {
         put("attention.key_length", size(model.head_dim));
         put("attention.value_length", size(model.head_dim));
     }
     put("vocab_size", size(model.vocab));
-    put("rope.dimension_count", size(model.head_dim));
-    if model.rope.linear != 1.0 {
-        put("rope.scaling.type", Value::Str("linear".into()));
-        put("rope.scaling.factor", Value::F32(model.rope.linear as f32));
+    if let Some(rope) = &model.rope {
+        put("rope.dimension_count", size(rope.rotary));
+        match &rope.scaling {
+            Scaling::None | Scaling::Factors(_) => {}
+            Scaling::Linear(factor) => {
+                put("rope.scaling.type", Value::Str("linear".into()));
+                put("rope.scaling.factor", Value::F32(*factor as f32));
+            }
+            Scaling::Yarn(yarn) => {
+                put("rope.scaling.type", Value::Str("yarn".into()));
+                put("rope.scaling.factor", Value::F32(yarn.factor as f32));
+                put("rope.scaling.original_context_length", size(yarn.original as usize));
+                put("rope.scaling.yarn_beta_fast", Value::F32(yarn.fast as f32));
+                put("rope.scaling.yarn_beta_slow", Value::F32(yarn.slow as f32));
+            }
+            Scaling::Long { original, magnitude, .. } => {
+                put("rope.scaling.original_context_length", size(*original));
+                put("rope.scaling.attn_factor", Value::F32(*magnitude));
+            }
+        }
+    }
+    for (key, value) in architecture.keys(model) {
+        put(key, value);
     }
     keys
 }
 
-/// The model that a GGUF holds. `factors`: the content of [`ROPE_FACTORS`], if that tensor is there.
+fn eps_key(norm: Norm) -> &'static str {
+    match norm {
+        Norm::Rms => "attention.layer_norm_rms_epsilon",
+        Norm::Layer => "attention.layer_norm_epsilon",
+    }
+}
+
+/// The keys of a GGUF's architecture.
+pub struct Keys<'a> {
+    file: &'a Gguf,
+    architecture: &'a str,
+}
+
+impl Keys<'_> {
+    /// A value, if the key is there. `key`: without the name of the architecture.
+    pub fn maybe(&self, key: &str) -> Option<&Value> {
+        self.file.get(&format!("{}.{key}", self.architecture))
+    }
+
+    /// A whole number above zero, if the key is there.
+    ///
+    /// # Errors
+    /// Something else is there.
+    pub fn maybe_size(&self, key: &str) -> Result<Option<usize>> {
+        match self.maybe(key).map(|v| v.as_u64().filter(|n| (1..1 << 32).contains(n))) {
+            None => Ok(None),
+            Some(Some(n)) => Ok(Some(n as usize)),
+            Some(None) => Err(self.wrong(&format!("{} is not a number between 1 and 2^32", self.named(key)))),
+        }
+    }
+
+    /// A whole number above zero.
+    ///
+    /// # Errors
+    /// Missing or something else.
+    pub fn size(&self, key: &str) -> Result<usize> {
+        self.maybe_size(key)?.ok_or_else(|| self.wrong(&format!("there is no {}", self.named(key))))
+    }
+
+    /// A number above zero, if the key is there.
+    ///
+    /// # Errors
+    /// Something else is there.
+    pub fn maybe_number(&self, key: &str) -> Result<Option<f64>> {
+        match self.maybe(key).map(Value::as_f64) {
+            None => Ok(None),
+            Some(Some(x)) if x.is_finite() && x > 0.0 => Ok(Some(x)),
+            Some(_) => Err(self.wrong(&format!("{} is not a number above zero", self.named(key)))),
+        }
+    }
+
+    /// A number above zero.
+    ///
+    /// # Errors
+    /// Missing or something else.
+    pub fn number(&self, key: &str) -> Result<f64> {
+        let missing = || self.wrong(&format!("{} is missing or not a number above zero", self.named(key)));
+        self.maybe_number(key)?.ok_or_else(missing)
+    }
+
+    /// Whether the file has a tensor.
+    pub fn has(&self, tensor: &str) -> bool {
+        self.file.tensor(tensor).is_some()
+    }
+
+    /// An error about this file.
+    pub fn wrong(&self, what: &str) -> Error {
+        Error::new(format!("{}: {what}", self.file.path.display()))
+    }
+
+    fn named(&self, key: &str) -> String {
+        format!("key '{}.{key}'", self.architecture)
+    }
+}
+
+/// The model that a GGUF holds. `vector`: the numbers of a vector, if the file has it.
 ///
 /// # Errors
 /// An unsupported architecture, or keys that are missing or make no sense.
-pub fn read(file: &Gguf, factors: Option<Vec<f32>>) -> Result<Model> {
+pub fn read(file: &Gguf, vector: impl Fn(&str) -> Result<Option<Vec<f32>>>) -> Result<Model> {
     let path = file.path.display();
     let name = file.get("general.architecture").and_then(Value::as_str);
     let name = name.ok_or_else(|| Error::new(format!("{path}: there is no key 'general.architecture'")))?;
     let architecture = ARCHITECTURES.iter().copied().find(|a| a.gguf() == name).ok_or_else(|| {
-        let known: Vec<_> = ARCHITECTURES.iter().map(|a| a.gguf()).collect();
+        let mut known: Vec<_> = ARCHITECTURES.iter().map(|a| a.gguf()).collect();
+        known.dedup();
         Error::new(format!("{path}: architecture '{name}' is not supported"))
             .hint(format!("the supported ones are: {}", known.join(", ")))
     })?;
-    let maybe = |key: &str| file.get(&format!("{name}.{key}"));
-    let maybe_size = |key: &str| match maybe(key).map(|v| v.as_u64().filter(|n| (1..1 << 32).contains(n))) {
-        None => Ok(None),
-        Some(Some(n)) => Ok(Some(n as usize)),
-        Some(None) => Err(Error::new(format!("{path}: key '{name}.{key}' is not a number between 1 and 2^32"))),
-    };
-    let size =
-        |key: &str| maybe_size(key)?.ok_or_else(|| Error::new(format!("{path}: there is no key '{name}.{key}'")));
-    let number = |key: &str, otherwise: Option<f64>| match maybe(key).map(Value::as_f64) {
-        Some(Some(x)) if x.is_finite() && x > 0.0 => Ok(x),
-        None if otherwise.is_some() => Ok(otherwise.unwrap_or_default()),
-        _ => Err(Error::new(format!("{path}: key '{name}.{key}' is missing or not a number above zero"))),
-    };
-    if let Some(experts) = maybe_size("expert_count").unwrap_or_default() {
-        return Err(Error::new(format!("{path}: blocks with experts, here {experts} of them, are not supported")));
-    }
-    let (hidden, heads) = (size("embedding_length")?, size("attention.head_count")?);
-    let explicit = maybe_size("attention.key_length")?;
-    let head_dim = explicit.or(maybe_size("rope.dimension_count")?).unwrap_or(hidden / heads);
-    let kv_heads = maybe_size("attention.head_count_kv")?.unwrap_or(heads);
+    let keys = Keys { file, architecture: name };
+    let (hidden, heads) = (keys.size("embedding_length")?, keys.size("attention.head_count")?);
+    let explicit = keys.maybe_size("attention.key_length")?;
+    let form = architecture.form();
+    let rotary = keys.maybe_size("rope.dimension_count")?;
+    let head_dim = explicit.unwrap_or(match rotary {
+        // Only a part of each head may be turned.
+        Some(rotary) if hidden % heads != 0 || !may_be_partial(name) => rotary,
+        _ => hidden / heads,
+    });
+    let kv_heads = keys.maybe_size("attention.head_count_kv")?.unwrap_or(heads);
     if heads % kv_heads != 0 || head_dim == 0 || head_dim % 2 != 0 {
         return Err(Error::new(format!(
             "{path}: {heads} heads, {kv_heads} key-value heads of {head_dim} make no attention"
         )));
     }
-    if let Some(factors) = &factors
-        && factors.len() != head_dim / 2
-    {
-        let n = factors.len();
-        return Err(Error::new(format!("{path}: tensor '{ROPE_FACTORS}' has {n} factors, not {}", head_dim / 2)));
+    let rotary = rotary.unwrap_or(head_dim);
+    if rotary > head_dim || !rotary.is_multiple_of(2) {
+        return Err(keys.wrong(&format!("{rotary} numbers of each head of {head_dim} cannot be turned")));
     }
-    let linear = match maybe("rope.scaling.type").and_then(Value::as_str) {
-        None | Some("none") => 1.0,
-        Some("linear") => number("rope.scaling.factor", Some(1.0))?,
-        Some(other) => return Err(Error::new(format!("{path}: rope scaling of type '{other}' is not supported"))),
-    };
-    let embedding = file
-        .tensor("token_embd.weight")
-        .ok_or_else(|| Error::new(format!("{path}: there is no tensor 'token_embd.weight'")))?;
-    let vocab =
-        *embedding.dims.get(1).ok_or_else(|| Error::new(format!("{path}: 'token_embd.weight' is no matrix")))?;
-    Ok(Model {
+    let base = keys.maybe_number("rope.freq_base")?.unwrap_or(10_000.0);
+    let context = keys.size("context_length")?;
+    let scaling = scaling(&keys, rotary, context, &vector)?;
+    let embedding =
+        file.tensor("token_embd.weight").ok_or_else(|| keys.wrong("there is no tensor 'token_embd.weight'"))?;
+    let vocab = *embedding.dims.get(1).ok_or_else(|| keys.wrong("'token_embd.weight' is no matrix"))?;
+    let qkv_bias = ["blk.0.attn_q.bias", "blk.0.attn_qkv.bias"].iter().any(|name| keys.has(name));
+    let mlp_bias = ["blk.0.ffn_gate.bias", "blk.0.ffn_up.bias"].iter().any(|name| keys.has(name));
+    let mut model = Model {
         architecture,
-        blocks: size("block_count")?,
+        blocks: keys.size("block_count")?,
         hidden,
         vocab: vocab as usize,
-        context: size("context_length")?,
+        context,
         heads,
         kv_heads,
         head_dim,
         explicit_head_dim: explicit.is_some(),
-        ffn: size("feed_forward_length")?,
-        norm_eps: number("attention.layer_norm_rms_epsilon", None)? as f32,
-        rope: Rope { base: number("rope.freq_base", Some(10_000.0))?, linear, factors },
-        attention_bias: file.tensor("blk.0.attn_q.bias").is_some(),
-        mlp_bias: file.tensor("blk.0.ffn_gate.bias").is_some(),
-        tied: file.tensor("output.weight").is_none(),
-    })
+        ffn: keys.size("feed_forward_length")?,
+        norm_eps: keys.number(eps_key(form.norm))? as f32,
+        rope: Some(Rope { scaling, ..Rope::plain(base, rotary) }),
+        form: Form { qkv_bias, mlp_bias, o_bias: keys.has("blk.0.attn_output.bias"), ..form },
+        tied: !keys.has("output.weight"),
+    };
+    let had_experts = model.form.experts.is_some();
+    architecture.read_gguf(&keys, &mut model)?;
+    match keys.maybe_size("expert_count").unwrap_or_default() {
+        Some(experts) if !had_experts && model.form.experts.is_none() => {
+            Err(keys.wrong(&format!("blocks with experts, here {experts} of them, are not supported")))
+        }
+        _ => Ok(model),
+    }
+}
+
+/// Architectures whose rotary embedding may turn a part of each head.
+fn may_be_partial(name: &str) -> bool {
+    ["phi3", "glm4", "stablelm", "gptneox"].contains(&name)
+}
+
+fn scaling(
+    keys: &Keys,
+    rotary: usize,
+    context: usize,
+    vector: impl Fn(&str) -> Result<Option<Vec<f32>>>,
+) -> Result<Scaling> {
+    let checked = |name: &str| -> Result<Option<Vec<f32>>> {
+        match vector(name)? {
+            Some(factors) if factors.len() != rotary / 2 => {
+                let n = factors.len();
+                Err(keys.wrong(&format!("tensor '{name}' has {n} factors, not {}", rotary / 2)))
+            }
+            found => Ok(found),
+        }
+    };
+    if let Some((short, long)) = checked(ROPE_SHORT)?.zip(checked(ROPE_LONG)?) {
+        let original = keys.maybe_size("rope.scaling.original_context_length")?.unwrap_or(context);
+        let magnitude = keys.maybe_number("rope.scaling.attn_factor")?.unwrap_or(1.0) as f32;
+        return Ok(Scaling::Long { short, long, original, magnitude });
+    }
+    if let Some(factors) = checked(ROPE_FACTORS)? {
+        return Ok(Scaling::Factors(factors));
+    }
+    match keys.maybe("rope.scaling.type").and_then(Value::as_str) {
+        None | Some("none") => Ok(Scaling::None),
+        Some("linear") => Ok(Scaling::Linear(keys.maybe_number("rope.scaling.factor")?.unwrap_or(1.0))),
+        Some("yarn") => Ok(Scaling::Yarn(Yarn {
+            factor: keys.number("rope.scaling.factor")?,
+            original: keys.maybe_number("rope.scaling.original_context_length")?.unwrap_or(context as f64),
+            fast: keys.maybe_number("rope.scaling.yarn_beta_fast")?.unwrap_or(32.0),
+            slow: keys.maybe_number("rope.scaling.yarn_beta_slow")?.unwrap_or(1.0),
+            magnitude: None,
+        })),
+        Some(other) => Err(keys.wrong(&format!("rope scaling of type '{other}' is not supported"))),
+    }
 }

@@ -1,7 +1,8 @@
-//! The Llama family: Llama 1 to 3, and the many checkpoints that share its `model_type`.
+//! The Llama family: Llama 1 to 3, Mistral, Mixtral, and the many checkpoints that share their `model_type`.
 
-use super::rope::Rope;
-use super::{Architecture, Model, QueryRows};
+use super::form::{Experts, Window};
+use super::gguf_keys::Keys;
+use super::{Architecture, Form, Kind, Made, Model, Part, QueryRows, sizes};
 use crate::error::Result;
 use crate::source::config::Config;
 
@@ -14,57 +15,50 @@ impl Architecture for Llama {
     }
 
     fn model_types(&self) -> &'static [&'static str] {
-        &["llama"]
+        &["llama", "mistral", "mixtral"]
     }
 
     fn query_rows(&self) -> QueryRows {
         QueryRows::Interleaved
     }
 
-    fn obstacle_to_rotation(&self, _: &Model) -> Option<&'static str> {
-        None
+    fn read(&'static self, config: &Config) -> Result<Model> {
+        let mut model = sizes::read(self, config, false)?;
+        if let Some(count) = config.maybe_size("num_local_experts")? {
+            model.form.experts = Some(Experts {
+                count,
+                used: config.size("num_experts_per_tok")?,
+                ffn: model.ffn,
+                normed: true,
+                shared: 0,
+                shared_gate: false,
+            });
+        }
+        sizes::check_activation(config, &["hidden_act"], model.form.mlp.activation, "silu")?;
+        // Mistral 0.1; llama.cpp ignores it, which only matters in contexts that are longer.
+        let window = config.maybe_size("sliding_window")?.map(|tokens| Window { tokens, period: None });
+        Ok(Model { form: Form { mlp_bias: config.flag("mlp_bias")?, window, ..model.form }, ..model })
     }
 
-    fn read(&'static self, config: &Config) -> Result<Model> {
-        let hidden = config.size("hidden_size")?;
-        let heads = config.size("num_attention_heads")?;
-        let kv_heads = config.maybe_size("num_key_value_heads")?.unwrap_or(heads);
-        let explicit = config.maybe_size("head_dim")?;
-        if explicit.is_none() && hidden % heads != 0 {
-            return Err(config.unsupported(&format!("hidden_size {hidden} does not divide into {heads} heads")));
+    fn read_gguf(&self, keys: &Keys, model: &mut Model) -> Result<()> {
+        if let Some(count) = keys.maybe_size("expert_count")? {
+            let (used, ffn) = (keys.size("expert_used_count")?, model.ffn);
+            model.form.experts = Some(Experts { count, used, ffn, normed: true, shared: 0, shared_gate: false });
         }
-        let head_dim = explicit.unwrap_or(hidden / heads);
-        if head_dim % 2 != 0 {
-            return Err(config.unsupported(&format!("head_dim {head_dim} is odd, and rotary embedding needs pairs")));
+        Ok(())
+    }
+
+    fn source(&self, part: Part) -> &'static str {
+        match part {
+            Part::Router => "block_sparse_moe.gate",
+            Part::ExpertGates => "block_sparse_moe.experts.{}.w1",
+            Part::ExpertUps => "block_sparse_moe.experts.{}.w3",
+            Part::ExpertDowns => "block_sparse_moe.experts.{}.w2",
+            _ => part.usual_source(),
         }
-        if head_dim > 1 << 16 {
-            return Err(config.unsupported(&format!("head_dim {head_dim} is beyond {}", 1 << 16)));
-        }
-        if heads % kv_heads != 0 {
-            return Err(config.unsupported(&format!("{heads} heads cannot share {kv_heads} key-value heads evenly")));
-        }
-        let activation = config.maybe_string("hidden_act")?.unwrap_or("silu".into());
-        if activation != "silu" {
-            return Err(config
-                .unsupported(&format!("hidden_act '{activation}' is not supported"))
-                .hint("llama.cpp runs models of this type with silu only"));
-        }
-        Ok(Model {
-            architecture: self,
-            blocks: config.size("num_hidden_layers")?,
-            hidden,
-            vocab: config.size("vocab_size")?,
-            context: config.size("max_position_embeddings")?,
-            heads,
-            kv_heads,
-            head_dim,
-            explicit_head_dim: explicit.is_some(),
-            ffn: config.size("intermediate_size")?,
-            norm_eps: config.positive("rms_norm_eps")? as f32,
-            rope: Rope::read(config, head_dim)?,
-            attention_bias: config.flag("attention_bias")?,
-            mlp_bias: config.flag("mlp_bias")?,
-            tied: config.flag("tie_word_embeddings")?,
-        })
+    }
+
+    fn made(&self, _: &Model, part: Part, _: Kind) -> Made {
+        if part.is_of_experts() { Made::Stacked } else { Made::AsIs }
     }
 }

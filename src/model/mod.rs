@@ -1,23 +1,63 @@
 //! One decoder block, described by data.
 //!
 //! An [`Architecture`] turns a checkpoint's `config.json` into a [`Model`]: sizes, the variations of the one decoder
-//! block, and a list of tensors with their names in the checkpoint and in GGUF. There is one forward pass
+//! block ([`form`]), and a list of tensors with their names in the checkpoint and in GGUF. There is one forward pass
 //! ([`block::Block`]) for all of them. To add an architecture, write one file and add it to [`ARCHITECTURES`].
 
 pub mod block;
+pub mod ends;
+pub mod form;
+mod gemma;
 pub mod gguf_keys;
+mod glm4;
+mod gpt2;
+mod gpt_neox;
+mod granite;
 mod llama;
+pub mod made;
+mod olmo2;
 pub mod ops;
 pub mod orthogonal;
+pub mod parts;
+mod phi3;
+mod qwen;
+mod qwen_moe;
 pub mod rope;
 pub mod rotation;
+mod sizes;
+mod smollm3;
+mod stablelm;
+mod starcoder2;
 
 use crate::error::{Error, Result};
 use crate::source::config::Config;
-use rope::Rope;
+use crate::source::value::Value;
+pub use form::{Experts, Form, HeadNorms, MlpLayers, Norm};
+use gguf_keys::Keys;
+pub use made::Made;
+pub use parts::{Kind, Part, Role, RowOrder, Site};
+use rope::{Rope, Scaling};
 
 /// Every architecture.
-pub static ARCHITECTURES: &[&dyn Architecture] = &[&llama::Llama];
+pub static ARCHITECTURES: &[&dyn Architecture] = &[
+    &llama::Llama,
+    &qwen::Qwen2,
+    &qwen::Qwen3,
+    &qwen_moe::Qwen2Moe,
+    &qwen_moe::Qwen3Moe,
+    &gemma::Gemma,
+    &gemma::Gemma2,
+    &gemma::Gemma3,
+    &phi3::Phi3,
+    &smollm3::SmolLm3,
+    &granite::Granite,
+    &olmo2::Olmo2,
+    &glm4::Glm4,
+    &stablelm::StableLm,
+    &starcoder2::StarCoder2,
+    &gpt2::Gpt2,
+    &gpt_neox::GptNeoX,
+];
 
 /// A family of checkpoints.
 pub trait Architecture: Sync {
@@ -27,27 +67,106 @@ pub trait Architecture: Sync {
     /// The values of `model_type` in `config.json` that it covers.
     fn model_types(&self) -> &'static [&'static str];
 
-    /// The order in which GGUF stores the rows of queries and keys.
-    fn query_rows(&self) -> QueryRows;
+    /// The order of the rows of queries and keys, in the checkpoint and in GGUF.
+    fn query_rows(&self) -> QueryRows {
+        QueryRows::Halves
+    }
 
-    /// Why a rotation of the residual stream and of the values ([`rotation`]) would change what a model computes, if it would:
-    /// norms that subtract the mean, or any step but RMS norms and linear layers between the stream and a block's inside.
-    fn obstacle_to_rotation(&self, model: &Model) -> Option<&'static str>;
+    /// The variations that all of the family share; [`Architecture::read`] and [`Architecture::read_gguf`] fill in the others.
+    fn form(&self) -> Form {
+        Form::PLAIN
+    }
 
     /// Reads the configuration.
     ///
     /// # Errors
     /// A key that is missing, of the wrong kind, or asks for something unsupported.
     fn read(&'static self, config: &Config) -> Result<Model>;
+
+    /// Reads what is special to the family from a GGUF's keys.
+    ///
+    /// # Errors
+    /// A key that is missing or makes no sense.
+    fn read_gguf(&self, _keys: &Keys, _model: &mut Model) -> Result<()> {
+        Ok(())
+    }
+
+    /// The keys that are special to the family, behind the name of the architecture.
+    fn keys(&self, _model: &Model) -> Vec<(&'static str, Value)> {
+        Vec::new()
+    }
+
+    /// Whether GGUF has the key `rope.freq_base`; llama.cpp takes 10000 without it.
+    fn writes_rope_base(&self) -> bool {
+        true
+    }
+
+    /// What a part's tensors are called in the checkpoint, behind the block's prefix.
+    fn source(&self, part: Part) -> &'static str {
+        part.usual_source()
+    }
+
+    /// What a part's tensors are called in GGUF, behind `blk.N.`.
+    fn gguf_name(&self, part: Part) -> &'static str {
+        part.gguf()
+    }
+
+    /// Names of the checkpoint's tensors outside the blocks, and the prefix of those inside.
+    fn ends(&self) -> Ends {
+        Ends {
+            embedding: "model.embed_tokens",
+            positions: "",
+            blocks: "model.layers",
+            norm: "model.norm",
+            output: "lm_head",
+        }
+    }
+
+    /// How a tensor is made from the checkpoint's; a norm outside the blocks is asked for as [`Part::AttnNorm`].
+    fn made(&self, _model: &Model, _part: Part, _kind: Kind) -> Made {
+        Made::AsIs
+    }
+
+    /// Why a rotation of the residual stream and of the values ([`rotation`]) would change what a model computes, or cannot be
+    /// done: norms that subtract the mean, or any step but RMS norms and linear layers between the stream and a block's inside.
+    fn obstacle_to_rotation(&self, model: &Model) -> Option<&'static str> {
+        let form = &model.form;
+        match () {
+            () if form.norm == Norm::Layer => Some("its norms subtract the mean, which a rotation does not keep"),
+            () if form.post_norms || !form.pre_norms => {
+                Some("norms stand between its layers and the residual stream, and a rotation cannot pass them")
+            }
+            () if form.fused_qkv || form.mlp.layers == MlpLayers::Fused => Some("it has several layers in one tensor"),
+            () if form.experts.is_some() => Some("it has experts"),
+            () => None,
+        }
+    }
 }
 
-/// The order of query and key rows in GGUF; llama.cpp picks the pairing of rotary embedding by architecture.
+/// Names of a checkpoint's tensors outside the blocks, without `.weight`, and the prefix of those inside.
+#[derive(Debug, Clone, Copy)]
+pub struct Ends {
+    /// The token embedding.
+    pub embedding: &'static str,
+    /// The embedding of positions.
+    pub positions: &'static str,
+    /// What comes before `.N.` of a block.
+    pub blocks: &'static str,
+    /// The last norm.
+    pub norm: &'static str,
+    /// The output matrix.
+    pub output: &'static str,
+}
+
+/// The order of query and key rows; llama.cpp picks the pairing of rotary embedding by architecture.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum QueryRows {
-    /// Hugging Face's, unchanged.
+    /// Halves of a head are turned together, in the checkpoint and in GGUF.
     Halves,
-    /// The two halves of a head interleaved, as Meta's own checkpoints have them.
+    /// Halves in the checkpoint; in GGUF they are interleaved, as Meta's own checkpoints have them.
     Interleaved,
+    /// Neighbours are turned together, in the checkpoint and in GGUF.
+    Neighbours,
 }
 
 /// A model: everything that the forward pass and the writer need to know, without its weights.
@@ -75,131 +194,12 @@ pub struct Model {
     pub ffn: usize,
     /// The ε of the norms.
     pub norm_eps: f32,
-    /// Rotary embedding.
-    pub rope: Rope,
-    /// Biases on q, k, v and the attention's output.
-    pub attention_bias: bool,
-    /// Biases on gate, up and down.
-    pub mlp_bias: bool,
+    /// Rotary embedding; none if there is none.
+    pub rope: Option<Rope>,
+    /// How its blocks differ from the plainest.
+    pub form: Form,
     /// The embedding is the output matrix, too.
     pub tied: bool,
-}
-
-/// What activations a linear layer reads. Layers that share a site share a Hessian.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Site {
-    /// The normed residual stream before attention: q, k, v.
-    AttnIn,
-    /// The heads' results: the attention's output layer.
-    AttnOut,
-    /// The normed residual stream before the MLP: gate, up.
-    FfnIn,
-    /// The gated activations: down.
-    FfnMid,
-}
-
-impl Site {
-    /// In the order in which a block reaches them.
-    pub const ALL: [Site; 4] = [Site::AttnIn, Site::AttnOut, Site::FfnIn, Site::FfnMid];
-
-    /// Whether one layer reads it, which writes to the residual stream.
-    pub fn is_inner(self) -> bool {
-        matches!(self, Site::AttnOut | Site::FfnMid)
-    }
-
-    /// The part that makes the activations, each channel by itself, so that it can absorb a factor for each: a norm's gain, or
-    /// the rows of a linear layer whose output only gets mixed or multiplied on its way.
-    pub fn absorber(self) -> Part {
-        match self {
-            Site::AttnIn => Part::AttnNorm,
-            Site::AttnOut => Part::V,
-            Site::FfnIn => Part::FfnNorm,
-            Site::FfnMid => Part::Up,
-        }
-    }
-}
-
-/// What a tensor is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Role {
-    /// Token embedding, `[vocab, hidden]`.
-    Embedding,
-    /// Output matrix, `[vocab, hidden]`.
-    Output,
-    /// The gain of a norm that is not part of a block.
-    Norm,
-    /// A tensor of a block.
-    Block(Part, Kind),
-    /// Something that the forward pass does not use by itself.
-    Other,
-}
-
-/// A place in the decoder block.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[allow(missing_docs)]
-pub enum Part {
-    AttnNorm,
-    Q,
-    K,
-    V,
-    O,
-    FfnNorm,
-    Gate,
-    Up,
-    Down,
-}
-
-impl Part {
-    /// Whether it belongs to the attention; otherwise it does to the MLP.
-    pub fn is_of_attention(self) -> bool {
-        matches!(self, Part::AttnNorm | Part::Q | Part::K | Part::V | Part::O)
-    }
-}
-
-/// Weight or bias.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[allow(missing_docs)]
-pub enum Kind {
-    Weight,
-    Bias,
-}
-
-impl Part {
-    /// Which activations a linear layer reads; none for norms.
-    pub fn site(self) -> Option<Site> {
-        match self {
-            Part::AttnNorm | Part::FfnNorm => None,
-            Part::Q | Part::K | Part::V => Some(Site::AttnIn),
-            Part::O => Some(Site::AttnOut),
-            Part::Gate | Part::Up => Some(Site::FfnIn),
-            Part::Down => Some(Site::FfnMid),
-        }
-    }
-}
-
-/// How rows are ordered in the file, seen from the checkpoint's order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RowOrder {
-    /// Unchanged.
-    AsIs,
-    /// Within each head of `head_dim` rows, row `i` and row `i + head_dim/2` become neighbours.
-    Interleaved {
-        /// Rows per head.
-        head_dim: usize,
-    },
-}
-
-impl RowOrder {
-    /// For each row of the file, the row of the checkpoint that it holds; `None` where nothing moves.
-    pub fn sources(self, rows: usize) -> Option<Vec<usize>> {
-        match self {
-            RowOrder::AsIs => None,
-            RowOrder::Interleaved { head_dim } => {
-                let half = head_dim / 2;
-                Some((0..rows).map(|r| r / head_dim * head_dim + r % head_dim / 2 + r % 2 * half).collect())
-            }
-        }
-    }
 }
 
 /// One tensor: where it comes from, where it goes, what it is for.
@@ -209,7 +209,7 @@ pub struct TensorSpec {
     pub source: String,
     /// Its name in GGUF.
     pub gguf: String,
-    /// `[rows, columns]` of a matrix, `[n]` of a vector.
+    /// `[rows, columns]` of a matrix, `[n]` of a vector, `[experts, rows, columns]` of a stack.
     pub shape: Vec<usize>,
     /// What it is for.
     pub role: Role,
@@ -217,6 +217,8 @@ pub struct TensorSpec {
     pub block: Option<usize>,
     /// The order of its rows in the file.
     pub order: RowOrder,
+    /// What happens to the checkpoint's numbers.
+    pub made: Made,
 }
 
 impl TensorSpec {
@@ -233,14 +235,6 @@ impl TensorSpec {
     /// Numbers in a row.
     pub fn columns(&self) -> usize {
         self.shape.last().copied().unwrap_or(1)
-    }
-
-    /// Which activations it reads, for a linear layer's weight.
-    pub fn site(&self) -> Option<Site> {
-        match self.role {
-            Role::Block(part, Kind::Weight) => part.site(),
-            _ => None,
-        }
     }
 }
 
@@ -261,47 +255,54 @@ impl Model {
         }
     }
 
-    /// Which channel of its [`Site::absorber`] makes each column of a site: query heads share those of their value head.
-    pub fn channels(&self, site: Site) -> Vec<usize> {
-        match site {
-            Site::AttnIn | Site::FfnIn => (0..self.hidden).collect(),
-            Site::FfnMid => (0..self.ffn).collect(),
-            Site::AttnOut => {
-                let (d, shared) = (self.head_dim, self.heads / self.kv_heads);
-                (0..self.heads * d).map(|j| j / d / shared * d + j % d).collect()
-            }
-        }
+    /// Width inside the MLP that every token goes through.
+    pub fn mlp_width(&self) -> usize {
+        self.form.experts.map_or(self.ffn, |experts| experts.shared)
     }
 
-    /// The tensors that come before the blocks.
+    /// The tensors that come before the blocks; the embedding is the first.
     pub fn head(&self) -> Vec<TensorSpec> {
-        vec![self.embedding()]
+        let mut head = vec![self.embedding()];
+        head.extend(self.positions());
+        head
     }
 
     /// The token embedding.
     pub fn embedding(&self) -> TensorSpec {
-        let shape = vec![self.vocab, self.hidden];
-        spec("model.embed_tokens.weight", "token_embd.weight", shape, Role::Embedding, RowOrder::AsIs)
+        self.end(self.architecture.ends().embedding, "token_embd", vec![self.vocab, self.hidden], Role::Embedding)
     }
 
-    /// The gain of the last norm.
-    pub fn output_norm(&self) -> TensorSpec {
-        spec("model.norm.weight", "output_norm.weight", vec![self.hidden], Role::Norm, RowOrder::AsIs)
+    /// The embedding of positions.
+    pub fn positions(&self) -> Option<TensorSpec> {
+        let shape = vec![self.context, self.hidden];
+        let own = || self.end(self.architecture.ends().positions, "position_embd", shape, Role::Positions);
+        self.form.positions.then(own)
+    }
+
+    /// The last norm: its gain, and its bias if it has one.
+    pub fn output_norm(&self) -> Vec<TensorSpec> {
+        let kinds: &[Kind] = if self.form.norm == Norm::Layer { &[Kind::Weight, Kind::Bias] } else { &[Kind::Weight] };
+        let norm = |&kind: &Kind| TensorSpec {
+            source: format!("{}.{}", self.architecture.ends().norm, kind.suffix()),
+            gguf: format!("output_norm.{}", kind.suffix()),
+            role: Role::Norm(kind),
+            made: self.architecture.made(self, Part::AttnNorm, kind),
+            ..self.end("", "", vec![self.hidden], Role::Other)
+        };
+        kinds.iter().map(norm).collect()
     }
 
     /// The output matrix; for tied models, the embedding.
     pub fn output(&self) -> TensorSpec {
-        let shape = vec![self.vocab, self.hidden];
         if self.tied {
-            self.embedding()
-        } else {
-            spec("lm_head.weight", "output.weight", shape, Role::Output, RowOrder::AsIs)
+            return self.embedding();
         }
+        self.end(self.architecture.ends().output, "output", vec![self.vocab, self.hidden], Role::Output)
     }
 
     /// The tensors that come after the blocks.
     pub fn tail(&self) -> Vec<TensorSpec> {
-        let mut tail = vec![self.output_norm()];
+        let mut tail = self.output_norm();
         if !self.tied {
             tail.push(self.output());
         }
@@ -310,41 +311,105 @@ impl Model {
 
     /// The tensors of block `i`, in file order.
     pub fn block(&self, i: usize) -> Vec<TensorSpec> {
-        let (h, f, d) = (self.hidden, self.ffn, self.head_dim);
+        let (architecture, form) = (self.architecture, &self.form);
+        let (h, d) = (self.hidden, self.head_dim);
         let (q, kv) = (self.heads * d, self.kv_heads * d);
-        let turned = match self.architecture.query_rows() {
-            QueryRows::Halves => RowOrder::AsIs,
+        let turned = match architecture.query_rows() {
             QueryRows::Interleaved => RowOrder::Interleaved { head_dim: d },
+            QueryRows::Halves | QueryRows::Neighbours => RowOrder::AsIs,
         };
-        let (attn, mlp) = (self.attention_bias, self.mlp_bias);
-        let parts = [
-            (Part::AttnNorm, "input_layernorm", "attn_norm", vec![h], false, RowOrder::AsIs),
-            (Part::Q, "self_attn.q_proj", "attn_q", vec![q, h], attn, turned),
-            (Part::K, "self_attn.k_proj", "attn_k", vec![kv, h], attn, turned),
-            (Part::V, "self_attn.v_proj", "attn_v", vec![kv, h], attn, RowOrder::AsIs),
-            (Part::O, "self_attn.o_proj", "attn_output", vec![h, q], attn, RowOrder::AsIs),
-            (Part::FfnNorm, "post_attention_layernorm", "ffn_norm", vec![h], false, RowOrder::AsIs),
-            (Part::Gate, "mlp.gate_proj", "ffn_gate", vec![f, h], mlp, RowOrder::AsIs),
-            (Part::Up, "mlp.up_proj", "ffn_up", vec![f, h], mlp, RowOrder::AsIs),
-            (Part::Down, "mlp.down_proj", "ffn_down", vec![h, f], mlp, RowOrder::AsIs),
-        ];
+        let norm_bias = form.norm == Norm::Layer;
+        let mut parts: Vec<(Part, Vec<usize>, bool, RowOrder)> = Vec::new();
+        let mut put = |part: Part, shape: &[usize], bias: bool| {
+            let order = if matches!(part, Part::Q | Part::K) { turned } else { RowOrder::AsIs };
+            parts.push((part, shape.to_vec(), bias, order));
+        };
+        if form.pre_norms {
+            put(Part::AttnNorm, &[h], norm_bias);
+        }
+        if form.fused_qkv {
+            put(Part::Qkv, &[q + 2 * kv, h], form.qkv_bias);
+        } else {
+            put(Part::Q, &[q, h], form.qkv_bias);
+            put(Part::K, &[kv, h], form.qkv_bias);
+            put(Part::V, &[kv, h], form.qkv_bias);
+        }
+        match form.head_norms {
+            HeadNorms::None => {}
+            HeadNorms::PerHead => [Part::QNorm, Part::KNorm].into_iter().for_each(|part| put(part, &[d], false)),
+            HeadNorms::Whole => {
+                put(Part::QNorm, &[q], false);
+                put(Part::KNorm, &[kv], false);
+            }
+        }
+        put(Part::O, &[h, q], form.o_bias);
+        if form.post_norms {
+            put(Part::AttnPostNorm, &[h], norm_bias);
+        }
+        if form.pre_norms {
+            put(Part::FfnNorm, &[h], norm_bias);
+        }
+        if let Some(experts) = &form.experts {
+            let (n, f) = (experts.count, experts.ffn);
+            put(Part::Router, &[n, h], false);
+            put(Part::ExpertGates, &[n, f, h], false);
+            put(Part::ExpertUps, &[n, f, h], false);
+            put(Part::ExpertDowns, &[n, h, f], false);
+            if experts.shared_gate {
+                put(Part::SharedRouter, &[1, h], false);
+            }
+        }
+        let f = self.mlp_width();
+        if f > 0 {
+            match form.mlp.layers {
+                MlpLayers::Gated => {
+                    put(Part::Gate, &[f, h], form.mlp_bias);
+                    put(Part::Up, &[f, h], form.mlp_bias);
+                }
+                MlpLayers::Fused => put(Part::GateUp, &[2 * f, h], form.mlp_bias),
+                MlpLayers::Plain => put(Part::Up, &[f, h], form.mlp_bias),
+            }
+            put(Part::Down, &[h, f], form.mlp_bias);
+        }
+        if form.post_norms {
+            put(Part::FfnPostNorm, &[h], norm_bias);
+        }
         let mut tensors = Vec::new();
-        for (part, source, gguf, shape, bias, order) in parts {
-            let tensor = |kind: Kind, suffix: &str, shape: Vec<usize>| TensorSpec {
-                source: format!("model.layers.{i}.{source}.{suffix}"),
-                gguf: format!("blk.{i}.{gguf}.{suffix}"),
-                shape,
-                role: Role::Block(part, kind),
-                block: Some(i),
-                order,
+        for (part, shape, bias, order) in parts {
+            let gguf = architecture.gguf_name(part);
+            // The expert that every token goes to has an MLP's layers.
+            let is_shared = form.experts.is_some() && matches!(part, Part::Gate | Part::Up | Part::Down);
+            let (source, gguf) = match is_shared {
+                true => {
+                    (format!("mlp.shared_expert.{}", &part.usual_source()["mlp.".len()..]), format!("{gguf}_shexp"))
+                }
+                false => (architecture.source(part).to_owned(), gguf.to_owned()),
+            };
+            let tensor = |kind: Kind, shape: Vec<usize>| {
+                // Some vectors are named like a layer, and are none.
+                let suffix = if part == Part::Sinks { String::new() } else { format!(".{}", kind.suffix()) };
+                TensorSpec {
+                    source: format!("{}.{i}.{source}{suffix}", architecture.ends().blocks),
+                    gguf: format!("blk.{i}.{gguf}.{}", kind.suffix()),
+                    shape,
+                    role: Role::Block(part, kind),
+                    block: Some(i),
+                    order,
+                    made: architecture.made(self, part, kind),
+                }
             };
             let rows = shape[0];
-            tensors.push(tensor(Kind::Weight, "weight", shape));
+            tensors.push(tensor(Kind::Weight, shape));
             if bias {
-                tensors.push(tensor(Kind::Bias, "bias", vec![rows]));
+                tensors.push(tensor(Kind::Bias, vec![rows]));
             }
         }
         tensors
+    }
+
+    /// Whether queries and keys are turned in a block.
+    pub fn turns(&self, block: usize) -> bool {
+        self.rope.as_ref().is_some_and(|rope| rope.turns(block))
     }
 
     /// Every tensor, in file order; one by one, because a damaged file may claim any number of blocks.
@@ -352,20 +417,44 @@ impl Model {
         let blocks = (0..self.blocks).flat_map(|i| self.block(i));
         self.head().into_iter().chain(blocks).chain(self.tail())
     }
-}
 
-fn spec(source: &str, gguf: &str, shape: Vec<usize>, role: Role, order: RowOrder) -> TensorSpec {
-    TensorSpec { source: source.into(), gguf: gguf.into(), shape, role, block: None, order }
+    /// Vectors that GGUF has and the checkpoint has not, with their names.
+    pub fn extras(&self) -> Vec<(&'static str, Vec<f32>)> {
+        match self.rope.as_ref().map(|rope| &rope.scaling) {
+            Some(Scaling::Factors(factors)) => vec![(gguf_keys::ROPE_FACTORS, factors.clone())],
+            Some(Scaling::Long { short, long, .. }) => {
+                vec![(gguf_keys::ROPE_LONG, long.clone()), (gguf_keys::ROPE_SHORT, short.clone())]
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    fn end(&self, source: &str, gguf: &str, shape: Vec<usize>, role: Role) -> TensorSpec {
+        let weight = |name: &str| format!("{name}.weight");
+        let (source, gguf, order) = (weight(source), weight(gguf), RowOrder::AsIs);
+        TensorSpec { source, gguf, shape, role, block: None, order, made: Made::AsIs }
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn interleaving_makes_the_halves_of_a_head_neighbours() {
-        let order = RowOrder::Interleaved { head_dim: 4 };
-        assert_eq!(order.sources(8).unwrap(), [0, 2, 1, 3, 4, 6, 5, 7]);
-        assert_eq!(RowOrder::AsIs.sources(8), None);
+impl Model {
+    /// A small plain one.
+    pub(crate) fn sample() -> Model {
+        Model {
+            architecture: ARCHITECTURES[0],
+            blocks: 2,
+            hidden: 8,
+            vocab: 20,
+            context: 64,
+            heads: 2,
+            kv_heads: 2,
+            head_dim: 4,
+            explicit_head_dim: true,
+            ffn: 16,
+            norm_eps: 1e-5,
+            rope: Some(Rope::plain(1e4, 4)),
+            form: Form::PLAIN,
+            tied: true,
+        }
     }
 }

@@ -3,9 +3,10 @@
 //! On the CPU each goes through llmq's own kernels, plugged in as a candle custom operation; on any other device, through
 //! candle's operations in [`portable`]. Tests hold the two against each other.
 
-use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
-use llmq_kernels::attention::{Shape as Windows, causal};
-use llmq_kernels::elementwise::{self, Pairing};
+use super::form::Norm;
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
+use llmq_kernels::attention::{Scores, Shape as Windows, causal};
+use llmq_kernels::elementwise::{self, Activation, Pairing};
 use llmq_kernels::gemm;
 
 /// Rows of a tensor that lies in one piece on the CPU.
@@ -57,27 +58,78 @@ pub fn rms_norm(x: &Tensor, gain: &Tensor, eps: f32) -> Result<Tensor> {
     if x.device().is_cpu() { x.apply_op2_no_bwd(gain, &RmsNorm(eps)) } else { portable::rms_norm(x, gain, eps) }
 }
 
-struct SwiGlu;
+struct LayerNorm(f32);
 
-impl CustomOp2 for SwiGlu {
+impl CustomOp3 for LayerNorm {
     fn name(&self) -> &'static str {
-        "llmq-swiglu"
+        "llmq-layer-norm"
+    }
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        xl: &Layout,
+        g: &CpuStorage,
+        gl: &Layout,
+        b: &CpuStorage,
+        bl: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let x = slice(x, xl)?;
+        let mut y = vec![0.0; x.len()];
+        elementwise::layer_norm(x, slice(g, gl)?, slice(b, bl)?, self.0, &mut y);
+        Ok((CpuStorage::F32(y), xl.shape().clone()))
+    }
+}
+
+/// A norm of each row. `x`: `[n, width]`, `gain`, `bias`: `[width]`; only a layer norm has a bias, and it may have none.
+pub fn norm(kind: Norm, x: &Tensor, gain: &Tensor, bias: Option<&Tensor>, eps: f32) -> Result<Tensor> {
+    match (kind, bias) {
+        (Norm::Rms, _) => rms_norm(x, gain, eps),
+        (Norm::Layer, Some(bias)) if x.device().is_cpu() => x.apply_op3_no_bwd(gain, bias, &LayerNorm(eps)),
+        (Norm::Layer, Some(bias)) => portable::layer_norm(x, gain, bias, eps),
+        (Norm::Layer, None) => norm(kind, x, gain, Some(&gain.zeros_like()?), eps),
+    }
+}
+
+struct Gated(Activation);
+
+impl CustomOp2 for Gated {
+    fn name(&self) -> &'static str {
+        "llmq-gated"
     }
     fn cpu_fwd(&self, g: &CpuStorage, gl: &Layout, u: &CpuStorage, ul: &Layout) -> Result<(CpuStorage, Shape)> {
         let (gate, up) = (slice(g, gl)?, slice(u, ul)?);
         let mut y = vec![0.0; gate.len()];
-        elementwise::swiglu(gate, up, &mut y);
+        elementwise::gated(self.0, gate, up, &mut y);
         Ok((CpuStorage::F32(y), gl.shape().clone()))
     }
 }
 
-/// `silu(gate)·up`, both `[n, width]`.
-pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-    if gate.device().is_cpu() { gate.apply_op2_no_bwd(up, &SwiGlu) } else { portable::swiglu(gate, up) }
+/// `activation(gate)·up`, both `[n, width]`.
+pub fn gated(kind: Activation, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    if gate.device().is_cpu() { gate.apply_op2_no_bwd(up, &Gated(kind)) } else { portable::gated(kind, gate, up) }
+}
+
+struct Activate(Activation);
+
+impl CustomOp1 for Activate {
+    fn name(&self) -> &'static str {
+        "llmq-activate"
+    }
+    fn cpu_fwd(&self, x: &CpuStorage, xl: &Layout) -> Result<(CpuStorage, Shape)> {
+        let mut y = slice(x, xl)?.to_vec();
+        elementwise::activate(self.0, &mut y);
+        Ok((CpuStorage::F32(y), xl.shape().clone()))
+    }
+}
+
+/// `activation(x)`.
+pub fn activate(kind: Activation, x: &Tensor) -> Result<Tensor> {
+    if x.device().is_cpu() { x.apply_op1_no_bwd(&Activate(kind)) } else { portable::activate(kind, x) }
 }
 
 struct Rope {
     head_dim: usize,
+    rotary: usize,
     pairing: Pairing,
 }
 
@@ -96,23 +148,25 @@ impl CustomOp3 for Rope {
     ) -> Result<(CpuStorage, Shape)> {
         let mut y = slice(x, xl)?.to_vec();
         let heads = xl.shape().dims2()?.1 / self.head_dim;
-        elementwise::rope(&mut y, self.head_dim, heads, slice(c, cl)?, slice(s, sl)?, self.pairing);
+        elementwise::rope(&mut y, self.head_dim, self.rotary, heads, slice(c, cl)?, slice(s, sl)?, self.pairing);
         Ok((CpuStorage::F32(y), xl.shape().clone()))
     }
 }
 
-/// Rotary embedding. `x`: `[windows · positions, heads · head_dim]`; `cos`, `sin`: `[positions, head_dim / 2]`.
+/// Rotary embedding. `x`: `[windows · positions, heads · head_dim]`; `cos`, `sin`: `[positions, rotary / 2]`, for the first
+/// `rotary` numbers of each head.
 pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor, head_dim: usize, pairing: Pairing) -> Result<Tensor> {
     if x.device().is_cpu() {
-        x.apply_op3_no_bwd(cos, sin, &Rope { head_dim, pairing })
+        let rotary = 2 * cos.dims2()?.1;
+        x.apply_op3_no_bwd(cos, sin, &Rope { head_dim, rotary, pairing })
     } else {
         portable::rope(x, cos, sin, head_dim, pairing)
     }
 }
 
-struct Attention(Windows);
+struct Attention<'a>(Windows, &'a Scores);
 
-impl CustomOp3 for Attention {
+impl CustomOp3 for Attention<'_> {
     fn name(&self) -> &'static str {
         "llmq-attention"
     }
@@ -127,22 +181,25 @@ impl CustomOp3 for Attention {
     ) -> Result<(CpuStorage, Shape)> {
         let q = slice(q, ql)?;
         let mut out = vec![0.0; q.len()];
-        let scale = 1.0 / (self.0.d as f32).sqrt();
-        causal(q, slice(k, kl)?, slice(v, vl)?, self.0, scale, &mut out);
+        causal(q, slice(k, kl)?, slice(v, vl)?, self.0, self.1, &mut out);
         Ok((CpuStorage::F32(out), ql.shape().clone()))
     }
 }
 
-/// Causal attention, scaled by `1/√head_dim`, in windows of `shape.positions`.
+/// Causal attention in windows of `shape.positions`.
 ///
 /// `q`: `[windows · positions, heads · d]`; `k`, `v`: `[windows · positions, kv_heads · d]`; result as `q`.
-pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, shape: Windows) -> Result<Tensor> {
-    if q.device().is_cpu() { q.apply_op3_no_bwd(k, v, &Attention(shape)) } else { portable::attention(q, k, v, shape) }
+pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, shape: Windows, scores: &Scores) -> Result<Tensor> {
+    if q.device().is_cpu() {
+        q.apply_op3_no_bwd(k, v, &Attention(shape, scores))
+    } else {
+        portable::attention(q, k, v, shape, scores)
+    }
 }
 
 /// The same operations composed of candle's own, for devices without kernels of ours.
 pub mod portable {
-    use super::{Pairing, Result, Tensor, Windows};
+    use super::{Activation, Pairing, Result, Scores, Tensor, Windows};
     use candle_core::{D, DType};
 
     /// See [`super::linear`].
@@ -156,9 +213,25 @@ pub mod portable {
         x.broadcast_div(&square.sqrt()?)?.broadcast_mul(gain)
     }
 
-    /// See [`super::swiglu`].
-    pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-        gate.silu()? * up
+    /// See [`super::norm`].
+    pub fn layer_norm(x: &Tensor, gain: &Tensor, bias: &Tensor, eps: f32) -> Result<Tensor> {
+        let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
+        let square = (centred.sqr()?.mean_keepdim(D::Minus1)? + f64::from(eps))?;
+        centred.broadcast_div(&square.sqrt()?)?.broadcast_mul(gain)?.broadcast_add(bias)
+    }
+
+    /// See [`super::activate`].
+    pub fn activate(kind: Activation, x: &Tensor) -> Result<Tensor> {
+        match kind {
+            Activation::Silu => x.silu(),
+            Activation::GeluTanh => x.gelu(),
+            Activation::Gelu => x.gelu_erf(),
+        }
+    }
+
+    /// See [`super::gated`].
+    pub fn gated(kind: Activation, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+        activate(kind, gate)? * up
     }
 
     /// See [`super::rope`].
@@ -172,15 +245,19 @@ pub mod portable {
         };
         let table = |t: &Tensor| t.reshape((1, positions, 1, half))?.unsqueeze(member);
         let (cos, sin) = (table(cos)?, table(sin)?);
-        let x = x.reshape(split)?;
+        let x = x.reshape((n / positions, positions, width / head_dim, head_dim))?;
+        let (turning, still) = (x.narrow(3, 0, 2 * half)?, x.narrow(3, 2 * half, head_dim - 2 * half)?);
+        let x = turning.contiguous()?.reshape(split)?;
         let (a, b) = (x.narrow(member, 0, 1)?, x.narrow(member, 1, 1)?);
         let left = (a.broadcast_mul(&cos)? - b.broadcast_mul(&sin)?)?;
         let right = (b.broadcast_mul(&cos)? + a.broadcast_mul(&sin)?)?;
-        Tensor::cat(&[left, right], member)?.reshape((n, width))
+        let turned = Tensor::cat(&[left, right], member)?;
+        let turned = turned.reshape((n / positions, positions, width / head_dim, 2 * half))?;
+        Tensor::cat(&[turned, still], 3)?.reshape((n, width))
     }
 
     /// See [`super::attention`].
-    pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, shape: Windows) -> Result<Tensor> {
+    pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, shape: Windows, how: &Scores) -> Result<Tensor> {
         let Windows { positions, heads, kv_heads, d } = shape;
         let n = q.dims2()?.0;
         let windows = n / positions;
@@ -192,15 +269,25 @@ pub mod portable {
             x.unsqueeze(2)?.expand((windows, kv_heads, shared, positions, d))?.reshape((windows, heads, positions, d))
         };
         let (q, k, v) = (split(q, heads)?, repeat(split(k, kv_heads)?)?, repeat(split(v, kv_heads)?)?);
-        let scores = (q.matmul(&k.t()?)? / (d as f64).sqrt())?;
+        let mut scores = (q.matmul(&k.t()?)? * f64::from(how.scale))?;
+        if let Some(cap) = how.cap.map(f64::from) {
+            scores = ((scores / cap)?.tanh()? * cap)?;
+        }
+        let window = how.window.unwrap_or(positions);
+        let hidden = |t: usize, u: usize| u > t || t - u >= window;
         let mask: Vec<f32> = (0..positions * positions)
-            .map(|i| if i % positions > i / positions { f32::NEG_INFINITY } else { 0.0 })
+            .map(|i| if hidden(i / positions, i % positions) { f32::NEG_INFINITY } else { 0.0 })
             .collect();
         let mask = Tensor::from_vec(mask, (positions, positions), q.device())?.to_dtype(DType::F32)?;
-        let scores = scores.broadcast_add(&mask)?;
+        let mut scores = scores.broadcast_add(&mask)?;
+        if !how.sinks.is_empty() {
+            let sinks = Tensor::from_slice(&how.sinks, (1, heads, 1, 1), q.device())?;
+            let sinks = sinks.expand((windows, heads, positions, 1))?.contiguous()?;
+            scores = Tensor::cat(&[scores, sinks], 3)?;
+        }
         let e = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?)?.exp()?;
         let p = e.broadcast_div(&e.sum_keepdim(D::Minus1)?)?;
-        p.matmul(&v.contiguous()?)?.transpose(1, 2)?.reshape((n, heads * d))
+        p.narrow(3, 0, positions)?.contiguous()?.matmul(&v.contiguous()?)?.transpose(1, 2)?.reshape((n, heads * d))
     }
 }
 
@@ -227,15 +314,27 @@ mod tests {
         let gain = tensor(1, 32, 0.2).reshape(32).unwrap();
         close(&rms_norm(&x, &gain, 1e-5).unwrap(), &portable::rms_norm(&x, &gain, 1e-5).unwrap());
         let y = tensor(24, 32, 0.9);
-        close(&swiglu(&x, &y).unwrap(), &portable::swiglu(&x, &y).unwrap());
-        let (cos, sin) = (tensor(12, 4, 0.5), tensor(12, 4, 0.6));
-        for pairing in [Pairing::Halves, Pairing::Neighbours] {
-            let ours = rope(&x, &cos, &sin, 8, pairing).unwrap();
-            close(&ours, &portable::rope(&x, &cos, &sin, 8, pairing).unwrap());
+        for kind in [Activation::Silu, Activation::GeluTanh, Activation::Gelu] {
+            close(&gated(kind, &x, &y).unwrap(), &portable::gated(kind, &x, &y).unwrap());
+            close(&activate(kind, &x).unwrap(), &portable::activate(kind, &x).unwrap());
+        }
+        let centred = norm(Norm::Layer, &x, &gain, Some(&gain), 1e-5).unwrap();
+        close(&centred, &portable::layer_norm(&x, &gain, &gain, 1e-5).unwrap());
+        for pairs in [4, 3] {
+            let (cos, sin) = (tensor(12, pairs, 0.5), tensor(12, pairs, 0.6));
+            for pairing in [Pairing::Halves, Pairing::Neighbours] {
+                let ours = rope(&x, &cos, &sin, 8, pairing).unwrap();
+                close(&ours, &portable::rope(&x, &cos, &sin, 8, pairing).unwrap());
+            }
         }
         let (k, v) = (tensor(24, 16, 0.4), tensor(24, 16, 0.8));
         let shape = Windows { positions: 12, heads: 4, kv_heads: 2, d: 8 };
-        close(&attention(&x, &k, &v, shape).unwrap(), &portable::attention(&x, &k, &v, shape).unwrap());
+        let plain = Scores { scale: 0.35, ..Scores::default() };
+        let sinks = vec![0.5, -1.0, 0.0, 2.0];
+        for how in [plain.clone(), Scores { cap: Some(1.5), window: Some(5), sinks, ..plain }] {
+            let ours = attention(&x, &k, &v, shape, &how).unwrap();
+            close(&ours, &portable::attention(&x, &k, &v, shape, &how).unwrap());
+        }
     }
 
     #[test]

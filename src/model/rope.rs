@@ -8,79 +8,202 @@ use crate::source::config::Config;
 pub struct Rope {
     /// The base of the frequencies, θ.
     pub base: f64,
-    /// Positions are divided by this (`rope_scaling` of type linear).
-    pub linear: f64,
-    /// Frequencies are divided by these, one per pair (`rope_scaling` of type llama3): `[head_dim / 2]`.
-    pub factors: Option<Vec<f32>>,
+    /// How many numbers of each head are turned; the others stay.
+    pub rotary: usize,
+    /// How it is stretched for contexts longer than those of the first training.
+    pub scaling: Scaling,
+    /// The base in blocks that do not see everything, where it is another one; nothing is stretched there.
+    pub local_base: Option<f64>,
+    /// Every so many-th block turns nothing.
+    pub skip: Option<usize>,
+}
+
+/// How frequencies are changed.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Scaling {
+    /// Not at all.
+    None,
+    /// Positions are divided by this.
+    Linear(f64),
+    /// Frequencies are divided by these, one per pair, as Llama 3 does.
+    Factors(Vec<f32>),
+    /// Low frequencies are interpolated, high ones are not.
+    Yarn(Yarn),
+    /// Frequencies are divided by one list in short contexts, by another in long ones, as Phi-3 does.
+    Long {
+        /// For contexts up to `original`, one per pair.
+        short: Vec<f32>,
+        /// For longer ones.
+        long: Vec<f32>,
+        /// Tokens of the first training.
+        original: usize,
+        /// By what queries and keys grow.
+        magnitude: f32,
+    },
+}
+
+/// YaRN (Peng et al. 2023, section 3.2).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Yarn {
+    /// By how much contexts grow.
+    pub factor: f64,
+    /// Tokens of the first training.
+    pub original: f64,
+    /// Turns in the original context from which on a frequency stays as it is.
+    pub fast: f64,
+    /// Turns below which it is interpolated in full.
+    pub slow: f64,
+    /// By what queries and keys grow, if not by what the paper says.
+    pub magnitude: Option<f64>,
+}
+
+impl Yarn {
+    /// By what queries and keys grow (equation 22).
+    fn magnitude(&self) -> f64 {
+        self.magnitude.unwrap_or(if self.factor > 1.0 { 0.1 * self.factor.ln() + 1.0 } else { 1.0 })
+    }
+
+    /// What frequency `i` of `half` is divided by.
+    fn divisor(&self, i: usize, base: f64, rotary: usize) -> f64 {
+        // The pair that makes so many turns in the original context.
+        let pair =
+            |turns: f64| rotary as f64 * (self.original / (turns * std::f64::consts::TAU)).ln() / (2.0 * base.ln());
+        let (low, high) = (pair(self.fast).floor().max(0.0), pair(self.slow).ceil().min(rotary as f64 - 1.0));
+        let ramp = ((i as f64 - low) / (high - low).max(0.001)).clamp(0.0, 1.0);
+        1.0 / (ramp / self.factor + (1.0 - ramp))
+    }
 }
 
 impl Rope {
-    /// Reads `rope_theta`, `rope_scaling` and, as newer checkpoints have them, `rope_parameters`.
+    /// Plain rotary embedding of the first `rotary` numbers of each head.
+    pub fn plain(base: f64, rotary: usize) -> Rope {
+        Rope { base, rotary, scaling: Scaling::None, local_base: None, skip: None }
+    }
+
+    /// Reads `rope_theta`, `rope_scaling`, `partial_rotary_factor` and, as newer checkpoints have them, `rope_parameters`.
     ///
     /// # Errors
-    /// A type of scaling other than default, linear and llama3, or a missing parameter of these.
+    /// A type of scaling that is not known, or a missing parameter of one.
     pub fn read(config: &Config, head_dim: usize) -> Result<Rope> {
         let scaling = match config.object("rope_parameters")? {
             Some(parameters) => Some(parameters),
             None => config.object("rope_scaling")?,
         };
-        let theta = match &scaling {
-            Some(s) => s.maybe_positive("rope_theta")?,
-            None => None,
-        };
-        let base = theta.or(config.maybe_positive("rope_theta")?).unwrap_or(10_000.0);
-        let mut rope = Rope { base, linear: 1.0, factors: None };
+        Rope::of(config, scaling, head_dim)
+    }
+
+    /// The same with an object of parameters that has been found already.
+    ///
+    /// # Errors
+    /// As [`Rope::read`].
+    pub fn of(config: &Config, scaling: Option<Config>, head_dim: usize) -> Result<Rope> {
+        let inside = |key: &str| scaling.as_ref().map(|s| s.maybe_positive(key)).transpose().map(Option::flatten);
+        let base = inside("rope_theta")?.or(config.maybe_positive("rope_theta")?).unwrap_or(10_000.0);
+        let part = inside("partial_rotary_factor")?.or(config.maybe_positive("partial_rotary_factor")?).unwrap_or(1.0);
+        let rotary = (head_dim as f64 * part) as usize;
+        if rotary == 0 || !rotary.is_multiple_of(2) || rotary > head_dim {
+            return Err(config.unsupported(&format!(
+                "{part} of head_dim {head_dim} are to be turned, {rotary} numbers, and rotary embedding needs pairs"
+            )));
+        }
+        let mut rope = Rope::plain(base, rotary);
         let Some(scaling) = scaling else { return Ok(rope) };
         let kind = match scaling.maybe_string("rope_type")? {
             Some(kind) => Some(kind),
             None => scaling.maybe_string("type")?,
         };
-        match kind.as_deref().unwrap_or("default") {
-            "default" => {}
-            "linear" => rope.linear = scaling.positive("factor")?,
-            "llama3" => {
-                let original = match scaling.maybe_positive("original_max_position_embeddings")? {
-                    Some(n) => Some(n),
-                    None => config.maybe_positive("original_max_position_embeddings")?,
+        let original = match scaling.maybe_positive("original_max_position_embeddings")? {
+            Some(n) => Some(n),
+            None => config.maybe_positive("original_max_position_embeddings")?,
+        };
+        rope.scaling = match kind.as_deref().unwrap_or("default") {
+            "default" => Scaling::None,
+            "linear" => Scaling::Linear(scaling.positive("factor")?),
+            "llama3" => Scaling::Factors(llama3_factors(
+                base,
+                rotary,
+                scaling.positive("factor")?,
+                scaling.maybe_positive("low_freq_factor")?.unwrap_or(1.0),
+                scaling.maybe_positive("high_freq_factor")?.unwrap_or(4.0),
+                original.unwrap_or(8192.0),
+            )),
+            "yarn" => Scaling::Yarn(Yarn {
+                factor: scaling.positive("factor")?,
+                original: match original {
+                    Some(n) => n,
+                    None => config.positive("max_position_embeddings")?,
+                },
+                fast: scaling.maybe_positive("beta_fast")?.unwrap_or(32.0),
+                slow: scaling.maybe_positive("beta_slow")?.unwrap_or(1.0),
+                magnitude: scaling.maybe_positive("attention_factor")?,
+            }),
+            "longrope" | "su" => {
+                let original = match original {
+                    Some(n) => n,
+                    None => config.positive("max_position_embeddings")?,
                 };
-                rope.factors = Some(llama3_factors(
-                    base,
-                    head_dim,
-                    scaling.positive("factor")?,
-                    scaling.maybe_positive("low_freq_factor")?.unwrap_or(1.0),
-                    scaling.maybe_positive("high_freq_factor")?.unwrap_or(4.0),
-                    original.unwrap_or(8192.0),
-                ));
+                let factor = match scaling.maybe_positive("factor")? {
+                    Some(factor) => factor,
+                    None => config.positive("max_position_embeddings")? / original,
+                };
+                // Phi-3's own rule for what the scaling does to the length of queries and keys.
+                let usual = if factor > 1.0 { (1.0 + factor.ln() / original.ln()).sqrt() } else { 1.0 };
+                Scaling::Long {
+                    short: scaling.numbers("short_factor", rotary / 2)?,
+                    long: scaling.numbers("long_factor", rotary / 2)?,
+                    original: original as usize,
+                    magnitude: scaling.maybe_positive("attention_factor")?.unwrap_or(usual) as f32,
+                }
             }
             other => {
                 return Err(config
                     .unsupported(&format!("rope scaling of type '{other}' is not supported"))
-                    .hint("the supported ones are: default, linear, llama3"));
+                    .hint("the supported ones are: default, linear, llama3, yarn, longrope"));
             }
-        }
+        };
         Ok(rope)
     }
 
-    /// Cosines and sines, `[positions, head_dim / 2]` each.
-    pub fn tables(&self, positions: usize, head_dim: usize) -> (Vec<f32>, Vec<f32>) {
-        let half = head_dim / 2;
-        let frequencies: Vec<f64> = (0..half)
-            .map(|i| {
-                let factor = self.factors.as_ref().map_or(1.0, |f| f64::from(f[i]));
-                self.base.powf(-2.0 * i as f64 / head_dim as f64) / factor / self.linear
-            })
-            .collect();
+    /// Whether a block turns its queries and keys.
+    pub fn turns(&self, block: usize) -> bool {
+        self.skip.is_none_or(|skip| !(block + 1).is_multiple_of(skip))
+    }
+
+    /// Cosines and sines, `[positions, rotary / 2]` each. `local`: of blocks that do not see everything.
+    pub fn tables(&self, positions: usize, local: bool) -> (Vec<f32>, Vec<f32>) {
+        let half = self.rotary / 2;
+        let (base, scaling) = match self.local_base.filter(|_| local) {
+            Some(base) => (base, &Scaling::None),
+            None => (self.base, &self.scaling),
+        };
+        let divisor = |i: usize| match scaling {
+            Scaling::None => 1.0,
+            Scaling::Linear(factor) => *factor,
+            Scaling::Factors(factors) => f64::from(factors[i]),
+            Scaling::Yarn(yarn) => yarn.divisor(i, base, self.rotary),
+            Scaling::Long { short, long, original, .. } => {
+                f64::from(if positions > *original { long[i] } else { short[i] })
+            }
+        };
+        let magnitude = match scaling {
+            Scaling::Yarn(yarn) => yarn.magnitude(),
+            Scaling::Long { magnitude, .. } => f64::from(*magnitude),
+            _ => 1.0,
+        };
+        let frequencies: Vec<f64> =
+            (0..half).map(|i| base.powf(-2.0 * i as f64 / self.rotary as f64) / divisor(i)).collect();
         let angles = || (0..positions).flat_map(|t| frequencies.iter().map(move |f| t as f64 * f));
-        (angles().map(|a| a.cos() as f32).collect(), angles().map(|a| a.sin() as f32).collect())
+        let table = |of: fn(f64) -> f64| angles().map(|a| (magnitude * of(a)) as f32).collect();
+        (table(f64::cos), table(f64::sin))
     }
 }
 
 /// By how much Llama 3's scaling divides each frequency: long wavelengths by `factor`, short ones not at all, and a
 /// smooth transition between (Llama 3.1's reference code; transformers' `_compute_llama3_parameters`).
-fn llama3_factors(base: f64, head_dim: usize, factor: f64, low: f64, high: f64, original: f64) -> Vec<f32> {
-    (0..head_dim / 2)
+fn llama3_factors(base: f64, rotary: usize, factor: f64, low: f64, high: f64, original: f64) -> Vec<f32> {
+    (0..rotary / 2)
         .map(|i| {
-            let wavelength = std::f64::consts::TAU * base.powf(2.0 * i as f64 / head_dim as f64);
+            let wavelength = std::f64::consts::TAU * base.powf(2.0 * i as f64 / rotary as f64);
             if wavelength < original / high {
                 1.0
             } else if wavelength > original / low {
@@ -107,10 +230,28 @@ mod tests {
 
     #[test]
     fn linear_scaling_divides_positions() {
-        let plain = Rope { base: 10_000.0, linear: 1.0, factors: None };
-        let scaled = Rope { linear: 4.0, ..plain.clone() };
-        let (cos, _) = plain.tables(2, 8);
-        let (stretched, _) = scaled.tables(5, 8);
+        let plain = Rope::plain(10_000.0, 8);
+        let scaled = Rope { scaling: Scaling::Linear(4.0), ..plain.clone() };
+        let (cos, _) = plain.tables(2, false);
+        let (stretched, _) = scaled.tables(5, false);
         assert_eq!(cos[4..8], stretched[16..20]);
+    }
+
+    #[test]
+    fn yarn_keeps_fast_pairs_and_interpolates_slow_ones() {
+        let yarn = Yarn { factor: 4.0, original: 4096.0, fast: 32.0, slow: 1.0, magnitude: None };
+        let divisors: Vec<f64> = (0..64).map(|i| yarn.divisor(i, 10_000.0, 128)).collect();
+        assert_eq!((divisors[0], divisors[20], divisors[63]), (1.0, 1.0, 4.0));
+        assert!(divisors.windows(2).all(|pair| pair[0] <= pair[1] + 1e-12));
+        assert!((yarn.magnitude() - (1.0 + 0.1 * 4f64.ln())).abs() < 1e-12);
+    }
+
+    #[test]
+    fn blocks_with_a_window_have_a_base_of_their_own() {
+        let rope = Rope { local_base: Some(100.0), scaling: Scaling::Linear(8.0), ..Rope::plain(10_000.0, 8) };
+        assert_eq!(rope.tables(3, true), Rope::plain(100.0, 8).tables(3, false));
+        assert_ne!(rope.tables(3, false), rope.tables(3, true));
+        let skipping = Rope { skip: Some(4), ..rope };
+        assert_eq!((0..8).filter(|&i| !skipping.turns(i)).collect::<Vec<_>>(), [3, 7]);
     }
 }

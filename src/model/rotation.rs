@@ -103,7 +103,7 @@ impl Rotation {
         let folded = |gain: Option<Gain>, inputs: Along, outputs: Along| Turn::Folded { gain, inputs, outputs };
         let (attention, mlp) = (Some(Gain::OfBlock(Part::AttnNorm)), Some(Gain::OfBlock(Part::FfnNorm)));
         match spec.role {
-            Role::Norm | Role::Block(Part::AttnNorm | Part::FfnNorm, _) => Turn::Ones,
+            Role::Norm(_) | Role::Block(Part::AttnNorm | Part::FfnNorm, _) => Turn::Ones,
             Role::Embedding => folded(None, Along::Stream, Along::Still),
             Role::Output => folded(Some(Gain::Last), Along::Stream, Along::Still),
             Role::Block(part, Kind::Weight) => match part {
@@ -112,21 +112,22 @@ impl Rotation {
                 Part::O => folded(None, Along::Values, Along::Stream),
                 Part::Gate | Part::Up => folded(mlp, Along::Stream, Along::Still),
                 Part::Down => folded(None, Along::Still, Along::Stream),
-                Part::AttnNorm | Part::FfnNorm => Turn::Ones,
+                // Norms of queries and keys stay; the others are not in any model that is rotated.
+                _ => folded(None, Along::Still, Along::Still),
             },
             Role::Block(part, Kind::Bias) => match part {
                 Part::V => folded(None, Along::Still, Along::Values),
                 Part::O | Part::Down => folded(None, Along::Still, Along::Stream),
                 _ => folded(None, Along::Still, Along::Still),
             },
-            Role::Other => folded(None, Along::Still, Along::Still),
+            Role::Positions | Role::Other => folded(None, Along::Still, Along::Still),
         }
     }
 
     /// The gain that is folded into a tensor, as the checkpoint has it.
     pub fn gain(&self, spec: &TensorSpec) -> Option<TensorSpec> {
         match self.turn(spec) {
-            Turn::Folded { gain: Some(Gain::Last), .. } => Some(self.model.output_norm()),
+            Turn::Folded { gain: Some(Gain::Last), .. } => self.model.output_norm().into_iter().next(),
             Turn::Folded { gain: Some(Gain::OfBlock(norm)), .. } => {
                 let block = self.model.block(spec.block?);
                 block.into_iter().find(|other| other.role == Role::Block(norm, Kind::Weight))
@@ -139,61 +140,24 @@ impl Rotation {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::rope::Rope;
-    use crate::model::{ARCHITECTURES, Architecture, QueryRows};
-    use crate::source::config::Config;
+    use crate::model::{Form, Norm};
 
-    /// A family whose norm subtracts the mean.
-    struct Centred;
-
-    impl Architecture for Centred {
-        fn gguf(&self) -> &'static str {
-            "centred"
-        }
-        fn model_types(&self) -> &'static [&'static str] {
-            &["centred"]
-        }
-        fn query_rows(&self) -> QueryRows {
-            QueryRows::Halves
-        }
-        fn obstacle_to_rotation(&self, _: &Model) -> Option<&'static str> {
-            Some("its norms subtract the mean, which a rotation does not keep")
-        }
-        fn read(&'static self, config: &Config) -> Result<Model> {
-            Err(config.unsupported("only a test needs it"))
-        }
-    }
-
-    fn model(architecture: &'static dyn Architecture) -> Model {
-        Model {
-            architecture,
-            blocks: 2,
-            hidden: 12,
-            vocab: 20,
-            context: 64,
-            heads: 3,
-            kv_heads: 1,
-            head_dim: 6,
-            explicit_head_dim: true,
-            ffn: 10,
-            norm_eps: 1e-5,
-            rope: Rope { base: 1e4, linear: 1.0, factors: None },
-            attention_bias: true,
-            mlp_bias: true,
-            tied: true,
-        }
+    fn model(form: Form) -> Model {
+        Model { kv_heads: 1, heads: 3, head_dim: 6, hidden: 12, ffn: 10, form, ..Model::sample() }
     }
 
     #[test]
     fn an_architecture_can_refuse() {
-        let error = Rotation::new(&model(&Centred), 0).err().expect("a refusal");
+        let form = Form { norm: Norm::Layer, ..Form::PLAIN };
+        let error = Rotation::new(&model(form), 0).err().expect("a refusal");
         assert_eq!(error.kind(), crate::error::Kind::Usage);
-        assert!(error.to_string().contains("'centred': its norms subtract the mean"), "{error}");
+        assert!(error.to_string().contains("'llama': its norms subtract the mean"), "{error}");
     }
 
     #[test]
     fn every_dimension_that_turns_has_the_size_for_it() {
-        let rotation = Rotation::new(&model(ARCHITECTURES[0]), 0).unwrap();
+        let rotation =
+            Rotation::new(&model(Form { qkv_bias: true, o_bias: true, mlp_bias: true, ..Form::PLAIN }), 0).unwrap();
         let rotated = rotation.model();
         assert!(!rotated.tied);
         for spec in rotated.tensors() {

@@ -43,7 +43,7 @@ impl Run<'_> {
             let unit = work / 2 / stream.batches().len() as u64;
             let mut done = 0;
             // Only one half's weights are there at a time.
-            let mut block = Block::new(&frame);
+            let mut block = Block::new(&frame, i);
             self.load(half, tensors, &mut block, &mut finished)?;
             let original = block.clone();
             let mut pending: HashMap<&str, Pending> = HashMap::new();
@@ -57,7 +57,7 @@ impl Run<'_> {
                 let Some((statistics, kept)) = kept else { continue };
                 let weights = match is_inner {
                     true => vec![1.0],
-                    false => responses(half, tensors, &block, &stream.get(0)?.h, frame.positions())?,
+                    false => responses(half, tensors, &block, &stream.get(0)?, frame.positions())?,
                 };
                 let scales =
                     self.solve(site, statistics, &weights, tensors, &mut block, &mut finished, &mut pending)?;
@@ -160,7 +160,13 @@ impl Run<'_> {
                 let sums = if batch.held { &mut held } else { &mut seen };
                 let off = match (&inputs.original, &position.original) {
                     (Some(x), Some(_)) if !site.is_inner() => Some((x - &inputs.x)?),
-                    (Some(x), Some(h)) => Some((block.difference(half, &(x - &inputs.x)?)? + (h - &position.h)?)?),
+                    (Some(x), Some(h)) => {
+                        let own = block.difference(half, &(x - &inputs.x)?)?;
+                        match block.owed((h - &position.h)?)? {
+                            Some(owed) => Some((own + owed)?),
+                            None => Some(own),
+                        }
+                    }
                     _ => None,
                 };
                 sums.add(&inputs.x, off.as_ref())?;
@@ -193,12 +199,12 @@ impl Run<'_> {
         position: &Position,
     ) -> Result<Inputs> {
         let started = self.clock.start();
-        let of = |block: &Block<'_>, h: &Tensor| {
-            let x = block.input(half, h)?;
+        let of = |block: &Block<'_>, h: &Tensor, before: &Tensor| {
+            let x = block.input(half, h, before)?;
             if site == half.inner() { block.inner(half, &x) } else { Ok(x) }
         };
-        let x = of(block, &position.h)?;
-        let original = position.original.as_ref().map(|h| of(original, h)).transpose()?;
+        let x = of(block, &position.h, position.before())?;
+        let original = position.original.as_ref().map(|h| of(original, h, position.original_before(h))).transpose()?;
         self.clock.forward += started.elapsed();
         Ok(Inputs { x, original })
     }
@@ -213,8 +219,9 @@ impl Run<'_> {
 }
 
 /// How much an error of each rounded layer that reads a half's input counts, measured on one window.
-fn responses(half: Half, tensors: &[Planned], block: &Block<'_>, h: &Tensor, positions: usize) -> Result<Vec<f64>> {
-    let x = block.input(half, &h.narrow(0, 0, positions)?)?;
+fn responses(half: Half, tensors: &[Planned], block: &Block<'_>, at: &Position, positions: usize) -> Result<Vec<f64>> {
+    let first = |h: &Tensor| h.narrow(0, 0, positions);
+    let x = block.input(half, &first(&at.h)?, &first(at.before())?)?;
     let layers = tensors.iter().filter(|t| t.spec.site() == Some(half.input()) && is_grid(t));
     layers
         .map(|t| match t.spec.role {

@@ -12,8 +12,9 @@ use crate::error::{Context, Result};
 use crate::format::Encoding;
 use crate::interrupt;
 use crate::method::Rows;
+use crate::model::Role;
 use crate::model::block::{Block, Frame};
-use crate::model::{Role, ops};
+use crate::model::ends::LastNorm;
 use crate::pipeline::subject::{embed, pairing};
 use candle_core::{Device, Tensor};
 
@@ -64,7 +65,7 @@ impl Run<'_> {
         let windows = &windows[..windows.len().div_ceil(SHARE)];
         let mut batches = embed(&plan.source, model, windows, &device)?;
         for i in 0..model.blocks {
-            let mut block = Block::new(&frame);
+            let mut block = Block::new(&frame, i);
             for spec in model.block(i) {
                 block.set(&spec, self.read(&spec)?)?;
             }
@@ -85,13 +86,12 @@ impl Run<'_> {
 
     fn final_hessian(&mut self, states: impl Iterator<Item = Result<Tensor>>) -> Result<Vec<f32>> {
         let model = self.plan.model()?;
-        let norm = model.output_norm();
-        let gain = Tensor::from_vec(self.read(&norm)?, model.hidden, &Device::Cpu)?;
+        let norm = LastNorm::new(model, |spec| self.read(spec))?;
         let mut hessian = Hessian::new(model.hidden);
         let started = self.clock.start();
         for h in states {
             interrupt::check()?;
-            hessian.add(&ops::rms_norm(&h?, &gain, model.norm_eps)?).context(|| "behind the last norm".into())?;
+            hessian.add(&norm.apply(&h?)?).context(|| "behind the last norm".into())?;
         }
         self.clock.hessian += started.elapsed();
         Ok(hessian.finish())

@@ -5,9 +5,10 @@ use crate::calib::squares::Squares;
 use crate::error::{Context, Result};
 use crate::interrupt;
 use crate::model::block::{Block, Frame, Half};
-use crate::model::{Site, TensorSpec, ops};
+use crate::model::ends::LastNorm;
+use crate::model::{Site, TensorSpec};
 use crate::source::imatrix::{Entry, Imatrix};
-use candle_core::{Device, Tensor};
+use candle_core::Device;
 
 /// Runs windows of text, `[windows][tokens]`, through a model, block by block, and sums the squares of what each layer reads.
 /// `output`: also of what the output matrix reads. `progress` is told the done and the whole work, in blocks.
@@ -27,15 +28,16 @@ pub fn measure(
     let mut imatrix = Imatrix { chunks: windows.len() as u32, chunk_size: positions as u32, ..Imatrix::default() };
     for i in 0..model.blocks {
         let specs = model.block(i);
-        let mut block = Block::new(&frame);
+        let mut block = Block::new(&frame, i);
         for spec in &specs {
             block.set(spec, subject.read(spec)?)?;
         }
+        let before = batches.clone();
         for half in Half::ALL {
             let mut sums = [half.input(), half.inner()].map(|site| (site, Squares::new(width(&specs, site))));
-            for h in &mut batches {
+            for (h, before) in batches.iter_mut().zip(&before) {
                 interrupt::check()?;
-                let input = block.input(half, h)?;
+                let input = block.input(half, h, before)?;
                 let inner = block.inner(half, &input)?;
                 for ((_, squares), x) in sums.iter_mut().zip([&input, &inner]) {
                     squares.add(x).context(|| format!("block {i}"))?;
@@ -51,11 +53,10 @@ pub fn measure(
         progress(i + 1, model.blocks);
     }
     if output {
-        let norm = model.output_norm();
-        let gain = Tensor::from_vec(subject.read(&norm)?, norm.shape[0], &device)?;
+        let norm = LastNorm::new(model, |spec| subject.read(spec))?;
         let mut squares = Squares::new(model.hidden);
         for h in &batches {
-            squares.add(&ops::rms_norm(h, &gain, model.norm_eps)?).context(|| "the last norm".into())?;
+            squares.add(&norm.apply(h)?).context(|| "the last norm".into())?;
         }
         imatrix.entries.insert(model.output().gguf, entry(&squares));
     }

@@ -9,7 +9,7 @@ use crate::format::mix::{Facts, block};
 use crate::format::recipe::{Choice, Recipe};
 use crate::format::{self, Type};
 use crate::model::rotation::Rotation;
-use crate::model::{Model, Role, RowOrder, TensorSpec, gguf_keys};
+use crate::model::{Made, Model, Role, RowOrder, TensorSpec, gguf_keys};
 use crate::source::checkpoint::Checkpoint;
 use crate::source::config::Config;
 use crate::source::gguf::{Gguf, TensorInfo};
@@ -174,19 +174,14 @@ impl Plan {
         let mut tensors = Vec::new();
         for spec in model.tensors() {
             let spec = rotation.as_ref().map_or(spec.clone(), |rotation| rotation.stored(&spec));
-            source.check(&spec.source, &spec.shape)?;
-            let from = dtypes.get(spec.source.as_str()).cloned().unwrap_or_default();
+            spec.check(&source)?;
+            let from = dtypes.get(spec.first_source().as_str()).cloned().unwrap_or_default();
             let choice = request.recipe.choose(&spec.gguf, &spec.shape, &facts);
             let Choice { kind, instead_of, free } =
                 choice.unwrap_or(Choice { kind: single, instead_of: None, free: false });
             tensors.push(Planned { spec, from, kind, instead_of, copied: false, free });
         }
-        let extra: Vec<Extra> = model
-            .rope
-            .factors
-            .iter()
-            .map(|factors| Extra { gguf: gguf_keys::ROPE_FACTORS.into(), numbers: factors.clone() })
-            .collect();
+        let extra = model.extras().into_iter().map(|(name, numbers)| Extra { gguf: name.into(), numbers }).collect();
         // Untying makes a file larger, but no other model of it.
         let elements = original.tensors().map(|spec| spec.elements() as u64).sum();
         let mut metadata = general(folder, &model, elements);
@@ -440,6 +435,7 @@ fn spec_by_name(info: &TensorInfo) -> TensorSpec {
         role: Role::Other,
         block: block(&info.name),
         order: RowOrder::AsIs,
+        made: Made::AsIs,
     }
 }
 

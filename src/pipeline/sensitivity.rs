@@ -16,7 +16,7 @@ mod extent;
 mod feedback;
 
 use super::plan::{Plan, Planned};
-use super::subject::{BATCH, pairing};
+use super::subject::{embed, pairing};
 use super::{Calibration, Rounding, check_range};
 use crate::calib::squares::Squares;
 use crate::calib::windows;
@@ -26,7 +26,8 @@ use crate::format::{Encoding, Type};
 use crate::interrupt;
 use crate::method::{Plain, plain, relative, weight_error};
 use crate::model::block::{Block, Frame, Half};
-use crate::model::{Model, Role, Site, TensorSpec, ops};
+use crate::model::ends::{LastNorm, Start};
+use crate::model::{Model, Role, Site, TensorSpec};
 use candle_core::{Device, Tensor};
 use divergence::{Moved, divergences};
 use extent::Extent;
@@ -61,6 +62,10 @@ pub fn measure(
     progress: &dyn Fn(usize, usize),
 ) -> Result<Vec<Sensitivity>> {
     let model = plan.model()?;
+    if let Some(experts) = &model.form.experts {
+        let what = format!("types cannot be chosen for a model with {} experts a block yet", experts.count);
+        return Err(Error::new(what).hint("name a mix of types: --type Q4_K_M"));
+    }
     let wanted = |t: &Planned| free(t) && t.spec.role != Role::Other && !candidates(t.spec.columns()).is_empty();
     let all = plan.tensors.iter().enumerate().filter(|(_, t)| wanted(t)).map(|(at, _)| at);
     let all: Vec<usize> = all.collect();
@@ -73,12 +78,13 @@ pub fn measure(
         windows::sample(&tokens, tokenizer.bos(), extent.windows, extent.length, calibration.seed)
     })?;
     let frame = Frame::new(model, pairing(&plan.source, model), extent.length, &Device::Cpu)?;
-    let mut walk = Walk { plan, rounding, model, all, tokens: windows.concat(), probes: Vec::new() };
-    let mut batches = walk.embed(extent.length)?;
+    let mut walk =
+        Walk { plan, rounding, model, all, tokens: windows.concat(), length: extent.length, probes: Vec::new() };
+    let mut batches = embed(&plan.source, model, &windows, &Device::Cpu)?;
     let mut clean = Tensor::cat(&batches, 0)?.narrow(0, 0, extent.probed * extent.length)?.contiguous()?;
     walk.probe_embedding(&clean)?;
     for (i, tensors) in plan.blocks().enumerate() {
-        let mut block = Block::new(&frame);
+        let mut block = Block::new(&frame, i);
         for tensor in tensors.iter().filter(|t| t.spec.role != Role::Other) {
             block.set(&tensor.spec, plan.source.read(&tensor.spec)?)?;
         }
@@ -140,19 +146,12 @@ struct Walk<'a> {
     all: Vec<usize>,
     /// All windows, one behind the other.
     tokens: Vec<u32>,
+    /// Tokens per window.
+    length: usize,
     probes: Vec<Probe>,
 }
 
 impl<'a> Walk<'a> {
-    /// The embedded windows, in batches that go through a block at once: `[windows · length, hidden]` each.
-    fn embed(&self, length: usize) -> Result<Vec<Tensor>> {
-        let batches = self.tokens.chunks((BATCH / length).max(1) * length).map(|tokens| {
-            let x = self.rows_of_tokens(&self.model.embedding(), tokens)?;
-            Ok(Tensor::from_vec(x, (tokens.len(), self.model.hidden), &Device::Cpu)?)
-        });
-        batches.collect()
-    }
-
     /// The rows of tokens in a matrix that has one for each: `[tokens, columns]`.
     fn rows_of_tokens(&self, spec: &TensorSpec, tokens: &[u32]) -> Result<Vec<f32>> {
         let mut rows = Vec::with_capacity(tokens.len() * spec.columns());
@@ -174,6 +173,7 @@ impl<'a> Walk<'a> {
             interrupt::check()?;
             probe.states = block.forward(&probe.states)?;
         }
+        let (before, all_before) = (clean.clone(), batches.to_vec());
         for (n, half) in Half::ALL.into_iter().enumerate() {
             let here = self.all.iter().copied().filter(|&at| self.plan.tensors[at].spec.block == Some(i));
             let here: Vec<usize> = here.collect();
@@ -183,9 +183,9 @@ impl<'a> Walk<'a> {
                 let columns = first.map(|&at| self.plan.tensors[at].spec.columns());
                 sites.push(columns.map(|columns| Inputs::new(site, columns, self.rounding)).transpose()?);
             }
-            for h in batches.iter_mut() {
+            for (h, before) in batches.iter_mut().zip(&all_before) {
                 interrupt::check()?;
-                let input = block.input(half, h)?;
+                let input = block.input(half, h, before)?;
                 let inner = block.inner(half, &input)?;
                 for (inputs, x) in sites.iter_mut().zip([&input, &inner]) {
                     inputs.as_mut().map_or(Ok(()), |inputs| inputs.add(x))?;
@@ -206,12 +206,12 @@ impl<'a> Walk<'a> {
                         self.errors(tensor, &some_rows(&w, tensor.spec.columns()), &prepared, Some(&squares))?;
                     let rounded = self.rounded(tensor, errors.probe.0, &w, &self.plain(tensor, None));
                     block.set(&tensor.spec, rounded)?;
-                    let states = through(block, &Half::ALL[n..], clean)?;
+                    let states = through(block, &Half::ALL[n..], clean, &before)?;
                     block.set(&tensor.spec, w)?;
                     self.probes.push(Probe { tensor: at, errors, left, states });
                 }
             }
-            *clean = through(block, &[half], clean)?;
+            *clean = through(block, &[half], clean, &before)?;
         }
         Ok(())
     }
@@ -224,9 +224,12 @@ impl<'a> Walk<'a> {
         let tensor = &self.plan.tensors[at];
         let prepared = self.plain(tensor, self.importance(tensor).as_deref());
         let errors = self.errors(tensor, &self.some_tokens(&tensor.spec)?, &prepared, None)?;
-        let rows = clean.flatten_all()?.to_vec1::<f32>()?;
-        let rounded = self.rounded(tensor, errors.probe.0, &rows, &self.plain(tensor, None));
-        let states = Tensor::from_vec(rounded, clean.dims2()?, &Device::Cpu)?;
+        let probed = clean.dims2()?;
+        let rows = self.rows_of_tokens(&tensor.spec, &self.tokens[..probed.0])?;
+        let mut rounded = self.rounded(tensor, errors.probe.0, &rows, &self.plain(tensor, None));
+        let start = Start::new(self.model, self.length, |spec, rows| self.plan.source.rows(spec, rows))?;
+        rounded.chunks_mut(self.length * probed.1).for_each(|window| start.apply(window));
+        let states = Tensor::from_vec(rounded, probed, &Device::Cpu)?;
         self.probes.push(Probe { tensor: at, errors, left: 1.0, states });
         Ok(())
     }
@@ -263,16 +266,14 @@ impl<'a> Walk<'a> {
         });
         let moved = moved.collect::<Result<Vec<_>>>()?;
         let rows = |range| self.plan.source.rows(&output, range);
-        let found = divergences(&self.normed(clean)?, &moved, [output.shape[0], output.shape[1]], &rows)?;
+        let found = divergences(&self.normed(clean)?, &moved, self.model, &rows)?;
         let probes = self.probes.iter().zip(found);
         probes.map(|(probe, found)| probe.sensitivity(&self.plan.tensors[probe.tensor], found)).collect()
     }
 
     /// The last norm of a residual stream, `[n, hidden]`.
     fn normed(&self, h: &Tensor) -> Result<Tensor> {
-        let norm = self.model.output_norm();
-        let gain = Tensor::from_vec(self.plan.source.read(&norm)?, norm.shape[0], &Device::Cpu)?;
-        Ok(ops::rms_norm(h, &gain, self.model.norm_eps)?)
+        LastNorm::new(self.model, |spec| self.plan.source.read(spec))?.apply(h)
     }
 
     /// The rows of some tokens, as often as the text has them.
@@ -342,11 +343,11 @@ impl Inputs {
 }
 
 /// A residual stream after some halves of a block, `[n, hidden]`.
-fn through(block: &Block, halves: &[Half], h: &Tensor) -> Result<Tensor> {
+fn through(block: &Block, halves: &[Half], h: &Tensor, before: &Tensor) -> Result<Tensor> {
     let mut h = h.clone();
     for &half in halves {
-        let inner = block.inner(half, &block.input(half, &h)?)?;
-        h = block.output(half, &h, &inner)?;
+        interrupt::check()?;
+        h = block.half(half, &h, before)?;
     }
     Ok(h)
 }

@@ -65,7 +65,8 @@ impl Run<'_> {
         }
         let mut solution = self.rounding.method.quantize(&site_of_method, options)?;
         if let (Some(scales), Some(channels)) = (&solution.scales, &site_of_method.channels) {
-            let absorber = find(tensors, site.absorber(), Kind::Weight).and_then(|t| pending.get(t.spec.gguf.as_str()));
+            let absorber = self.plan.model()?.absorber(site).and_then(|part| find(tensors, part, Kind::Weight));
+            let absorber = absorber.and_then(|t| pending.get(t.spec.gguf.as_str()));
             let holds = |p: &Pending| p.rounded.can_scale_rows(&factors(channels, scales), &p.grid.freedom());
             if !absorber.is_none_or(holds) {
                 // As if nothing could be scaled.
@@ -110,7 +111,7 @@ impl Run<'_> {
         tensors: &[Planned],
         pending: &HashMap<&str, Pending>,
     ) -> Result<Option<Vec<usize>>> {
-        let absorber = find(tensors, site.absorber(), Kind::Weight);
+        let absorber = self.plan.model()?.absorber(site).and_then(|part| find(tensors, part, Kind::Weight));
         let absorbs = |t: &Planned| match pending.get(t.spec.gguf.as_str()) {
             Some(pending) => pending.grid.freedom().supers == Supers::Half,
             None => !t.kind.is_quantized(),
@@ -130,9 +131,13 @@ impl Run<'_> {
         finished: &mut HashMap<&'t str, Finished>,
         pending: &mut HashMap<&'t str, Pending>,
     ) -> Result<()> {
-        let factors = factors(&self.plan.model()?.channels(site), scales);
+        let model = self.plan.model()?;
+        let Some(part) = model.absorber(site) else { return Ok(()) };
+        let Some(rows) = find(tensors, part, Kind::Weight).map(|t| t.spec.shape[0]) else { return Ok(()) };
+        let mut factors = factors(&model.channels(site), scales);
+        factors.resize(rows, 1.0);
         for kind in [Kind::Weight, Kind::Bias] {
-            let Some(tensor) = find(tensors, site.absorber(), kind) else { continue };
+            let Some(tensor) = find(tensors, part, kind) else { continue };
             if let Some(pending) = pending.get_mut(tensor.spec.gguf.as_str()) {
                 pending.rounded.scale_rows(&factors, &pending.grid.freedom());
                 block.set(&tensor.spec, pending.rounded.values(pending.grid))?;

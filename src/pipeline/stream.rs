@@ -8,6 +8,7 @@ use super::plan::Plan;
 use super::subject::{BATCH, pairing};
 use crate::error::{Context, Error, Result};
 use crate::model::block::Frame;
+use crate::model::ends::Start;
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -36,6 +37,8 @@ pub struct Stream {
     /// Which of them is read, and which is written.
     read: usize,
     write: usize,
+    /// The second half of a block reads what was in front of the block.
+    parallel: bool,
 }
 
 /// Some windows.
@@ -57,6 +60,20 @@ pub struct Position {
     pub h: Tensor,
     /// The same in the original model, where a method compares the two.
     pub original: Option<Tensor>,
+    /// Both in front of the block, where its second half reads that, too.
+    pub before: Option<(Tensor, Option<Tensor>)>,
+}
+
+impl Position {
+    /// The stream in front of the block.
+    pub fn before(&self) -> &Tensor {
+        self.before.as_ref().map_or(&self.h, |(h, _)| h)
+    }
+
+    /// The same in the original model, whose stream here is `h`.
+    pub fn original_before<'a>(&'a self, h: &'a Tensor) -> &'a Tensor {
+        self.before.as_ref().and_then(|(_, original)| original.as_ref()).unwrap_or(h)
+    }
 }
 
 /// What a method asks for.
@@ -129,7 +146,9 @@ impl Stream {
         rows: &EmbeddedRows,
         folder: (&Path, &Path),
     ) -> Result<Stream> {
-        let hidden = plan.model()?.hidden;
+        let (model, positions) = (plan.model()?, windows.first().map_or(1, Vec::len).max(1));
+        let hidden = model.hidden;
+        let start = Start::new(model, positions, |spec, rows| plan.source.rows(spec, rows))?;
         let mut stream = Stream::laid_out(plan, windows, wants, folder)?;
         let size = stream.batches.iter().map(Batch::bytes).sum();
         for file in &stream.files {
@@ -145,14 +164,18 @@ impl Stream {
             first += batch.windows;
             let embed = |rows: &[f32]| -> Result<Tensor> {
                 let mut x = Vec::with_capacity(batch.tokens * hidden);
-                for token in windows.iter().copied().flatten() {
-                    let at = known.binary_search(token).expect("every token's row was kept") * hidden;
-                    x.extend_from_slice(&rows[at..at + hidden]);
+                for window in windows {
+                    let first = x.len();
+                    for token in *window {
+                        let at = known.binary_search(token).expect("every token's row was kept") * hidden;
+                        x.extend_from_slice(&rows[at..at + hidden]);
+                    }
+                    start.apply(&mut x[first..]);
                 }
                 Ok(Tensor::from_vec(x, (batch.tokens, hidden), &Device::Cpu)?)
             };
             let original = if batch.compared { Some(embed(&rows.original)?) } else { None };
-            stream.put(i, &Position { h: embed(&rows.quantized)?, original })?;
+            stream.put(i, &Position { h: embed(&rows.quantized)?, original, before: None })?;
         }
         stream.end_of_block();
         Ok(stream)
@@ -206,7 +229,8 @@ impl Stream {
         }
         let files = NAMES.map(|name| Scratch::open(&named(folder.0, folder.1, name), batches.len()));
         let [a, b] = files;
-        Ok(Stream { frame, batches, files: [a?, b?], read: 1, write: 0 })
+        let parallel = model.form.parallel;
+        Ok(Stream { frame, batches, files: [a?, b?], read: 1, write: 0, parallel })
     }
 
     /// What its blocks share.
@@ -229,8 +253,16 @@ impl Stream {
     /// # Errors
     /// Its file cannot be read.
     pub fn get(&self, i: usize) -> Result<Position> {
+        let (h, original) = self.in_file(self.read, i)?;
+        // In the second half of a block, what is written is what is read, and the other file has what was before.
+        let second = self.read == self.write;
+        let before = (second && self.parallel).then(|| self.in_file(1 - self.read, i)).transpose()?;
+        Ok(Position { h, original, before })
+    }
+
+    fn in_file(&self, file: usize, i: usize) -> Result<(Tensor, Option<Tensor>)> {
         let batch = &self.batches[i];
-        let bytes = self.files[self.read].read(batch)?;
+        let bytes = self.files[file].read(batch)?;
         let (h, original) = bytes.split_at(batch.tokens * batch.hidden * WIDTH);
         let tensor = |bytes: &[u8]| {
             let mut x = vec![0.0f32; bytes.len() / WIDTH];
@@ -238,7 +270,7 @@ impl Stream {
             Tensor::from_vec(x, (batch.tokens, batch.hidden), &Device::Cpu)
         };
         let original = if batch.compared { Some(tensor(original)?) } else { None };
-        Ok(Position { h: tensor(h)?, original })
+        Ok((tensor(h)?, original))
     }
 
     /// Moves a batch on.

@@ -2,6 +2,7 @@
 
 use super::weights::{Weights, open_gguf, vector};
 use crate::error::{Context, Error, Result};
+use crate::model::ends::Start;
 use crate::model::{Model, QueryRows, TensorSpec, gguf_keys};
 use crate::source::checkpoint::Checkpoint;
 use crate::source::config::Config;
@@ -35,7 +36,7 @@ pub fn gguf_model(file: &Gguf) -> Result<Model> {
         let (path, name) = (file.path.display(), &scale.name);
         return Err(Error::new(format!("{path}: weights with a scale beside them ('{name}') are not supported")));
     }
-    gguf_keys::read(file, vector(file, gguf_keys::ROPE_FACTORS)?)
+    gguf_keys::read(file, |name| vector(file, name))
 }
 
 /// The tokenizer that a GGUF's metadata describes. `pre`: the pre-tokenizer, where the file's is not known.
@@ -59,8 +60,8 @@ pub fn gguf_tokenizer(file: &Gguf, model: &Model, pre: Option<&str>) -> Result<T
 /// The order in which a source holds the rows of a model's queries and keys.
 pub fn pairing(weights: &Weights, model: &Model) -> Pairing {
     match (weights, model.architecture.query_rows()) {
-        (Weights::Gguf(_), QueryRows::Interleaved) => Pairing::Neighbours,
-        _ => Pairing::Halves,
+        (Weights::Gguf(_), QueryRows::Interleaved) | (_, QueryRows::Neighbours) => Pairing::Neighbours,
+        (_, QueryRows::Interleaved | QueryRows::Halves) => Pairing::Halves,
     }
 }
 
@@ -71,10 +72,15 @@ pub fn pairing(weights: &Weights, model: &Model) -> Pairing {
 pub fn embed(weights: &Weights, model: &Model, windows: &[Vec<u32>], device: &Device) -> Result<Vec<Tensor>> {
     let (embedding, hidden) = (model.embedding(), model.hidden);
     let positions = windows.first().map_or(1, Vec::len).max(1);
+    let start = Start::new(model, positions, |spec, rows| weights.rows(spec, rows))?;
     let batches = windows.chunks((BATCH / positions).max(1)).map(|windows| {
         let mut x = Vec::with_capacity(windows.len() * positions * hidden);
-        for &token in windows.iter().flatten() {
-            x.extend(weights.rows(&embedding, token as usize..token as usize + 1)?);
+        for window in windows {
+            let first = x.len();
+            for &token in window {
+                x.extend(weights.rows(&embedding, token as usize..token as usize + 1)?);
+            }
+            start.apply(&mut x[first..]);
         }
         Ok(Tensor::from_vec(x, (windows.len() * positions, hidden), device)?)
     });

@@ -56,7 +56,8 @@ impl Weights {
     /// Whether a part of a tensor's rows can be read without the others. [`Weights::rows`] gives it in any case.
     pub fn has_rows_of_their_own(&self, spec: &TensorSpec) -> bool {
         match self {
-            Weights::Checkpoint(_) | Weights::Gguf(_) => true,
+            Weights::Checkpoint(_) => spec.has_rows_of_their_own(),
+            Weights::Gguf(_) => true,
             Weights::Rotated(rotated) => rotated.has_rows_of_their_own(spec),
         }
     }
@@ -67,7 +68,7 @@ impl Weights {
     /// It is not.
     pub fn check(&self, spec: &TensorSpec) -> Result<()> {
         match self {
-            Weights::Checkpoint(checkpoint) => checkpoint.check(&spec.source, &spec.shape),
+            Weights::Checkpoint(checkpoint) => spec.check(checkpoint),
             Weights::Rotated(rotated) => rotated.check(spec),
             Weights::Gguf(file) => {
                 let info = info(file, &spec.gguf)?;
@@ -98,7 +99,7 @@ impl Weights {
     /// Tells the system that a tensor will be read soon, so that the disk is at work while something else is computed.
     pub fn expect(&self, spec: &TensorSpec) {
         match self {
-            Weights::Checkpoint(checkpoint) => checkpoint.expect(&spec.source),
+            Weights::Checkpoint(checkpoint) => spec.expect(checkpoint),
             Weights::Gguf(file) => file.tensor(&spec.gguf).into_iter().for_each(|info| file.expect(info)),
             Weights::Rotated(rotated) => rotated.expect(spec),
         }
@@ -110,10 +111,7 @@ impl Weights {
     /// The tensor is missing, or holds NaN or infinity.
     pub fn rows(&self, spec: &TensorSpec, rows: Range<usize>) -> Result<Vec<f32>> {
         match self {
-            Weights::Checkpoint(checkpoint) => {
-                let rows = if spec.shape.len() < 2 { 0..spec.shape[0] } else { rows };
-                checkpoint.read_rows(&spec.source, &spec.shape, rows)
-            }
+            Weights::Checkpoint(checkpoint) => spec.read_rows(checkpoint, rows),
             Weights::Rotated(rotated) => rotated.rows(spec, rows),
             Weights::Gguf(file) => {
                 let info = info(file, &spec.gguf)?;

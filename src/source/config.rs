@@ -135,6 +135,19 @@ impl Config {
         }
     }
 
+    /// A list of so many finite numbers.
+    ///
+    /// # Errors
+    /// Missing, or something else.
+    pub fn numbers(&self, key: &str, count: usize) -> Result<Vec<f32>> {
+        let found = self.get(key).ok_or_else(|| self.missing(key))?;
+        let list = found.as_array().map(|list| list.iter().filter_map(Value::as_f64).map(|x| x as f32).collect());
+        match list {
+            Some(list) if Vec::len(&list) == count && list.iter().all(|x: &f32| x.is_finite()) => Ok(list),
+            _ => Err(self.wrong(key, found, &format!("a list of {count} numbers"))),
+        }
+    }
+
     /// An error about this file: something it asks for is not supported.
     pub fn unsupported(&self, what: &str) -> Error {
         Error::new(format!("{}: {what}", self.path.display()))

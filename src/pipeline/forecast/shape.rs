@@ -110,7 +110,7 @@ impl BlockShape {
     pub fn all(plan: &Plan) -> Vec<BlockShape> {
         let mut shapes: Vec<BlockShape> = Vec::new();
         for tensors in plan.blocks() {
-            let sites: Vec<SiteShape> = Site::ALL.iter().filter_map(|&site| of_site(site, tensors)).collect();
+            let sites: Vec<SiteShape> = Site::ALL.iter().filter_map(|&site| of_site(plan, site, tensors)).collect();
             match shapes.iter_mut().find(|shape| shape.sites == sites) {
                 Some(shape) => shape.count += 1,
                 None => shapes.push(BlockShape { count: 1, sites }),
@@ -136,12 +136,13 @@ impl BlockShape {
     }
 }
 
-fn of_site(site: Site, tensors: &[Planned]) -> Option<SiteShape> {
+fn of_site(plan: &Plan, site: Site, tensors: &[Planned]) -> Option<SiteShape> {
     let readers: Vec<&Planned> = tensors.iter().filter(|t| t.spec.site() == Some(site)).collect();
     let columns = readers.first()?.spec.columns();
     let (rounded, others): (Vec<&Planned>, Vec<&Planned>) = readers.into_iter().partition(|t| t.is_rounded());
     let layer = |t: &&Planned| LayerShape { rows: t.spec.rows(), columns, kind: t.kind };
-    let absorber = tensors.iter().find(|t| t.spec.role == Role::Block(site.absorber(), Kind::Weight));
+    let part = plan.model().ok().and_then(|model| model.absorber(site));
+    let absorber = part.and_then(|part| tensors.iter().find(|t| t.spec.role == Role::Block(part, Kind::Weight)));
     let scalable = absorber.is_some_and(|t| match t.kind.encoding() {
         crate::format::Encoding::Grid(grid) => t.is_rounded() && grid.freedom().supers == Supers::Half,
         _ => true,

@@ -3,9 +3,10 @@
 use crate::format::{self, Encoding, Type};
 use crate::method::{self, Method, Options, PART, Rows};
 use crate::pipeline::subject::BATCH;
-use llmq_kernels::attention::{self, Shape};
+use llmq_kernels::attention::{self, Scores, Shape};
+use llmq_kernels::elementwise::{self, Activation};
 use llmq_kernels::gemm::{self, Old, View, product};
-use llmq_kernels::{elementwise, syrk};
+use llmq_kernels::syrk;
 use rayon::prelude::*;
 use std::time::{Duration, Instant};
 
@@ -69,6 +70,7 @@ impl Speed {
         let q = numbers(tokens * heads * d);
         let shape = Shape { positions: POSITIONS, heads, kv_heads: heads, d };
         let mut rounding = Rounding::new(hidden, kind, *options, threads);
+        let how = Scores { scale: 0.125, ..Scores::default() };
         let [mut linear, mut outer, mut attention, mut elementwise] = [Timer::default(); 4];
         for _ in 0..ROUNDS {
             linear.run(|| {
@@ -79,12 +81,12 @@ impl Speed {
             outer.run(|| syrk::syrk(&x[..summed * k], k, &mut sum));
             attention.run(|| {
                 let mut out = vec![0.0; q.len()];
-                attention::causal(&q, &q, &q, shape, 0.125, &mut out);
+                attention::causal(&q, &q, &q, shape, &how, &mut out);
                 out
             });
             elementwise.run(|| {
                 let mut out = vec![0.0; gate.len()];
-                elementwise::swiglu(&gate, &gate, &mut out);
+                elementwise::gated(Activation::Silu, &gate, &gate, &mut out);
                 out
             });
             rounding.round();

@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::interrupt;
-use crate::model::ops;
+use crate::model::{Model, ops};
 use candle_core::{Device, Tensor};
 use llmq_kernels::elementwise::log_sum_exp;
 use rayon::prelude::*;
@@ -27,22 +27,24 @@ pub struct Moved<'a> {
 /// To second order, which is half the variance of the differences of logits under the clean distribution: free of the
 /// cancellation that a difference of log-likelihoods suffers, and exactly what the scaling of losses assumes.
 ///
-/// `clean`: `[tokens, hidden]`, normed; `shape`: that of the output matrix, `[vocab, hidden]`, of which `rows` reads some.
+/// `clean`: `[tokens, hidden]`, normed; `rows` reads some of the output matrix of `model`, `[vocab, hidden]`.
 ///
 /// # Errors
 /// A matrix that cannot be read, or streams that hold NaN or infinity.
 pub fn divergences(
     clean: &Tensor,
     moved: &[Moved],
-    shape: [usize; 2],
+    model: &Model,
     rows: &dyn Fn(Range<usize>) -> Result<Vec<f32>>,
 ) -> Result<Vec<f64>> {
-    let ([vocab, hidden], tokens) = (shape, clean.dims2()?.0);
+    let (vocab, hidden, tokens) = (model.vocab, model.hidden, clean.dims2()?.0);
     let step = (PIECE / hidden).max(1);
     let pieces = || (0..vocab).step_by(step).map(|first| first..(first + step).min(vocab));
     let logits = |states: &Tensor, piece: &Tensor| -> Result<Vec<f32>> {
         interrupt::check()?;
-        Ok(ops::linear(states, piece)?.flatten_all()?.to_vec1()?)
+        let mut logits = ops::linear(states, piece)?.flatten_all()?.to_vec1()?;
+        model.finish_logits(&mut logits);
+        Ok(logits)
     };
     let mut total = vec![f64::NEG_INFINITY; tokens];
     for range in pieces() {
@@ -129,7 +131,7 @@ mod tests {
             Moved { states: there.clone(), output: Some(Box::new(louder)) },
         ];
         let rows = |range: Range<usize>| Ok(output[range.start * hidden..range.end * hidden].to_vec());
-        let got = divergences(&clean, &moved, [vocab, hidden], &rows).unwrap();
+        let got = divergences(&clean, &moved, &Model { vocab, hidden, ..Model::sample() }, &rows).unwrap();
         let rounded = louder(&output);
         let expected = [
             0.0,

@@ -1,0 +1,123 @@
+#!/usr/bin/env python3
+"""What transformers makes of a small model of each architecture: the golden files of tests/architectures.
+
+  scripts/golden_architectures.py [NAME...]
+
+Needs a python with torch and transformers (5 or newer); the tests that read the files need neither. A file holds the
+configuration, the names and shapes of the tensors as transformers saves them, from which formula their numbers come, some
+windows of tokens, and for each token but the first of a window its log-probability in float32. The numbers are a hash of
+a tensor's name and of an element's place (`numbers` below), so that the test makes the same checkpoint without any file.
+"""
+import json, os, shutil, sys, tempfile
+import numpy as np
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+VOCAB, LENGTH, WINDOWS = 2048, 48, 2
+
+USUAL = dict(vocab_size=VOCAB, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+             num_key_value_heads=2, max_position_embeddings=512, bos_token_id=2046, eos_token_id=2047, pad_token_id=None)
+
+
+def usual(**changes):
+    return {**USUAL, **changes}
+
+
+MOE = dict(moe_intermediate_size=64, num_experts=8, num_experts_per_tok=2)
+YARN = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=64, rope_theta=10000.0)
+LONG = dict(rope_type="longrope", short_factor=[1.0 + 0.05 * i for i in range(8)], long_factor=[1.5 + 0.5 * i for i in range(8)],
+            original_max_position_embeddings=32, rope_theta=10000.0)
+MODELS = {
+    "llama": ("llama", usual()),
+    "llama-yarn": ("llama", usual(rope_parameters=YARN)),
+    "mistral": ("mistral", usual(head_dim=32, sliding_window=None)),
+    "mixtral": ("mixtral", usual(num_local_experts=4, num_experts_per_tok=2, sliding_window=None)),
+    "qwen2": ("qwen2", usual(tie_word_embeddings=True)),
+    "qwen3": ("qwen3", usual(head_dim=32)),
+    "qwen2_moe": ("qwen2_moe", usual(shared_expert_intermediate_size=96, **MOE)),
+    "qwen3_moe": ("qwen3_moe", usual(head_dim=32, norm_topk_prob=True, **MOE)),
+    "gemma": ("gemma", usual(head_dim=32, num_key_value_heads=1)),
+    "gemma2": ("gemma2", usual(head_dim=32, sliding_window=16, query_pre_attn_scalar=32, num_hidden_layers=3)),
+    "gemma3": ("gemma3_text", usual(head_dim=32, sliding_window=16, query_pre_attn_scalar=32, num_hidden_layers=7)),
+    "phi3": ("phi3", usual(sliding_window=None)),
+    "phi3-long": ("phi3", usual(sliding_window=None, rope_parameters=LONG, original_max_position_embeddings=32)),
+    "phi4": ("phi3", usual(sliding_window=None, rope_parameters=dict(rope_type="default", rope_theta=250000.0,
+                                                                     partial_rotary_factor=0.75))),
+    "smollm3": ("smollm3", usual(num_hidden_layers=4)),
+    "granite": ("granite", usual(embedding_multiplier=3.0, attention_multiplier=0.2, residual_multiplier=0.5, logits_scaling=2.0)),
+    "olmo2": ("olmo2", usual()),
+    "glm4": ("glm4", usual(head_dim=16, partial_rotary_factor=0.5, attention_bias=True)),
+    "stablelm": ("stablelm", usual(use_qkv_bias=True, partial_rotary_factor=0.25, head_dim=None, hidden_size=128)),
+    "starcoder2": ("starcoder2", usual(sliding_window=None)),
+    "gpt2": ("gpt2", dict(vocab_size=VOCAB, n_embd=64, n_head=4, n_layer=2, n_positions=512, bos_token_id=2046,
+                          eos_token_id=2047)),
+    "gpt_neox": ("gpt_neox", usual(rotary_pct=0.25, rope_parameters=dict(rope_type="default", rope_theta=10000.0,
+                                                                        partial_rotary_factor=0.25), intermediate_size=256)),
+    "gpt_neox-serial": ("gpt_neox", usual(use_parallel_residual=False)),
+}
+
+
+def numbers(name, shape, middle, around):
+    """`middle + around·(2u − 1)` in float32, u being the upper 24 bits of splitmix64 of FNV-1a of the name plus the place."""
+    seed = 0xCBF29CE484222325
+    for byte in name.encode():
+        seed = (seed ^ byte) * 0x100000001B3 % (1 << 64)
+    z = np.arange(int(np.prod(shape)), dtype=np.uint64) + np.uint64(seed)
+    z = (z + np.uint64(0x9E3779B97F4A7C15))
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    z = z ^ (z >> np.uint64(31))
+    u = (z >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)
+    return (np.float32(middle) + np.float32(around) * (np.float32(2.0) * u - np.float32(1.0))).reshape(shape)
+
+
+def spread(kind, name, shape):
+    """The middle and the width of a tensor's numbers: activations of about one, and attention that looks at something."""
+    last = name.split(".")[-1]
+    if last == "bias":
+        return 0.0, 0.3
+    if last == "sinks":
+        return 0.0, 1.0
+    if len(shape) == 1:
+        return (0.0 if kind.startswith("gemma") else 1.0), 0.2
+    if VOCAB in shape or "wpe" in name:
+        return 0.0, 0.3
+    columns = shape[0] if kind == "gpt2" else shape[-1]
+    sharp = any(part in name for part in ["q_proj", "k_proj", "qkv", "c_attn", "query_key_value"])
+    return 0.0, float(np.float32((2.5 if sharp else 1.0) * np.sqrt(3.0 / columns)))
+
+
+def golden(name):
+    import torch
+    from safetensors.numpy import load_file, save_file
+    from transformers import AutoConfig, AutoModelForCausalLM
+    kind, changes = MODELS[name]
+    config = AutoConfig.for_model(kind, **changes)
+    folder = tempfile.mkdtemp()
+    try:
+        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+        path = os.path.join(folder, "model.safetensors")
+        shapes = {tensor: list(array.shape) for tensor, array in sorted(load_file(path).items())}
+        tensors = {tensor: [shape, *spread(kind, tensor, shape)] for tensor, shape in shapes.items()}
+        save_file({tensor: numbers(tensor, *how) for tensor, how in tensors.items()}, path, metadata={"format": "pt"})
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+        with open(os.path.join(folder, "config.json"), encoding="utf8") as file:
+            saved = json.load(file)
+    finally:
+        shutil.rmtree(folder)
+    places = numbers("tokens", [WINDOWS, LENGTH], 0.5, 0.5)
+    windows = np.minimum((places * 2000).astype(np.int64), 1999)
+    windows[:, 0] = 2046
+    with torch.no_grad():
+        logs = torch.log_softmax(model(torch.tensor(windows)).logits.double(), -1)
+    scored = logs[:, :-1].gather(2, torch.tensor(windows)[:, 1:, None])[:, :, 0]
+    saved = {key: value for key, value in saved.items() if key not in ("transformers_version", "dtype")}
+    rows = ",\n".join(f"  {json.dumps(tensor)}: {json.dumps(how)}" for tensor, how in tensors.items())
+    with open(os.path.join(ROOT, "tests", "architectures", f"{name}.json"), "w", encoding="utf8") as file:
+        file.write('{"config": %s,\n"tensors": {\n%s\n},\n"windows": %s,\n"logprobs": %s}\n' % (
+            json.dumps(saved, indent=1), rows, json.dumps(windows.tolist()),
+            json.dumps([[round(x, 6) for x in row] for row in scored.tolist()])))
+    print(name, float(scored.mean()))
+
+
+for name in sys.argv[1:] or MODELS:
+    golden(name)

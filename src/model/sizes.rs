@@ -1,0 +1,101 @@
+//! What nearly every `config.json` says in the same words.
+
+use super::rope::Rope;
+use super::{Architecture, Form, Model, Norm};
+use crate::error::{Error, Result};
+use crate::source::config::Config;
+use llmq_kernels::elementwise::Activation;
+
+/// Reads sizes, rotary embedding and biases; what is special to a family is put on top by its own file. `tied`: whether the
+/// embedding is the output matrix where the configuration does not say.
+///
+/// # Errors
+/// A key that is missing or of the wrong kind, or sizes that make no attention.
+pub fn read(architecture: &'static dyn Architecture, config: &Config, tied: bool) -> Result<Model> {
+    let hidden = config.size("hidden_size")?;
+    let heads = config.size("num_attention_heads")?;
+    let kv_heads = config.maybe_size("num_key_value_heads")?.unwrap_or(heads);
+    let explicit = config.maybe_size("head_dim")?;
+    let head_dim = head_dim(config, hidden, heads, explicit)?;
+    if heads % kv_heads != 0 {
+        return Err(config.unsupported(&format!("{heads} heads cannot share {kv_heads} key-value heads evenly")));
+    }
+    let form = architecture.form();
+    let eps = match form.norm {
+        Norm::Rms => config.positive("rms_norm_eps")?,
+        Norm::Layer => first(config, &["layer_norm_eps", "layer_norm_epsilon", "norm_epsilon"])?,
+    };
+    let bias = config.flag("attention_bias")?;
+    Ok(Model {
+        architecture,
+        blocks: config.size("num_hidden_layers")?,
+        hidden,
+        vocab: config.size("vocab_size")?,
+        context: config.size("max_position_embeddings")?,
+        heads,
+        kv_heads,
+        head_dim,
+        explicit_head_dim: explicit.is_some(),
+        ffn: config.size("intermediate_size")?,
+        norm_eps: eps as f32,
+        rope: Some(Rope::read(config, head_dim)?),
+        form: Form { qkv_bias: form.qkv_bias || bias, o_bias: form.o_bias || bias, ..form },
+        tied: config.get("tie_word_embeddings").map_or(Ok(tied), |_| config.flag("tie_word_embeddings"))?,
+    })
+}
+
+/// Numbers per head. `explicit`: what the configuration says itself.
+///
+/// # Errors
+/// Sizes that make no attention.
+pub fn head_dim(config: &Config, hidden: usize, heads: usize, explicit: Option<usize>) -> Result<usize> {
+    if explicit.is_none() && !hidden.is_multiple_of(heads) {
+        return Err(config.unsupported(&format!("hidden_size {hidden} does not divide into {heads} heads")));
+    }
+    let head_dim = explicit.unwrap_or(hidden / heads);
+    if !head_dim.is_multiple_of(2) {
+        return Err(config.unsupported(&format!("head_dim {head_dim} is odd, and rotary embedding needs pairs")));
+    }
+    if head_dim > 1 << 16 {
+        return Err(config.unsupported(&format!("head_dim {head_dim} is beyond {}", 1 << 16)));
+    }
+    Ok(head_dim)
+}
+
+/// The first of several names for a number above zero.
+fn first(config: &Config, keys: &[&str]) -> Result<f64> {
+    for key in keys {
+        if let Some(x) = config.maybe_positive(key)? {
+            return Ok(x);
+        }
+    }
+    config.positive(keys[0])
+}
+
+/// Refuses an activation that llama.cpp does not use for the family. `keys`: where the configuration may say it.
+///
+/// # Errors
+/// Another activation.
+pub fn check_activation(config: &Config, keys: &[&str], wanted: Activation, usual: &str) -> Result<()> {
+    for key in keys {
+        let Some(name) = config.maybe_string(key)? else { continue };
+        let known = match name.as_str() {
+            "silu" | "swish" => Some(Activation::Silu),
+            "gelu_pytorch_tanh" | "gelu_new" | "gelu_fast" => Some(Activation::GeluTanh),
+            "gelu" => Some(Activation::Gelu),
+            _ => None,
+        };
+        if known != Some(wanted) {
+            return Err(config
+                .unsupported(&format!("{key} '{name}' is not supported"))
+                .hint(format!("llama.cpp runs models of this type with {usual} only")));
+        }
+        return Ok(());
+    }
+    Ok(())
+}
+
+/// What a family does not have in llama.cpp.
+pub fn refused(config: &Config, what: &str) -> Error {
+    config.unsupported(what).hint("llama.cpp has no such variation of this architecture")
+}

@@ -1,0 +1,50 @@
+//! Every architecture: our forward pass is transformers', from the checkpoint and from the GGUF.
+
+mod common;
+
+use common::golden::{self, Golden};
+use common::{folder, llmq};
+use llmq::eval::perplexity;
+use llmq::model::ARCHITECTURES;
+use llmq::pipeline::subject::Subject;
+use std::path::Path;
+
+/// What is wrong if the log-probabilities of a file or a folder are not those of transformers.
+fn differs(golden: &Golden, path: &Path, bound: f64) -> Option<String> {
+    let subject = match Subject::open(path, None) {
+        Ok(subject) => subject,
+        Err(error) => return Some(format!("{}: {error}", golden.name)),
+    };
+    let losses = perplexity::losses(&subject, &golden.windows, 0, &|_, _| ()).unwrap();
+    assert_eq!(losses.len(), golden.logprobs.len());
+    let difference = |(loss, wanted): (&f64, &f64)| (loss + wanted).abs() / wanted.abs().max(1.0);
+    let worst = losses.iter().zip(&golden.logprobs).map(difference).fold(0.0, f64::max);
+    let name = path.file_name().unwrap().to_string_lossy();
+    (worst >= bound).then(|| format!("{}: log-probabilities of {name} differ by {worst:e}", golden.name))
+}
+
+#[test]
+fn the_forward_pass_is_that_of_transformers() {
+    let mut wrong = Vec::new();
+    for golden in golden::all() {
+        let out = folder();
+        let model = out.path().join("model");
+        golden.checkpoint.write(&model);
+        wrong.extend(differs(&golden, &model, 1e-4));
+        for (kind, bound) in [("F32", 1e-4), ("F16", 2e-2), ("Q8_0", 0.2)] {
+            let file = out.path().join(format!("{kind}.gguf"));
+            llmq!["quantize", &model, "-o", &file, "--type", kind, "--method", "rtn"].ok();
+            wrong.extend(differs(&golden, &file, bound));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn every_architecture_has_a_golden_file() {
+    let mut seen: Vec<String> = golden::all().iter().map(|g| g.checkpoint.config["model_type"].to_string()).collect();
+    seen.sort();
+    for name in ARCHITECTURES.iter().flat_map(|architecture| architecture.model_types()) {
+        assert!(seen.contains(&format!("\"{name}\"")), "{name} is not tested");
+    }
+}
