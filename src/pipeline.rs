@@ -7,6 +7,7 @@
 
 mod calibrated;
 pub mod choice;
+mod experts;
 pub mod forecast;
 mod head;
 pub mod importance;
@@ -300,8 +301,7 @@ impl Run<'_> {
         let tokens = self.tokens as u64;
         let left = &self.plan.tensors[finished.min(self.plan.tensors.len())..];
         let weights: u64 = left.iter().map(|t| t.spec.elements() as u64).sum();
-        let layers = left.iter().filter(|t| t.spec.site().is_some());
-        let layers: u64 = layers.map(|t| t.spec.elements() as u64).sum();
+        let layers: u64 = left.iter().map(|t| self.plan.multiplications(&t.spec)).sum();
         Work { total: weights * report::PER_WEIGHT + layers * tokens }
     }
 

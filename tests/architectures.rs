@@ -48,3 +48,26 @@ fn every_architecture_has_a_golden_file() {
         assert!(seen.contains(&format!("\"{name}\"")), "{name} is not tested");
     }
 }
+
+/// Rounding with what layers read in mind beats rounding to nearest, on another text, whatever the block looks like.
+#[test]
+fn calibration_helps_every_architecture() {
+    let mut wrong = Vec::new();
+    for golden in golden::all() {
+        let out = folder();
+        let model = out.path().join("model");
+        golden.checkpoint.write(&model);
+        let divergence = |method: &str| {
+            let file = out.path().join(format!("{method}.gguf"));
+            let calibration = ["--samples", "24", "--seq-len", "64"];
+            llmq!["quantize", &model, "-o", &file, "--type", "Q4_0", "--method", method; calibration].ok();
+            let how = ["--chunks", "12", "-c", "64", "--json"];
+            llmq!["eval", &file, "--reference", &model; how].ok().summary()["kl_divergence"].as_f64().unwrap()
+        };
+        let [rtn, gptq, auto] = ["rtn", "gptq", "auto"].map(divergence);
+        if gptq > 0.95 * rtn || auto > 0.95 * rtn {
+            wrong.push(format!("{}: rtn {rtn}, gptq {gptq}, auto {auto}", golden.name));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}

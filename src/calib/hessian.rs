@@ -35,6 +35,11 @@ impl Hessian {
         self.tokens
     }
 
+    /// `Σx²` of each column so far.
+    pub fn squares(&self) -> impl Iterator<Item = f32> {
+        (0..self.columns).map(|j| self.sum[j * self.columns + j])
+    }
+
     /// How many columns it has.
     pub fn columns(&self) -> usize {
         self.columns

@@ -30,6 +30,11 @@ impl Squares {
         })
     }
 
+    /// How many columns it has.
+    pub fn columns(&self) -> usize {
+        self.sums.len()
+    }
+
     /// How many tokens were seen.
     pub fn tokens(&self) -> usize {
         self.tokens

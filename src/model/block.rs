@@ -277,14 +277,15 @@ impl<'a> Block<'a> {
     }
 
     /// What a half's last linear layer would have to add, so that the stream after it moves by `gap`, `[tokens, hidden]`; none
-    /// where a norm stands between.
+    /// where more than a factor stands between.
     ///
     /// # Errors
     /// The device has no room.
     pub fn owed(&self, gap: Tensor) -> Result<Option<Tensor>> {
         let form = &self.frame.model.form;
         match form.residual_scale {
-            _ if form.post_norms => Ok(None),
+            // What the shared expert adds depends on the token, and the others add to it.
+            _ if form.post_norms || form.experts.is_some() => Ok(None),
             1.0 => Ok(Some(gap)),
             scale => Ok(Some((gap / f64::from(scale))?)),
         }
@@ -322,25 +323,31 @@ impl<'a> Block<'a> {
         Ok(routes)
     }
 
-    /// What an expert's last layer reads. `x`: the rows of the MLP's input that go to it, `[tokens, hidden]`.
+    /// What an expert's last layer reads. `x`: the rows of the MLP's input that go to it, `[tokens, hidden]`; `weight`: the
+    /// expert's own matrices.
     ///
     /// # Errors
-    /// Shapes that do not fit.
-    pub fn expert_inner(&self, expert: usize, x: &Tensor) -> Result<Tensor> {
-        let of = |part: Part| ops::linear(x, &self.weight(part).get(expert)?);
+    /// Shapes that do not fit, or a matrix that cannot be read.
+    pub fn expert_inner(&self, x: &Tensor, weight: &dyn Fn(Part) -> Result<Tensor>) -> Result<Tensor> {
+        let of = |part: Part| -> Result<Tensor> { Ok(ops::linear(x, &weight(part)?)?) };
         Ok(ops::gated(self.frame.model.form.mlp.activation, &of(Part::ExpertGates)?, &of(Part::ExpertUps)?)?)
     }
 
-    /// What all experts make of the MLP's input together, `[tokens, hidden]`.
+    /// One expert's matrix, `[rows, columns]`.
     ///
     /// # Errors
-    /// Shapes that do not fit.
-    pub fn mixture(&self, x: &Tensor) -> Result<Tensor> {
+    /// There is no such expert.
+    pub fn expert(&self, part: Part, expert: usize) -> Result<Tensor> {
+        Ok(self.weight(part).get(expert)?)
+    }
+
+    /// What all experts make of the MLP's input together, `[tokens, hidden]`. `weight`: a matrix of one of them.
+    fn mixture(&self, x: &Tensor, weight: &dyn Fn(Part, usize) -> Result<Tensor>) -> Result<Tensor> {
         let mut y = x.zeros_like()?;
         for (expert, route) in self.routes(x)?.iter().enumerate().filter(|(_, route)| !route.tokens.is_empty()) {
             let tokens = Tensor::from_slice(&route.tokens, route.tokens.len(), x.device())?;
-            let inner = self.expert_inner(expert, &x.index_select(&tokens, 0)?)?;
-            let own = ops::linear(&inner, &self.weight(Part::ExpertDowns).get(expert)?)?;
+            let inner = self.expert_inner(&x.index_select(&tokens, 0)?, &|part| weight(part, expert))?;
+            let own = ops::linear(&inner, &weight(Part::ExpertDowns, expert)?)?;
             let weights = Tensor::from_slice(&route.weights, (route.weights.len(), 1), x.device())?;
             y = y.index_add(&tokens, &own.broadcast_mul(&weights)?, 0)?;
         }
@@ -404,9 +411,23 @@ impl<'a> Block<'a> {
     /// # Errors
     /// Shapes that do not fit.
     pub fn half(&self, half: Half, h: &Tensor, before: &Tensor) -> Result<Tensor> {
+        self.half_of(half, h, before, &|part, expert| self.expert(part, expert))
+    }
+
+    /// The same with matrices of experts from elsewhere. `weight`: one of an expert, `[rows, columns]`.
+    ///
+    /// # Errors
+    /// Shapes that do not fit, or a matrix that cannot be read.
+    pub fn half_of(
+        &self,
+        half: Half,
+        h: &Tensor,
+        before: &Tensor,
+        weight: &dyn Fn(Part, usize) -> Result<Tensor>,
+    ) -> Result<Tensor> {
         let x = self.input(half, h, before)?;
         let y = match half {
-            Half::Mlp if self.frame.model.form.experts.is_some() => self.mixture(&x)?,
+            Half::Mlp if self.frame.model.form.experts.is_some() => self.mixture(&x, weight)?,
             _ => self.last(half, &self.inner(half, &x)?)?,
         };
         self.added(half, h, y)

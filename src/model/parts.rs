@@ -200,6 +200,11 @@ impl TensorSpec {
             _ => None,
         }
     }
+
+    /// Whether it holds a layer of every expert.
+    pub fn is_of_experts(&self) -> bool {
+        matches!(self.role, Role::Block(part, Kind::Weight) if part.is_of_experts())
+    }
 }
 
 impl Model {

@@ -39,7 +39,7 @@ impl Run<'_> {
         }
         let last = i + 1 == self.plan.blocks().len();
         for half in Half::ALL {
-            let work = work(tensors, half) * tokens as u64;
+            let work = self.work_of(tensors, half) * tokens as u64;
             let unit = work / 2 / stream.batches().len() as u64;
             let mut done = 0;
             // Only one half's weights are there at a time.
@@ -67,6 +67,12 @@ impl Run<'_> {
             for (name, pending) in pending {
                 let tensor = tensors.iter().find(|t| t.spec.gguf == name).expect("it was solved as one of these");
                 finished.insert(name, self.finish(tensor, &pending)?);
+            }
+            if half == Half::Mlp && self.plan.model()?.form.experts.is_some() {
+                self.experts(i, tensors, &block, &original, stream, &mut finished)?;
+                stream.end_of_block();
+                self.observer.advance(work);
+                continue;
             }
             // Behind the last block only an output matrix reads the stream.
             if !(last && half == Half::Mlp) || self.plan.tail().iter().any(|t| self.calibrates_output(t)) {
@@ -112,6 +118,8 @@ impl Run<'_> {
     ) -> Result<()> {
         for tensor in tensors {
             match tensor.spec.role {
+                // Experts are read one by one.
+                Role::Block(part, _) if part.is_of_experts() => continue,
                 Role::Block(part, _) if part.is_of_attention() == (half == Half::Attention) => {}
                 _ => continue,
             }
@@ -141,7 +149,8 @@ impl Run<'_> {
     ) -> Result<Option<(Statistics, Vec<Inputs>)>> {
         let columns = width(tensors, site);
         let method = tensors.iter().any(|t| t.spec.site() == Some(site) && is_grid(t));
-        if !method && !self.rounding.keep_statistics {
+        let keeps = self.rounding.keep_statistics && columns > 0;
+        if !method && !keeps {
             return Ok(None);
         }
         let compare = stream.batches().iter().any(|batch| batch.compared);
@@ -171,7 +180,7 @@ impl Run<'_> {
                 };
                 sums.add(&inputs.x, off.as_ref())?;
             }
-            if self.rounding.keep_statistics {
+            if keeps {
                 squares.add(&inputs.x)?;
             }
             self.clock.hessian += started.elapsed();
@@ -179,7 +188,7 @@ impl Run<'_> {
                 kept.push(inputs);
             }
         }
-        if self.rounding.keep_statistics {
+        if keeps {
             self.keep(tensors, site, squares.sums(), squares.tokens());
         }
         if !method {
@@ -207,6 +216,15 @@ impl Run<'_> {
         let original = position.original.as_ref().map(|h| of(original, h, position.original_before(h))).transpose()?;
         self.clock.forward += started.elapsed();
         Ok(Inputs { x, original })
+    }
+
+    /// Multiplications per token in the layers of a half.
+    fn work_of(&self, tensors: &[Planned], half: Half) -> u64 {
+        let here = |t: &&Planned| match t.spec.role {
+            Role::Block(part, _) => part.is_of_attention() == (half == Half::Attention),
+            _ => false,
+        };
+        tensors.iter().filter(here).map(|t| self.plan.multiplications(&t.spec)).sum()
     }
 
     /// Keeps what a site saw, for every layer that reads it.
@@ -238,13 +256,6 @@ pub(super) fn is_grid(tensor: &Planned) -> bool {
 
 fn readers(tensors: &[Planned], site: Site) -> Vec<&str> {
     tensors.iter().filter(|t| t.spec.site() == Some(site)).map(|t| t.spec.source.as_str()).collect()
-}
-
-/// Multiplications per token in the linear layers of a half.
-fn work(tensors: &[Planned], half: Half) -> u64 {
-    let sites = [half.input(), half.inner()];
-    let layers = tensors.iter().filter(|t| t.spec.site().is_some_and(|s| sites.contains(&s)));
-    layers.map(|t| t.spec.elements() as u64).sum()
 }
 
 fn width(tensors: &[Planned], site: Site) -> usize {

@@ -6,9 +6,9 @@ use crate::error::{Context, Result};
 use crate::interrupt;
 use crate::model::block::{Block, Frame, Half};
 use crate::model::ends::LastNorm;
-use crate::model::{Site, TensorSpec};
+use crate::model::{Model, Part, Role, Site, TensorSpec};
 use crate::source::imatrix::{Entry, Imatrix};
-use candle_core::Device;
+use candle_core::{Device, Tensor};
 
 /// Runs windows of text, `[windows][tokens]`, through a model, block by block, and sums the squares of what each layer reads.
 /// `output`: also of what the output matrix reads. `progress` is told the done and the whole work, in blocks.
@@ -35,15 +35,21 @@ pub fn measure(
         let before = batches.clone();
         for half in Half::ALL {
             let mut sums = [half.input(), half.inner()].map(|site| (site, Squares::new(width(&specs, site))));
+            let mut experts = Experts::new(model, half);
             for (h, before) in batches.iter_mut().zip(&before) {
                 interrupt::check()?;
                 let input = block.input(half, h, before)?;
-                let inner = block.inner(half, &input)?;
-                for ((_, squares), x) in sums.iter_mut().zip([&input, &inner]) {
-                    squares.add(x).context(|| format!("block {i}"))?;
+                let inner = if sums[1].1.columns() > 0 { Some(block.inner(half, &input)?) } else { None };
+                for ((_, squares), x) in sums.iter_mut().zip([Some(&input), inner.as_ref()]) {
+                    x.map_or(Ok(()), |x| squares.add(x)).context(|| format!("block {i}"))?;
                 }
-                *h = block.output(half, h, &inner)?;
+                experts.iter_mut().try_for_each(|experts| experts.add(&block, &input))?;
+                *h = match (&experts, &inner) {
+                    (None, Some(inner)) => block.output(half, h, inner)?,
+                    _ => block.half(half, h, before)?,
+                };
             }
+            experts.into_iter().for_each(|experts| experts.finish(&specs, &mut imatrix));
             for (site, squares) in sums {
                 for spec in specs.iter().filter(|spec| spec.site() == Some(site)) {
                     imatrix.entries.insert(spec.gguf.clone(), entry(&squares));
@@ -61,6 +67,42 @@ pub fn measure(
         imatrix.entries.insert(model.output().gguf, entry(&squares));
     }
     Ok(imatrix)
+}
+
+/// The sums of each expert of a block.
+struct Experts {
+    inputs: Vec<Squares>,
+    inners: Vec<Squares>,
+}
+
+impl Experts {
+    /// None where the half has no experts.
+    fn new(model: &Model, half: Half) -> Option<Experts> {
+        let experts = model.form.experts.filter(|_| half == Half::Mlp)?;
+        let all = |columns: usize| (0..experts.count).map(|_| Squares::new(columns)).collect();
+        Some(Experts { inputs: all(model.hidden), inners: all(experts.ffn) })
+    }
+
+    /// Adds what the router sends where. `x`: `[tokens, hidden]`.
+    fn add(&mut self, block: &Block<'_>, x: &Tensor) -> Result<()> {
+        for (expert, route) in block.routes(x)?.iter().enumerate().filter(|(_, route)| !route.tokens.is_empty()) {
+            let index = Tensor::from_slice(&route.tokens, route.tokens.len(), x.device())?;
+            let own = x.index_select(&index, 0)?;
+            self.inputs[expert].add(&own)?;
+            self.inners[expert].add(&block.expert_inner(&own, &|part| block.expert(part, expert))?)?;
+        }
+        Ok(())
+    }
+
+    fn finish(self, specs: &[TensorSpec], imatrix: &mut Imatrix) {
+        for spec in specs.iter().filter(|spec| spec.is_of_experts()) {
+            let inside = matches!(spec.role, Role::Block(Part::ExpertDowns, _));
+            let all = if inside { &self.inners } else { &self.inputs };
+            let sums = all.iter().flat_map(Squares::sums).collect();
+            let counts = all.iter().map(|squares| squares.tokens() as f32).collect();
+            imatrix.entries.insert(spec.gguf.clone(), Entry { sums, counts });
+        }
+    }
 }
 
 fn entry(squares: &Squares) -> Entry {

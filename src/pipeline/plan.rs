@@ -368,7 +368,18 @@ impl Plan {
 
     /// Whether a layer of a block is rounded to codes, so that a method has something to do.
     pub fn has_grids(&self) -> bool {
-        self.tensors.iter().any(|t| t.is_rounded() && (t.spec.site().is_some() || self.model.is_err()))
+        let is_layer = |t: &Planned| t.spec.site().is_some() || t.spec.is_of_experts();
+        self.tensors.iter().any(|t| t.is_rounded() && (is_layer(t) || self.model.is_err()))
+    }
+
+    /// Multiplications of a layer for one token.
+    pub fn multiplications(&self, spec: &TensorSpec) -> u64 {
+        let elements = spec.elements() as u64;
+        match self.model.as_ref().ok().and_then(|model| model.form.experts) {
+            Some(experts) if spec.is_of_experts() => elements * experts.used as u64 / experts.count.max(1) as u64,
+            _ if spec.site().is_some() => elements,
+            _ => 0,
+        }
     }
 }
 
