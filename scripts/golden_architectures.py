@@ -22,7 +22,10 @@ def usual(**changes):
     return {**USUAL, **changes}
 
 
+
 MOE = dict(moe_intermediate_size=64, num_experts=8, num_experts_per_tok=2)
+MLA = dict(kv_lora_rank=32, qk_rope_head_dim=16, qk_nope_head_dim=32, v_head_dim=32, moe_intermediate_size=64,
+           first_k_dense_replace=1, num_key_value_heads=4)
 YARN = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=64, rope_theta=10000.0)
 LONG = dict(rope_type="longrope", short_factor=[1.0 + 0.05 * i for i in range(8)], long_factor=[1.5 + 0.5 * i for i in range(8)],
             original_max_position_embeddings=32, rope_theta=10000.0)
@@ -48,6 +51,17 @@ MODELS = {
     "glm4": ("glm4", usual(head_dim=16, partial_rotary_factor=0.5, attention_bias=True)),
     "stablelm": ("stablelm", usual(use_qkv_bias=True, partial_rotary_factor=0.25, head_dim=None, hidden_size=128)),
     "starcoder2": ("starcoder2", usual(sliding_window=None)),
+    "gpt_oss": ("gpt_oss", usual(head_dim=32, num_local_experts=4, num_experts_per_tok=2, sliding_window=16,
+                                 rope_parameters=dict(rope_type="default", rope_theta=10000.0))),
+    "gpt_oss-yarn": ("gpt_oss", usual(head_dim=64, num_local_experts=4, num_experts_per_tok=2, sliding_window=16,
+                                      rope_parameters={**YARN, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": True})),
+    "deepseek_v2": ("deepseek_v2", usual(**MLA, q_lora_rank=48, n_routed_experts=8, num_experts_per_tok=2, n_shared_experts=2,
+                                         topk_method="greedy", norm_topk_prob=False, num_hidden_layers=3)),
+    "deepseek_v2-lite": ("deepseek_v2", usual(**MLA, q_lora_rank=None, n_routed_experts=2, num_experts_per_tok=1,
+                                              n_shared_experts=1, topk_method="greedy", num_hidden_layers=26)),
+    "deepseek_v3": ("deepseek_v3", usual(**MLA, q_lora_rank=48, n_routed_experts=8, num_experts_per_tok=2, n_shared_experts=1,
+                                         n_group=4, topk_group=2, norm_topk_prob=True, routed_scaling_factor=2.5,
+                                         num_hidden_layers=3, rope_parameters={**YARN, "mscale": 1.0, "mscale_all_dim": 1.0})),
     "gpt2": ("gpt2", dict(vocab_size=VOCAB, n_embd=64, n_head=4, n_layer=2, n_positions=512, bos_token_id=2046,
                           eos_token_id=2047)),
     "gpt_neox": ("gpt_neox", usual(rotary_pct=0.25, rope_parameters=dict(rope_type="default", rope_theta=10000.0,

@@ -31,7 +31,7 @@ fn the_forward_pass_is_that_of_transformers() {
         let model = out.path().join("model");
         golden.checkpoint.write(&model);
         wrong.extend(differs(&golden, &model, 1e-4));
-        for (kind, bound) in [("F32", 1e-4), ("F16", 2e-2), ("Q8_0", 0.2)] {
+        for (kind, bound) in [("F32", 1e-4), ("F16", 5e-2), ("Q8_0", 0.2)] {
             let file = out.path().join(format!("{kind}.gguf"));
             llmq!["quantize", &model, "-o", &file, "--type", kind, "--method", "rtn"].ok();
             wrong.extend(differs(&golden, &file, bound));

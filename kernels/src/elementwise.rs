@@ -163,6 +163,8 @@ pub enum Activation {
     GeluTanh,
     /// `x·Φ(x)`.
     Gelu,
+    /// `x·σ(1.702·x)` of x up to 7, what it gates being kept within ±7 and then raised by one (gpt-oss).
+    SiluBounded,
 }
 
 impl Activation {
@@ -175,6 +177,19 @@ impl Activation {
             // (1 + tanh u)/2 = σ(2u), with u = √(2/π)·(x + 0.044715·x³).
             Activation::GeluTanh => gate(F::splat(1.595_769) * (F::splat(0.044_715) * x * x).mul_add(x, x)),
             Activation::Gelu => x * normal(x),
+            Activation::SiluBounded => {
+                let x = x.less(F::splat(7.0), x, F::splat(7.0));
+                x.zip(exp(F::splat(-1.702) * x), |x, e| x / (1.0 + e))
+            }
+        }
+    }
+
+    /// What becomes of the numbers that the activation gates.
+    #[inline(always)]
+    fn gated(self, up: F) -> F {
+        match self {
+            Activation::SiluBounded => up.clamp(-7.0, 7.0) + F::splat(1.0),
+            _ => up,
         }
     }
 }
@@ -197,7 +212,7 @@ kernel! {
     /// One row of [`gated`].
     pub fn gated_row / gated_row_on(kind: Activation, gate: &[f32], up: &[f32], y: &mut [f32]) {
         for ((y, gate), up) in y.chunks_mut(LANES).zip(gate.chunks(LANES)).zip(up.chunks(LANES)) {
-            let v = kind.of(load(gate, 0.0)) * load(up, 0.0);
+            let v = kind.of(load(gate, 0.0)) * kind.gated(load(up, 0.0));
             y.copy_from_slice(&v.0[..y.len()]);
         }
     }
@@ -368,12 +383,13 @@ mod tests {
                 let (mut a, mut b, mut c) = (x.clone(), vec![0.0; n], vec![0.0; n]);
                 softmax_on(isa, &mut a, 0.3);
                 rms_norm_row_on(isa, &x, &gain, 1e-5, &mut b);
-                let acts = [Activation::Silu, Activation::GeluTanh, Activation::Gelu].map(|kind| {
-                    let mut y = x.clone();
-                    gated_row_on(isa, kind, &x, &gain, &mut c);
-                    activate_row_on(isa, kind, &mut y);
-                    (c.clone(), y)
-                });
+                let acts =
+                    [Activation::Silu, Activation::GeluTanh, Activation::Gelu, Activation::SiluBounded].map(|kind| {
+                        let mut y = x.clone();
+                        gated_row_on(isa, kind, &x, &gain, &mut c);
+                        activate_row_on(isa, kind, &mut y);
+                        (c.clone(), y)
+                    });
                 let (mut capped, mut centred) = (x.clone(), vec![0.0; n]);
                 softcap_on(isa, &mut capped, 0.7, 5.0);
                 layer_norm_row_on(isa, &x, &gain, &gain, 1e-5, &mut centred);

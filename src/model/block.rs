@@ -3,7 +3,7 @@
 //! A block is two halves, attention and MLP. Each reads the residual stream `h` through a norm (its *input*), mixes it
 //! into what its last linear layer reads (its *inner*), and adds that layer's result to `h` (its *output*).
 
-use super::form::{HeadNorms, MlpLayers};
+use super::form::{Experts, HeadNorms, Latent, MlpLayers, Scoring};
 use super::ops;
 use super::{Kind, Model, Part, Role, Site, TensorSpec};
 use crate::error::{Context, Error, Result};
@@ -224,6 +224,9 @@ impl<'a> Block<'a> {
     fn attention(&self, linear: impl Fn(Part) -> candle_core::Result<Tensor>) -> candle_core::Result<Tensor> {
         let Frame { model, pairing, positions, tables, .. } = self.frame;
         let (form, heads, kv_heads, d) = (&model.form, model.heads, model.kv_heads, model.head_dim);
+        if let Some(latent) = form.latent {
+            return self.latent_attention(latent, linear);
+        }
         let (mut q, mut k, v) = if form.fused_qkv {
             let all = linear(Part::Qkv)?;
             let part = |first: usize, n: usize| all.narrow(1, first * d, n * d)?.contiguous();
@@ -256,6 +259,48 @@ impl<'a> Block<'a> {
         ops::attention(&q, &k, &v, Shape { positions: *positions, heads, kv_heads, d }, &scores)
     }
 
+    /// Attention whose keys and values come out of one narrow vector per token; the part of a key that is turned is the same for
+    /// all heads (DeepSeek-AI 2024, section 2.1).
+    fn latent_attention(
+        &self,
+        Latent { latent, turned, value, .. }: Latent,
+        linear: impl Fn(Part) -> candle_core::Result<Tensor>,
+    ) -> candle_core::Result<Tensor> {
+        let Frame { model, pairing, positions, tables, .. } = self.frame;
+        let (heads, d) = (model.heads, model.head_dim);
+        let still = d - turned;
+        let q = match self.frame.model.form.latent.and_then(|latent| latent.query) {
+            None => linear(Part::Q)?,
+            Some(_) => self.linear(Part::QB, &self.norm(Part::QANorm, &linear(Part::QA)?)?)?,
+        };
+        let both = linear(Part::KvA)?; // [n, latent + turned]
+        let n = both.dim(0)?;
+        let c = self.norm(Part::KvANorm, &both.narrow(1, 0, latent)?.contiguous()?)?;
+        let q = q.reshape((n, heads, d))?;
+        let mut q_turned = q.narrow(2, still, turned)?.contiguous()?.reshape((n, heads * turned))?;
+        let mut k_turned = both.narrow(1, latent, turned)?.contiguous()?;
+        if let Some([(cos, sin), _]) = tables.as_ref().filter(|_| model.turns(self.index)) {
+            q_turned = ops::rope(&q_turned, cos, sin, turned, *pairing)?;
+            k_turned = ops::rope(&k_turned, cos, sin, turned, *pairing)?;
+        }
+        let q = Tensor::cat(&[q.narrow(2, 0, still)?, q_turned.reshape((n, heads, turned))?], 2)?;
+        let (mut keys, mut values) = (Vec::new(), Vec::new());
+        let padding = Tensor::zeros((n, d - value.min(d)), q.dtype(), q.device())?;
+        for head in 0..heads {
+            // [latent, still] and [value, latent]
+            let (k, v) = (self.weight(Part::KB).get(head)?, self.weight(Part::VB).get(head)?);
+            keys.push(Tensor::cat(&[ops::linear(&c, &k.t()?.contiguous()?)?, k_turned.clone()], 1)?);
+            // Values are as wide as keys for the kernel.
+            values.push(Tensor::cat(&[ops::linear(&c, &v)?, padding.clone()], 1)?);
+        }
+        let (k, v) = (Tensor::cat(&keys, 1)?, Tensor::cat(&values, 1)?);
+        let scores =
+            Scores { scale: model.form.attention_scale.unwrap_or(1.0 / (d as f32).sqrt()), ..Scores::default() };
+        let shape = Shape { positions: *positions, heads, kv_heads: heads, d };
+        let y = ops::attention(&q.reshape((n, heads * d))?.contiguous()?, &k, &v, shape, &scores)?;
+        y.reshape((n, heads, d))?.narrow(2, 0, value)?.contiguous()?.reshape((n, heads * value))
+    }
+
     /// The residual stream after a half: `h` plus its last linear layer of `inner`.
     ///
     /// # Errors
@@ -285,7 +330,7 @@ impl<'a> Block<'a> {
         let form = &self.frame.model.form;
         match form.residual_scale {
             // What the shared expert adds depends on the token, and the others add to it.
-            _ if form.post_norms || form.experts.is_some() => Ok(None),
+            _ if form.post_norms || self.frame.model.experts(self.index).is_some() => Ok(None),
             1.0 => Ok(Some(gap)),
             scale => Ok(Some((gap / f64::from(scale))?)),
         }
@@ -295,29 +340,31 @@ impl<'a> Block<'a> {
         Ok(self.linear(half.last(), inner)?)
     }
 
-    /// Which tokens go to which expert: the most likely ones by the router's softmax (Shazeer et al. 2017, section 2.1, without
-    /// noise, the softmax before the choice). `x`: the MLP's input, `[tokens, hidden]`; result: one route per expert.
+    /// Which tokens go to which expert: the ones that the router gives the most weight (Shazeer et al. 2017, section 2.1, without
+    /// noise, the softmax before the choice; DeepSeek-AI 2024, section 2.1.2, for sigmoids, groups and favours).
+    /// `x`: the MLP's input, `[tokens, hidden]`; result: one route per expert.
     ///
     /// # Errors
     /// Shapes that do not fit, or a router whose scores are no numbers.
     pub fn routes(&self, x: &Tensor) -> Result<Vec<Route>> {
-        let Some(experts) = self.frame.model.form.experts else { return Ok(Vec::new()) };
+        let Some(experts) = self.frame.model.experts(self.index) else { return Ok(Vec::new()) };
         let scores = self.linear(Part::Router, x)?.to_vec2::<f32>()?;
+        let favours: Vec<f32> = match self.tensors.get(&(Part::Favours, Kind::Weight)) {
+            Some(favours) => favours.to_vec1()?,
+            None => vec![0.0; experts.count],
+        };
         let mut routes = vec![Route::default(); experts.count];
         for (token, scores) in scores.iter().enumerate() {
-            let largest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            let weights: Vec<f32> = scores.iter().map(|score| (score - largest).exp()).collect();
-            let total: f32 = weights.iter().sum();
-            if !total.is_finite() {
+            let weights = weights(experts.scoring, scores);
+            if weights.iter().any(|weight| !weight.is_finite()) {
                 return Err(Error::new(format!("the router's scores of token {token} are no numbers")));
             }
-            let mut order: Vec<usize> = (0..experts.count).collect();
-            order.sort_by(|&a, &b| weights[b].total_cmp(&weights[a]));
-            let chosen = &order[..experts.used.min(experts.count)];
-            let over = if experts.normed { chosen.iter().map(|&e| weights[e]).sum() } else { total };
-            for &e in chosen {
+            let merits: Vec<f32> = weights.iter().zip(&favours).map(|(weight, favour)| weight + favour).collect();
+            let chosen = choose(&experts, &merits);
+            let total: f32 = if experts.normed { chosen.iter().map(|&e| weights[e]).sum() } else { 1.0 };
+            for &e in &chosen {
                 routes[e].tokens.push(token as u32);
-                routes[e].weights.push(weights[e] / over);
+                routes[e].weights.push(weights[e] / total * experts.scale);
             }
         }
         Ok(routes)
@@ -328,9 +375,17 @@ impl<'a> Block<'a> {
     ///
     /// # Errors
     /// Shapes that do not fit, or a matrix that cannot be read.
-    pub fn expert_inner(&self, x: &Tensor, weight: &dyn Fn(Part) -> Result<Tensor>) -> Result<Tensor> {
-        let of = |part: Part| -> Result<Tensor> { Ok(ops::linear(x, &weight(part)?)?) };
+    pub fn expert_inner(&self, expert: usize, x: &Tensor, weight: &dyn Fn(Part) -> Result<Tensor>) -> Result<Tensor> {
+        let of = |part: Part| self.expert_linear(part, expert, x, &weight(part)?);
         Ok(ops::gated(self.frame.model.form.mlp.activation, &of(Part::ExpertGates)?, &of(Part::ExpertUps)?)?)
+    }
+
+    fn expert_linear(&self, part: Part, expert: usize, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+        let y = ops::linear(x, weight)?;
+        match self.bias(part) {
+            Some(bias) => Ok(y.broadcast_add(&bias.get(expert)?)?),
+            None => Ok(y),
+        }
     }
 
     /// One expert's matrix, `[rows, columns]`.
@@ -346,12 +401,12 @@ impl<'a> Block<'a> {
         let mut y = x.zeros_like()?;
         for (expert, route) in self.routes(x)?.iter().enumerate().filter(|(_, route)| !route.tokens.is_empty()) {
             let tokens = Tensor::from_slice(&route.tokens, route.tokens.len(), x.device())?;
-            let inner = self.expert_inner(&x.index_select(&tokens, 0)?, &|part| weight(part, expert))?;
-            let own = ops::linear(&inner, &weight(Part::ExpertDowns, expert)?)?;
+            let inner = self.expert_inner(expert, &x.index_select(&tokens, 0)?, &|part| weight(part, expert))?;
+            let own = self.expert_linear(Part::ExpertDowns, expert, &inner, &weight(Part::ExpertDowns, expert)?)?;
             let weights = Tensor::from_slice(&route.weights, (route.weights.len(), 1), x.device())?;
             y = y.index_add(&tokens, &own.broadcast_mul(&weights)?, 0)?;
         }
-        if self.frame.model.mlp_width() > 0 {
+        if self.frame.model.mlp_width(self.index) > 0 {
             let mut shared = self.last(Half::Mlp, &self.inner(Half::Mlp, x)?)?;
             if self.tensors.contains_key(&(Part::SharedRouter, Kind::Weight)) {
                 let open = (self.linear(Part::SharedRouter, x)?.neg()?.exp()? + 1.0)?.recip()?;
@@ -427,9 +482,46 @@ impl<'a> Block<'a> {
     ) -> Result<Tensor> {
         let x = self.input(half, h, before)?;
         let y = match half {
-            Half::Mlp if self.frame.model.form.experts.is_some() => self.mixture(&x, weight)?,
+            Half::Mlp if self.frame.model.experts(self.index).is_some() => self.mixture(&x, weight)?,
             _ => self.last(half, &self.inner(half, &x)?)?,
         };
         self.added(half, h, y)
     }
+}
+
+/// The weights of all experts from a router's scores of a token.
+fn weights(scoring: Scoring, scores: &[f32]) -> Vec<f32> {
+    match scoring {
+        Scoring::Sigmoid => scores.iter().map(|score| 1.0 / (1.0 + (-score).exp())).collect(),
+        Scoring::Softmax => {
+            let largest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let powers: Vec<f32> = scores.iter().map(|score| (score - largest).exp()).collect();
+            let total: f32 = powers.iter().sum();
+            powers.iter().map(|power| power / total).collect()
+        }
+    }
+}
+
+/// The experts that a token goes to, by how much each of them merits it; of equal ones the first.
+fn choose(experts: &Experts, merits: &[f32]) -> Vec<usize> {
+    let mut open: Vec<usize> = (0..experts.count).collect();
+    if let Some((groups, used)) = experts.groups {
+        // A group is worth its two best.
+        let each = experts.count / groups;
+        let worth = |group: usize| {
+            let mut own: Vec<f32> = merits[group * each..(group + 1) * each].to_vec();
+            own.sort_by(|a, b| b.total_cmp(a));
+            match experts.favours {
+                true => own.iter().take(2).sum::<f32>(),
+                false => own[0],
+            }
+        };
+        let mut order: Vec<usize> = (0..groups).collect();
+        order.sort_by(|&a, &b| worth(b).total_cmp(&worth(a)));
+        let allowed = &order[..used.min(groups)];
+        open.retain(|e| allowed.contains(&(e / each)));
+    }
+    open.sort_by(|&a, &b| merits[b].total_cmp(&merits[a]));
+    open.truncate(experts.used);
+    open
 }

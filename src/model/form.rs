@@ -23,12 +23,16 @@ pub struct Form {
     pub head_norms: HeadNorms,
     /// By what scores are multiplied, if not by `1/√head_dim`.
     pub attention_scale: Option<f32>,
+    /// By what YaRN's growth of scores was multiplied before it went into their scale.
+    pub yarn_growth: Option<f32>,
     /// Scores stay below this.
     pub attention_cap: Option<f32>,
     /// Which blocks see how far.
     pub window: Option<Window>,
     /// Each head has a score of nothing.
     pub sinks: bool,
+    /// Keys and values come from a narrow vector.
+    pub latent: Option<Latent>,
     /// What is in the MLP.
     pub mlp: Mlp,
     /// Biases on the layers of the MLP.
@@ -106,18 +110,72 @@ pub enum MlpLayers {
 /// A mixture of experts in the place of an MLP.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Experts {
+    /// So many blocks, the first ones, have an MLP nevertheless.
+    pub dense: usize,
     /// How many there are.
     pub count: usize,
     /// How many each token goes to.
     pub used: usize,
     /// Width inside an expert.
     pub ffn: usize,
+    /// How scores become weights.
+    pub scoring: Scoring,
     /// The weights of those that are used are made to add up to one.
     pub normed: bool,
+    /// By what their weights are multiplied at the end.
+    pub scale: f32,
+    /// Something is added to each expert's weight for the choice alone.
+    pub favours: bool,
+    /// In how many groups they are, and how many of these each token may use.
+    pub groups: Option<(usize, usize)>,
+    /// The router and the experts have biases.
+    pub bias: bool,
     /// Width inside the expert that every token goes to; 0 if there is none.
     pub shared: usize,
     /// How much of the shared expert is added depends on the token.
     pub shared_gate: bool,
+}
+
+/// How a router's scores become weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scoring {
+    /// All together, `exp(s) / Σ exp(s)`.
+    Softmax,
+    /// Each by itself, `1 / (1 + exp(−s))`.
+    Sigmoid,
+}
+
+impl Experts {
+    /// The plainest: a softmax over all, those that are used normed.
+    pub fn plain(count: usize, used: usize, ffn: usize) -> Experts {
+        Experts {
+            dense: 0,
+            count,
+            used,
+            ffn,
+            scoring: Scoring::Softmax,
+            normed: true,
+            scale: 1.0,
+            favours: false,
+            groups: None,
+            bias: false,
+            shared: 0,
+            shared_gate: false,
+        }
+    }
+}
+
+/// Attention whose keys and values come from one narrow vector per token (DeepSeek-AI 2024, section 2.1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Latent {
+    /// Width of the vector that queries come from; none if they come from the stream itself.
+    pub query: Option<usize>,
+    /// Width of the vector that keys and values come from.
+    pub latent: usize,
+    /// Numbers of each key that are turned, the same for all heads; they come last.
+    pub turned: usize,
+    /// Numbers of each value.
+    pub value: usize,
 }
 
 impl Form {
@@ -132,9 +190,11 @@ impl Form {
         o_bias: false,
         head_norms: HeadNorms::None,
         attention_scale: None,
+        yarn_growth: None,
         attention_cap: None,
         window: None,
         sinks: false,
+        latent: None,
         mlp: Mlp { activation: Activation::Silu, layers: MlpLayers::Gated },
         mlp_bias: false,
         embedding_scale: 1.0,

@@ -26,7 +26,7 @@ pub fn metadata(model: &Model) -> Metadata {
     put("embedding_length", size(model.hidden));
     put("feed_forward_length", size(model.ffn));
     put("attention.head_count", size(model.heads));
-    put("attention.head_count_kv", size(model.kv_heads));
+    put("attention.head_count_kv", size(architecture.kv_heads(model)));
     if let Some(rope) = model.rope.as_ref().filter(|_| architecture.writes_rope_base()) {
         put("rope.freq_base", Value::F32(rope.base as f32));
     }
@@ -216,7 +216,7 @@ pub fn read(file: &Gguf, vector: impl Fn(&str) -> Result<Option<Vec<f32>>>) -> R
 
 /// Architectures whose rotary embedding may turn a part of each head.
 fn may_be_partial(name: &str) -> bool {
-    ["phi3", "glm4", "stablelm", "gptneox"].contains(&name)
+    ["phi3", "glm4", "stablelm", "gptneox", "deepseek2"].contains(&name)
 }
 
 fn scaling(

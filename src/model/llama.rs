@@ -25,14 +25,7 @@ impl Architecture for Llama {
     fn read(&'static self, config: &Config) -> Result<Model> {
         let mut model = sizes::read(self, config, false)?;
         if let Some(count) = config.maybe_size("num_local_experts")? {
-            model.form.experts = Some(Experts {
-                count,
-                used: config.size("num_experts_per_tok")?,
-                ffn: model.ffn,
-                normed: true,
-                shared: 0,
-                shared_gate: false,
-            });
+            model.form.experts = Some(Experts::plain(count, config.size("num_experts_per_tok")?, model.ffn));
         }
         sizes::check_activation(config, &["hidden_act"], model.form.mlp.activation, "silu")?;
         // Mistral 0.1; llama.cpp ignores it, which only matters in contexts that are longer.
@@ -42,8 +35,7 @@ impl Architecture for Llama {
 
     fn read_gguf(&self, keys: &Keys, model: &mut Model) -> Result<()> {
         if let Some(count) = keys.maybe_size("expert_count")? {
-            let (used, ffn) = (keys.size("expert_used_count")?, model.ffn);
-            model.form.experts = Some(Experts { count, used, ffn, normed: true, shared: 0, shared_gate: false });
+            model.form.experts = Some(Experts::plain(count, keys.size("expert_used_count")?, model.ffn));
         }
         Ok(())
     }

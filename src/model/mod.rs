@@ -5,6 +5,7 @@
 //! ([`block::Block`]) for all of them. To add an architecture, write one file and add it to [`ARCHITECTURES`].
 
 pub mod block;
+mod deepseek2;
 pub mod ends;
 pub mod form;
 mod gemma;
@@ -12,6 +13,7 @@ pub mod gguf_keys;
 mod glm4;
 mod gpt2;
 mod gpt_neox;
+mod gpt_oss;
 mod granite;
 mod llama;
 pub mod made;
@@ -32,7 +34,7 @@ mod starcoder2;
 use crate::error::{Error, Result};
 use crate::source::config::Config;
 use crate::source::value::Value;
-pub use form::{Experts, Form, HeadNorms, MlpLayers, Norm};
+pub use form::{Experts, Form, HeadNorms, Latent, MlpLayers, Norm};
 use gguf_keys::Keys;
 pub use made::Made;
 pub use parts::{Kind, Part, Role, RowOrder, Site};
@@ -57,6 +59,8 @@ pub static ARCHITECTURES: &[&dyn Architecture] = &[
     &starcoder2::StarCoder2,
     &gpt2::Gpt2,
     &gpt_neox::GptNeoX,
+    &gpt_oss::GptOss,
+    &deepseek2::DeepSeek2,
 ];
 
 /// A family of checkpoints.
@@ -101,9 +105,25 @@ pub trait Architecture: Sync {
         true
     }
 
+    /// How many key and value heads GGUF names.
+    fn kv_heads(&self, model: &Model) -> usize {
+        model.kv_heads
+    }
+
     /// What a part's tensors are called in the checkpoint, behind the block's prefix.
     fn source(&self, part: Part) -> &'static str {
         part.usual_source()
+    }
+
+    /// The same for a layer of the expert that every token goes to.
+    fn shared_source(&self, part: Part) -> String {
+        part.usual_source().replace("mlp.", "mlp.shared_expert.")
+    }
+
+    /// What the checkpoint's name of a tensor ends with.
+    fn suffix(&self, part: Part, kind: Kind) -> String {
+        // Some vectors are named like a layer, and are none.
+        if matches!(part, Part::Sinks | Part::Favours) { String::new() } else { format!(".{}", kind.suffix()) }
     }
 
     /// What a part's tensors are called in GGUF, behind `blk.N.`.
@@ -129,8 +149,7 @@ pub trait Architecture: Sync {
 
     /// Why a rotation of the residual stream and of the values ([`rotation`]) would change what a model computes, or cannot be
     /// done: norms that subtract the mean, or any step but RMS norms and linear layers between the stream and a block's inside.
-    fn obstacle_to_rotation(&self, model: &Model) -> Option<&'static str> {
-        let form = &model.form;
+    fn obstacle_to_rotation(&self, form: &Form) -> Option<&'static str> {
         match () {
             () if form.norm == Norm::Layer => Some("its norms subtract the mean, which a rotation does not keep"),
             () if form.post_norms || !form.pre_norms => {
@@ -138,6 +157,7 @@ pub trait Architecture: Sync {
             }
             () if form.fused_qkv || form.mlp.layers == MlpLayers::Fused => Some("it has several layers in one tensor"),
             () if form.experts.is_some() => Some("it has experts"),
+            () if form.latent.is_some() => Some("its keys and values come from a narrower vector"),
             () => None,
         }
     }
@@ -255,9 +275,14 @@ impl Model {
         }
     }
 
-    /// Width inside the MLP that every token goes through.
-    pub fn mlp_width(&self) -> usize {
-        self.form.experts.map_or(self.ffn, |experts| experts.shared)
+    /// The experts of a block, if it has some.
+    pub fn experts(&self, block: usize) -> Option<Experts> {
+        self.form.experts.filter(|experts| block >= experts.dense)
+    }
+
+    /// Width inside the MLP of a block that every token goes through.
+    pub fn mlp_width(&self, block: usize) -> usize {
+        self.experts(block).map_or(self.ffn, |experts| experts.shared)
     }
 
     /// The tensors that come before the blocks; the embedding is the first.
@@ -327,7 +352,21 @@ impl Model {
         if form.pre_norms {
             put(Part::AttnNorm, &[h], norm_bias);
         }
-        if form.fused_qkv {
+        if let Some(latent) = &form.latent {
+            let Latent { query, latent: n, turned, value } = *latent;
+            match query {
+                None => put(Part::Q, &[q, h], false),
+                Some(width) => {
+                    put(Part::QA, &[width, h], false);
+                    put(Part::QANorm, &[width], false);
+                    put(Part::QB, &[q, width], false);
+                }
+            }
+            put(Part::KvA, &[n + turned, h], false);
+            put(Part::KvANorm, &[n], false);
+            put(Part::KB, &[self.heads, n, d - turned], false);
+            put(Part::VB, &[self.heads, value, n], false);
+        } else if form.fused_qkv {
             put(Part::Qkv, &[q + 2 * kv, h], form.qkv_bias);
         } else {
             put(Part::Q, &[q, h], form.qkv_bias);
@@ -342,24 +381,31 @@ impl Model {
                 put(Part::KNorm, &[kv], false);
             }
         }
-        put(Part::O, &[h, q], form.o_bias);
+        if form.sinks {
+            put(Part::Sinks, &[self.heads], false);
+        }
+        put(Part::O, &[h, form.latent.map_or(q, |latent| self.heads * latent.value)], form.o_bias);
         if form.post_norms {
             put(Part::AttnPostNorm, &[h], norm_bias);
         }
         if form.pre_norms {
             put(Part::FfnNorm, &[h], norm_bias);
         }
-        if let Some(experts) = &form.experts {
+        let experts = self.experts(i);
+        if let Some(experts) = &experts {
             let (n, f) = (experts.count, experts.ffn);
-            put(Part::Router, &[n, h], false);
-            put(Part::ExpertGates, &[n, f, h], false);
-            put(Part::ExpertUps, &[n, f, h], false);
-            put(Part::ExpertDowns, &[n, h, f], false);
+            put(Part::Router, &[n, h], experts.bias);
+            if experts.favours {
+                put(Part::Favours, &[n], false);
+            }
+            put(Part::ExpertGates, &[n, f, h], experts.bias);
+            put(Part::ExpertUps, &[n, f, h], experts.bias);
+            put(Part::ExpertDowns, &[n, h, f], experts.bias);
             if experts.shared_gate {
                 put(Part::SharedRouter, &[1, h], false);
             }
         }
-        let f = self.mlp_width();
+        let f = self.mlp_width(i);
         if f > 0 {
             match form.mlp.layers {
                 MlpLayers::Gated => {
@@ -378,19 +424,18 @@ impl Model {
         for (part, shape, bias, order) in parts {
             let gguf = architecture.gguf_name(part);
             // The expert that every token goes to has an MLP's layers.
-            let is_shared = form.experts.is_some() && matches!(part, Part::Gate | Part::Up | Part::Down);
+            let is_shared = experts.is_some() && matches!(part, Part::Gate | Part::Up | Part::Down);
             let (source, gguf) = match is_shared {
-                true => {
-                    (format!("mlp.shared_expert.{}", &part.usual_source()["mlp.".len()..]), format!("{gguf}_shexp"))
-                }
+                true => (architecture.shared_source(part), format!("{gguf}_shexp")),
                 false => (architecture.source(part).to_owned(), gguf.to_owned()),
             };
             let tensor = |kind: Kind, shape: Vec<usize>| {
-                // Some vectors are named like a layer, and are none.
-                let suffix = if part == Part::Sinks { String::new() } else { format!(".{}", kind.suffix()) };
+                let end = architecture.suffix(part, kind);
+                // A bias that has no weight beside it.
+                let own = if part == Part::Favours { Kind::Bias } else { kind };
                 TensorSpec {
-                    source: format!("{}.{i}.{source}{suffix}", architecture.ends().blocks),
-                    gguf: format!("blk.{i}.{gguf}.{}", kind.suffix()),
+                    source: format!("{}.{i}.{source}{end}", architecture.ends().blocks),
+                    gguf: format!("blk.{i}.{gguf}.{}", own.suffix()),
                     shape,
                     role: Role::Block(part, kind),
                     block: Some(i),
@@ -398,10 +443,10 @@ impl Model {
                     made: architecture.made(self, part, kind),
                 }
             };
-            let rows = shape[0];
+            let rows = shape[..shape.len().max(2) - 1].to_vec();
             tensors.push(tensor(Kind::Weight, shape));
             if bias {
-                tensors.push(tensor(Kind::Bias, vec![rows]));
+                tensors.push(tensor(Kind::Bias, rows));
             }
         }
         tensors

@@ -226,12 +226,19 @@ pub mod portable {
             Activation::Silu => x.silu(),
             Activation::GeluTanh => x.gelu(),
             Activation::Gelu => x.gelu_erf(),
+            Activation::SiluBounded => {
+                let x = x.minimum(7.0)?;
+                &x * ((&x * -1.702)?.exp()? + 1.0)?.recip()?
+            }
         }
     }
 
     /// See [`super::gated`].
     pub fn gated(kind: Activation, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-        activate(kind, gate)? * up
+        match kind {
+            Activation::SiluBounded => activate(kind, gate)? * (up.clamp(-7.0, 7.0)? + 1.0)?,
+            _ => activate(kind, gate)? * up,
+        }
     }
 
     /// See [`super::rope`].
@@ -314,7 +321,7 @@ mod tests {
         let gain = tensor(1, 32, 0.2).reshape(32).unwrap();
         close(&rms_norm(&x, &gain, 1e-5).unwrap(), &portable::rms_norm(&x, &gain, 1e-5).unwrap());
         let y = tensor(24, 32, 0.9);
-        for kind in [Activation::Silu, Activation::GeluTanh, Activation::Gelu] {
+        for kind in [Activation::Silu, Activation::GeluTanh, Activation::Gelu, Activation::SiluBounded] {
             close(&gated(kind, &x, &y).unwrap(), &portable::gated(kind, &x, &y).unwrap());
             close(&activate(kind, &x).unwrap(), &portable::activate(kind, &x).unwrap());
         }

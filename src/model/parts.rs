@@ -55,11 +55,22 @@ pub enum Part {
     Qkv,
     QNorm,
     KNorm,
+    /// Into the vector that queries come from; its norm; out of it.
+    QA,
+    QANorm,
+    QB,
+    /// Into the vector that keys and values come from, and what is turned of a key; its norm; out of it.
+    KvA,
+    KvANorm,
+    KB,
+    VB,
     Sinks,
     O,
     AttnPostNorm,
     FfnNorm,
     Router,
+    /// What is added to an expert's weight for the choice alone.
+    Favours,
     Gate,
     Up,
     /// Gate and up in one.
@@ -105,7 +116,7 @@ impl Part {
     /// Which activations a linear layer reads; none for norms, and for what reads only some of the tokens.
     pub fn site(self) -> Option<Site> {
         match self {
-            Part::Q | Part::K | Part::V | Part::Qkv => Some(Site::AttnIn),
+            Part::Q | Part::K | Part::V | Part::Qkv | Part::QA | Part::KvA => Some(Site::AttnIn),
             Part::O => Some(Site::AttnOut),
             Part::Gate | Part::Up | Part::GateUp | Part::Router | Part::SharedRouter => Some(Site::FfnIn),
             Part::Down => Some(Site::FfnMid),
@@ -123,11 +134,19 @@ impl Part {
             Part::Qkv => "attn_qkv",
             Part::QNorm => "attn_q_norm",
             Part::KNorm => "attn_k_norm",
+            Part::QA => "attn_q_a",
+            Part::QANorm => "attn_q_a_norm",
+            Part::QB => "attn_q_b",
+            Part::KvA => "attn_kv_a_mqa",
+            Part::KvANorm => "attn_kv_a_norm",
+            Part::KB => "attn_k_b",
+            Part::VB => "attn_v_b",
             Part::Sinks => "attn_sinks",
             Part::O => "attn_output",
             Part::AttnPostNorm => "post_attention_norm",
             Part::FfnNorm => "ffn_norm",
             Part::Router => "ffn_gate_inp",
+            Part::Favours => "exp_probs_b",
             Part::Gate => "ffn_gate",
             Part::Up | Part::GateUp => "ffn_up",
             Part::Down => "ffn_down",
@@ -149,11 +168,18 @@ impl Part {
             Part::Qkv => "self_attn.qkv_proj",
             Part::QNorm => "self_attn.q_norm",
             Part::KNorm => "self_attn.k_norm",
+            Part::QA => "self_attn.q_a_proj",
+            Part::QANorm => "self_attn.q_a_layernorm",
+            Part::QB => "self_attn.q_b_proj",
+            Part::KvA => "self_attn.kv_a_proj_with_mqa",
+            Part::KvANorm => "self_attn.kv_a_layernorm",
+            Part::KB | Part::VB => "self_attn.kv_b_proj",
             Part::Sinks => "self_attn.sinks",
             Part::O => "self_attn.o_proj",
             Part::AttnPostNorm => "post_attention_layernorm",
             Part::FfnNorm => "post_attention_layernorm",
             Part::Router => "mlp.gate",
+            Part::Favours => "mlp.gate.e_score_correction_bias",
             Part::Gate => "mlp.gate_proj",
             Part::Up => "mlp.up_proj",
             Part::GateUp => "mlp.gate_up_proj",
@@ -210,13 +236,14 @@ impl TensorSpec {
 impl Model {
     /// The part that makes a site's activations, each channel by itself, so that it can absorb a factor for each: a norm's gain, or
     /// the rows of a linear layer whose output only gets mixed or multiplied on its way. None where nothing can.
-    pub fn absorber(&self, site: Site) -> Option<Part> {
+    pub fn absorber(&self, site: Site, block: usize) -> Option<Part> {
         let form = &self.form;
         match site {
             Site::AttnIn => form.pre_norms.then_some(Part::AttnNorm),
+            Site::AttnOut if form.latent.is_some() => None,
             Site::AttnOut => Some(if form.fused_qkv { Part::Qkv } else { Part::V }),
             // What goes to experts is not rounded together with what else reads the norm.
-            Site::FfnIn => (form.pre_norms && form.experts.is_none()).then_some(Part::FfnNorm),
+            Site::FfnIn => (form.pre_norms && self.experts(block).is_none()).then_some(Part::FfnNorm),
             Site::FfnMid => match form.mlp.layers {
                 MlpLayers::Gated => Some(Part::Up),
                 MlpLayers::Fused => Some(Part::GateUp),
@@ -227,8 +254,8 @@ impl Model {
     }
 
     /// Which channel of its [`Model::absorber`] makes each column of a site: query heads share those of their value head.
-    pub fn channels(&self, site: Site) -> Vec<usize> {
-        let ffn = self.mlp_width();
+    pub fn channels(&self, site: Site, block: usize) -> Vec<usize> {
+        let ffn = self.mlp_width(block);
         match site {
             Site::AttnIn | Site::FfnIn => (0..self.hidden).collect(),
             Site::FfnMid => {

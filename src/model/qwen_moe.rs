@@ -27,24 +27,21 @@ fn read(architecture: &'static dyn Architecture, config: &Config, shared: bool) 
         None => config.size("num_local_experts")?,
     };
     model.form.experts = Some(Experts {
-        count,
-        used: config.size("num_experts_per_tok")?,
-        ffn: config.size("moe_intermediate_size")?,
         normed: config.flag("norm_topk_prob")?,
         shared: if shared { config.size("shared_expert_intermediate_size")? } else { 0 },
         shared_gate: shared,
+        ..Experts::plain(count, config.size("num_experts_per_tok")?, config.size("moe_intermediate_size")?)
     });
     Ok(model)
 }
 
 fn read_gguf(keys: &Keys, model: &mut Model, normed: bool, shared: bool) -> Result<()> {
+    let ffn = keys.size("expert_feed_forward_length")?;
     model.form.experts = Some(Experts {
-        count: keys.size("expert_count")?,
-        used: keys.size("expert_used_count")?,
-        ffn: keys.size("expert_feed_forward_length")?,
         normed,
         shared: if shared { keys.size("expert_shared_feed_forward_length")? } else { 0 },
         shared_gate: shared,
+        ..Experts::plain(keys.size("expert_count")?, keys.size("expert_used_count")?, ffn)
     });
     Ok(())
 }

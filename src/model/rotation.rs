@@ -67,7 +67,7 @@ impl Rotation {
     /// # Errors
     /// A family of models whose function a rotation would change.
     pub fn new(model: &Model, seed: u64) -> Result<Rotation> {
-        if let Some(why) = model.architecture.obstacle_to_rotation(model) {
+        if let Some(why) = model.architecture.obstacle_to_rotation(&model.form) {
             let name = model.architecture.gguf();
             return Err(Error::usage(format!("--rotate cannot be used with the architecture '{name}': {why}"))
                 .hint("leave --rotate out"));

@@ -68,7 +68,7 @@ impl Run<'_> {
                 let tensor = tensors.iter().find(|t| t.spec.gguf == name).expect("it was solved as one of these");
                 finished.insert(name, self.finish(tensor, &pending)?);
             }
-            if half == Half::Mlp && self.plan.model()?.form.experts.is_some() {
+            if half == Half::Mlp && self.plan.model()?.experts(i).is_some() {
                 self.experts(i, tensors, &block, &original, stream, &mut finished)?;
                 stream.end_of_block();
                 self.observer.advance(work);
@@ -119,7 +119,7 @@ impl Run<'_> {
         for tensor in tensors {
             match tensor.spec.role {
                 // Experts are read one by one.
-                Role::Block(part, _) if part.is_of_experts() => continue,
+                Role::Block(..) if tensor.spec.is_of_experts() => continue,
                 Role::Block(part, _) if part.is_of_attention() == (half == Half::Attention) => {}
                 _ => continue,
             }

@@ -183,7 +183,8 @@ impl Run<'_> {
                         continue;
                     }
                     let index = Tensor::from_slice(&route.tokens, route.tokens.len(), &Device::Cpu)?;
-                    let inner = block.expert_inner(&x.index_select(&index, 0)?, &|part| quantized(part, expert))?;
+                    let inner =
+                        block.expert_inner(expert, &x.index_select(&index, 0)?, &|part| quantized(part, expert))?;
                     let weights = Tensor::from_slice(&route.weights, (route.weights.len(), 1), &Device::Cpu)?;
                     let own = inner.broadcast_mul(&weights)?;
                     if held { &mut evidence.held } else { &mut evidence.seen }.add(&own)?;

@@ -35,7 +35,7 @@ pub fn measure(
         let before = batches.clone();
         for half in Half::ALL {
             let mut sums = [half.input(), half.inner()].map(|site| (site, Squares::new(width(&specs, site))));
-            let mut experts = Experts::new(model, half);
+            let mut experts = Experts::new(model, half, i);
             for (h, before) in batches.iter_mut().zip(&before) {
                 interrupt::check()?;
                 let input = block.input(half, h, before)?;
@@ -77,8 +77,8 @@ struct Experts {
 
 impl Experts {
     /// None where the half has no experts.
-    fn new(model: &Model, half: Half) -> Option<Experts> {
-        let experts = model.form.experts.filter(|_| half == Half::Mlp)?;
+    fn new(model: &Model, half: Half, block: usize) -> Option<Experts> {
+        let experts = model.experts(block).filter(|_| half == Half::Mlp)?;
         let all = |columns: usize| (0..experts.count).map(|_| Squares::new(columns)).collect();
         Some(Experts { inputs: all(model.hidden), inners: all(experts.ffn) })
     }
@@ -89,7 +89,7 @@ impl Experts {
             let index = Tensor::from_slice(&route.tokens, route.tokens.len(), x.device())?;
             let own = x.index_select(&index, 0)?;
             self.inputs[expert].add(&own)?;
-            self.inners[expert].add(&block.expert_inner(&own, &|part| block.expert(part, expert))?)?;
+            self.inners[expert].add(&block.expert_inner(expert, &own, &|part| block.expert(part, expert))?)?;
         }
         Ok(())
     }

@@ -65,7 +65,8 @@ impl Run<'_> {
         }
         let mut solution = self.rounding.method.quantize(&site_of_method, options)?;
         if let (Some(scales), Some(channels)) = (&solution.scales, &site_of_method.channels) {
-            let absorber = self.plan.model()?.absorber(site).and_then(|part| find(tensors, part, Kind::Weight));
+            let absorber =
+                self.plan.model()?.absorber(site, place_of(tensors)).and_then(|part| find(tensors, part, Kind::Weight));
             let absorber = absorber.and_then(|t| pending.get(t.spec.gguf.as_str()));
             let holds = |p: &Pending| p.rounded.can_scale_rows(&factors(channels, scales), &p.grid.freedom());
             if !absorber.is_none_or(holds) {
@@ -111,14 +112,15 @@ impl Run<'_> {
         tensors: &[Planned],
         pending: &HashMap<&str, Pending>,
     ) -> Result<Option<Vec<usize>>> {
-        let absorber = self.plan.model()?.absorber(site).and_then(|part| find(tensors, part, Kind::Weight));
+        let absorber =
+            self.plan.model()?.absorber(site, place_of(tensors)).and_then(|part| find(tensors, part, Kind::Weight));
         let absorbs = |t: &Planned| match pending.get(t.spec.gguf.as_str()) {
             Some(pending) => pending.grid.freedom().supers == Supers::Half,
             None => !t.kind.is_quantized(),
         };
         let scales = |t: &&Planned| t.spec.site() != Some(site) || is_grid(t) || !t.kind.is_quantized();
         let possible = absorber.is_some_and(absorbs) && tensors.iter().all(|t| scales(&t));
-        Ok(if possible { Some(self.plan.model()?.channels(site)) } else { None })
+        Ok(if possible { Some(self.plan.model()?.channels(site, place_of(tensors))) } else { None })
     }
 
     /// Divides the channels of the tensor before a site by its scales.
@@ -132,9 +134,9 @@ impl Run<'_> {
         pending: &mut HashMap<&'t str, Pending>,
     ) -> Result<()> {
         let model = self.plan.model()?;
-        let Some(part) = model.absorber(site) else { return Ok(()) };
+        let Some(part) = model.absorber(site, place_of(tensors)) else { return Ok(()) };
         let Some(rows) = find(tensors, part, Kind::Weight).map(|t| t.spec.shape[0]) else { return Ok(()) };
-        let mut factors = factors(&model.channels(site), scales);
+        let mut factors = factors(&model.channels(site, place_of(tensors)), scales);
         factors.resize(rows, 1.0);
         for kind in [Kind::Weight, Kind::Bias] {
             let Some(tensor) = find(tensors, part, kind) else { continue };
@@ -204,6 +206,11 @@ fn factors(channels: &[usize], scales: &[f32]) -> Vec<f32> {
     let mut factors = vec![1.0; channels.iter().max().map_or(0, |m| m + 1)];
     channels.iter().zip(scales).for_each(|(&c, s)| factors[c] = 1.0 / s);
     factors
+}
+
+/// Which block tensors are of.
+fn place_of(tensors: &[Planned]) -> usize {
+    tensors.first().and_then(|t| t.spec.block).unwrap_or_default()
 }
 
 fn find(tensors: &[Planned], part: Part, kind: Kind) -> Option<&Planned> {

@@ -141,7 +141,7 @@ fn of_site(plan: &Plan, site: Site, tensors: &[Planned]) -> Option<SiteShape> {
     let columns = readers.first()?.spec.columns();
     let (rounded, others): (Vec<&Planned>, Vec<&Planned>) = readers.into_iter().partition(|t| t.is_rounded());
     let layer = |t: &&Planned| LayerShape { rows: t.spec.rows(), columns, kind: t.kind };
-    let part = plan.model().ok().and_then(|model| model.absorber(site));
+    let part = plan.model().ok().and_then(|model| model.absorber(site, tensors[0].spec.block?));
     let absorber = part.and_then(|part| tensors.iter().find(|t| t.spec.role == Role::Block(part, Kind::Weight)));
     let scalable = absorber.is_some_and(|t| match t.kind.encoding() {
         crate::format::Encoding::Grid(grid) => t.is_rounded() && grid.freedom().supers == Supers::Half,
