@@ -36,8 +36,19 @@ fn the_forward_pass_is_that_of_transformers() {
             llmq!["quantize", &model, "-o", &file, "--type", kind, "--method", "rtn"].ok();
             wrong.extend(differs(&golden, &file, bound));
         }
+        if may_be_rotated(&golden) {
+            let file = out.path().join("rotated.gguf");
+            llmq!["quantize", &model, "-o", &file, "--type", "F32", "--rotate"].ok();
+            wrong.extend(differs(&golden, &file, 1e-3));
+        }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+fn may_be_rotated(golden: &Golden) -> bool {
+    let kind = golden.checkpoint.config["model_type"].as_str().unwrap();
+    let family = ARCHITECTURES.iter().find(|architecture| architecture.model_types().contains(&kind)).unwrap();
+    family.obstacle_to_rotation(&family.form()).is_none() && !family.has_experts() && kind != "mixtral"
 }
 
 #[test]
@@ -70,4 +81,17 @@ fn calibration_helps_every_architecture() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn all_are_listed_with_what_applies() {
+    let lines = llmq!["archs", "--json"].ok().json();
+    assert_eq!(lines.len(), ARCHITECTURES.len());
+    let of = |name: &str| lines.iter().find(|line| line["gguf"] == name).unwrap_or_else(|| panic!("no {name}"));
+    assert_eq!(of("llama")["rotate"], true);
+    assert_eq!(of("llama")["awq"].as_array().unwrap().len(), 4);
+    assert_eq!((&of("gpt2")["rotate"], &of("gpt2")["gptq"]), (&false.into(), &true.into()));
+    assert_eq!(of("qwen3moe")["experts"], true);
+    let shown = llmq!["archs"].ok().stdout;
+    assert!(ARCHITECTURES.iter().all(|architecture| shown.contains(architecture.gguf())), "{shown}");
 }

@@ -1,5 +1,6 @@
 //! The command line: one file per command, and the only place that prints.
 
+mod archs;
 mod budget;
 mod effort;
 mod eval;
@@ -41,6 +42,8 @@ enum Command {
     Eval(eval::Args),
     /// Show what is in a GGUF or a checkpoint
     Inspect(inspect::Args),
+    /// List the architectures that can be quantized, and what applies to each
+    Archs(archs::Args),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -69,6 +72,7 @@ pub fn run(cli: Cli) -> ExitCode {
                 Command::Imatrix(args) => imatrix::run(args),
                 Command::Eval(args) => eval::run(args),
                 Command::Inspect(args) => inspect::run(args),
+                Command::Archs(args) => archs::run(args),
             }
         });
     match result {

@@ -3,7 +3,7 @@
 //! A block is two halves, attention and MLP. Each reads the residual stream `h` through a norm (its *input*), mixes it
 //! into what its last linear layer reads (its *inner*), and adds that layer's result to `h` (its *output*).
 
-use super::form::{Experts, HeadNorms, Latent, MlpLayers, Scoring};
+use super::form::{HeadNorms, MlpLayers};
 use super::ops;
 use super::{Kind, Model, Part, Role, Site, TensorSpec};
 use crate::error::{Context, Error, Result};
@@ -57,11 +57,11 @@ const PROBE: f32 = 0.03;
 /// What all blocks of a model share: sizes and rotary tables.
 #[derive(Clone)]
 pub struct Frame {
-    model: Model,
-    pairing: Pairing,
-    positions: usize,
+    pub(super) model: Model,
+    pub(super) pairing: Pairing,
+    pub(super) positions: usize,
     /// Cosines and sines, `[positions, rotary / 2]`: of blocks that see everything, and of the others.
-    tables: Option<[(Tensor, Tensor); 2]>,
+    pub(super) tables: Option<[(Tensor, Tensor); 2]>,
     device: Device,
 }
 
@@ -99,18 +99,9 @@ impl Frame {
 /// One block's weights in `f32`, and its forward pass. A clone shares them until one of the two gets others.
 #[derive(Clone)]
 pub struct Block<'a> {
-    frame: &'a Frame,
-    index: usize,
-    tensors: HashMap<(Part, Kind), Tensor>,
-}
-
-/// The tokens of an expert.
-#[derive(Debug, Clone, Default)]
-pub struct Route {
-    /// Which rows of the input go to it, in order.
-    pub tokens: Vec<u32>,
-    /// By what its outputs are multiplied.
-    pub weights: Vec<f32>,
+    pub(super) frame: &'a Frame,
+    pub(super) index: usize,
+    pub(super) tensors: HashMap<(Part, Kind), Tensor>,
 }
 
 impl<'a> Block<'a> {
@@ -146,15 +137,15 @@ impl<'a> Block<'a> {
         Ok(tensor.flatten_all()?.to_vec1()?)
     }
 
-    fn weight(&self, part: Part) -> &Tensor {
+    pub(super) fn weight(&self, part: Part) -> &Tensor {
         self.tensors.get(&(part, Kind::Weight)).expect("every part of a block has a weight")
     }
 
-    fn bias(&self, part: Part) -> Option<&Tensor> {
+    pub(super) fn bias(&self, part: Part) -> Option<&Tensor> {
         self.tensors.get(&(part, Kind::Bias))
     }
 
-    fn linear(&self, part: Part, x: &Tensor) -> candle_core::Result<Tensor> {
+    pub(super) fn linear(&self, part: Part, x: &Tensor) -> candle_core::Result<Tensor> {
         let y = ops::linear(x, self.weight(part))?;
         match self.bias(part) {
             Some(bias) => y.broadcast_add(bias),
@@ -162,7 +153,7 @@ impl<'a> Block<'a> {
         }
     }
 
-    fn norm(&self, part: Part, x: &Tensor) -> candle_core::Result<Tensor> {
+    pub(super) fn norm(&self, part: Part, x: &Tensor) -> candle_core::Result<Tensor> {
         let model = &self.frame.model;
         ops::norm(model.form.norm, x, self.weight(part), self.bias(part), model.norm_eps)
     }
@@ -259,48 +250,6 @@ impl<'a> Block<'a> {
         ops::attention(&q, &k, &v, Shape { positions: *positions, heads, kv_heads, d }, &scores)
     }
 
-    /// Attention whose keys and values come out of one narrow vector per token; the part of a key that is turned is the same for
-    /// all heads (DeepSeek-AI 2024, section 2.1).
-    fn latent_attention(
-        &self,
-        Latent { latent, turned, value, .. }: Latent,
-        linear: impl Fn(Part) -> candle_core::Result<Tensor>,
-    ) -> candle_core::Result<Tensor> {
-        let Frame { model, pairing, positions, tables, .. } = self.frame;
-        let (heads, d) = (model.heads, model.head_dim);
-        let still = d - turned;
-        let q = match self.frame.model.form.latent.and_then(|latent| latent.query) {
-            None => linear(Part::Q)?,
-            Some(_) => self.linear(Part::QB, &self.norm(Part::QANorm, &linear(Part::QA)?)?)?,
-        };
-        let both = linear(Part::KvA)?; // [n, latent + turned]
-        let n = both.dim(0)?;
-        let c = self.norm(Part::KvANorm, &both.narrow(1, 0, latent)?.contiguous()?)?;
-        let q = q.reshape((n, heads, d))?;
-        let mut q_turned = q.narrow(2, still, turned)?.contiguous()?.reshape((n, heads * turned))?;
-        let mut k_turned = both.narrow(1, latent, turned)?.contiguous()?;
-        if let Some([(cos, sin), _]) = tables.as_ref().filter(|_| model.turns(self.index)) {
-            q_turned = ops::rope(&q_turned, cos, sin, turned, *pairing)?;
-            k_turned = ops::rope(&k_turned, cos, sin, turned, *pairing)?;
-        }
-        let q = Tensor::cat(&[q.narrow(2, 0, still)?, q_turned.reshape((n, heads, turned))?], 2)?;
-        let (mut keys, mut values) = (Vec::new(), Vec::new());
-        let padding = Tensor::zeros((n, d - value.min(d)), q.dtype(), q.device())?;
-        for head in 0..heads {
-            // [latent, still] and [value, latent]
-            let (k, v) = (self.weight(Part::KB).get(head)?, self.weight(Part::VB).get(head)?);
-            keys.push(Tensor::cat(&[ops::linear(&c, &k.t()?.contiguous()?)?, k_turned.clone()], 1)?);
-            // Values are as wide as keys for the kernel.
-            values.push(Tensor::cat(&[ops::linear(&c, &v)?, padding.clone()], 1)?);
-        }
-        let (k, v) = (Tensor::cat(&keys, 1)?, Tensor::cat(&values, 1)?);
-        let scores =
-            Scores { scale: model.form.attention_scale.unwrap_or(1.0 / (d as f32).sqrt()), ..Scores::default() };
-        let shape = Shape { positions: *positions, heads, kv_heads: heads, d };
-        let y = ops::attention(&q.reshape((n, heads * d))?.contiguous()?, &k, &v, shape, &scores)?;
-        y.reshape((n, heads, d))?.narrow(2, 0, value)?.contiguous()?.reshape((n, heads * value))
-    }
-
     /// The residual stream after a half: `h` plus its last linear layer of `inner`.
     ///
     /// # Errors
@@ -336,85 +285,8 @@ impl<'a> Block<'a> {
         }
     }
 
-    fn last(&self, half: Half, inner: &Tensor) -> Result<Tensor> {
+    pub(super) fn last(&self, half: Half, inner: &Tensor) -> Result<Tensor> {
         Ok(self.linear(half.last(), inner)?)
-    }
-
-    /// Which tokens go to which expert: the ones that the router gives the most weight (Shazeer et al. 2017, section 2.1, without
-    /// noise, the softmax before the choice; DeepSeek-AI 2024, section 2.1.2, for sigmoids, groups and favours).
-    /// `x`: the MLP's input, `[tokens, hidden]`; result: one route per expert.
-    ///
-    /// # Errors
-    /// Shapes that do not fit, or a router whose scores are no numbers.
-    pub fn routes(&self, x: &Tensor) -> Result<Vec<Route>> {
-        let Some(experts) = self.frame.model.experts(self.index) else { return Ok(Vec::new()) };
-        let scores = self.linear(Part::Router, x)?.to_vec2::<f32>()?;
-        let favours: Vec<f32> = match self.tensors.get(&(Part::Favours, Kind::Weight)) {
-            Some(favours) => favours.to_vec1()?,
-            None => vec![0.0; experts.count],
-        };
-        let mut routes = vec![Route::default(); experts.count];
-        for (token, scores) in scores.iter().enumerate() {
-            let weights = weights(experts.scoring, scores);
-            if weights.iter().any(|weight| !weight.is_finite()) {
-                return Err(Error::new(format!("the router's scores of token {token} are no numbers")));
-            }
-            let merits: Vec<f32> = weights.iter().zip(&favours).map(|(weight, favour)| weight + favour).collect();
-            let chosen = choose(&experts, &merits);
-            let total: f32 = if experts.normed { chosen.iter().map(|&e| weights[e]).sum() } else { 1.0 };
-            for &e in &chosen {
-                routes[e].tokens.push(token as u32);
-                routes[e].weights.push(weights[e] / total * experts.scale);
-            }
-        }
-        Ok(routes)
-    }
-
-    /// What an expert's last layer reads. `x`: the rows of the MLP's input that go to it, `[tokens, hidden]`; `weight`: the
-    /// expert's own matrices.
-    ///
-    /// # Errors
-    /// Shapes that do not fit, or a matrix that cannot be read.
-    pub fn expert_inner(&self, expert: usize, x: &Tensor, weight: &dyn Fn(Part) -> Result<Tensor>) -> Result<Tensor> {
-        let of = |part: Part| self.expert_linear(part, expert, x, &weight(part)?);
-        Ok(ops::gated(self.frame.model.form.mlp.activation, &of(Part::ExpertGates)?, &of(Part::ExpertUps)?)?)
-    }
-
-    fn expert_linear(&self, part: Part, expert: usize, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
-        let y = ops::linear(x, weight)?;
-        match self.bias(part) {
-            Some(bias) => Ok(y.broadcast_add(&bias.get(expert)?)?),
-            None => Ok(y),
-        }
-    }
-
-    /// One expert's matrix, `[rows, columns]`.
-    ///
-    /// # Errors
-    /// There is no such expert.
-    pub fn expert(&self, part: Part, expert: usize) -> Result<Tensor> {
-        Ok(self.weight(part).get(expert)?)
-    }
-
-    /// What all experts make of the MLP's input together, `[tokens, hidden]`. `weight`: a matrix of one of them.
-    fn mixture(&self, x: &Tensor, weight: &dyn Fn(Part, usize) -> Result<Tensor>) -> Result<Tensor> {
-        let mut y = x.zeros_like()?;
-        for (expert, route) in self.routes(x)?.iter().enumerate().filter(|(_, route)| !route.tokens.is_empty()) {
-            let tokens = Tensor::from_slice(&route.tokens, route.tokens.len(), x.device())?;
-            let inner = self.expert_inner(expert, &x.index_select(&tokens, 0)?, &|part| weight(part, expert))?;
-            let own = self.expert_linear(Part::ExpertDowns, expert, &inner, &weight(Part::ExpertDowns, expert)?)?;
-            let weights = Tensor::from_slice(&route.weights, (route.weights.len(), 1), x.device())?;
-            y = y.index_add(&tokens, &own.broadcast_mul(&weights)?, 0)?;
-        }
-        if self.frame.model.mlp_width(self.index) > 0 {
-            let mut shared = self.last(Half::Mlp, &self.inner(Half::Mlp, x)?)?;
-            if self.tensors.contains_key(&(Part::SharedRouter, Kind::Weight)) {
-                let open = (self.linear(Part::SharedRouter, x)?.neg()?.exp()? + 1.0)?.recip()?;
-                shared = shared.broadcast_mul(&open)?;
-            }
-            y = (y + shared)?;
-        }
-        Ok(y)
     }
 
     /// What the half's last linear layer makes of a difference between two inners: the layer without its bias.
@@ -487,41 +359,4 @@ impl<'a> Block<'a> {
         };
         self.added(half, h, y)
     }
-}
-
-/// The weights of all experts from a router's scores of a token.
-fn weights(scoring: Scoring, scores: &[f32]) -> Vec<f32> {
-    match scoring {
-        Scoring::Sigmoid => scores.iter().map(|score| 1.0 / (1.0 + (-score).exp())).collect(),
-        Scoring::Softmax => {
-            let largest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            let powers: Vec<f32> = scores.iter().map(|score| (score - largest).exp()).collect();
-            let total: f32 = powers.iter().sum();
-            powers.iter().map(|power| power / total).collect()
-        }
-    }
-}
-
-/// The experts that a token goes to, by how much each of them merits it; of equal ones the first.
-fn choose(experts: &Experts, merits: &[f32]) -> Vec<usize> {
-    let mut open: Vec<usize> = (0..experts.count).collect();
-    if let Some((groups, used)) = experts.groups {
-        // A group is worth its two best.
-        let each = experts.count / groups;
-        let worth = |group: usize| {
-            let mut own: Vec<f32> = merits[group * each..(group + 1) * each].to_vec();
-            own.sort_by(|a, b| b.total_cmp(a));
-            match experts.favours {
-                true => own.iter().take(2).sum::<f32>(),
-                false => own[0],
-            }
-        };
-        let mut order: Vec<usize> = (0..groups).collect();
-        order.sort_by(|&a, &b| worth(b).total_cmp(&worth(a)));
-        let allowed = &order[..used.min(groups)];
-        open.retain(|e| allowed.contains(&(e / each)));
-    }
-    open.sort_by(|&a, &b| merits[b].total_cmp(&merits[a]));
-    open.truncate(experts.used);
-    open
 }

@@ -25,6 +25,14 @@ impl Architecture for DeepSeek2 {
         "deepseek2"
     }
 
+    fn has_latent_attention(&self) -> bool {
+        true
+    }
+
+    fn has_experts(&self) -> bool {
+        true
+    }
+
     fn model_types(&self) -> &'static [&'static str] {
         &["deepseek_v2", "deepseek_v3"]
     }

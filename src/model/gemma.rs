@@ -95,6 +95,10 @@ impl Architecture for Gemma {
         false
     }
 
+    fn obstacle_to_rotation(&self, _: &Form) -> Option<&'static str> {
+        Some("a rotation needs an output matrix of its own, which llama.cpp does not read for it")
+    }
+
     fn made(&self, _: &Model, part: Part, _: Kind) -> Made {
         made(part)
     }

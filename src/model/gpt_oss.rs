@@ -18,6 +18,10 @@ impl Architecture for GptOss {
         "gpt-oss"
     }
 
+    fn has_experts(&self) -> bool {
+        true
+    }
+
     fn model_types(&self) -> &'static [&'static str] {
         &["gpt_oss"]
     }

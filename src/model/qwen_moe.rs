@@ -55,6 +55,10 @@ impl Architecture for Qwen2Moe {
         "qwen2moe"
     }
 
+    fn has_experts(&self) -> bool {
+        true
+    }
+
     fn model_types(&self) -> &'static [&'static str] {
         &["qwen2_moe"]
     }
@@ -83,6 +87,10 @@ impl Architecture for Qwen2Moe {
 impl Architecture for Qwen3Moe {
     fn gguf(&self) -> &'static str {
         "qwen3moe"
+    }
+
+    fn has_experts(&self) -> bool {
+        true
     }
 
     fn model_types(&self) -> &'static [&'static str] {
