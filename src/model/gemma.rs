@@ -171,7 +171,7 @@ impl Architecture for Gemma3 {
     }
 
     fn model_types(&self) -> &'static [&'static str] {
-        &["gemma3_text"]
+        &["gemma3_text", "gemma3"]
     }
 
     fn form(&self) -> Form {
@@ -179,6 +179,9 @@ impl Architecture for Gemma3 {
     }
 
     fn read(&'static self, config: &Config) -> Result<Model> {
+        // A model that sees, too, has this one's configuration inside; keys of usual values are left out there.
+        let inside = config.object("text_config")?.map(|text| text.with_defaults(usual_of_gemma3()));
+        let config = inside.as_ref().unwrap_or(config);
         let mut model = read(self, config)?;
         model.form.attention_scale = Some(check_scale(config, &model, LARGE_3)?);
         model.form.logit_cap = config.maybe_positive("final_logit_softcapping")?.map(|x| x as f32);
@@ -234,6 +237,22 @@ impl Architecture for Gemma3 {
     fn made(&self, _: &Model, part: Part, _: Kind) -> Made {
         made(part)
     }
+}
+
+/// What transformers takes for granted in `text_config`.
+fn usual_of_gemma3() -> serde_json::Value {
+    serde_json::json!({
+        "vocab_size": 262_208,
+        "hidden_size": 2304,
+        "intermediate_size": 9216,
+        "num_hidden_layers": 26,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "max_position_embeddings": 131_072,
+        "rms_norm_eps": 1e-6,
+        "sliding_window": 4096,
+    })
 }
 
 /// One block of six sees everything.

@@ -203,6 +203,7 @@ pub fn read(file: &Gguf, vector: impl Fn(&str) -> Result<Option<Vec<f32>>>) -> R
         rope: Some(Rope { scaling, ..Rope::plain(base, rotary) }),
         form: Form { qkv_bias, mlp_bias, o_bias: keys.has("blk.0.attn_output.bias"), ..form },
         tied: !keys.has("output.weight"),
+        renamed: ("", ""),
     };
     let had_experts = model.form.experts.is_some();
     architecture.read_gguf(&keys, &mut model)?;

@@ -54,6 +54,7 @@ impl Architecture for Gpt2 {
             rope: None,
             form: self.form(),
             tied,
+            renamed: ("", ""),
         })
     }
 

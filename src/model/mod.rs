@@ -234,6 +234,8 @@ pub struct Model {
     pub form: Form,
     /// The embedding is the output matrix, too.
     pub tied: bool,
+    /// A prefix of the checkpoint's names, and what is there instead ([`Model::settle`]).
+    pub renamed: (&'static str, &'static str),
 }
 
 impl Model {
@@ -283,6 +285,7 @@ impl Model {
             rope: Some(Rope::plain(1e4, 4)),
             form: Form::PLAIN,
             tied: true,
+            renamed: ("", ""),
         }
     }
 }

@@ -41,6 +41,7 @@ pub fn read(architecture: &'static dyn Architecture, config: &Config, tied: bool
         rope: Some(Rope::read(config, head_dim)?),
         form: Form { qkv_bias: form.qkv_bias || bias, o_bias: form.o_bias || bias, ..form },
         tied: config.get("tie_word_embeddings").map_or(Ok(tied), |_| config.flag("tie_word_embeddings"))?,
+        renamed: ("", ""),
     })
 }
 

@@ -39,6 +39,10 @@ impl TensorSpec {
     }
 }
 
+/// What prefixes of names may be in a checkpoint: from what they usually are to what they are there.
+const RENAMED: [(&str, &str); 4] =
+    [("", ""), ("transformer.", ""), ("", "language_model."), ("model.", "model.language_model.")];
+
 impl Model {
     /// The tensors that come before the blocks; the embedding is the first.
     pub fn head(&self) -> Vec<TensorSpec> {
@@ -63,7 +67,7 @@ impl Model {
     pub fn output_norm(&self) -> Vec<TensorSpec> {
         let kinds: &[Kind] = if self.form.norm == Norm::Layer { &[Kind::Weight, Kind::Bias] } else { &[Kind::Weight] };
         let norm = |&kind: &Kind| TensorSpec {
-            source: format!("{}.{}", self.architecture.ends().norm, kind.suffix()),
+            source: self.named(format!("{}.{}", self.architecture.ends().norm, kind.suffix())),
             gguf: format!("output_norm.{}", kind.suffix()),
             role: Role::Norm(kind),
             made: self.architecture.made(self, Part::AttnNorm, kind),
@@ -189,7 +193,7 @@ impl Model {
                 // A bias that has no weight beside it.
                 let own = if part == Part::Favours { Kind::Bias } else { kind };
                 TensorSpec {
-                    source: format!("{}.{i}.{source}{end}", architecture.ends().blocks),
+                    source: self.named(format!("{}.{i}.{source}{end}", architecture.ends().blocks)),
                     gguf: format!("blk.{i}.{gguf}.{}", own.suffix()),
                     shape,
                     role: Role::Block(part, kind),
@@ -229,9 +233,26 @@ impl Model {
         }
     }
 
+    /// Finds out by which names a checkpoint has its tensors: some are saved without the prefix of their class, some with that of a
+    /// model that sees, too. `has`: whether there is a tensor of a name.
+    pub fn settle(&mut self, has: impl Fn(&str) -> bool) {
+        self.renamed = ("", "");
+        let embedding = self.embedding().source;
+        let fits =
+            |&(from, to): &(&str, &str)| embedding.strip_prefix(from).is_some_and(|rest| has(&format!("{to}{rest}")));
+        self.renamed = RENAMED.into_iter().find(fits).unwrap_or(("", ""));
+    }
+
+    fn named(&self, source: String) -> String {
+        match source.strip_prefix(self.renamed.0) {
+            Some(rest) => format!("{}{rest}", self.renamed.1),
+            None => source,
+        }
+    }
+
     fn end(&self, source: &str, gguf: &str, shape: Vec<usize>, role: Role) -> TensorSpec {
         let weight = |name: &str| format!("{name}.weight");
-        let (source, gguf, order) = (weight(source), weight(gguf), RowOrder::AsIs);
+        let (source, gguf, order) = (self.named(weight(source)), weight(gguf), RowOrder::AsIs);
         TensorSpec { source, gguf, shape, role, block: None, order, made: Made::AsIs }
     }
 }

@@ -163,10 +163,11 @@ impl Plan {
     fn of_folder(folder: &Path, mut request: Request) -> Result<Plan> {
         let config = Config::open(&folder.join("config.json"))
             .context(|| format!("{} is not a checkpoint folder", folder.display()))?;
-        let original = Model::read(&config)?;
+        let mut original = Model::read(&config)?;
+        let source = Checkpoint::open(folder)?;
+        original.settle(|name| source.contains(name));
         let rotation = request.rotate.map(|seed| Rotation::new(&original, seed)).transpose()?;
         let model = rotation.as_ref().map_or_else(|| original.clone(), Rotation::model);
-        let source = Checkpoint::open(folder)?;
         let vocabulary = Vocabulary::from_files(folder, model.vocab, config.json(), request.pre)?;
         let dtypes: HashMap<&str, String> = source.tensors().map(|t| (t.name, t.dtype)).collect();
         let facts = Facts::of(&model, request.knows_importance());

@@ -96,10 +96,12 @@ impl Subject {
         let subject = if path.is_dir() {
             let config = Config::open(&path.join("config.json"))
                 .context(|| format!("{} is not a checkpoint folder", path.display()))?;
-            let model = Model::read(&config)?;
+            let mut model = Model::read(&config)?;
+            let weights = Checkpoint::open(path)?;
+            model.settle(|name| weights.contains(name));
             let vocabulary = Vocabulary::from_files(path, model.vocab, config.json(), pre)?;
             let tokenizer = Tokenizer::open(path, &vocabulary)?;
-            Subject { model, tokenizer, weights: Weights::Checkpoint(Checkpoint::open(path)?) }
+            Subject { model, tokenizer, weights: Weights::Checkpoint(weights) }
         } else {
             let file = open_gguf(path)?;
             let model = gguf_model(&file)?;

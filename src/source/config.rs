@@ -58,6 +58,16 @@ impl Config {
         }
     }
 
+    /// The same with values for keys that are missing.
+    pub fn with_defaults(mut self, defaults: Value) -> Config {
+        if let (Some(own), Value::Object(defaults)) = (self.json.as_object_mut(), defaults) {
+            for (key, value) in defaults {
+                own.entry(key).or_insert(value);
+            }
+        }
+        self
+    }
+
     /// A whole number above zero.
     ///
     /// # Errors
