@@ -23,7 +23,7 @@ use std::ops::Range;
 use std::sync::OnceLock;
 
 /// Bytes of the Hessians that are collected in one walk over the stream.
-const MEMORY: usize = 512 << 20;
+pub(super) const MEMORY: usize = 512 << 20;
 
 /// Experts that fewer tokens go to are not calibrated on them.
 const FEW: usize = 32;

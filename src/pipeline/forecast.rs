@@ -11,6 +11,7 @@ pub mod sizes;
 pub mod speed;
 pub mod time;
 
+use super::experts::MEMORY;
 use super::subject::BATCH;
 use super::{PIECE, head, stream};
 use crate::method::{self, Method, Options, PART};
@@ -245,6 +246,13 @@ impl<'a> Job<'a> {
             base = base.with("quantized layers of the first half", done);
         }
         let compared = tokens.compared > 0;
+        if let Some(experts) = block.experts.as_ref().filter(|_| half == Half::Mlp) {
+            let each: u64 = experts.sites.iter().map(|site| (site.columns * site.columns) as u64 * 2 * SINGLE).sum();
+            let at_once = (MEMORY as u64 / each.max(1)).clamp(1, experts.count as u64);
+            let one = experts.elements() / experts.count as u64 * SINGLE;
+            let moment = base.clone().at("the experts").with("Hessians of some experts, seen and held", at_once * each);
+            moments.push(moment.with("finished experts", experts.bytes).with("an expert in single precision", 4 * one));
+        }
         for site in block.sites(half) {
             let n = site.columns as u64;
             let place = |what: &str| format!("{what} of {}", site.name());

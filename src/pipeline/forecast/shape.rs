@@ -3,7 +3,7 @@
 use crate::format::Type;
 use crate::grid::{LANES, Steps, Supers};
 use crate::model::block::Half;
-use crate::model::{Kind, Role, Site};
+use crate::model::{Kind, Part, Role, Site};
 use crate::pipeline::plan::{Plan, Planned};
 
 /// Blocks that are alike.
@@ -13,6 +13,21 @@ pub struct BlockShape {
     pub count: usize,
     /// Their sites, in the order of [`Site::ALL`].
     pub sites: Vec<SiteShape>,
+    /// Their experts.
+    pub experts: Option<ExpertShape>,
+}
+
+/// Experts that are alike.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ExpertShape {
+    /// How many there are in a block.
+    pub count: usize,
+    /// How many each token goes to.
+    pub used: usize,
+    /// What one of them reads, and what is inside it.
+    pub sites: [SiteShape; 2],
+    /// Bytes of all of them in the file.
+    pub bytes: u64,
 }
 
 /// The layers of a site that are rounded to codes.
@@ -111,9 +126,10 @@ impl BlockShape {
         let mut shapes: Vec<BlockShape> = Vec::new();
         for tensors in plan.blocks() {
             let sites: Vec<SiteShape> = Site::ALL.iter().filter_map(|&site| of_site(plan, site, tensors)).collect();
-            match shapes.iter_mut().find(|shape| shape.sites == sites) {
+            let experts = of_experts(plan, tensors);
+            match shapes.iter_mut().find(|shape| shape.sites == sites && shape.experts == experts) {
                 Some(shape) => shape.count += 1,
-                None => shapes.push(BlockShape { count: 1, sites }),
+                None => shapes.push(BlockShape { count: 1, sites, experts }),
             }
         }
         shapes
@@ -132,8 +148,34 @@ impl BlockShape {
 
     /// Numbers of its matrices.
     pub fn elements(&self) -> u64 {
-        self.sites.iter().map(SiteShape::all_elements).sum()
+        let experts = self.experts.iter().map(ExpertShape::elements);
+        self.sites.iter().map(SiteShape::all_elements).chain(experts).sum()
     }
+}
+
+impl ExpertShape {
+    /// Weights of all of them.
+    pub fn elements(&self) -> u64 {
+        self.count as u64 * self.sites.iter().map(SiteShape::all_elements).sum::<u64>()
+    }
+}
+
+fn of_experts(plan: &Plan, tensors: &[Planned]) -> Option<ExpertShape> {
+    let stacks: Vec<&Planned> = tensors.iter().filter(|t| t.spec.is_of_experts()).collect();
+    let count = stacks.first()?.spec.shape[0];
+    let used = plan.model().ok()?.form.experts?.used;
+    let site = |site: Site, inside: bool| {
+        let own = stacks.iter().filter(|t| matches!(t.spec.role, Role::Block(Part::ExpertDowns, _)) == inside);
+        let layers: Vec<LayerShape> = own
+            .clone()
+            .filter(|t| t.is_rounded())
+            .map(|t| LayerShape { rows: t.spec.shape[1], columns: t.spec.columns(), kind: t.kind })
+            .collect();
+        let others = own.clone().filter(|t| !t.is_rounded()).map(|t| t.spec.shape[1]).sum();
+        SiteShape { site, columns: own.clone().next().map_or(0, |t| t.spec.columns()), layers, others, scalable: false }
+    };
+    let bytes = stacks.iter().map(|t| t.bytes()).sum();
+    Some(ExpertShape { count, used, sites: [site(Site::FfnIn, false), site(Site::FfnMid, true)], bytes })
 }
 
 fn of_site(plan: &Plan, site: Site, tensors: &[Planned]) -> Option<SiteShape> {

@@ -134,6 +134,7 @@ impl Job<'_> {
                     self.solve(&mut one, site);
                 }
             }
+            self.experts(&mut one, block, tokens);
             work.add(&one, block.count as f64);
             // Nothing reads the stream behind the last block, unless an output matrix does.
             if i == last && !self.calibrates_untied() {
@@ -143,6 +144,22 @@ impl Job<'_> {
         }
         self.outputs(&mut work, model, shapes, tokens, source);
         work
+    }
+
+    /// What experts take; see `pipeline/experts.rs`.
+    fn experts(&self, work: &mut Work, block: &BlockShape, tokens: Tokens) {
+        let Some(experts) = &block.experts else { return };
+        let [input, inner] = &experts.sites;
+        let (used, count) = (experts.used as f64, experts.count as f64);
+        let (first, last) = (input.all_elements() as f64, inner.all_elements() as f64);
+        // Once for what is inside, once for what comes out; the latter in the original model, too.
+        work.linear += used * tokens.all as f64 * (2.0 * first + last) + used * tokens.compared as f64 * (first + last);
+        for site in &experts.sites {
+            work.outer += used * tokens.all as f64 * lower_triangle(site.columns);
+            let mut one = Work::default();
+            self.solve(&mut one, site);
+            work.add(&one, count);
+        }
     }
 
     /// The forward passes of a half: through its first layers for the inner site, and again for the output where the inner
