@@ -75,19 +75,19 @@ fn merges_may_be_pairs_and_hold_spaces() {
 
 #[test]
 fn other_kinds_are_refused_by_name() {
-    for (kind, change) in [
-        ("Unigram", json!({"type": "Unigram", "vocab": [["a", 0.0]]})),
-        ("WordPiece", json!({"type": "WordPiece", "vocab": {"a": 0}})),
-        ("byte fallback", json!({"type": "BPE", "byte_fallback": true, "vocab": {"a": 0}, "merges": []})),
-        ("marked subwords", json!({"type": "BPE", "end_of_word_suffix": "</w>", "vocab": {"a": 0}, "merges": []})),
-        ("without merges", json!({"type": "BPE", "vocab": {"a": 0}})),
-        ("no known kind", json!({})),
+    for (kind, hint, change) in [
+        ("Unigram", "tokenizer.model", json!({"type": "Unigram", "vocab": [["a", 0.0]]})),
+        ("WordPiece", "only byte-level BPE", json!({"type": "WordPiece", "vocab": {"a": 0}})),
+        (
+            "marked subwords",
+            "only byte-level BPE",
+            json!({"type": "BPE", "end_of_word_suffix": "</w>", "vocab": {"a": 0}, "merges": []}),
+        ),
+        ("without merges", "only byte-level BPE", json!({"type": "BPE", "vocab": {"a": 0}})),
+        ("no known kind", "only byte-level BPE", json!({})),
     ] {
         let text = complaint(changed(|json| json["model"] = change));
-        assert!(
-            text.contains(kind) && text.contains("tokenizer.json") && text.contains("only byte-level BPE"),
-            "{text}"
-        );
+        assert!(text.contains(kind) && text.contains("tokenizer.json") && text.contains(hint), "{text}");
     }
     let text = complaint(changed(|json| {
         json["pre_tokenizer"] = json!({"type": "Metaspace"});
@@ -111,6 +111,8 @@ fn impossible_tokens_are_refused() {
     let text = complaint(changed(|json| json["added_tokens"][0] = json!({"id": 5})));
     assert!(text.contains("has no content"), "{text}");
     let text = complaint(changed(|json| json["model"]["vocab"] = json!([])));
+    assert!(text.contains("merge 0") && text.contains("is no token"), "{text}");
+    let text = complaint(changed(|json| json["model"] = json!({"merges": [], "vocab": []})));
     assert!(text.contains("no model.vocab"), "{text}");
 }
 
