@@ -52,6 +52,15 @@ const EXAONE_MOE: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?(?:\p{
 const JAIS2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s{512}(?!\S)|\s{256}(?!\S)|\s{128}(?!\S)|\s{64}(?!\S)|\s{32}(?!\S)|\s{16}(?!\S)|\s{8}(?!\S)|\s{4}(?!\S)|\s{1,2}(?!\S)|\s{1}";
 const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const GPT4O: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const YOUTU_CJK: &str = r"[\x{AC00}-\x{D7A3}\x{3131}-\x{318E}]+|[\x{FF01}\x{2026}\x{201C}\x{201D}\x{2018}\x{2019}\x{2014}\x{FF1A}\x{FF1B}\x{FF0C}\x{3001}-\x{303F}\x{FE30}-\x{FE4F}]+|[\x{3105}-\x{312F}]+|[\x{4E00}-\x{9FA5}\x{3040}-\x{309F}\x{30A0}-\x{30FF}]+";
+const YOUTU_WORDS: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const KIMI: &str = r"[\p{Han}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]+[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const UFAKZEKA: &str = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+/// Groups of three from the right.
+const AFMOE_DIGITS: &str = r"\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))";
+const AFMOE_ASIAN: &str = r"[\x{4E00}-\x{9FFF}\x{3400}-\x{4DBF}\x{8C48}-\x{FAFF}\x{3040}-\x{309F}\x{30A0}-\x{30FF}\x{FF65}-\x{FF9F}\x{2F00}-\x{2FDF}\x{E40}-\x{E7F}\x{E80}-\x{EFF}\x{1780}-\x{17FF}\x{1000}-\x{109F}\x{AA60}-\x{AA7F}\x{A9E0}-\x{A9FF}\x{AC00}-\x{D7AF}\x{1100}-\x{11FF}]+";
+const SPARK_WORDS: &str = r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+|[\r\n]|\s+(?!\S)|\s+"##;
+const LINES: &str = r"[^\n]+|[\n]+";
 const BLOOM: &str = r" ?[^(\s|[.,!?\x{2026}\x{3002}\x{FF0C}\x{3001}\x{964}\x{6D4}\x{60C}])]+";
 const PUNCTUATION: &str = r"[\p{P}$+<=>^`|~]";
 const PUNCTUATION_RUN: &str = r"[\p{P}$+<=>^`|~]+";
@@ -85,7 +94,17 @@ const PLAIN: PreTokenizer = PreTokenizer { names: &[], nfc: false, ignore_merges
 /// assumes of a file that names none.
 static TABLE: &[PreTokenizer] = &[
     PreTokenizer {
-        names: &["llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"],
+        names: &[
+            "llama-bpe",
+            "llama3",
+            "llama-v3",
+            "falcon3",
+            "falcon-h1",
+            "pixtral",
+            "midm-2.0",
+            "lfm2",
+            "jina-v5-nano",
+        ],
         ignore_merges: true,
         add_bos: true,
         steps: &[Cut(LLAMA3), Bytes],
@@ -120,6 +139,9 @@ static TABLE: &[PreTokenizer] = &[
             "jina-de",
             "jina-v2-es",
             "jina-v2-de",
+            "jina-v1-en",
+            "jina-v2-code",
+            "roberta-bpe",
         ],
         steps: &[Cut(GPT2), Bytes],
         ..PLAIN
@@ -131,10 +153,14 @@ static TABLE: &[PreTokenizer] = &[
         ..PLAIN
     },
     PreTokenizer { names: &["command-r"], nfc: true, steps: &[Cut(DIGIT), Cut(GPT2), Bytes], ..PLAIN },
-    PreTokenizer { names: &["gpt-4o", "llama4", "kanana2", "minimax-m2"], steps: &[Cut(GPT4O), Bytes], ..PLAIN },
+    PreTokenizer {
+        names: &["gpt-4o", "llama4", "kanana2", "minimax-m2", "talkie"],
+        steps: &[Cut(GPT4O), Bytes],
+        ..PLAIN
+    },
     PreTokenizer { names: &["tekken"], ignore_merges: true, add_bos: true, steps: &[Cut(TEKKEN), Bytes], ..PLAIN },
     PreTokenizer {
-        names: &["deepseek-v3", "hunyuan-dense", "joyai-llm"],
+        names: &["deepseek-v3", "hunyuan-dense", "joyai-llm", "hy_v4"],
         steps: &[Cut(DIGIT_TRIPLES), Cut(DEEPSEEK_V3_CJK), Cut(DEEPSEEK_V3_WORDS), Bytes],
         ..PLAIN
     },
@@ -173,7 +199,46 @@ static TABLE: &[PreTokenizer] = &[
         steps: &[Cut(DIGIT_TRIPLES), Cut(MINICPM5), Bytes],
         ..PLAIN
     },
-    PreTokenizer { names: &["tiny_aya"], steps: &[Cut(r"\d{1,3}(?=(?:\d{3})*\b)"), Cut(GPT4O), Bytes], ..PLAIN },
+    PreTokenizer {
+        names: &["tiny_aya", "cohere2moe"],
+        steps: &[Cut(r"\d{1,3}(?=(?:\d{3})*\b)"), Cut(GPT4O), Bytes],
+        ..PLAIN
+    },
+    PreTokenizer { names: &["granite-embed-multi-97m"], ignore_merges: true, steps: &[Cut(GPT4O), Bytes], ..PLAIN },
+    PreTokenizer { names: &["youtu"], ignore_merges: true, steps: &[Cut(YOUTU_CJK), Cut(YOUTU_WORDS), Bytes], ..PLAIN },
+    PreTokenizer { names: &["kimi-k2"], steps: &[Cut(KIMI), Bytes], ..PLAIN },
+    PreTokenizer { names: &["ufakzeka"], steps: &[Cut(UFAKZEKA), Bytes], ..PLAIN },
+    PreTokenizer {
+        names: &["afmoe"],
+        steps: &[Cut(AFMOE_DIGITS), Cut(AFMOE_ASIAN), Cut(DEEPSEEK_V3_WORDS), Bytes],
+        ..PLAIN
+    },
+    PreTokenizer { names: &["laguna"], steps: &[Cut(LINES), Cut(QWEN2), Bytes], ..PLAIN },
+    PreTokenizer {
+        names: &["spark2_5"],
+        steps: &[Cut(DIGIT_TRIPLES), Cut(DEEPSEEK_V3_CJK), Cut(SPARK_WORDS), Cut(DIGIT), Bytes],
+        ..PLAIN
+    },
+    PreTokenizer {
+        names: &["chameleon"],
+        add_bos: true,
+        steps: &[
+            Cut("<sentinel:[0-9]+>"),
+            Cut("(IMGIMG)((A|B|C|D|E|F|G|H|I){1,4})Z"),
+            Cut(r"([\t\n]|    |  )"),
+            Cut(DIGIT),
+            Cut(PUNCTUATION),
+            Cut(GPT2),
+            Bytes,
+        ],
+        ..PLAIN
+    },
+    // What llama.cpp does with files that name none, or were made before there were names.
+    PreTokenizer {
+        names: &["default"],
+        steps: &[Cut(r"[\p{P}$+<=>^~|]+"), Cut(GPT2), Cut(DIGIT_RUN), Cut("[0-9][0-9][0-9]"), Bytes],
+        ..PLAIN
+    },
 ];
 
 /// All names that `--pre` accepts.
