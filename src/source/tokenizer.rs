@@ -44,8 +44,7 @@ impl Tokenizer {
     }
 
     fn new(inner: Inner, vocabulary: &Vocabulary) -> Tokenizer {
-        let bos = if vocabulary.add_bos == Some(true) { vocabulary.special("bos") } else { None };
-        Tokenizer { inner, bos }
+        Tokenizer { inner, bos: vocabulary.bos() }
     }
 
     /// The token that every text starts with, if there is one.

@@ -16,6 +16,7 @@ mod spm;
 mod spm_files;
 mod templates;
 
+use super::pre_tokenizer;
 use super::value::{self, Metadata, Value};
 use crate::error::{Error, Result};
 
@@ -110,6 +111,16 @@ impl Vocabulary {
     /// The id of a special token by its name in [`SPECIAL`].
     pub fn special(&self, name: &str) -> Option<u32> {
         SPECIAL.iter().zip(self.special).find(|((known, _), _)| *known == name).and_then(|(_, id)| id)
+    }
+
+    /// The token that llama.cpp puts in front of every text, if there is one. A file that does not say whether it does
+    /// leaves it to the kind, or to the pre-tokenizer.
+    pub fn bos(&self) -> Option<u32> {
+        let (implied, usual) = match self.kind {
+            Kind::ByteLevel => (pre_tokenizer::by_name(&self.pre).is_some_and(|pre| pre.add_bos), None),
+            Kind::SentencePiece => (true, Some(1).filter(|id| (*id as usize) < self.tokens.len())),
+        };
+        self.special("bos").or(usual).filter(|_| self.add_bos.unwrap_or(implied))
     }
 
     /// The keys of GGUF, in the order in which llama.cpp's converter writes them.
@@ -290,6 +301,22 @@ mod tests {
         vocabulary.chat_template = Some("{{ messages }}".into());
         vocabulary.named_templates = vec![("rag".into(), "r".into()), ("tool_use".into(), "t".into())];
         assert_eq!(Vocabulary::from_metadata(&vocabulary.to_metadata()).unwrap(), vocabulary);
+    }
+
+    #[test]
+    fn a_file_that_does_not_say_starts_texts_as_llama_cpp_does() {
+        let mut vocabulary = tiny();
+        assert_eq!(vocabulary.bos(), Some(2046));
+        vocabulary.add_bos = None;
+        assert_eq!(vocabulary.bos(), Some(2046), "llama-bpe implies it");
+        vocabulary.pre = "qwen2".into();
+        assert_eq!(vocabulary.bos(), None);
+        vocabulary.kind = Kind::SentencePiece;
+        assert_eq!(vocabulary.bos(), Some(2046));
+        vocabulary.special = Default::default();
+        assert_eq!(vocabulary.bos(), Some(1));
+        vocabulary.add_bos = Some(false);
+        assert_eq!(vocabulary.bos(), None);
     }
 
     #[test]

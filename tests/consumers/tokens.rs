@@ -2,8 +2,9 @@
 
 use crate::ask;
 use crate::common::checkpoint::Shape;
-use crate::common::folder;
+use crate::common::{divergence, folder};
 use crate::quantize;
+use llmq::pipeline::subject::Subject;
 use llmq::pipeline::weights::open_gguf;
 use llmq::source::pre_tokenizer::{self, PreTokenizer};
 use llmq::source::tokenizer::Tokenizer;
@@ -134,6 +135,33 @@ fn every_kind_of_tokenizer_gives_the_tokens_of_the_original() {
         }
         assert_eq!(differs, own_way.is_some() || normalizes, "{name}: llama.cpp has no longer its own way");
     }
+}
+
+/// A checkpoint whose tokenizer is a lone tokenizer.model, with fewer tokens than the embedding has rows.
+#[test]
+fn a_tokenizer_model_goes_all_the_way() {
+    let trained = folder();
+    let originals = ask::originals(trained.path());
+    let checkpoint = folder();
+    Shape::default().write(checkpoint.path());
+    std::fs::remove_file(checkpoint.path().join("tokenizer.json")).unwrap();
+    for name in ["tokenizer.model", "tokenizer_config.json"] {
+        std::fs::copy(trained.path().join("spm_bpe").join(name), checkpoint.path().join(name)).unwrap();
+    }
+    let (_folder, file) = quantize(checkpoint.path(), "F32", "rtn");
+    let texts: Vec<&str> = originals.texts.iter().map(String::as_str).collect();
+    let llama = ask::llama(&file, &texts, &[]);
+    assert_eq!(llama.tokens_special, originals.tokens["spm_bpe"]);
+    assert_eq!((llama.bos, llama.eos, llama.add_bos), (Some(1), Some(2), true));
+    for model in [checkpoint.path(), &file] {
+        let tokenizer = Subject::open(model, None).unwrap().tokenizer;
+        assert_eq!(tokenizer.bos(), Some(1));
+        for (text, expected) in texts.iter().zip(&originals.tokens["spm_bpe"]) {
+            assert_eq!(tokenizer.encode(text).unwrap(), *expected, "{}: {text:?}", model.display());
+        }
+    }
+    let same = divergence(&file, checkpoint.path(), &["-c", "128", "--chunks", "2"]);
+    assert!(same["kl_divergence"].as_f64().unwrap() < 1e-6, "{same}");
 }
 
 /// One of each way of cutting text.

@@ -40,7 +40,7 @@ impl Vocabulary {
     /// Files that are missing, damaged or of a kind that GGUF does not have; tokens without a row.
     pub fn from_files(folder: &Path, vocab_size: usize, config: &Value, pre: Option<&str>) -> Result<Self> {
         let path = folder.join("tokenizer.json");
-        let files = Files {
+        let mut files = Files {
             tokenizer: read_json(&path)?,
             tokenizer_config: read_json(&folder.join("tokenizer_config.json"))?,
             special_tokens_map: read_json(&folder.join("special_tokens_map.json"))?,
@@ -50,40 +50,15 @@ impl Vocabulary {
             model: None,
             rows: vocab_size,
         };
-        let unusable = |file: &str| format!("cannot use {}", folder.join(file).display());
-        let byte_level = is_byte_level(&files.tokenizer);
-        // Only where it is needed: some checkpoints have other things under this name.
-        let model = if byte_level { None } else { SentencePiece::open(&folder.join("tokenizer.model"))? };
-        let files = Files { model: model.filter(|model| spm_files::agree(&files.tokenizer, model)), ..files };
-        let of_json = || unusable("tokenizer.json");
-        let (kind, pre, merges, gathered) = if byte_level {
-            let pre = match pre {
-                Some(name) => pre_tokenizer::by_name(name).map(|_| name).ok_or_else(|| {
-                    Error::usage(format!("llama.cpp knows no pre-tokenizer `{name}`")).hint(pre_tokenizer::advice())
-                })?,
-                None => pre_tokenizer::derive(&files.tokenizer).context(of_json)?,
-            };
-            let merges = merges::spaced(&files.tokenizer["model"]).context(of_json)?;
-            (Kind::ByteLevel, pre, merges, byte_level_tokens(&files).context(of_json)?)
-        } else {
-            let gathered = match &files.model {
-                Some(model) => spm_files::from_model(&files, model).context(|| unusable("tokenizer.model"))?,
-                None if files.tokenizer.is_null() => {
-                    return Err(Error::new(format!("there is no {}, and no tokenizer.model", path.display())).hint(
-                        "fetch the checkpoint's tokenizer; \
-                         transformers writes one: AutoTokenizer.from_pretrained(…).save_pretrained(…)",
-                    ));
-                }
-                None => {
-                    check_kind(&files.tokenizer).context(of_json)?;
-                    spm_files::from_json(&files).context(of_json)?
-                }
-            };
-            if let Some(name) = pre {
-                return Err(Error::usage(format!("--pre {name} is for byte-level BPE, which this tokenizer is not"))
-                    .hint("leave out --pre: SentencePiece has no pre-tokenizer"));
+        let kind = if is_byte_level(&files.tokenizer) { Kind::ByteLevel } else { Kind::SentencePiece };
+        check_pre(kind, pre)?;
+        let (pre, merges, gathered) = match kind {
+            Kind::ByteLevel => files.byte_level(pre).context(|| format!("cannot use {}", path.display()))?,
+            Kind::SentencePiece => {
+                // Only here, because some checkpoints of the other kind have other things under this name.
+                files.model = SentencePiece::open(&folder.join("tokenizer.model"))?;
+                (DEFAULT_PRE, Vec::new(), files.sentencepiece(folder)?)
             }
-            (Kind::SentencePiece, DEFAULT_PRE, Vec::new(), gathered)
         };
         let Gathered { tokens, add_space_prefix, notes } = gathered;
         let ids: HashMap<&str, u32> = tokens.texts.iter().map(String::as_str).zip(0..).collect();
@@ -105,6 +80,59 @@ impl Vocabulary {
             named_templates,
             notes,
         })
+    }
+}
+
+impl Files<'_> {
+    /// The pre-tokenizer, the merges and the rest of a `tokenizer.json` of byte-level BPE.
+    fn byte_level<'a>(&self, pre: Option<&'a str>) -> Result<(&'a str, Vec<String>, Gathered)> {
+        let pre = pre.map_or_else(|| pre_tokenizer::derive(&self.tokenizer), Ok)?;
+        let model = &self.tokenizer["model"];
+        let vocab = model["vocab"].as_object().ok_or_else(|| Error::new("it has no model.vocab"))?;
+        let mut slots = Slots::new(self.rows);
+        for (text, id) in vocab {
+            slots.place(text, id, token_type::NORMAL, 0.0)?;
+        }
+        slots.place_added(&self.tokenizer)?;
+        let gathered = Gathered { tokens: slots.finish()?, add_space_prefix: false, notes: Vec::new() };
+        Ok((pre, merges::spaced(model)?, gathered))
+    }
+
+    /// The vocabulary of `tokenizer.model`, or of a `tokenizer.json` that was made from one.
+    fn sentencepiece(&mut self, folder: &Path) -> Result<Gathered> {
+        let unusable = |file: &str| format!("cannot use {}", folder.join(file).display());
+        let other = self.model.take_if(|model| !spm_files::agree(&self.tokenizer, model));
+        if let Some(model) = &self.model {
+            return spm_files::from_model(self, model).context(|| unusable("tokenizer.model"));
+        }
+        if self.tokenizer.is_null() {
+            let path = folder.join("tokenizer.json");
+            return Err(Error::new(format!("there is no {}, and no tokenizer.model", path.display())).hint(
+                "fetch the checkpoint's tokenizer; \
+                 transformers writes one: AutoTokenizer.from_pretrained(…).save_pretrained(…)",
+            ));
+        }
+        let of_json = || unusable("tokenizer.json");
+        check_kind(&self.tokenizer).context(of_json)?;
+        let mut gathered = spm_files::from_json(self).context(of_json)?;
+        if other.is_some() {
+            gathered.notes.push("tokenizer.model is left aside: tokenizer.json has other tokens".into());
+        }
+        Ok(gathered)
+    }
+}
+
+/// Refuses what `--pre` cannot be.
+fn check_pre(kind: Kind, pre: Option<&str>) -> Result<()> {
+    match (kind, pre) {
+        (Kind::ByteLevel, Some(name)) if pre_tokenizer::by_name(name).is_none() => {
+            Err(Error::usage(format!("llama.cpp knows no pre-tokenizer `{name}`")).hint(pre_tokenizer::advice()))
+        }
+        (Kind::SentencePiece, Some(name)) => {
+            Err(Error::usage(format!("--pre {name} is for byte-level BPE, which this tokenizer is not"))
+                .hint("leave out --pre: SentencePiece has no pre-tokenizer"))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -150,17 +178,6 @@ fn check_kind(tokenizer: &Value) -> Result<()> {
 fn has_step(step: &Value, kind: &str) -> bool {
     let parts = ["pretokenizers", "decoders"].into_iter().filter_map(|key| step[key].as_array()).flatten();
     step["type"] == kind || parts.into_iter().any(|part| has_step(part, kind))
-}
-
-fn byte_level_tokens(files: &Files) -> Result<Gathered> {
-    let vocab = &files.tokenizer["model"]["vocab"];
-    let vocab = vocab.as_object().ok_or_else(|| Error::new("it has no model.vocab"))?;
-    let mut slots = Slots::new(files.rows);
-    for (text, id) in vocab {
-        slots.place(text, id, token_type::NORMAL, 0.0)?;
-    }
-    slots.place_added(&files.tokenizer)?;
-    Ok(Gathered { tokens: slots.finish()?, add_space_prefix: false, notes: Vec::new() })
 }
 
 /// The tokens that are matched in the text itself, before anything else happens to it.

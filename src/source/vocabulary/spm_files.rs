@@ -93,15 +93,15 @@ pub(super) fn from_json(files: &Files) -> Result<Gathered> {
     }
     if let Some((left, right)) = scores.example {
         notes.push(format!(
-            "{} tokens can be put together in ways that are no merge (\"{left}\" and \"{right}\", for example); \
-             llama.cpp uses them too, so that some words become other tokens",
+            "{} tokens can be put together in ways that are no merge (\"{left}\" and \"{right}\", for example), which \
+             llama.cpp does too: in rare places text becomes other tokens",
             scores.unlisted
         ));
     }
     if scores.apart > 0 {
         notes.push(format!(
-            "the merges of {} tokens stand apart in tokenizer.json; llama.cpp knows only the first of each, so that some \
-             words become other tokens",
+            "the merges of {} tokens stand apart in tokenizer.json, and llama.cpp knows only the first of each: in rare \
+             places text becomes other tokens",
             scores.apart
         ));
     }

@@ -111,8 +111,6 @@ fn impossible_tokens_are_refused() {
     let text = complaint(changed(|json| json["added_tokens"][0] = json!({"id": 5})));
     assert!(text.contains("has no content"), "{text}");
     let text = complaint(changed(|json| json["model"]["vocab"] = json!([])));
-    assert!(text.contains("merge 0") && text.contains("is no token"), "{text}");
-    let text = complaint(changed(|json| json["model"] = json!({"merges": [], "vocab": []})));
     assert!(text.contains("no model.vocab"), "{text}");
 }
 

@@ -197,6 +197,8 @@ fn a_model_that_is_not_of_the_same_tokenizer_is_not_used() {
     other.swap(6, 7);
     put(folder.path(), "tokenizer.model", write::model(&other, true));
     assert_eq!(scores(), -2.0);
+    let notes = Vocabulary::from_files(folder.path(), 9, &json!({}), None).unwrap().notes.join("; ");
+    assert!(notes.contains("tokenizer.model is left aside"), "{notes}");
 }
 
 #[test]
