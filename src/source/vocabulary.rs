@@ -78,7 +78,8 @@ pub const SPECIAL: [(&str, &str); 14] = [
 pub struct Vocabulary {
     /// How text becomes tokens.
     pub kind: Kind,
-    /// llama.cpp's name for the pre-tokenizer, one of [`super::pre_tokenizer::names`] if it came from a checkpoint.
+    /// llama.cpp's name for the pre-tokenizer, one of [`super::pre_tokenizer::names`] if it came from a checkpoint; empty
+    /// if a file has none.
     pub pre: String,
     /// The text of every token: that of an added token as it is; others of byte-level BPE with each byte as one printable
     /// character, those of SentencePiece with U+2581 for each space.
@@ -207,7 +208,7 @@ impl Vocabulary {
         };
         Ok(Self {
             kind,
-            pre: text("tokenizer.ggml.pre")?.unwrap_or("default").to_owned(),
+            pre: text("tokenizer.ggml.pre")?.unwrap_or_default().to_owned(),
             scores,
             merges,
             tokens,

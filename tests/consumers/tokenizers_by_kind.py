@@ -4,8 +4,8 @@
     .consumers/python/bin/python tests/consumers/tokenizers_by_kind.py FOLDER
 
 Needs scripts/setup-consumers.sh. FOLDER/NAME/tokenizer.json may already be there for kinds of byte-level BPE: with a
-pre-tokenizer, a normalizer and an empty BPE model, which is trained here. Added are the kinds of SentencePiece, see
-`SPM` below. Everything is seeded; the text is eval/calibration.txt and words of many scripts.
+pre-tokenizer, a normalizer and an empty BPE model, which is trained here. Added are the kinds of SentencePiece, one of
+them real (Mistral's). Everything is seeded; the text is eval/calibration.txt and words of many scripts.
 
 Each FOLDER/NAME becomes a tokenizer as a checkpoint has it, and FOLDER/expected.json holds
 
@@ -141,9 +141,17 @@ def added(first):
             for i, (text, special) in enumerate(texts)}
 
 
-def lone_model(folder, algorithm, prefix, user_defined=()):
+def mistral(folder):
+    """The real tokenizer.model of Mistral 7B v0.3, out of the package mistral-common."""
+    folder.mkdir()
+    packages = Path(sentencepiece.__file__).parents[1]
+    copy = folder / "tokenizer.model"
+    copy.write_bytes((packages / "mistral_common/data/mistral_instruct_tokenizer_240323.model.v3").read_bytes())
+    return sentencepiece.SentencePieceProcessor(model_file=str(copy))
+
+
+def lone_model(folder, model):
     """A tokenizer.model with added tokens beside it, used as Hugging Face's slow tokenizers do."""
-    model = sentencepiece_model(folder, algorithm, prefix, list(user_defined))
     decoder = added(model.get_piece_size())
     (folder / "tokenizer_config.json").write_text(json.dumps(dict(added_tokens_decoder=decoder, bos_token="<s>", eos_token="</s>")))
     ids = {token["content"]: int(id) for id, token in decoder.items()} | {text: model.piece_to_id(text) for text in ["<s>", "</s>", "<unk>"]}
@@ -219,8 +227,14 @@ def main(folder):
         note(path.parent.name, byte_level(path.parent))
 
     runs = ["\n", "\n\n", "\n\n\n", "\t"] + ["▁" * n for n in range(2, 9)]
-    for name, arguments in dict(spm_bpe=("bpe", True), spm_unigram=("unigram", True), spm_gemma=("bpe", False, runs)).items():
-        encode, sizes[name] = lone_model(folder / name, *arguments)
+    lone = {
+        "spm_bpe": lambda folder: sentencepiece_model(folder, "bpe", True, []),
+        "spm_unigram": lambda folder: sentencepiece_model(folder, "unigram", True, []),
+        "spm_gemma": lambda folder: sentencepiece_model(folder, "bpe", False, runs),
+        "spm_mistral": mistral,
+    }
+    for name, make in lone.items():
+        encode, sizes[name] = lone_model(folder / name, make(folder / name))
         tokens[name] = [encode(text) for text in texts]
 
     llama = sentencepiece.SentencePieceProcessor(model_file=str(folder / "spm_bpe/tokenizer.model"))

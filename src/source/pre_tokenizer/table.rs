@@ -51,7 +51,15 @@ pub(super) const SPELLINGS: &[(&str, &str)] = &[
     (r"\x{6D4}\x{60C})]+", r"\x{6D4}\x{60C}])]+"),
 ];
 
-const PLAIN: PreTokenizer = PreTokenizer { names: &[], nfc: false, ignore_merges: false, add_bos: false, steps: &[] };
+const PLAIN: PreTokenizer = PreTokenizer {
+    names: &[],
+    young: false,
+    nfc: false,
+    ignore_merges: false,
+    add_bos: false,
+    steps: &[],
+    caveat: None,
+};
 
 /// Everything known. Where several rows have the same steps, the one that also agrees in `ignore_merges` and `nfc` is
 /// the answer. Names of one row differ for llama.cpp only in how it tidies spaces when it prints, and in the BOS it
@@ -120,9 +128,20 @@ pub(super) static TABLE: &[PreTokenizer] = &[
     PreTokenizer {
         names: &["gpt-4o", "llama4", "kanana2", "minimax-m2", "talkie"],
         steps: &[Cut(GPT4O), Bytes],
+        caveat: Some(
+            "llama.cpp's gpt-4o cuts words at combining marks, as those of Hindi or Thai; \
+             --pre granite-embed-multi-97m does not, but only young releases know it",
+        ),
         ..PLAIN
     },
-    PreTokenizer { names: &["tekken"], ignore_merges: true, add_bos: true, steps: &[Cut(TEKKEN), Bytes], ..PLAIN },
+    PreTokenizer {
+        names: &["tekken"],
+        ignore_merges: true,
+        add_bos: true,
+        steps: &[Cut(TEKKEN), Bytes],
+        caveat: Some("llama.cpp's tekken cuts words at combining marks, as those of Hindi or Thai"),
+        ..PLAIN
+    },
     PreTokenizer {
         names: &["deepseek-v3", "hunyuan-dense", "joyai-llm", "hy_v4"],
         steps: &[Cut(DIGIT_TRIPLES), Cut(DEEPSEEK_V3_CJK), Cut(DEEPSEEK_V3_WORDS), Bytes],
@@ -168,9 +187,21 @@ pub(super) static TABLE: &[PreTokenizer] = &[
         steps: &[Cut(r"\d{1,3}(?=(?:\d{3})*\b)"), Cut(GPT4O), Bytes],
         ..PLAIN
     },
-    PreTokenizer { names: &["granite-embed-multi-97m"], ignore_merges: true, steps: &[Cut(GPT4O), Bytes], ..PLAIN },
+    // As gpt-4o, but in llama.cpp too words keep their combining marks.
+    PreTokenizer {
+        names: &["granite-embed-multi-97m"],
+        young: true,
+        ignore_merges: true,
+        steps: &[Cut(GPT4O), Bytes],
+        ..PLAIN
+    },
     PreTokenizer { names: &["youtu"], ignore_merges: true, steps: &[Cut(YOUTU_CJK), Cut(YOUTU_WORDS), Bytes], ..PLAIN },
-    PreTokenizer { names: &["kimi-k2"], steps: &[Cut(KIMI), Bytes], ..PLAIN },
+    PreTokenizer {
+        names: &["kimi-k2"],
+        steps: &[Cut(KIMI), Bytes],
+        caveat: Some("llama.cpp's kimi-k2 cuts words at combining marks, as those of Hindi or Thai"),
+        ..PLAIN
+    },
     PreTokenizer { names: &["ufakzeka"], steps: &[Cut(UFAKZEKA), Bytes], ..PLAIN },
     PreTokenizer {
         names: &["afmoe"],

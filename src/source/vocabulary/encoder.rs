@@ -17,8 +17,12 @@ impl Vocabulary {
     /// What GGUF does not store is lost: added tokens that swallow the spaces around them (`lstrip`, `rstrip`) do not.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
         let pre = pre_tokenizer::by_name(&self.pre).ok_or_else(|| {
-            Error::new(format!("the pre-tokenizer `{}` (tokenizer.ggml.pre) is not known", self.pre))
-                .hint(pre_tokenizer::advice())
+            // llama.cpp would take "default", which hardly any model was trained with.
+            let what = match self.pre.as_str() {
+                "" => "no pre-tokenizer is named (tokenizer.ggml.pre)".into(),
+                name => format!("the pre-tokenizer `{name}` (tokenizer.ggml.pre) is not known"),
+            };
+            Error::new(what).hint(pre_tokenizer::advice())
         })?;
         // Fillers are left out, because no text may become one.
         let used = || {
@@ -203,5 +207,9 @@ mod tests {
         let mut vocabulary = Vocabulary::from_files(&folder, 2048, &serde_json::json!({}), None).unwrap();
         vocabulary.pre = "stardust".into();
         assert!(vocabulary.tokenizer().unwrap_err().to_string().contains("`stardust`"));
+        let mut metadata = vocabulary.to_metadata();
+        metadata.retain(|(key, _)| key != "tokenizer.ggml.pre");
+        let unnamed = Vocabulary::from_metadata(&metadata).unwrap().tokenizer().unwrap_err();
+        assert!(unnamed.to_string().contains("no pre-tokenizer is named"));
     }
 }

@@ -94,7 +94,9 @@ impl Files<'_> {
             slots.place(text, id, token_type::NORMAL, 0.0)?;
         }
         slots.place_added(&self.tokenizer)?;
-        let gathered = Gathered { tokens: slots.finish()?, add_space_prefix: false, notes: Vec::new() };
+        let caveat = pre_tokenizer::by_name(pre).and_then(|pre| pre.caveat);
+        let notes = caveat.into_iter().map(str::to_owned).collect();
+        let gathered = Gathered { tokens: slots.finish()?, add_space_prefix: false, notes };
         Ok((pre, merges::spaced(model)?, gathered))
     }
 

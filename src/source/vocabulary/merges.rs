@@ -8,7 +8,7 @@ use std::collections::{HashMap, HashSet};
 
 use serde_json::Value;
 
-use super::files::SHOWN;
+use super::files::{SHOWN, added_tokens};
 use crate::error::{Error, Result};
 use crate::source::value::quoted;
 
@@ -52,38 +52,48 @@ pub(super) fn spaced(model: &Value) -> Result<Vec<String>> {
 pub(super) struct Scores<'a> {
     of: HashMap<String, f32>,
     last: f32,
-    /// How many tokens can also be put together from two tokens that are no merge.
+    /// How many tokens can also be put together from two tokens that are no merge. Added tokens do not count.
     pub unlisted: usize,
     /// Such a token, with its two parts.
     pub example: Option<(&'a str, &'a str)>,
-    /// How many tokens have merges that stand apart in the list, so that their order is lost.
+    /// How many tokens have merges that stand apart in the list, so that their order is lost. Added tokens do not count.
     pub apart: usize,
 }
 
 impl<'a> Scores<'a> {
-    /// The scores that follow from the merges of a `model`.
+    /// The scores that follow from the merges of a `tokenizer.json`.
     ///
     /// # Errors
     /// Merges that are not two tokens that make a third.
-    pub fn new(model: &'a Value) -> Result<Scores<'a>> {
+    pub fn new(tokenizer: &'a Value) -> Result<Scores<'a>> {
+        let model = &tokenizer["model"];
+        // These are matched in the text, so it does not matter how they are put together.
+        let added: HashSet<&str> = added_tokens(tokenizer).filter_map(|token| token["content"].as_str()).collect();
         let pairs = pairs(model)?;
         let listed: HashSet<(&str, &str)> = pairs.iter().copied().collect();
         let mut scores =
             Scores { of: HashMap::new(), last: 0.0 - pairs.len() as f32, unlisted: 0, example: None, apart: 0 };
         // Where the merges of the token last seen begin and end, to find those that come back later.
-        let mut finished = HashSet::new();
+        let (mut finished, mut apart) = (HashSet::new(), HashSet::new());
         let mut current = String::new();
         for (rank, (left, right)) in pairs.iter().enumerate() {
             let joined = format!("{left}{right}");
             scores.of.entry(joined.clone()).or_insert(0.0 - rank as f32);
             if joined != current {
-                scores.apart += usize::from(finished.contains(&joined));
+                if finished.contains(&joined) && !added.contains(joined.as_str()) {
+                    apart.insert(joined.clone());
+                }
                 finished.insert(std::mem::replace(&mut current, joined));
             }
         }
+        scores.apart = apart.len();
         let vocab = model["vocab"].as_object();
         let is_token = |text: &str| vocab.is_some_and(|vocab| vocab.contains_key(text));
-        for text in vocab.into_iter().flat_map(|vocab| vocab.keys()).filter(|text| !is_byte(text)) {
+        for text in vocab
+            .into_iter()
+            .flat_map(|vocab| vocab.keys())
+            .filter(|text| !is_byte(text) && !added.contains(text.as_str()))
+        {
             let halves = text.char_indices().skip(1).map(|(at, _)| text.split_at(at));
             let unlisted =
                 halves.into_iter().find(|half| is_token(half.0) && is_token(half.1) && !listed.contains(half));
@@ -111,7 +121,8 @@ mod tests {
     use serde_json::json;
 
     fn model(merges: Value) -> Value {
-        json!({"vocab": {"a": 0, "b": 1, "c": 2, "ab": 3, "bc": 4, "abc": 5, "<0x0A>": 6}, "merges": merges})
+        let vocab = json!({"a": 0, "b": 1, "c": 2, "ab": 3, "bc": 4, "abc": 5, "<0x0A>": 6});
+        json!({"model": {"vocab": vocab, "merges": merges}})
     }
 
     #[test]
@@ -131,5 +142,10 @@ mod tests {
         let apart = model(json!(["a b", "ab c", "b c", "a bc"]));
         let scores = Scores::new(&apart).unwrap();
         assert_eq!((scores.unlisted, scores.apart), (0, 1));
+        for mut tokenizer in [missing.clone(), apart.clone()] {
+            tokenizer["added_tokens"] = json!([{"content": "abc"}]);
+            let scores = Scores::new(&tokenizer).unwrap();
+            assert_eq!((scores.unlisted, scores.apart), (0, 0), "it is matched in the text");
+        }
     }
 }

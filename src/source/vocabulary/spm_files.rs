@@ -86,7 +86,7 @@ pub(super) fn from_json(files: &Files) -> Result<Gathered> {
             "llama.cpp always does so with such a vocabulary; put a tokenizer.model beside it, if there is one",
         ));
     }
-    let scores = Scores::new(model)?;
+    let scores = Scores::new(&files.tokenizer)?;
     let mut notes: Vec<String> = Vec::new();
     for kind in &spaces.ignored {
         notes.push(format!("tokenizer.json changes text first ({kind}), which llama.cpp does not"));
