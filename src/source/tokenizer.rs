@@ -1,6 +1,6 @@
 //! Text into tokens.
 
-use super::vocabulary::{Kind, SpmEncoder, Vocabulary};
+use super::vocabulary::{Kind, SpmEncoder, Vocabulary, token_type};
 use crate::error::{Context, Error, Result};
 use rayon::prelude::*;
 use std::path::Path;
@@ -8,6 +8,8 @@ use std::path::Path;
 /// A tokenizer and the token that its texts start with.
 pub struct Tokenizer {
     inner: Inner,
+    /// What each id stands for; none for fillers.
+    texts: Vec<Option<String>>,
     bos: Option<u32>,
 }
 
@@ -44,7 +46,9 @@ impl Tokenizer {
     }
 
     fn new(inner: Inner, vocabulary: &Vocabulary) -> Tokenizer {
-        Tokenizer { inner, bos: vocabulary.bos() }
+        let texts = vocabulary.tokens.iter().zip(&vocabulary.token_type);
+        let texts = texts.map(|(text, kind)| (*kind != token_type::UNUSED).then(|| text.clone())).collect();
+        Tokenizer { inner, texts, bos: vocabulary.bos() }
     }
 
     /// The token that every text starts with, if there is one.
@@ -54,10 +58,7 @@ impl Tokenizer {
 
     /// What a token stands for, in the form that GGUF stores; none for an id that no text becomes.
     pub fn token(&self, id: u32) -> Option<String> {
-        match &self.inner {
-            Inner::HuggingFace(inner) => inner.id_to_token(id),
-            Inner::Spm(inner) => inner.token(id),
-        }
+        self.texts.get(id as usize).cloned().flatten()
     }
 
     /// A text's tokens, without any BOS or EOS.

@@ -13,7 +13,8 @@ use crate::error::{Context, Error, Result};
 use crate::source::pre_tokenizer;
 
 impl Vocabulary {
-    /// The tokenizer that the vocabulary describes: it gives text the ids that the checkpoint's own tokenizer gives it.
+    /// The tokenizer that a vocabulary of byte-level BPE describes: it gives text the ids that the checkpoint's own
+    /// tokenizer gives it.
     /// What GGUF does not store is lost: added tokens that swallow the spaces around them (`lstrip`, `rstrip`) do not.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
         let pre = pre_tokenizer::by_name(&self.pre).ok_or_else(|| {

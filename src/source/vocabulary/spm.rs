@@ -1,7 +1,8 @@
 //! Encoding with a vocabulary of kind `llama` as llama.cpp does it: SentencePiece's BPE without its normalizer.
 //!
 //! Text is cut at special tokens; what lies between is cut into characters, and of all neighbours whose text together is
-//! a token, those with the highest score are joined first. A character that is no token becomes one token a byte.
+//! a token, those with the highest score are joined first. A character that is no token becomes one token a byte. One
+//! thing llama.cpp does besides: where `general.name` contains "phi-3", special tokens swallow the spaces behind them.
 
 use std::cmp::Ordering;
 use std::collections::{BinaryHeap, HashMap, HashSet};
@@ -13,11 +14,10 @@ pub(super) const SPACE: char = '\u{2581}';
 
 /// Encodes text as llama.cpp does it with the same vocabulary.
 pub struct SpmEncoder {
-    tokens: Vec<Option<String>>,
     ids: HashMap<String, u32>,
     scores: Vec<f32>,
     /// Tokens that are matched in the text itself, the longest first.
-    special: Vec<u32>,
+    special: Vec<(String, u32)>,
     /// What each byte becomes where the character is no token.
     bytes: Vec<Option<u32>>,
     space_prefix: bool,
@@ -39,25 +39,18 @@ impl SpmEncoder {
             use token_type::{CONTROL, UNKNOWN, USER_DEFINED};
             matches!(kind(id), Some(CONTROL | UNKNOWN | USER_DEFINED))
         };
-        let mut special: Vec<u32> =
-            texts().filter(|(text, id)| !text.is_empty() && is_special(*id)).map(|(_, id)| id).collect();
-        special.sort_by_key(|&id| std::cmp::Reverse(vocabulary.tokens[id as usize].len()));
+        let special = texts().filter(|(text, id)| !text.is_empty() && is_special(*id));
+        let mut special: Vec<(String, u32)> = special.map(|(text, id)| (text.clone(), id)).collect();
+        special.sort_by_key(|(text, _)| std::cmp::Reverse(text.len()));
         let unknown = vocabulary.special("unk");
         let byte = |byte: u8| ids.get(&format!("<0x{byte:02X}>")).copied().or(unknown);
-        let used = |(text, id): (&String, u32)| (kind(id) != Some(token_type::UNUSED)).then(|| text.clone());
         SpmEncoder {
             bytes: (0..=u8::MAX).map(byte).collect(),
-            tokens: texts().map(used).collect(),
             ids,
             scores: vocabulary.scores.clone(),
             special,
             space_prefix: vocabulary.add_space_prefix.unwrap_or(true),
         }
-    }
-
-    /// What a token stands for, in the form that GGUF stores; none for an id that no text becomes.
-    pub fn token(&self, id: u32) -> Option<String> {
-        self.tokens.get(id as usize).cloned().flatten()
     }
 
     /// A text's tokens, without any BOS or EOS; the text of special tokens becomes those tokens.
@@ -87,8 +80,7 @@ impl SpmEncoder {
         // Of thousands of special tokens hardly one begins as anything in the text does.
         let beginnings: HashSet<&[u8]> = text.as_bytes().windows(2).collect();
         let mut parts = if text.is_empty() { Vec::new() } else { vec![Part::Text(text)] };
-        for &id in &self.special {
-            let Some(special) = &self.tokens[id as usize] else { continue };
+        for (special, id) in &self.special {
             let occurs = special.as_bytes().get(..2).is_none_or(|two| beginnings.contains(two));
             if !occurs || !text.contains(special.as_str()) {
                 continue;
@@ -101,7 +93,7 @@ impl SpmEncoder {
                 };
                 while let Some(at) = text.find(special.as_str()) {
                     cut.extend((at > 0).then(|| Part::Text(&text[..at])));
-                    cut.push(Part::Token(id));
+                    cut.push(Part::Token(*id));
                     text = &text[at + special.len()..];
                 }
                 cut.extend((!text.is_empty()).then_some(Part::Text(text)));
@@ -198,16 +190,18 @@ impl Eq for Pair {}
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::super::Kind;
     use super::*;
 
     /// Tokens with their scores and kinds; the first is unknown, and a few bytes follow.
-    fn encoder(tokens: &[(&str, f32, i32)], space_prefix: bool) -> SpmEncoder {
+    fn encoder(tokens: &[(&str, f32, i32)], space_prefix: bool) -> (SpmEncoder, Vec<String>) {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("eval/tiny");
         let other = Vocabulary::from_files(&folder, 2048, &serde_json::json!({}), None).unwrap();
         let bytes = [("<unk>", 0.0, token_type::UNKNOWN), ("<0xC3>", 0.0, 6), ("<0xA9>", 0.0, 6)];
         let all = || bytes.iter().chain(tokens);
-        SpmEncoder::new(&Vocabulary {
+        let vocabulary = Vocabulary {
             kind: Kind::SentencePiece,
             tokens: all().map(|token| token.0.to_owned()).collect(),
             scores: all().map(|token| token.1).collect(),
@@ -215,14 +209,13 @@ mod tests {
             special: std::array::from_fn(|place| (place == 2).then_some(0)),
             add_space_prefix: Some(space_prefix),
             ..other
-        })
+        };
+        (SpmEncoder::new(&vocabulary), vocabulary.tokens)
     }
 
-    fn texts(encoder: &SpmEncoder, text: &str) -> Vec<String> {
-        encoder.encode(text).into_iter().map(|id| encoder.token(id).unwrap()).collect()
+    fn texts<'a>((encoder, tokens): &'a (SpmEncoder, Vec<String>), text: &str) -> Vec<&'a str> {
+        encoder.encode(text).into_iter().map(|id| tokens[id as usize].as_str()).collect()
     }
-
-    use std::path::Path;
 
     #[test]
     fn the_highest_score_comes_first_and_then_the_left() {
@@ -245,19 +238,17 @@ mod tests {
 
     #[test]
     fn special_tokens_are_cut_out_and_a_space_follows_them() {
-        use token_type::{CONTROL, NORMAL, UNUSED, USER_DEFINED};
+        use token_type::{CONTROL, NORMAL, USER_DEFINED};
         let tokens = [
             ("\u{2581}", -5.0, NORMAL),
             ("\u{2581}a", -1.0, NORMAL),
             ("a", -9.0, NORMAL),
             ("<x>", 0.0, CONTROL),
             ("<x>a", 0.0, USER_DEFINED),
-            ("aa", 0.0, UNUSED),
         ];
-        let encoder_ = encoder(&tokens, true);
-        assert_eq!(texts(&encoder_, "a<x> a"), ["\u{2581}a", "<x>", "\u{2581}", "\u{2581}a"]);
-        assert_eq!(texts(&encoder_, "<x>a<x><x>"), ["<x>a", "<x>", "<x>"]);
+        let prefixed = encoder(&tokens, true);
+        assert_eq!(texts(&prefixed, "a<x> a"), ["\u{2581}a", "<x>", "\u{2581}", "\u{2581}a"]);
+        assert_eq!(texts(&prefixed, "<x>a<x><x>"), ["<x>a", "<x>", "<x>"]);
         assert_eq!(texts(&encoder(&tokens, false), "a<x> a"), ["a", "<x>", "\u{2581}a"]);
-        assert_eq!(encoder_.token(8), None, "no text becomes an unused token");
     }
 }

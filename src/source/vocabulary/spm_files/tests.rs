@@ -138,8 +138,16 @@ fn files_beside_the_model_can_change_its_flags() {
     let mut json = converted();
     json["normalizer"] =
         json!({"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "\u{2581}"}, json["normalizer"]]});
+    json["added_tokens"] = json!([]);
     put(folder.path(), "tokenizer.json", json.to_string());
     assert_eq!(flags(), (Some(true), Some(false), Some(true)));
+    // Whichever file encodes, tokens are called what GGUF calls them.
+    let vocabulary = Vocabulary::from_files(folder.path(), 9, &json!({}), None).unwrap();
+    let [own, rebuilt] = [Tokenizer::open(folder.path(), &vocabulary), Tokenizer::from_vocabulary(&vocabulary)];
+    let names = |tokenizer: Result<Tokenizer>| tokenizer.map(|it| (0..10).map(|id| it.token(id)).collect::<Vec<_>>());
+    let names = [own, rebuilt].map(|tokenizer| names(tokenizer).unwrap());
+    assert_eq!(names[0], names[1]);
+    assert_eq!(names[0][4].as_deref(), Some("  "));
 }
 
 #[test]
