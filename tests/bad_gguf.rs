@@ -179,7 +179,7 @@ fn keys_that_are_missing() {
         let run = evaluated(|metadata, _| metadata.retain(|(name, _)| name != key));
         match key.as_str() {
             // llama.cpp would guess; here the user may say.
-            "tokenizer.ggml.pre" => run.failed(1, &["changed.gguf", "`default`", "--pre NAME"]),
+            "tokenizer.ggml.pre" => run.failed(1, &["changed.gguf", "no pre-tokenizer is named", "--pre NAME"]),
             // Without it there are as many as heads, and the shapes do not fit.
             "llama.attention.head_count_kv" => run.failed(1, &["changed.gguf: tensor 'blk.0.attn_k.weight'"]),
             needed if NEEDED.contains(&needed) => run.failed(1, &["changed.gguf", needed]),
@@ -212,7 +212,7 @@ fn keys_that_do_not_fit_the_tensors() {
         ("llama.rope.dimension_count", u32::MAX.into(), "make no attention"),
         ("llama.rope.freq_base", f32::NAN.into(), "'llama.rope.freq_base'"),
         ("llama.attention.layer_norm_rms_epsilon", "small".into(), "'llama.attention.layer_norm_rms_epsilon'"),
-        ("tokenizer.ggml.model", "llama".into(), "`llama`"),
+        ("tokenizer.ggml.model", "bert".into(), "`bert`"),
         ("tokenizer.ggml.pre", "nonsense".into(), "nonsense"),
         ("tokenizer.ggml.bos_token_id", 5000u32.into(), "bos_token_id is 5000"),
         ("tokenizer.ggml.tokens", Value::Array(Array::U32(vec![1; 2048])), "tokenizer.ggml.tokens"),

@@ -199,7 +199,7 @@ impl Plan {
             }
         };
         let plan = Plan::finish(source, metadata, (tensors, extra), facts, Ok(model), tokenizer, request)?;
-        Ok(Plan { notes, ..plan })
+        Ok(Plan { notes: [vocabulary.notes, notes].concat(), ..plan })
     }
 
     fn of_gguf(path: &Path, mut request: Request) -> Result<Plan> {

@@ -1,24 +1,36 @@
 //! Text into tokens.
 
-use super::vocabulary::Vocabulary;
+use super::vocabulary::{Kind, SpmEncoder, Vocabulary, token_type};
 use crate::error::{Context, Error, Result};
+use rayon::prelude::*;
 use std::path::Path;
 
 /// A tokenizer and the token that its texts start with.
 pub struct Tokenizer {
-    inner: tokenizers::Tokenizer,
+    inner: Inner,
+    /// What each id stands for; none for fillers.
+    texts: Vec<Option<String>>,
     bos: Option<u32>,
 }
 
+enum Inner {
+    HuggingFace(Box<tokenizers::Tokenizer>),
+    Spm(SpmEncoder),
+}
+
 impl Tokenizer {
-    /// The checkpoint's own `tokenizer.json`; the vocabulary says whether texts start with BOS.
+    /// The checkpoint's own `tokenizer.json`, or the vocabulary where there is none; the vocabulary says whether texts
+    /// start with BOS.
     ///
     /// # Errors
     /// A file that the tokenizers crate cannot read.
     pub fn open(folder: &Path, vocabulary: &Vocabulary) -> Result<Tokenizer> {
         let path = folder.join("tokenizer.json");
+        if !path.exists() {
+            return Self::from_vocabulary(vocabulary);
+        }
         let inner = tokenizers::Tokenizer::from_file(&path).context(|| format!("cannot read {}", path.display()))?;
-        Ok(Self::new(inner, vocabulary))
+        Ok(Self::new(Inner::HuggingFace(inner.into()), vocabulary))
     }
 
     /// The tokenizer that a GGUF's vocabulary describes.
@@ -26,12 +38,17 @@ impl Tokenizer {
     /// # Errors
     /// A vocabulary that makes no tokenizer.
     pub fn from_vocabulary(vocabulary: &Vocabulary) -> Result<Tokenizer> {
-        Ok(Self::new(vocabulary.tokenizer()?, vocabulary))
+        let inner = match vocabulary.kind {
+            Kind::ByteLevel => Inner::HuggingFace(vocabulary.tokenizer()?.into()),
+            Kind::SentencePiece => Inner::Spm(vocabulary.spm_encoder()),
+        };
+        Ok(Self::new(inner, vocabulary))
     }
 
-    fn new(inner: tokenizers::Tokenizer, vocabulary: &Vocabulary) -> Tokenizer {
-        let bos = if vocabulary.add_bos == Some(true) { vocabulary.special("bos") } else { None };
-        Tokenizer { inner, bos }
+    fn new(inner: Inner, vocabulary: &Vocabulary) -> Tokenizer {
+        let texts = vocabulary.tokens.iter().zip(&vocabulary.token_type);
+        let texts = texts.map(|(text, kind)| (*kind != token_type::UNUSED).then(|| text.clone())).collect();
+        Tokenizer { inner, texts, bos: vocabulary.bos() }
     }
 
     /// The token that every text starts with, if there is one.
@@ -41,7 +58,7 @@ impl Tokenizer {
 
     /// What a token stands for, in the form that GGUF stores; none for an id that no text becomes.
     pub fn token(&self, id: u32) -> Option<String> {
-        self.inner.id_to_token(id)
+        self.texts.get(id as usize).cloned().flatten()
     }
 
     /// A text's tokens, without any BOS or EOS.
@@ -49,9 +66,14 @@ impl Tokenizer {
     /// # Errors
     /// A text that the tokenizer refuses.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let encoding =
-            self.inner.encode_fast(text, false).map_err(|cause| Error::new("cannot tokenize").because(cause))?;
-        Ok(encoding.get_ids().to_vec())
+        match &self.inner {
+            Inner::HuggingFace(inner) => {
+                let encoding =
+                    inner.encode_fast(text, false).map_err(|cause| Error::new("cannot tokenize").because(cause))?;
+                Ok(encoding.get_ids().to_vec())
+            }
+            Inner::Spm(inner) => Ok(inner.encode(text)),
+        }
     }
 
     /// The tokens of several documents in one row, each with its BOS.
@@ -59,15 +81,20 @@ impl Tokenizer {
     /// # Errors
     /// As [`Tokenizer::encode`].
     pub fn encode_documents(&self, documents: &[String]) -> Result<Vec<u32>> {
-        let texts: Vec<&str> = documents.iter().map(String::as_str).collect();
-        let encodings = self
-            .inner
-            .encode_batch_fast(texts, false)
-            .map_err(|cause| Error::new("cannot tokenize the calibration text").because(cause))?;
+        let texts = || documents.iter().map(String::as_str).collect::<Vec<&str>>();
+        let encoded: Vec<Vec<u32>> = match &self.inner {
+            Inner::HuggingFace(inner) => {
+                let encodings = inner.encode_batch_fast(texts(), false);
+                let encodings =
+                    encodings.map_err(|cause| Error::new("cannot tokenize the calibration text").because(cause))?;
+                encodings.iter().map(|encoding| encoding.get_ids().to_vec()).collect()
+            }
+            Inner::Spm(inner) => texts().into_par_iter().map(|text| inner.encode(text)).collect(),
+        };
         let mut tokens = Vec::new();
-        for encoding in encodings {
+        for encoding in encoded {
             tokens.extend(self.bos);
-            tokens.extend_from_slice(encoding.get_ids());
+            tokens.extend(encoding);
         }
         Ok(tokens)
     }

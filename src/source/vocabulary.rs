@@ -2,30 +2,61 @@
 //!
 //! It has two sources, the files of a checkpoint ([`Vocabulary::from_files`]) and the metadata of a GGUF
 //! ([`Vocabulary::from_metadata`]), and two uses: to be written ([`Vocabulary::to_metadata`]) and to encode text
-//! ([`Vocabulary::tokenizer`]). Only byte-level BPE is supported, which is what GGUF calls `gpt2`.
+//! ([`Vocabulary::tokenizer`], [`Vocabulary::spm_encoder`]). Two kinds are supported: byte-level BPE, which GGUF calls
+//! `gpt2`, and SentencePiece, which it calls `llama`.
 
 mod encoder;
 mod files;
+mod merges;
+mod sentencepiece;
+mod slots;
+mod spaces;
 mod special;
+mod spm;
+mod spm_files;
+mod templates;
 
+use super::pre_tokenizer;
 use super::value::{self, Metadata, Value};
 use crate::error::{Error, Result};
 
-/// GGUF's name for the only kind of vocabulary supported.
-pub const MODEL: &str = "gpt2";
+pub use spm::SpmEncoder;
+
+/// How text becomes tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Words, cut by a regex, are merged byte by byte, in the order of a list of merges.
+    ByteLevel,
+    /// Whole texts are merged character by character, the pair of the highest score first.
+    SentencePiece,
+}
+
+impl Kind {
+    const ALL: [Kind; 2] = [Kind::ByteLevel, Kind::SentencePiece];
+
+    /// GGUF's name (`tokenizer.ggml.model`).
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::ByteLevel => "gpt2",
+            Kind::SentencePiece => "llama",
+        }
+    }
+}
 
 /// What a token is for, with the numbers of `tokenizer.ggml.token_type`.
 #[allow(missing_docs)]
 pub mod token_type {
     pub const NORMAL: i32 = 1;
+    pub const UNKNOWN: i32 = 2;
     pub const CONTROL: i32 = 3;
     pub const USER_DEFINED: i32 = 4;
     pub const UNUSED: i32 = 5;
+    pub const BYTE: i32 = 6;
 }
 
 /// The special tokens GGUF can name, in the order in which llama.cpp's converter writes them: the name Hugging Face's
 /// files use, and GGUF's key (where "separator" is misspelt for ever).
-pub const SPECIAL: [(&str, &str); 8] = [
+pub const SPECIAL: [(&str, &str); 14] = [
     ("bos", "tokenizer.ggml.bos_token_id"),
     ("eos", "tokenizer.ggml.eos_token_id"),
     ("unk", "tokenizer.ggml.unknown_token_id"),
@@ -34,18 +65,30 @@ pub const SPECIAL: [(&str, &str); 8] = [
     ("mask", "tokenizer.ggml.mask_token_id"),
     ("eot", "tokenizer.ggml.eot_token_id"),
     ("eom", "tokenizer.ggml.eom_token_id"),
+    ("fim_pre", "tokenizer.ggml.fim_pre_token_id"),
+    ("fim_suf", "tokenizer.ggml.fim_suf_token_id"),
+    ("fim_mid", "tokenizer.ggml.fim_mid_token_id"),
+    ("fim_pad", "tokenizer.ggml.fim_pad_token_id"),
+    ("fim_rep", "tokenizer.ggml.fim_rep_token_id"),
+    ("fim_sep", "tokenizer.ggml.fim_sep_token_id"),
 ];
 
-/// A byte-level BPE vocabulary.
+/// A vocabulary.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Vocabulary {
-    /// llama.cpp's name for the pre-tokenizer, one of [`super::pre_tokenizer::names`] if it came from a checkpoint.
+    /// How text becomes tokens.
+    pub kind: Kind,
+    /// llama.cpp's name for the pre-tokenizer, one of [`super::pre_tokenizer::names`] if it came from a checkpoint; empty
+    /// if a file has none.
     pub pre: String,
-    /// The text of every token: that of an added token as it is, others with each byte as one printable character.
+    /// The text of every token: that of an added token as it is; others of byte-level BPE with each byte as one printable
+    /// character, those of SentencePiece with U+2581 for each space.
     pub tokens: Vec<String>,
     /// What each token is for, one of [`token_type`].
     pub token_type: Vec<i32>,
-    /// The merges, best first, as `left right`.
+    /// What SentencePiece merges first is what makes the token of the highest score; empty for byte-level BPE.
+    pub scores: Vec<f32>,
+    /// The merges, best first, as `left right`; empty for SentencePiece.
     pub merges: Vec<String>,
     /// The ids of the special tokens, in the order of [`SPECIAL`].
     pub special: [Option<u32>; SPECIAL.len()],
@@ -55,10 +98,14 @@ pub struct Vocabulary {
     pub add_eos: Option<bool>,
     /// Whether a separator goes between two texts; kept for llama.cpp, of no effect here.
     pub add_sep: Option<bool>,
+    /// Whether SentencePiece puts a space in front of text; when absent, llama.cpp does.
+    pub add_space_prefix: Option<bool>,
     /// The chat template.
     pub chat_template: Option<String>,
     /// Further chat templates with their names.
     pub named_templates: Vec<(String, String)>,
+    /// Where llama.cpp will not do what the checkpoint's own tokenizer does; no part of the metadata.
+    pub notes: Vec<String>,
 }
 
 impl Vocabulary {
@@ -67,19 +114,34 @@ impl Vocabulary {
         SPECIAL.iter().zip(self.special).find(|((known, _), _)| *known == name).and_then(|(_, id)| id)
     }
 
+    /// The token that llama.cpp puts in front of every text, if there is one. A file that does not say whether it does
+    /// leaves it to the kind, or to the pre-tokenizer.
+    pub fn bos(&self) -> Option<u32> {
+        let (implied, usual) = match self.kind {
+            Kind::ByteLevel => (pre_tokenizer::by_name(&self.pre).is_some_and(|pre| pre.add_bos), None),
+            Kind::SentencePiece => (true, Some(1).filter(|id| (*id as usize) < self.tokens.len())),
+        };
+        self.special("bos").or(usual).filter(|_| self.add_bos.unwrap_or(implied))
+    }
+
     /// The keys of GGUF, in the order in which llama.cpp's converter writes them.
     pub fn to_metadata(&self) -> Metadata {
         let mut metadata: Metadata = vec![
-            ("tokenizer.ggml.model".into(), MODEL.into()),
+            ("tokenizer.ggml.model".into(), self.kind.name().into()),
             ("tokenizer.ggml.pre".into(), self.pre.as_str().into()),
             ("tokenizer.ggml.tokens".into(), self.tokens.clone().into()),
-            ("tokenizer.ggml.token_type".into(), self.token_type.clone().into()),
-            ("tokenizer.ggml.merges".into(), self.merges.clone().into()),
         ];
+        if self.kind == Kind::SentencePiece {
+            metadata.push((SCORES.into(), self.scores.clone().into()));
+        }
+        metadata.push(("tokenizer.ggml.token_type".into(), self.token_type.clone().into()));
+        if self.kind == Kind::ByteLevel {
+            metadata.push((MERGES.into(), self.merges.clone().into()));
+        }
         for ((_, key), id) in SPECIAL.iter().zip(self.special) {
             metadata.extend(id.map(|id| ((*key).to_owned(), id.into())));
         }
-        for (key, flag) in FLAGS.iter().zip([self.add_bos, self.add_eos, self.add_sep]) {
+        for (key, flag) in FLAGS.iter().zip([self.add_bos, self.add_eos, self.add_sep, self.add_space_prefix]) {
             metadata.extend(flag.map(|flag| ((*key).to_owned(), flag.into())));
         }
         for (name, template) in &self.named_templates {
@@ -100,10 +162,10 @@ impl Vocabulary {
         let strings = |key: &str| optional(metadata, key, "[str]", Value::as_strs);
 
         let model = required("tokenizer.ggml.model", text("tokenizer.ggml.model")?)?;
-        if model != MODEL {
-            return Err(Error::new(format!("the GGUF's vocabulary is of kind `{model}` (tokenizer.ggml.model)"))
-                .hint("only byte-level BPE is supported, which GGUF calls `gpt2`"));
-        }
+        let kind = Kind::ALL.into_iter().find(|kind| kind.name() == model).ok_or_else(|| {
+            Error::new(format!("the GGUF's vocabulary is of kind `{model}` (tokenizer.ggml.model)"))
+                .hint("only byte-level BPE and SentencePiece are supported, which GGUF calls `gpt2` and `llama`")
+        })?;
         let tokens = required("tokenizer.ggml.tokens", strings("tokenizer.ggml.tokens")?)?.to_vec();
         let token_type = match value::get(metadata, "tokenizer.ggml.token_type") {
             None => vec![token_type::NORMAL; tokens.len()],
@@ -114,6 +176,16 @@ impl Vocabulary {
                 return Err(Error::new(format!(
                     "tokenizer.ggml.token_type is {kind} of {count} elements, not [i32] of {wanted}"
                 )));
+            }
+        };
+        let scores = match value::get(metadata, SCORES) {
+            _ if kind != Kind::SentencePiece => Vec::new(),
+            None => vec![0.0; tokens.len()],
+            Some(Value::Array(value::Array::F32(scores))) if scores.len() == tokens.len() => scores.clone(),
+            Some(other) => {
+                let (found, count) = (other.type_name(), other.as_array().map_or(0, value::Array::len));
+                let wanted = tokens.len();
+                return Err(Error::new(format!("{SCORES} is {found} of {count} elements, not [f32] of {wanted}")));
             }
         };
         let mut special = [None; SPECIAL.len()];
@@ -129,24 +201,43 @@ impl Vocabulary {
             let key = format!("{TEMPLATE}.{name}");
             Ok((name.clone(), required(&key, text(&key)?)?.to_owned()))
         };
-        let [add_bos, add_eos, add_sep] = FLAGS.map(flag);
+        let [add_bos, add_eos, add_sep, add_space_prefix] = FLAGS.map(flag);
+        let merges = match kind {
+            Kind::ByteLevel => required(MERGES, strings(MERGES)?)?.to_vec(),
+            Kind::SentencePiece => Vec::new(),
+        };
         Ok(Self {
-            pre: text("tokenizer.ggml.pre")?.unwrap_or("default").to_owned(),
-            merges: required("tokenizer.ggml.merges", strings("tokenizer.ggml.merges")?)?.to_vec(),
+            kind,
+            pre: text("tokenizer.ggml.pre")?.unwrap_or_default().to_owned(),
+            scores,
+            merges,
             tokens,
             token_type,
             special,
             add_bos: add_bos?,
             add_eos: add_eos?,
             add_sep: add_sep?,
+            add_space_prefix: add_space_prefix?,
             chat_template: text(TEMPLATE)?.map(str::to_owned),
             named_templates: names.iter().map(named).collect::<Result<_>>()?,
+            notes: Vec::new(),
         })
+    }
+
+    /// What encodes text with a vocabulary of SentencePiece's kind, as llama.cpp does it.
+    pub fn spm_encoder(&self) -> SpmEncoder {
+        SpmEncoder::new(self)
     }
 }
 
-const FLAGS: [&str; 3] =
-    ["tokenizer.ggml.add_bos_token", "tokenizer.ggml.add_eos_token", "tokenizer.ggml.add_sep_token"];
+const SCORES: &str = "tokenizer.ggml.scores";
+const MERGES: &str = "tokenizer.ggml.merges";
+const FLAGS: [&str; 4] = [
+    "tokenizer.ggml.add_bos_token",
+    "tokenizer.ggml.add_eos_token",
+    "tokenizer.ggml.add_sep_token",
+    "tokenizer.ggml.add_space_prefix",
+];
 const TEMPLATE: &str = "tokenizer.chat_template";
 const TEMPLATE_NAMES: &str = "tokenizer.chat_templates";
 
@@ -206,11 +297,27 @@ mod tests {
     fn metadata_round_trips() {
         let mut vocabulary = tiny();
         assert_eq!(Vocabulary::from_metadata(&vocabulary.to_metadata()).unwrap(), vocabulary);
-        vocabulary.special = [7, 6, 5, 4, 3, 2, 1, 0].map(Some);
+        vocabulary.special = std::array::from_fn(|i| Some(i as u32 + 7));
         vocabulary.add_eos = Some(true);
         vocabulary.chat_template = Some("{{ messages }}".into());
         vocabulary.named_templates = vec![("rag".into(), "r".into()), ("tool_use".into(), "t".into())];
         assert_eq!(Vocabulary::from_metadata(&vocabulary.to_metadata()).unwrap(), vocabulary);
+    }
+
+    #[test]
+    fn a_file_that_does_not_say_starts_texts_as_llama_cpp_does() {
+        let mut vocabulary = tiny();
+        assert_eq!(vocabulary.bos(), Some(2046));
+        vocabulary.add_bos = None;
+        assert_eq!(vocabulary.bos(), Some(2046), "llama-bpe implies it");
+        vocabulary.pre = "qwen2".into();
+        assert_eq!(vocabulary.bos(), None);
+        vocabulary.kind = Kind::SentencePiece;
+        assert_eq!(vocabulary.bos(), Some(2046));
+        vocabulary.special = Default::default();
+        assert_eq!(vocabulary.bos(), Some(1));
+        vocabulary.add_bos = Some(false);
+        assert_eq!(vocabulary.bos(), None);
     }
 
     #[test]
@@ -221,7 +328,7 @@ mod tests {
             change(&mut metadata);
             Vocabulary::from_metadata(&metadata).unwrap_err().to_string()
         };
-        assert!(error(&|m| m[0].1 = "llama".into()).contains("`llama`"));
+        assert!(error(&|m| m[0].1 = "bert".into()).contains("`bert`"));
         assert!(error(&|m| m[2].1 = 3u32.into()).contains("tokenizer.ggml.tokens is u32, not [str]"));
         assert!(error(&|m| m[3].1 = vec![1i32].into()).contains("[i32] of 1 elements, not [i32] of 2048"));
         assert!(error(&|m| m[5].1 = 2048u32.into()).contains("bos_token_id is 2048, but there are 2048 tokens"));

@@ -2,8 +2,9 @@
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
+use std::collections::BTreeMap;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// Runs a program to its successful end and returns what it printed.
@@ -49,6 +50,46 @@ pub fn llama(file: &Path, texts: &[&str], windows: &[Vec<u32>]) -> Llama {
     answer.warnings.retain(odd);
     assert_eq!(answer.warnings, [] as [String; 0], "llama.cpp warns of {}", file.display());
     answer
+}
+
+/// What llama.cpp makes of texts with one of several vocabularies.
+#[derive(Deserialize)]
+pub struct Tokenized {
+    /// Per text, its tokens, special tokens included and BOS left out.
+    pub tokens_special: Vec<Vec<u32>>,
+    /// What it finds odd about the file.
+    pub warnings: Vec<String>,
+}
+
+/// Loads only the vocabularies of files into llama.cpp, and asks for tokens.
+pub fn tokenized(files: &[PathBuf], texts: &[String]) -> Vec<Tokenized> {
+    let request = serde_json::json!({ "vocabularies": files, "texts": texts });
+    let answer = run(Command::new("node").arg(format!("{ROOT}/tests/consumers/llama.mjs")), &request.to_string());
+    let mut answer: Vec<Tokenized> = serde_json::from_str(&answer).unwrap();
+    // node-llama-cpp first tries to load the whole model, to learn how much memory it needs.
+    let trial =
+        ["missing tensor 'token_embd.weight'", "failed to load model", "Failed simulating model resource usage"];
+    for one in &mut answer {
+        one.warnings.retain(|warning| !trial.iter().any(|known| warning.contains(known)));
+    }
+    answer
+}
+
+/// What tests/consumers/tokenizers_by_kind.py says about the tokenizers that it trains.
+#[derive(Deserialize)]
+pub struct Expected {
+    pub texts: Vec<String>,
+    /// By the name of a tokenizer, its tokens per text.
+    pub tokens: BTreeMap<String, Vec<Vec<u32>>>,
+    /// By the name of a tokenizer, how many tokens it has.
+    pub sizes: BTreeMap<String, usize>,
+}
+
+/// Trains tokenizers of every kind in a folder and asks them for tokens.
+pub fn originals(folder: &Path) -> Expected {
+    let script = format!("{ROOT}/tests/consumers/tokenizers_by_kind.py");
+    run(Command::new(format!("{ROOT}/.consumers/python/bin/python")).arg(script).arg(folder), "");
+    serde_json::from_slice(&std::fs::read(folder.join("expected.json")).unwrap()).unwrap()
 }
 
 /// What the package gguf says; tests/consumers/gguf_dump.py tells more.

@@ -6,7 +6,8 @@
 // logs goes to stderr. Exits 1 with a message when anything fails.
 //
 // Request: model (path); texts, logprobs and vocab_size may be left out. vocab_size, when given, must be the number of
-// logits that the model returns.
+// logits that the model returns. Instead of model, vocabularies may be a list of paths, of which only the vocabulary is
+// loaded; the answer is then a list, for each of them tokens_special and warnings.
 //
 // Answer:
 //   tokens          per text, its ids; "<|special|>" text is read as plain text. BOS is never added: a caller who wants it
@@ -78,10 +79,10 @@ async function evaluate(model, ids, vocabSize) {
     return {logprobs, top};
 }
 
-async function answer({model: modelPath, texts = [], logprobs = [], vocab_size}) {
+/** llama.cpp, which adds its warnings to the list. */
+async function start(warnings) {
     const {getLlama, LlamaLogLevel} = await consumer();
-    const warnings = [];
-    const llama = await getLlama({
+    return getLlama({
         gpu: false,
         build: "never",
         skipDownload: true,
@@ -93,6 +94,25 @@ async function answer({model: modelPath, texts = [], logprobs = [], vocab_size})
             console.error(message.trimEnd());
         }
     });
+}
+
+async function tokenize({vocabularies, texts}) {
+    const warnings = [];
+    const llama = await start(warnings);
+    const results = [];
+    for (const modelPath of vocabularies) {
+        const model = await llama.loadModel({modelPath, vocabOnly: true});
+        const tokens_special = texts.map((text) => [...model.tokenize(text, true)]);
+        results.push({tokens_special, warnings: warnings.splice(0)});
+        await model.dispose();
+    }
+    await llama.dispose();
+    return results;
+}
+
+async function answer({model: modelPath, texts = [], logprobs = [], vocab_size}) {
+    const warnings = [];
+    const llama = await start(warnings);
     const model = await llama.loadModel({modelPath});
     const {general, tokenizer} = model.fileInfo.metadata;
 
@@ -117,7 +137,8 @@ async function answer({model: modelPath, texts = [], logprobs = [], vocab_size})
 }
 
 try {
-    const result = await answer(JSON.parse(readFileSync(0, "utf8")));
+    const request = JSON.parse(readFileSync(0, "utf8"));
+    const result = await (request.vocabularies ? tokenize(request) : answer(request));
     const plain = (_, value) => (typeof value === "bigint" ? Number(value) : value); // 64-bit metadata
     process.stdout.write(JSON.stringify(result, plain) + "\n");
 } catch (error) {

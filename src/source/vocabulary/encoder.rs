@@ -13,12 +13,17 @@ use crate::error::{Context, Error, Result};
 use crate::source::pre_tokenizer;
 
 impl Vocabulary {
-    /// The tokenizer that the vocabulary describes: it gives text the ids that the checkpoint's own tokenizer gives it.
+    /// The tokenizer that a vocabulary of byte-level BPE describes: it gives text the ids that the checkpoint's own
+    /// tokenizer gives it.
     /// What GGUF does not store is lost: added tokens that swallow the spaces around them (`lstrip`, `rstrip`) do not.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
         let pre = pre_tokenizer::by_name(&self.pre).ok_or_else(|| {
-            Error::new(format!("the pre-tokenizer `{}` (tokenizer.ggml.pre) is not known", self.pre))
-                .hint(pre_tokenizer::advice())
+            // llama.cpp would take "default", which hardly any model was trained with.
+            let what = match self.pre.as_str() {
+                "" => "no pre-tokenizer is named (tokenizer.ggml.pre)".into(),
+                name => format!("the pre-tokenizer `{name}` (tokenizer.ggml.pre) is not known"),
+            };
+            Error::new(what).hint(pre_tokenizer::advice())
         })?;
         // Fillers are left out, because no text may become one.
         let used = || {
@@ -201,7 +206,11 @@ mod tests {
     fn an_unknown_pre_tokenizer_is_refused() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("eval/tiny");
         let mut vocabulary = Vocabulary::from_files(&folder, 2048, &serde_json::json!({}), None).unwrap();
-        vocabulary.pre = "default".into();
-        assert!(vocabulary.tokenizer().unwrap_err().to_string().contains("`default`"));
+        vocabulary.pre = "stardust".into();
+        assert!(vocabulary.tokenizer().unwrap_err().to_string().contains("`stardust`"));
+        let mut metadata = vocabulary.to_metadata();
+        metadata.retain(|(key, _)| key != "tokenizer.ggml.pre");
+        let unnamed = Vocabulary::from_metadata(&metadata).unwrap().tokenizer().unwrap_err();
+        assert!(unnamed.to_string().contains("no pre-tokenizer is named"));
     }
 }

@@ -1,9 +1,11 @@
 //! Which tokens are special, and which are added to every text.
 
+use std::collections::HashMap;
+
 use serde_json::Value;
 
-use super::SPECIAL;
-use super::files::{Files, added_tokens};
+use super::files::Files;
+use super::{Kind, SPECIAL};
 use crate::error::{Error, Result};
 
 /// Where the special tokens stand in [`SPECIAL`].
@@ -12,6 +14,9 @@ const EOS: usize = 1;
 const SEP: usize = 3;
 const EOT: usize = 6;
 const EOM: usize = 7;
+
+/// The ids of all tokens by their texts as GGUF has them.
+type Ids<'a> = HashMap<&'a str, u32>;
 
 /// The special tokens of a checkpoint.
 #[derive(Default)]
@@ -25,15 +30,15 @@ pub(super) struct Found {
 
 /// Asks the files in the order of their authority; what is added to every text follows from the post-processor, unless
 /// `tokenizer_config.json` overrides it.
-pub(super) fn find(files: &Files) -> Result<Found> {
+pub(super) fn find(files: &Files, kind: Kind, ids: &Ids) -> Result<Found> {
     let mut found = Found::default();
     for (slot, (name, _)) in found.ids.iter_mut().zip(SPECIAL) {
-        *slot = find_one(files, name)?;
+        *slot = find_one(files, ids, name)?;
     }
     let post_processor = &files.tokenizer["post_processor"];
     match post_processor["processors"].as_array() {
-        Some(parts) => parts.iter().for_each(|part| found.follow(part, files)),
-        None => found.follow(post_processor, files),
+        Some(parts) => parts.iter().for_each(|part| found.follow(part, ids)),
+        None => found.follow(post_processor, ids),
     }
     let over = |name: &str| files.tokenizer_config[format!("add_{name}_token")].as_bool();
     found.add_bos = over("bos").or(found.add_bos);
@@ -44,13 +49,17 @@ pub(super) fn find(files: &Files) -> Result<Found> {
     if llama_class && files.rows == 49152 {
         found.add_bos = Some(false);
     }
+    // Both Hugging Face's classes for SentencePiece and llama.cpp start text with BOS unless told otherwise.
+    if kind == Kind::SentencePiece {
+        found.add_bos = found.add_bos.or(Some(true));
+    }
     // llama.cpp takes silence for "what the pre-tokenizer implies", and a missing id for token 11.
     found.add_bos = Some(found.add_bos == Some(true) && found.ids[BOS].is_some());
     found.add_eos = found.add_eos.map(|add| add && found.ids[EOS].is_some());
     Ok(found)
 }
 
-fn find_one(files: &Files, name: &str) -> Result<Option<u32>> {
+fn find_one(files: &Files, ids: &Ids, name: &str) -> Result<Option<u32>> {
     // Encoders call their first token "cls", and their last one "sep".
     let texts = match name {
         "bos" => ["bos_token", "cls_token"].as_slice(),
@@ -59,7 +68,7 @@ fn find_one(files: &Files, name: &str) -> Result<Option<u32>> {
     };
     for file in [&files.tokenizer_config, &files.special_tokens_map] {
         let text = texts.iter().find_map(|key| file[*key].as_str().or_else(|| file[*key]["content"].as_str()));
-        if let Some(id) = text.and_then(|text| id_of(&files.tokenizer, text)) {
+        if let Some(id) = text.and_then(|text| id_of(ids, text)) {
             return Ok(Some(id));
         }
     }
@@ -83,19 +92,45 @@ fn find_one(files: &Files, name: &str) -> Result<Option<u32>> {
             None => {}
         }
     }
-    Ok(None)
+    if let Some(text) = fim_texts(name).iter().find_map(|text| ids.get(text)) {
+        return Ok(Some(*text));
+    }
+    let of_model = files.model.as_ref().and_then(|model| {
+        let place = ["unk", "bos", "eos", "pad"].iter().position(|known| *known == name)?;
+        let id = u32::try_from(model.special[place]).ok()?;
+        (id as usize).lt(&model.pieces.len()).then_some(id)
+    });
+    Ok(of_model.filter(|id| (*id as usize) < files.rows))
 }
 
-fn id_of(tokenizer: &Value, text: &str) -> Option<u32> {
-    let added = added_tokens(tokenizer).find(|token| token["content"] == text).map(|token| &token["id"]);
-    added.unwrap_or(&tokenizer["model"]["vocab"][text]).as_u64().and_then(|id| id.try_into().ok())
+/// The names that models have for the tokens of filling in the middle; no file says which token is which.
+fn fim_texts(name: &str) -> &'static [&'static str] {
+    match name {
+        "fim_pre" => {
+            &["<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<｜fim▁begin｜>", "<PRE>", "▁<PRE>", "<|code_prefix|>"]
+        }
+        "fim_suf" => {
+            &["<|fim_suffix|>", "<fim-suffix>", "<fim_suffix>", "<｜fim▁hole｜>", "<SUF>", "▁<SUF>", "<|code_suffix|>"]
+        }
+        "fim_mid" => {
+            &["<|fim_middle|>", "<fim-middle>", "<fim_middle>", "<｜fim▁end｜>", "<MID>", "▁<MID>", "<|code_middle|>"]
+        }
+        "fim_pad" => &["<|fim_pad|>", "<fim-pad>", "<fim_pad>"],
+        "fim_rep" => &["<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<reponame>"],
+        "fim_sep" => &["<|file_sep|>"],
+        _ => &[],
+    }
+}
+
+fn id_of(ids: &Ids, text: &str) -> Option<u32> {
+    ids.get(text).or_else(|| ids.get(&*text.replace('\u{2581}', " "))).copied()
 }
 
 impl Found {
     /// Concludes from one post-processor what is added to a text.
-    fn follow(&mut self, processor: &Value, files: &Files) {
+    fn follow(&mut self, processor: &Value, ids: &Ids) {
         match processor["type"].as_str() {
-            Some("TemplateProcessing") => self.follow_template(processor, &files.tokenizer),
+            Some("TemplateProcessing") => self.follow_template(processor, ids),
             Some("RobertaProcessing") => {
                 (self.add_bos, self.add_eos, self.add_sep) = (Some(true), Some(true), Some(true));
             }
@@ -104,11 +139,11 @@ impl Found {
     }
 
     /// GGUF can say no more than "BOS first", "EOS last" and "separator between"; other templates are ignored.
-    fn follow_template(&mut self, template: &Value, tokenizer: &Value) {
+    fn follow_template(&mut self, template: &Value, ids: &Ids) {
         let id = |piece: Option<&Value>| {
             let name = piece?["SpecialToken"]["id"].as_str()?;
             let listed = template["special_tokens"][name]["ids"][0].as_u64().and_then(|id| id.try_into().ok());
-            listed.or_else(|| id_of(tokenizer, name))
+            listed.or_else(|| id_of(ids, name))
         };
         let pieces = |key: &str| template[key].as_array().map(Vec::as_slice).unwrap_or_default();
         let single = pieces("single");

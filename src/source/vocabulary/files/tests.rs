@@ -75,19 +75,19 @@ fn merges_may_be_pairs_and_hold_spaces() {
 
 #[test]
 fn other_kinds_are_refused_by_name() {
-    for (kind, change) in [
-        ("Unigram", json!({"type": "Unigram", "vocab": [["a", 0.0]]})),
-        ("WordPiece", json!({"type": "WordPiece", "vocab": {"a": 0}})),
-        ("byte fallback", json!({"type": "BPE", "byte_fallback": true, "vocab": {"a": 0}, "merges": []})),
-        ("marked subwords", json!({"type": "BPE", "end_of_word_suffix": "</w>", "vocab": {"a": 0}, "merges": []})),
-        ("without merges", json!({"type": "BPE", "vocab": {"a": 0}})),
-        ("no known kind", json!({})),
+    for (kind, hint, change) in [
+        ("Unigram", "tokenizer.model", json!({"type": "Unigram", "vocab": [["a", 0.0]]})),
+        ("WordPiece", "only byte-level BPE", json!({"type": "WordPiece", "vocab": {"a": 0}})),
+        (
+            "marked subwords",
+            "only byte-level BPE",
+            json!({"type": "BPE", "end_of_word_suffix": "</w>", "vocab": {"a": 0}, "merges": []}),
+        ),
+        ("without merges", "only byte-level BPE", json!({"type": "BPE", "vocab": {"a": 0}})),
+        ("no known kind", "only byte-level BPE", json!({})),
     ] {
         let text = complaint(changed(|json| json["model"] = change));
-        assert!(
-            text.contains(kind) && text.contains("tokenizer.json") && text.contains("only byte-level BPE"),
-            "{text}"
-        );
+        assert!(text.contains(kind) && text.contains("tokenizer.json") && text.contains(hint), "{text}");
     }
     let text = complaint(changed(|json| {
         json["pre_tokenizer"] = json!({"type": "Metaspace"});
@@ -143,6 +143,8 @@ fn the_pre_tokenizer_can_be_overridden() {
     let read = |pre| Vocabulary::from_files(folder.path(), 12, &json!({}), pre);
     assert!(complaint(read(None)).contains("--pre NAME"));
     assert_eq!(read(Some("starcoder")).unwrap().pre, "starcoder");
+    assert_eq!(read(Some("starcoder")).unwrap().notes, [""; 0]);
+    assert!(read(Some("gpt-4o")).unwrap().notes[0].contains("combining marks"));
     let error = read(Some("stardust")).unwrap_err();
     assert_eq!(error.kind(), crate::error::Kind::Usage);
     assert!(error.to_string().contains("`stardust`"));

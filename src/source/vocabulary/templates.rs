@@ -1,0 +1,61 @@
+//! The chat templates of a checkpoint, which stand in one of three places.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::files::{read_json, read_text};
+use crate::error::{Context, Result};
+
+/// The default chat template, and others with their names.
+pub(super) type Templates = (Option<String>, Vec<(String, String)>);
+
+pub(super) fn read(folder: &Path, tokenizer_config: &Value) -> Result<Templates> {
+    let inline = &tokenizer_config["chat_template"];
+    if !inline.is_null() {
+        return Ok(sort_templates(inline));
+    }
+    let Some(default) = read_text(&folder.join("chat_template.jinja"))? else {
+        let json = read_json(&folder.join("chat_template.json"))?;
+        return Ok(sort_templates(&json["chat_template"]));
+    };
+    let further = folder.join("additional_chat_templates");
+    let mut named = Vec::new();
+    if further.is_dir() {
+        let failed = || format!("cannot list {}", further.display());
+        for entry in std::fs::read_dir(&further).context(failed)? {
+            let path = entry.context(failed)?.path();
+            let stem = path
+                .file_stem()
+                .and_then(|stem| stem.to_str())
+                .filter(|_| path.extension().is_some_and(|it| it == "jinja"));
+            if let (Some(stem), Some(text)) = (stem, read_text(&path)?) {
+                named.push((key_name(stem), text));
+            }
+        }
+        named.sort();
+        named.dedup_by(|a, b| a.0 == b.0);
+    }
+    Ok((Some(default), named))
+}
+
+/// One template, or a list of `{name, template}` of which the one called "default" is the default.
+fn sort_templates(value: &Value) -> Templates {
+    let (mut default, mut named) = (value.as_str().map(str::to_owned), Vec::<(String, String)>::new());
+    for entry in value.as_array().into_iter().flatten() {
+        let (Some(name), Some(text)) = (entry["name"].as_str().map(key_name), entry["template"].as_str()) else {
+            continue;
+        };
+        if name == "default" {
+            default = Some(text.to_owned());
+        } else if !name.is_empty() && named.iter().all(|(other, _)| *other != name) {
+            named.push((name, text.to_owned()));
+        }
+    }
+    (default, named)
+}
+
+/// A template's name becomes a part of a key, where llama.cpp's converter allows only letters and digits.
+fn key_name(name: &str) -> String {
+    name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect()
+}
