@@ -1,11 +1,13 @@
 //! `llmq eval`: how good a file is.
 
+use super::hub;
 use super::output::{self, Progress};
 use crate::calib::text::utf8;
 use crate::error::{Context, Error, Result};
 use crate::eval::divergence::{self, Divergence};
 use crate::eval::perplexity::{self, Perplexity, Protocol};
 use crate::pipeline::subject::Subject;
+use crate::source::hub::Need;
 use clap::ValueEnum;
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -16,14 +18,15 @@ const SAMPLE: &str = include_str!("../../eval/heldout.txt");
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// A .gguf or a checkpoint folder
+    /// A .gguf, a checkpoint folder, or org/name[@revision] on the Hugging Face Hub
     model: PathBuf,
 
     /// Measure perplexity
     #[arg(long)]
     perplexity: bool,
 
-    /// Measure how far its predictions are from those of this model, which it was made from: a checkpoint folder or a .gguf
+    /// Measure how far its predictions are from those of this model, which it was made from: a checkpoint folder, a .gguf, or
+    /// org/name[@revision] on the hub
     #[arg(long, value_name = "MODEL")]
     reference: Option<PathBuf>,
 
@@ -74,9 +77,13 @@ pub fn run(args: &Args) -> Result<()> {
         Choice::LlamaCpp => Protocol::LlamaCpp,
         Choice::Hf => Protocol::Hf,
     };
-    let subject = Subject::open(&args.model, args.pre.as_deref())?;
+    let model = hub::find(&args.model, Need::Weights)?;
+    let subject = Subject::open(model.path(), args.pre.as_deref())?;
     let reference = match &args.reference {
-        Some(path) => Some((path, Subject::open(path, args.pre.as_deref())?)),
+        Some(path) => {
+            let model = hub::find(path, Need::Weights)?;
+            Some((path, Subject::open(model.path(), args.pre.as_deref())?))
+        }
         None => None,
     };
     let context = match args.context {

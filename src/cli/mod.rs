@@ -3,6 +3,7 @@
 mod budget;
 mod effort;
 mod eval;
+mod hub;
 mod imatrix;
 mod inspect;
 mod output;

@@ -3,7 +3,7 @@
 mod show;
 
 use super::effort::{Effort, Preset};
-use super::{output, quantize};
+use super::{hub, output, quantize};
 use crate::calib::text;
 use crate::error::{Context, Error, Result};
 use crate::format::Type;
@@ -20,6 +20,7 @@ use crate::pipeline::forecast::{Job, Peak, Text};
 use crate::pipeline::plan::{Plan, Planned, Request};
 use crate::pipeline::report::anonymous_memory;
 use crate::source::config::Config;
+use crate::source::hub::Need;
 use crate::source::imatrix::Imatrix;
 use clap::ValueEnum;
 use std::path::Path;
@@ -101,13 +102,16 @@ pub fn run(args: &Args) -> Result<()> {
     }
     super::use_threads(asked.threads)?;
     asked.how.samples()?;
-    let model = asked.model.as_deref().unwrap_or(Path::new(""));
+    let given = asked.model.as_deref().unwrap_or(Path::new(""));
     let (mut method, options) = (asked.how.method()?, asked.how.options()?);
     let imatrix = asked.imatrix.as_deref().map(Imatrix::read).transpose()?;
     // What is quantized already is planned all the same: the advice is about that.
     let request =
         |method| -> Result<Request> { Ok(Request { requantize: true, ..asked.request(method, imatrix.as_ref())? }) };
-    let mut plan = Plan::new(model, request(method)?).map_err(|cause| quantized_folder(model, cause))?;
+    let first = request(method)?;
+    let found = hub::find(given, Need::Headers)?;
+    let model = found.path();
+    let mut plan = Plan::new(model, first).map_err(|cause| quantized_folder(model, cause))?;
     if plan.model().is_err() && method.calibrated() {
         method = method::by_name("rtn")?;
         plan = Plan::new(model, request(method)?)?;

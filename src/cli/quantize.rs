@@ -4,6 +4,7 @@ mod asked;
 pub(super) mod ram;
 
 use super::budget::{self, Target};
+use super::hub;
 use super::output::{self, Progress, bytes};
 use super::rounding::How;
 use super::summary::{show, shown, signed, summary_json, tensor_json, tensor_line};
@@ -16,6 +17,7 @@ use crate::pipeline::choice::Choice;
 use crate::pipeline::journal::Journal;
 use crate::pipeline::plan::{Plan, Planned};
 use crate::pipeline::{self, Calibration, KEEP, Rounding};
+use crate::source::hub::{Found, Need, name_of};
 use crate::source::imatrix::Imatrix;
 use crate::writer::atomic::check_destination;
 use crate::writer::imatrix;
@@ -25,7 +27,8 @@ use std::time::Instant;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// A checkpoint folder (config.json, tokenizer.json, safetensors), or a GGUF of F32, F16 or BF16
+    /// A checkpoint folder (config.json, tokenizer.json, safetensors), a GGUF of F32, F16 or BF16, or org/name[@revision] on the
+    /// Hugging Face Hub
     #[arg(required_unless_present = "list_types")]
     pub(super) model: Option<PathBuf>,
 
@@ -149,7 +152,7 @@ pub fn run(args: &Args) -> Result<()> {
     if args.list_types {
         return list_types();
     }
-    let folder = args.model.as_deref().unwrap_or(Path::new(""));
+    let given = args.model.as_deref().unwrap_or(Path::new(""));
     super::use_threads(args.threads)?;
     let started = Instant::now();
     let (method, options) = (args.how.method()?, args.how.options()?);
@@ -164,8 +167,11 @@ pub fn run(args: &Args) -> Result<()> {
         .hint("leave one of them out, or measure the rotated file with `llmq imatrix`"));
     }
     let imatrix = args.imatrix.as_deref().map(Imatrix::read).transpose()?;
-    let mut plan = Plan::new(folder, args.request(method, imatrix.as_ref())?)?;
+    let request = args.request(method, imatrix.as_ref())?;
     let target = args.target.given()?;
+    let found = find(args, given, target.as_ref())?;
+    let folder = found.path();
+    let mut plan = Plan::new(folder, request)?;
     let name = target.as_ref().map_or(plan.mix.into(), |target| target.name.clone());
     let output = args.output.clone().unwrap_or_else(|| default_output(folder, &name));
     let inputs: Vec<PathBuf> = inputs(args, folder, &plan);
@@ -235,6 +241,18 @@ pub fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
+/// The model, fetched if it is on the hub. An output that is in the way is better known before gigabytes have come.
+fn find(args: &Args, given: &Path, target: Option<&budget::Given>) -> Result<Found> {
+    let need = if args.dry_run && target.is_none() { Need::Headers } else { Need::Weights };
+    if let (Some(repository), false, None) = (hub::named(given), args.dry_run, args.max_shard_size) {
+        let name = target.map_or(mix::named(&args.kind)?.name, |target| &target.name);
+        let own = || format!("{}.{name}.gguf", repository.name()).into();
+        let output = args.output.clone().unwrap_or_else(own);
+        check_destination(&output, &[], args.force || args.resume)?;
+    }
+    hub::find(given, need)
+}
+
 /// A number of bytes as llama.cpp's gguf-split takes it: decimal, with K, M or G behind it, or nothing.
 fn size(text: &str) -> std::result::Result<u64, String> {
     let (digits, unit) = match text.to_ascii_uppercase().trim_end_matches('B').chars().last() {
@@ -260,9 +278,10 @@ pub(super) fn list_types() -> Result<()> {
 }
 
 fn default_output(model: &Path, mix: &str) -> PathBuf {
+    let snapshot = name_of(model);
     let model = model.canonicalize().unwrap_or_else(|_| model.into());
     let name = if model.is_dir() { model.file_name() } else { model.file_stem() };
-    let name = name.map_or("model".into(), |n| n.to_string_lossy().into_owned());
+    let name = snapshot.unwrap_or_else(|| name.map_or("model".into(), |n| n.to_string_lossy().into_owned()));
     // A file is called after its own type, and a first shard after its place, too.
     let name = without_shard(&name);
     let own = format::TYPES.iter().map(|t| t.name().to_lowercase());

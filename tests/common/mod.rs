@@ -4,6 +4,7 @@
 #![allow(dead_code, unused_macros, unused_imports)]
 
 pub mod checkpoint;
+pub mod hub;
 
 use serde_json::Value;
 use std::ffi::OsStr;
