@@ -1,7 +1,8 @@
 //! `llmq eval`: how good a file is.
 
-use super::hub;
+use super::hub::{self, Download};
 use super::output::{self, Progress};
+use crate::calib::sets::{self, Set};
 use crate::calib::text::utf8;
 use crate::error::{Context, Error, Result};
 use crate::eval::divergence::{self, Divergence};
@@ -33,6 +34,10 @@ pub struct Args {
     /// The text, in UTF-8 [default: a sample that is built in]
     #[arg(short, long, value_name = "FILE")]
     file: Option<PathBuf>,
+
+    /// A set that is fetched instead: the test split of wikitext2, or 1100 validation texts of c4, as the papers use them
+    #[arg(long, value_name = "SET", conflicts_with = "file")]
+    data: Option<String>,
 
     /// Tokens per window [default: 512 for llama.cpp; 2048, or the model's context if shorter, for hf]
     #[arg(short = 'c', long = "ctx-size", value_name = "N")]
@@ -71,6 +76,7 @@ pub fn run(args: &Args) -> Result<()> {
     if !args.perplexity && args.reference.is_none() {
         return Err(Error::usage("nothing to measure").hint("add --perplexity, --reference MODEL or both"));
     }
+    let set = args.data.as_deref().map(set).transpose()?;
     super::use_threads(args.threads)?;
     let started = Instant::now();
     let protocol = match args.protocol {
@@ -100,9 +106,10 @@ pub fn run(args: &Args) -> Result<()> {
     if args.chunks == Some(0) {
         return Err(Error::usage("--chunks must be at least 1"));
     }
-    let text = match &args.file {
-        Some(path) => read(path)?,
-        None => SAMPLE.into(),
+    let text = match (&args.file, set) {
+        (Some(path), _) => read(path)?,
+        (None, Some(set)) => set.evaluation(&Download::default())?,
+        (None, None) => SAMPLE.into(),
     };
     let windows = perplexity::windows(&subject, &text, protocol, context, args.chunks)?;
     let progress = Progress::new(false, args.json);
@@ -155,7 +162,7 @@ impl Results {
         fields["context"] = self.context.into();
         fields["windows"] = self.perplexity.windows.into();
         fields["tokens"] = self.perplexity.tokens.into();
-        fields["text"] = json!(args.file);
+        fields["text"] = args.data.as_ref().map_or_else(|| json!(args.file), |name| json!(name));
         fields["seconds"] = seconds.into();
         fields
     }
@@ -174,6 +181,14 @@ impl Results {
             ));
         }
     }
+}
+
+fn set(name: &str) -> Result<Set> {
+    sets::by_name(name).ok_or_else(|| {
+        let known: Vec<&str> = sets::SETS.iter().map(|(name, _)| *name).collect();
+        Error::usage(format!("--data: there is no set '{name}'"))
+            .hint(format!("there are {}; a file goes with -f", known.join(" and ")))
+    })
 }
 
 fn read(path: &Path) -> Result<String> {

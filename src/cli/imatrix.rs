@@ -106,7 +106,7 @@ pub fn run(args: &Args) -> Result<()> {
 fn measure(args: &Args, model: &Path) -> Result<Imatrix> {
     let model = hub::find(model, Need::Weights)?;
     let subject = Subject::open(model.path(), args.pre.as_deref())?;
-    let (documents, names) = text::read_all(&args.file)?;
+    let (documents, names) = text::read_all(&args.file, None)?;
     // As llama-imatrix: one text from the first token to the last, in windows that each start with BOS.
     let windows = windows(&subject, &documents.join("\n"), Protocol::LlamaCpp, args.context, args.chunks)?;
     let progress = Progress::new(false, args.json);

@@ -1,6 +1,7 @@
 //! `llmq quantize`: checkpoint in, GGUF out.
 
 mod asked;
+pub(super) mod corpus;
 pub(super) mod ram;
 
 use super::budget::{self, Target};
@@ -8,15 +9,13 @@ use super::hub;
 use super::output::{self, Progress, bytes};
 use super::rounding::How;
 use super::summary::{show, shown, signed, summary_json, tensor_json, tensor_line};
-use crate::calib::text;
 use crate::error::{Error, Result};
 use crate::format;
 use crate::format::mix;
-use crate::model;
 use crate::pipeline::choice::Choice;
 use crate::pipeline::journal::Journal;
 use crate::pipeline::plan::{Plan, Planned};
-use crate::pipeline::{self, Calibration, KEEP, Rounding};
+use crate::pipeline::{self, KEEP, Rounding};
 use crate::source::hub::{Found, Need, name_of};
 use crate::source::imatrix::Imatrix;
 use crate::writer::atomic::check_destination;
@@ -50,10 +49,16 @@ pub struct Args {
     #[command(flatten)]
     pub(super) how: How,
 
-    /// Calibration text: .txt, or .jsonl, .json and .json.gz with one {"text": …} a line; repeatable
+    /// Calibration text: .txt; .jsonl, .json and .json.gz with one {"text": …} or {"messages": […]} a line; or a set that is
+    /// fetched, c4 or wikitext2. Repeatable, or with commas; NAME:WEIGHT gives each its share of the windows
     /// [default: a sample that is built in]
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE|SET")]
     pub(super) calib: Vec<PathBuf>,
+
+    /// Let windows of c4 reach across documents, instead of one window in each of those that are long enough; windows of files do
+    /// so always
+    #[arg(long)]
+    pub(super) pack: bool,
 
     /// Tokens per window [default: 2048, or the model's context if that is shorter]
     #[arg(long, value_name = "N")]
@@ -156,6 +161,7 @@ pub fn run(args: &Args) -> Result<()> {
     super::use_threads(args.threads)?;
     let started = Instant::now();
     let (method, options) = (args.how.method()?, args.how.options()?);
+    corpus::named(&args.calib)?;
     if args.save_imatrix.is_some() && !method.calibrated() {
         return Err(Error::usage(format!("--save-imatrix needs a calibrated method, and {} is none", method.name()))
             .hint("add --method gptq, or make an importance matrix with `llmq imatrix`"));
@@ -193,7 +199,7 @@ pub fn run(args: &Args) -> Result<()> {
         check(&plan, force)?;
     }
     let calibration = match target.is_some() || calibrated && !args.dry_run {
-        true => Some(calibration(args, if target.is_some() { budget::model(&plan)? } else { plan.model()? })?),
+        true => Some(corpus::read(args, &plan, if target.is_some() { budget::model(&plan)? } else { plan.model()? })?),
         false => None,
     };
     let rounding = Rounding {
@@ -306,7 +312,8 @@ fn without_shard(name: &str) -> &str {
 /// Every file that is read and must not be overwritten.
 fn inputs(args: &Args, folder: &Path, plan: &Plan) -> Vec<PathBuf> {
     let mut inputs: Vec<PathBuf> = plan.source.files();
-    inputs.extend(args.calib.iter().chain(&args.imatrix).chain(&args.tensor_type_file).cloned());
+    inputs.extend(corpus::files(&args.calib));
+    inputs.extend(args.imatrix.iter().chain(&args.tensor_type_file).cloned());
     if !folder.is_dir() {
         return inputs;
     }
@@ -315,12 +322,6 @@ fn inputs(args: &Args, folder: &Path, plan: &Plan) -> Vec<PathBuf> {
         folder.map(|entry| entry.path()).filter(|path| path.is_file() && !inputs.contains(path)).collect::<Vec<_>>(),
     );
     inputs
-}
-
-fn calibration(args: &Args, model: &model::Model) -> Result<Calibration> {
-    let (positions, samples) = (args.positions(model)?, args.how.samples()?);
-    let (documents, names) = text::read_all(&args.calib)?;
-    Ok(Calibration { documents, names, samples, positions, seed: args.seed })
 }
 
 pub(super) fn fallback(planned: &Planned) -> String {
