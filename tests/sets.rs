@@ -148,13 +148,20 @@ fn c4_takes_long_documents_and_packed_all_of_them() {
     let hub = c4(C4, packed(&all, Compression::fast()));
     let home = folder();
     let within = calibrated(&hub, home.path(), &tiny(), &["--calib", "c4"]);
+    // All of it was read, so it is kept as any other file.
+    let snapshot = home.path().join("hub/datasets--allenai--c4/snapshots").join("d".repeat(40)).join(C4);
+    assert!(fs::read(snapshot).unwrap() == packed(&all, Compression::fast()) && !kept(home.path()).exists());
+    let offline = folder();
+    let no_network = [("HF_HUB_OFFLINE", "1")];
+    attempt(&hub, home.path(), &tiny(), offline.path(), &["--calib", "c4"], &no_network).ok();
+    assert!(fs::read(offline.path().join("x.gguf")).unwrap() == within);
     // Short ones do not matter.
     let only = c4(C4, packed(&long, Compression::fast()));
     assert!(within == calibrated(&only, folder().path(), &tiny(), &["--calib", "c4"]));
     // Packed, it is a file like any other; so many windows need all of it.
     let (_root, path) = written("all.json.gz", packed(&all, Compression::fast()));
     let of = |options: &[&str]| {
-        let options = [options, &["--samples", "35"]].concat();
+        let options = [options, &["--samples", "64"]].concat();
         calibrated(&hub, home.path(), &tiny(), &options)
     };
     let file = of(&["--calib", path.to_str().unwrap()]);

@@ -36,7 +36,7 @@ pub struct Download {
 
 impl Watch for Download {
     fn begin(&self, text: &str, total: u64) {
-        output::note(&format!("{text}, {}", bytes(total)));
+        output::note(&format!("{text} {}", bytes(total)));
         self.done.store(0, Ordering::Relaxed);
         self.total.store(total, Ordering::Relaxed);
         self.progress.get_or_init(|| Progress::new(false, false)).set(0, total);

@@ -32,7 +32,7 @@ const MAIN: &str = "main";
 
 /// Is told how a download goes.
 pub trait Watch: Sync {
-    /// `text` says what begins; so many bytes are to come.
+    /// `text` says what begins, in words that a number of bytes may follow: so many are to come.
     fn begin(&self, text: &str, bytes: u64);
     /// So many more bytes have arrived.
     fn advance(&self, bytes: u64);
@@ -235,7 +235,7 @@ impl Hub<'_> {
         self.kept.reserve(bytes.saturating_sub(held))?;
         let files = if missing.len() == 1 { "1 file".into() } else { format!("{} files", missing.len()) };
         let (id, endpoint) = (&self.repository.id, &self.environment.endpoint);
-        self.watch.begin(&format!("fetching {id} from {endpoint}, {files}"), bytes);
+        self.watch.begin(&format!("fetching {id} from {endpoint}: {files},"), bytes);
         abreast(&missing, |wanted| fetch(&self.client, &self.kept, wanted, self.watch))?;
         Ok(Found::local(&snapshot))
     }
