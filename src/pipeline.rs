@@ -22,6 +22,7 @@ pub mod stream;
 pub mod subject;
 pub mod weights;
 
+use crate::calib::corpus::Corpus;
 use crate::error::{Context, Error, Result};
 use crate::format::{self, Encoding};
 use crate::grid::Grid;
@@ -29,7 +30,7 @@ use crate::method::{self, Method, Rows, plain, relative, weight_error};
 use crate::model::{RowOrder, TensorSpec};
 use crate::source::imatrix::Imatrix;
 use crate::writer::shards::{Files, Writer};
-use crate::{calib, interrupt, writer};
+use crate::{interrupt, writer};
 use journal::{Journal, State};
 use llmq_kernels::elementwise::first_beyond;
 use plan::{Plan, Planned};
@@ -40,10 +41,8 @@ use stream::{EmbeddedRows, Stream, Wants};
 /// Where calibration text comes from, and how much of it is used.
 #[derive(Debug, Clone)]
 pub struct Calibration {
-    /// The documents, in order.
-    pub documents: Vec<String>,
-    /// What they are called.
-    pub names: Vec<String>,
+    /// The documents, and how windows are cut out of them.
+    pub corpus: Corpus,
     /// How many windows.
     pub samples: usize,
     /// Tokens per window.
@@ -144,10 +143,7 @@ fn attempt(
 }
 
 fn windows(plan: &Plan, c: &Calibration) -> Result<Vec<Vec<u32>>> {
-    plan.with_tokenizer(|tokenizer| {
-        let tokens = tokenizer.encode_documents(&c.documents)?;
-        calib::windows::sample(&tokens, tokenizer.bos(), c.samples, c.positions, c.seed)
-    })
+    plan.with_tokenizer(|tokenizer| c.corpus.windows(tokenizer, c.samples, c.positions, c.seed))
 }
 
 /// Files in the making.
@@ -177,7 +173,7 @@ impl Run<'_> {
         let finished = state.as_ref().map_or(0, |state| state.tensors.len());
         self.observer.begin(self.work(finished));
         if let Some(c) = calibration.filter(|_| self.rounding.keep_statistics) {
-            self.statistics.datasets.clone_from(&c.names);
+            self.statistics.datasets = c.corpus.names();
             (self.statistics.chunks, self.statistics.chunk_size) = (windows.len() as u32, c.positions as u32);
         }
         if let Some(state) = &state {

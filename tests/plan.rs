@@ -251,7 +251,7 @@ fn no_weights_are_read() {
 
 #[test]
 fn what_makes_no_sense_is_refused() {
-    llmq!["plan", "no-org/no-model"].failed(1, &["no-org/no-model", "cannot read"]);
+    llmq!["plan", "./no-model"].failed(1, &["./no-model", "cannot read"]);
     llmq!["plan", tiny(), "--type", "Q9"].failed(2, &["unknown type 'Q9'"]);
     llmq!["plan", tiny(), "--samples", "0"].failed(2, &["--samples"]);
     llmq!["plan", tiny(), "--target-bpw", "4"].failed(2, &["reads headers only", "hint: "]);

@@ -1,7 +1,10 @@
 //! Calibration: text -> seeded windows of tokens -> statistics of each site.
 
+pub mod chat;
+pub mod corpus;
 pub mod evidence;
 pub mod hessian;
+pub mod sets;
 pub mod squares;
 pub mod text;
 pub mod windows;

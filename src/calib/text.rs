@@ -1,5 +1,6 @@
 //! Calibration text: files of plain text or of JSON lines, or the sample that is built in.
 
+use super::chat::Chat;
 use crate::error::{Context, Error, Result};
 use flate2::read::MultiGzDecoder;
 use std::fs::File;
@@ -15,42 +16,46 @@ pub fn sample() -> Vec<String> {
     SAMPLE.split("\n\n\n").map(|d| d.trim_end_matches('\n').to_string()).collect()
 }
 
-/// The documents of several files and what the files are called; of the built-in sample where there are none.
+/// The documents of several files and what the files are called; of the built-in sample where there are none. `chat`: as for
+/// [`read`].
 ///
 /// # Errors
 /// As [`read`].
-pub fn read_all(paths: &[PathBuf]) -> Result<(Vec<String>, Vec<String>)> {
+pub fn read_all(paths: &[PathBuf], chat: Option<&Chat>) -> Result<(Vec<String>, Vec<String>)> {
     if paths.is_empty() {
         return Ok((sample(), vec!["the sample built into llmq".into()]));
     }
     let (mut documents, mut names) = (Vec::new(), Vec::new());
     for path in paths {
-        documents.extend(read(path)?);
+        documents.extend(read(path, chat)?);
         names.push(path.file_name().unwrap_or_default().to_string_lossy().into_owned());
     }
     Ok((documents, names))
 }
 
-/// The documents of a file: the whole of a `.txt`, or the `"text"` of every line of a `.jsonl`, `.json` or either with
-/// `.gz` behind it (C4's own format).
+/// The documents of a file: the whole of a `.txt`, or those of every line of a `.jsonl`, `.json` or either with `.gz` behind it: its
+/// `"text"` (C4's own format), or its `"messages"`, written with the chat template of the model.
 ///
 /// # Errors
-/// A file that cannot be read, is empty, is not UTF-8 (the byte is named), or a line that is no such JSON (the line is
-/// named).
-pub fn read(path: &Path) -> Result<Vec<String>> {
+/// A file that cannot be read, is empty, is not UTF-8 (the byte is named), or a line that is no such JSON or cannot be written with
+/// the template (the line is named).
+pub fn read(path: &Path, chat: Option<&Chat>) -> Result<Vec<String>> {
     let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default().to_lowercase();
     let (stem, packed) = match name.strip_suffix(".gz") {
         Some(stem) => (stem, true),
         None => (name.as_str(), false),
     };
     let file = File::open(path).map_err(|cause| {
-        Error::new(format!("cannot open {}", path.display())).because(cause).hint("check the path that --calib names")
+        Error::new(format!("cannot open {}", path.display()))
+            .because(cause)
+            .hint("check the path; sets that need no file are c4 and wikitext2, with --calib of `llmq quantize`")
     })?;
     let mut bytes = Vec::new();
     let mut reader: Box<dyn Read> = if packed { Box::new(MultiGzDecoder::new(file)) } else { Box::new(file) };
     reader.read_to_end(&mut bytes).context(|| format!("cannot read {}", path.display()))?;
     let text = utf8(path, bytes)?;
-    let documents = if stem.ends_with(".json") || stem.ends_with(".jsonl") { lines(path, &text)? } else { vec![text] };
+    let documents =
+        if stem.ends_with(".json") || stem.ends_with(".jsonl") { lines(path, &text, chat)? } else { vec![text] };
     if documents.iter().all(|d| d.trim().is_empty()) {
         return Err(Error::new(format!("{} holds no text", path.display())));
     }
@@ -69,23 +74,42 @@ pub fn utf8(path: &Path, bytes: Vec<u8>) -> Result<String> {
     })
 }
 
-fn lines(path: &Path, text: &str) -> Result<Vec<String>> {
-    #[derive(serde::Deserialize)]
-    struct Line {
-        text: String,
-    }
-    text.lines()
-        .enumerate()
-        .filter(|(_, line)| !line.trim().is_empty())
+/// A line of a file of documents.
+#[derive(serde::Deserialize)]
+pub(super) struct Line {
+    /// A document.
+    pub text: Option<String>,
+    /// A conversation.
+    messages: Option<serde_json::Value>,
+    /// What the model may call in it.
+    tools: Option<serde_json::Value>,
+}
+
+fn lines(path: &Path, text: &str, chat: Option<&Chat>) -> Result<Vec<String>> {
+    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+    lines
         .map(|(i, line)| {
-            serde_json::from_str::<Line>(line).map(|line| line.text).map_err(|cause| {
-                Error::new(format!("{}: line {} is not a JSON object with a \"text\"", path.display(), i + 1))
-                    .because(cause)
-                    .hint("each line should look like {\"text\": \"…\"}, as in C4; plain text belongs in a .txt file")
-            })
+            let at = || format!("{}: line {}", path.display(), i + 1);
+            let none = || Error::new(format!("{} is not a JSON object with a \"text\" or \"messages\"", at())).hint(EXAMPLES);
+            let line: Line = serde_json::from_str(line).map_err(|cause| none().because(cause))?;
+            match (line.text, line.messages, chat) {
+                (Some(text), _, _) => Ok(text),
+                (None, Some(messages), Some(chat)) => {
+                    chat.render(&messages, line.tools.as_ref()).context(|| format!("{} cannot be used", at()))
+                }
+                (None, Some(_), None) => Err(Error::new(format!(
+                    "{} holds \"messages\", and there is no chat template to write them with",
+                    at()
+                ))
+                .hint("take a checkpoint that has one (in tokenizer_config.json or chat_template.jinja), or lines of {\"text\": \"…\"}")),
+                (None, None, _) => Err(none()),
+            }
         })
         .collect()
 }
+
+const EXAMPLES: &str = "each line should look like {\"text\": \"…\"}, as in C4, or {\"messages\": [{\"role\": \"user\", \"content\": \"…\"}]}; \
+                        plain text belongs in a .txt file";
 
 #[cfg(test)]
 mod tests {
@@ -96,7 +120,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(name);
         std::fs::write(&path, bytes).unwrap();
-        read(&path)
+        read(&path, None)
     }
 
     #[test]
@@ -122,6 +146,6 @@ mod tests {
         assert!(written("a.json", b"{\"text\": \"a\"}\n{\"body\": 1}").unwrap_err().to_string().contains("line 2"));
         assert!(written("a.txt", b" \n").unwrap_err().to_string().contains("no text"));
         assert!(written("a.json.gz", b"not gzip").is_err());
-        assert!(read(Path::new("/nowhere/a.txt")).unwrap_err().hint_text().is_some());
+        assert!(read(Path::new("/nowhere/a.txt"), None).unwrap_err().hint_text().is_some());
     }
 }

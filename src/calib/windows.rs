@@ -42,9 +42,62 @@ pub fn sample(tokens: &[u32], bos: Option<u32>, count: usize, length: usize, see
         .collect())
 }
 
+/// Windows of equal length, each out of one document, at a random place in it (as GPTQ's own code does it with C4).
+///
+/// Documents are drawn without replacement while they last; those that are shorter than a window are left out. A BOS is put as
+/// [`sample`] does.
+///
+/// # Errors
+/// No document is as long as a window.
+pub fn sample_within(
+    documents: &[Vec<u32>],
+    bos: Option<u32>,
+    count: usize,
+    length: usize,
+    seed: u64,
+) -> Result<Vec<Vec<u32>>> {
+    let mut long: Vec<&Vec<u32>> = documents.iter().filter(|tokens| tokens.len() >= length).collect();
+    if long.is_empty() {
+        let most = documents.iter().map(Vec::len).max().unwrap_or_default();
+        return Err(Error::new(format!(
+            "no document is long enough: the longest has {most} tokens, but a window has {length}"
+        ))
+        .hint("let windows reach across documents with --pack, or make them shorter with --seq-len"));
+    }
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
+    long.shuffle(&mut random);
+    let windows = long.iter().cycle().take(count).map(|tokens| {
+        let start = random.random_range(0..=tokens.len() - length);
+        let mut window = tokens[start..start + length].to_vec();
+        if let Some(bos) = bos {
+            window[0] = bos;
+        }
+        window
+    });
+    Ok(windows.collect())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn windows_within_documents_do_not_cross_their_ends() {
+        // Document i is i·1000, i·1000 + 1, …
+        let documents: Vec<Vec<u32>> =
+            [40, 100, 80, 20].iter().zip(0..).map(|(n, i)| (i * 1000..i * 1000 + n).collect()).collect();
+        let windows = sample_within(&documents, None, 2, 64, 3).unwrap();
+        let of = |window: &Vec<u32>| window[0] / 1000;
+        assert!(windows.iter().all(|w| w.len() == 64 && w.windows(2).all(|p| p[0] + 1 == p[1])));
+        let mut from: Vec<u32> = windows.iter().map(of).collect();
+        from.sort_unstable();
+        assert_eq!(from, [1, 2], "each of the long documents once");
+        assert_eq!(sample_within(&documents, Some(7), 5, 64, 3).unwrap().iter().filter(|w| w[0] == 7).count(), 5);
+        let draw = |seed| sample_within(&documents, None, 2, 64, seed).unwrap();
+        assert!((0..8).any(|seed| draw(seed) != draw(3)));
+        let message = sample_within(&documents, None, 1, 101, 0).unwrap_err().to_string();
+        assert!(message.contains("100 tokens") && message.contains("101"), "{message}");
+    }
 
     #[test]
     fn windows_do_not_overlap_while_the_text_lasts() {

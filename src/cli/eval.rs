@@ -1,11 +1,14 @@
 //! `llmq eval`: how good a file is.
 
+use super::hub::{self, Download};
 use super::output::{self, Progress};
+use crate::calib::sets::{self, Set};
 use crate::calib::text::utf8;
 use crate::error::{Context, Error, Result};
 use crate::eval::divergence::{self, Divergence};
 use crate::eval::perplexity::{self, Perplexity, Protocol};
 use crate::pipeline::subject::Subject;
+use crate::source::hub::Need;
 use clap::ValueEnum;
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -16,20 +19,25 @@ const SAMPLE: &str = include_str!("../../eval/heldout.txt");
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// A .gguf or a checkpoint folder
+    /// A .gguf, a checkpoint folder, or org/name[@revision] on the Hugging Face Hub
     model: PathBuf,
 
     /// Measure perplexity
     #[arg(long)]
     perplexity: bool,
 
-    /// Measure how far its predictions are from those of this model, which it was made from: a checkpoint folder or a .gguf
+    /// Measure how far its predictions are from those of this model, which it was made from: a checkpoint folder, a .gguf, or
+    /// org/name[@revision] on the hub
     #[arg(long, value_name = "MODEL")]
     reference: Option<PathBuf>,
 
     /// The text, in UTF-8 [default: a sample that is built in]
     #[arg(short, long, value_name = "FILE")]
     file: Option<PathBuf>,
+
+    /// A set that is fetched instead: the test split of wikitext2, or 1100 validation texts of c4, as the papers use them
+    #[arg(long, value_name = "SET", conflicts_with = "file")]
+    data: Option<String>,
 
     /// Tokens per window [default: 512 for llama.cpp; 2048, or the model's context if shorter, for hf]
     #[arg(short = 'c', long = "ctx-size", value_name = "N")]
@@ -68,15 +76,20 @@ pub fn run(args: &Args) -> Result<()> {
     if !args.perplexity && args.reference.is_none() {
         return Err(Error::usage("nothing to measure").hint("add --perplexity, --reference MODEL or both"));
     }
+    let set = args.data.as_deref().map(set).transpose()?;
     super::use_threads(args.threads)?;
     let started = Instant::now();
     let protocol = match args.protocol {
         Choice::LlamaCpp => Protocol::LlamaCpp,
         Choice::Hf => Protocol::Hf,
     };
-    let subject = Subject::open(&args.model, args.pre.as_deref())?;
+    let model = hub::find(&args.model, Need::Weights)?;
+    let subject = Subject::open(model.path(), args.pre.as_deref())?;
     let reference = match &args.reference {
-        Some(path) => Some((path, Subject::open(path, args.pre.as_deref())?)),
+        Some(path) => {
+            let model = hub::find(path, Need::Weights)?;
+            Some((path, Subject::open(model.path(), args.pre.as_deref())?))
+        }
         None => None,
     };
     let context = match args.context {
@@ -93,9 +106,10 @@ pub fn run(args: &Args) -> Result<()> {
     if args.chunks == Some(0) {
         return Err(Error::usage("--chunks must be at least 1"));
     }
-    let text = match &args.file {
-        Some(path) => read(path)?,
-        None => SAMPLE.into(),
+    let text = match (&args.file, set) {
+        (Some(path), _) => read(path)?,
+        (None, Some(set)) => set.evaluation(&Download::default())?,
+        (None, None) => SAMPLE.into(),
     };
     let windows = perplexity::windows(&subject, &text, protocol, context, args.chunks)?;
     let progress = Progress::new(false, args.json);
@@ -148,7 +162,7 @@ impl Results {
         fields["context"] = self.context.into();
         fields["windows"] = self.perplexity.windows.into();
         fields["tokens"] = self.perplexity.tokens.into();
-        fields["text"] = json!(args.file);
+        fields["text"] = args.data.as_ref().map_or_else(|| json!(args.file), |name| json!(name));
         fields["seconds"] = seconds.into();
         fields
     }
@@ -167,6 +181,14 @@ impl Results {
             ));
         }
     }
+}
+
+fn set(name: &str) -> Result<Set> {
+    sets::by_name(name).ok_or_else(|| {
+        let known: Vec<&str> = sets::SETS.iter().map(|(name, _)| *name).collect();
+        Error::usage(format!("--data: there is no set '{name}'"))
+            .hint(format!("there are {}; a file goes with -f", known.join(" and ")))
+    })
 }
 
 fn read(path: &Path) -> Result<String> {

@@ -1,11 +1,13 @@
 //! `llmq imatrix`: how much each column of each layer matters.
 
+use super::hub;
 use super::output::{self, Progress, bytes, time};
 use crate::calib::text;
 use crate::error::{Error, Result};
 use crate::eval::perplexity::{Protocol, windows};
 use crate::pipeline::importance;
 use crate::pipeline::subject::Subject;
+use crate::source::hub::Need;
 use crate::source::imatrix::Imatrix;
 use crate::writer::atomic::check_destination;
 use crate::writer::imatrix;
@@ -15,7 +17,7 @@ use std::time::Instant;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// A checkpoint folder or a .gguf; none where files are only merged
+    /// A checkpoint folder, a .gguf, or org/name[@revision] on the Hugging Face Hub; none where files are only merged
     #[arg(required_unless_present = "in_file")]
     model: Option<PathBuf>,
 
@@ -102,8 +104,9 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 fn measure(args: &Args, model: &Path) -> Result<Imatrix> {
-    let subject = Subject::open(model, args.pre.as_deref())?;
-    let (documents, names) = text::read_all(&args.file)?;
+    let model = hub::find(model, Need::Weights)?;
+    let subject = Subject::open(model.path(), args.pre.as_deref())?;
+    let (documents, names) = text::read_all(&args.file, None)?;
     // As llama-imatrix: one text from the first token to the last, in windows that each start with BOS.
     let windows = windows(&subject, &documents.join("\n"), Protocol::LlamaCpp, args.context, args.chunks)?;
     let progress = Progress::new(false, args.json);

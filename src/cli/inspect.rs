@@ -1,17 +1,19 @@
 //! `llmq inspect`: what is in a file.
 
+use super::hub;
 use super::output::{self, bytes};
 use crate::error::Result;
 use crate::format;
 use crate::pipeline::weights::open_gguf;
 use crate::source::checkpoint::Checkpoint;
+use crate::source::hub::Need;
 use crate::source::value::{Array, Value};
 use serde_json::json;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// A .gguf or a checkpoint folder
+    /// A .gguf, a checkpoint folder, or org/name[@revision] on the Hugging Face Hub, of which only headers are fetched
     model: PathBuf,
 
     /// One JSON object a line on standard output
@@ -28,7 +30,9 @@ struct Row {
 }
 
 pub fn run(args: &Args) -> Result<()> {
-    let rows = if args.model.is_dir() { checkpoint(args)? } else { gguf(args)? };
+    let model = hub::find(&args.model, Need::Headers)?;
+    let model = model.path();
+    let rows = if model.is_dir() { checkpoint(model)? } else { gguf(args, model)? };
     for row in &rows {
         if args.json {
             output::json(
@@ -56,8 +60,8 @@ pub fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-fn checkpoint(args: &Args) -> Result<Vec<Row>> {
-    let checkpoint = Checkpoint::open(&args.model)?;
+fn checkpoint(model: &Path) -> Result<Vec<Row>> {
+    let checkpoint = Checkpoint::open(model)?;
     let rows = checkpoint.tensors().map(|t| Row {
         name: t.name.into(),
         kind: t.dtype,
@@ -67,8 +71,8 @@ fn checkpoint(args: &Args) -> Result<Vec<Row>> {
     Ok(rows.collect())
 }
 
-fn gguf(args: &Args) -> Result<Vec<Row>> {
-    let file = open_gguf(&args.model)?;
+fn gguf(args: &Args, model: &Path) -> Result<Vec<Row>> {
+    let file = open_gguf(model)?;
     for (key, value) in &file.metadata {
         if args.json {
             output::json("metadata", json!({ "key": key, "value_type": value.type_name(), "value": plain(value) }));

@@ -4,6 +4,7 @@ mod archs;
 mod budget;
 mod effort;
 mod eval;
+mod hub;
 mod imatrix;
 mod inspect;
 mod output;

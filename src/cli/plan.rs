@@ -3,7 +3,8 @@
 mod show;
 
 use super::effort::{Effort, Preset};
-use super::{output, quantize};
+use super::quantize::corpus::{What, named};
+use super::{hub, output, quantize};
 use crate::calib::text;
 use crate::error::{Context, Error, Result};
 use crate::format::Type;
@@ -20,6 +21,7 @@ use crate::pipeline::forecast::{Job, Peak, Text};
 use crate::pipeline::plan::{Plan, Planned, Request};
 use crate::pipeline::report::anonymous_memory;
 use crate::source::config::Config;
+use crate::source::hub::Need;
 use crate::source::imatrix::Imatrix;
 use clap::ValueEnum;
 use std::path::Path;
@@ -101,13 +103,16 @@ pub fn run(args: &Args) -> Result<()> {
     }
     super::use_threads(asked.threads)?;
     asked.how.samples()?;
-    let model = asked.model.as_deref().unwrap_or(Path::new(""));
+    let given = asked.model.as_deref().unwrap_or(Path::new(""));
     let (mut method, options) = (asked.how.method()?, asked.how.options()?);
     let imatrix = asked.imatrix.as_deref().map(Imatrix::read).transpose()?;
     // What is quantized already is planned all the same: the advice is about that.
     let request =
         |method| -> Result<Request> { Ok(Request { requantize: true, ..asked.request(method, imatrix.as_ref())? }) };
-    let mut plan = Plan::new(model, request(method)?).map_err(|cause| quantized_folder(model, cause))?;
+    let first = request(method)?;
+    let found = hub::find(given, Need::Headers)?;
+    let model = found.path();
+    let mut plan = Plan::new(model, first).map_err(|cause| quantized_folder(model, cause))?;
     if plan.model().is_err() && method.calibrated() {
         method = method::by_name("rtn")?;
         plan = Plan::new(model, request(method)?)?;
@@ -125,7 +130,7 @@ pub fn run(args: &Args) -> Result<()> {
         samples: asked.how.samples()?,
         positions: positions.unwrap_or(1),
         threads: rayon::current_num_threads(),
-        text: text(asked)?,
+        text: text(asked, positions.unwrap_or(1))?,
         keep: KEEP,
     };
     let sizes = sizes(&plan, |mix| asked.recipe(mix))?;
@@ -226,7 +231,7 @@ fn source_bytes(plan: &Plan) -> u64 {
 }
 
 /// The calibration text, as far as its files say without being read.
-fn text(asked: &quantize::Args) -> Result<Text> {
+fn text(asked: &quantize::Args, positions: usize) -> Result<Text> {
     // What text packed with gzip is larger than its file by, and a document of many in a file.
     const PACKED: u64 = 3;
     const USUAL: u64 = 20_000;
@@ -236,8 +241,16 @@ fn text(asked: &quantize::Args) -> Result<Text> {
         return Ok(Text { bytes: lengths().sum(), longest: lengths().max().unwrap_or_default() });
     }
     let mut all = Text::default();
-    for path in &asked.calib {
-        let bytes = std::fs::metadata(path).context(|| format!("cannot read {}", path.display()))?.len();
+    for named in named(&asked.calib)? {
+        let path = match named.what {
+            What::File(path) => path,
+            What::Set(set) => {
+                let (bytes, longest) = set.expected(asked.how.samples()?, positions);
+                all = Text { bytes: all.bytes + bytes, longest: all.longest.max(longest) };
+                continue;
+            }
+        };
+        let bytes = std::fs::metadata(&path).context(|| format!("cannot read {}", path.display()))?.len();
         let ends = |end: &str| path.extension().is_some_and(|found| found.eq_ignore_ascii_case(end));
         let bytes = if ends("gz") { bytes * PACKED } else { bytes };
         all.bytes += bytes;

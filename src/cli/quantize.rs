@@ -1,21 +1,22 @@
 //! `llmq quantize`: checkpoint in, GGUF out.
 
 mod asked;
+pub(super) mod corpus;
 pub(super) mod ram;
 
 use super::budget::{self, Target};
+use super::hub;
 use super::output::{self, Progress, bytes};
 use super::rounding::How;
 use super::summary::{show, shown, signed, summary_json, tensor_json, tensor_line};
-use crate::calib::text;
 use crate::error::{Error, Result};
 use crate::format;
 use crate::format::mix;
-use crate::model;
 use crate::pipeline::choice::Choice;
 use crate::pipeline::journal::Journal;
 use crate::pipeline::plan::{Plan, Planned};
-use crate::pipeline::{self, Calibration, KEEP, Rounding};
+use crate::pipeline::{self, KEEP, Rounding};
+use crate::source::hub::{Found, Need, name_of};
 use crate::source::imatrix::Imatrix;
 use crate::writer::atomic::check_destination;
 use crate::writer::imatrix;
@@ -25,7 +26,8 @@ use std::time::Instant;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// A checkpoint folder (config.json, tokenizer.json, safetensors), or a GGUF of F32, F16 or BF16
+    /// A checkpoint folder (config.json, tokenizer.json, safetensors), a GGUF of F32, F16 or BF16, or org/name[@revision] on the
+    /// Hugging Face Hub
     #[arg(required_unless_present = "list_types")]
     pub(super) model: Option<PathBuf>,
 
@@ -47,10 +49,16 @@ pub struct Args {
     #[command(flatten)]
     pub(super) how: How,
 
-    /// Calibration text: .txt, or .jsonl, .json and .json.gz with one {"text": …} a line; repeatable
+    /// Calibration text: .txt; .jsonl, .json and .json.gz with one {"text": …} or {"messages": […]} a line; or a set that is
+    /// fetched, c4 or wikitext2. Repeatable, or with commas; NAME:WEIGHT gives each its share of the windows
     /// [default: a sample that is built in]
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE|SET")]
     pub(super) calib: Vec<PathBuf>,
+
+    /// Let windows of c4 reach across documents, instead of one window in each of those that are long enough; windows of files do
+    /// so always
+    #[arg(long)]
+    pub(super) pack: bool,
 
     /// Tokens per window [default: 2048, or the model's context if that is shorter]
     #[arg(long, value_name = "N")]
@@ -149,10 +157,11 @@ pub fn run(args: &Args) -> Result<()> {
     if args.list_types {
         return list_types();
     }
-    let folder = args.model.as_deref().unwrap_or(Path::new(""));
+    let given = args.model.as_deref().unwrap_or(Path::new(""));
     super::use_threads(args.threads)?;
     let started = Instant::now();
     let (method, options) = (args.how.method()?, args.how.options()?);
+    corpus::named(&args.calib)?;
     if args.save_imatrix.is_some() && !method.calibrated() {
         return Err(Error::usage(format!("--save-imatrix needs a calibrated method, and {} is none", method.name()))
             .hint("add --method gptq, or make an importance matrix with `llmq imatrix`"));
@@ -164,8 +173,11 @@ pub fn run(args: &Args) -> Result<()> {
         .hint("leave one of them out, or measure the rotated file with `llmq imatrix`"));
     }
     let imatrix = args.imatrix.as_deref().map(Imatrix::read).transpose()?;
-    let mut plan = Plan::new(folder, args.request(method, imatrix.as_ref())?)?;
+    let request = args.request(method, imatrix.as_ref())?;
     let target = args.target.given()?;
+    let found = find(args, given, target.as_ref())?;
+    let folder = found.path();
+    let mut plan = Plan::new(folder, request)?;
     let name = target.as_ref().map_or(plan.mix.into(), |target| target.name.clone());
     let output = args.output.clone().unwrap_or_else(|| default_output(folder, &name));
     let inputs: Vec<PathBuf> = inputs(args, folder, &plan);
@@ -187,7 +199,7 @@ pub fn run(args: &Args) -> Result<()> {
         check(&plan, force)?;
     }
     let calibration = match target.is_some() || calibrated && !args.dry_run {
-        true => Some(calibration(args, if target.is_some() { budget::model(&plan)? } else { plan.model()? })?),
+        true => Some(corpus::read(args, &plan, if target.is_some() { budget::model(&plan)? } else { plan.model()? })?),
         false => None,
     };
     let rounding = Rounding {
@@ -235,6 +247,18 @@ pub fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
+/// The model, fetched if it is on the hub. An output that is in the way is better known before gigabytes have come.
+fn find(args: &Args, given: &Path, target: Option<&budget::Given>) -> Result<Found> {
+    let need = if args.dry_run && target.is_none() { Need::Headers } else { Need::Weights };
+    if let (Some(repository), false, None) = (hub::named(given), args.dry_run, args.max_shard_size) {
+        let name = target.map_or(mix::named(&args.kind)?.name, |target| &target.name);
+        let own = || format!("{}.{name}.gguf", repository.name()).into();
+        let output = args.output.clone().unwrap_or_else(own);
+        check_destination(&output, &[], args.force || args.resume)?;
+    }
+    hub::find(given, need)
+}
+
 /// A number of bytes as llama.cpp's gguf-split takes it: decimal, with K, M or G behind it, or nothing.
 fn size(text: &str) -> std::result::Result<u64, String> {
     let (digits, unit) = match text.to_ascii_uppercase().trim_end_matches('B').chars().last() {
@@ -260,9 +284,10 @@ pub(super) fn list_types() -> Result<()> {
 }
 
 fn default_output(model: &Path, mix: &str) -> PathBuf {
+    let snapshot = name_of(model);
     let model = model.canonicalize().unwrap_or_else(|_| model.into());
     let name = if model.is_dir() { model.file_name() } else { model.file_stem() };
-    let name = name.map_or("model".into(), |n| n.to_string_lossy().into_owned());
+    let name = snapshot.unwrap_or_else(|| name.map_or("model".into(), |n| n.to_string_lossy().into_owned()));
     // A file is called after its own type, and a first shard after its place, too.
     let name = without_shard(&name);
     let own = format::TYPES.iter().map(|t| t.name().to_lowercase());
@@ -287,7 +312,8 @@ fn without_shard(name: &str) -> &str {
 /// Every file that is read and must not be overwritten.
 fn inputs(args: &Args, folder: &Path, plan: &Plan) -> Vec<PathBuf> {
     let mut inputs: Vec<PathBuf> = plan.source.files();
-    inputs.extend(args.calib.iter().chain(&args.imatrix).chain(&args.tensor_type_file).cloned());
+    inputs.extend(corpus::files(&args.calib));
+    inputs.extend(args.imatrix.iter().chain(&args.tensor_type_file).cloned());
     if !folder.is_dir() {
         return inputs;
     }
@@ -296,12 +322,6 @@ fn inputs(args: &Args, folder: &Path, plan: &Plan) -> Vec<PathBuf> {
         folder.map(|entry| entry.path()).filter(|path| path.is_file() && !inputs.contains(path)).collect::<Vec<_>>(),
     );
     inputs
-}
-
-fn calibration(args: &Args, model: &model::Model) -> Result<Calibration> {
-    let (positions, samples) = (args.positions(model)?, args.how.samples()?);
-    let (documents, names) = text::read_all(&args.calib)?;
-    Ok(Calibration { documents, names, samples, positions, seed: args.seed })
 }
 
 pub(super) fn fallback(planned: &Planned) -> String {

@@ -13,6 +13,7 @@ use crate::model::{Made, Model, Role, RowOrder, TensorSpec, gguf_keys};
 use crate::source::checkpoint::Checkpoint;
 use crate::source::config::Config;
 use crate::source::gguf::{Gguf, TensorInfo};
+use crate::source::hub::name_of;
 use crate::source::imatrix::Imatrix;
 use crate::source::tokenizer::Tokenizer;
 use crate::source::value::{Metadata, Value};
@@ -472,8 +473,10 @@ fn facts_by_keys(file: &Gguf, importance: bool) -> Facts {
 }
 
 fn general(folder: &Path, model: &Model, elements: u64) -> Metadata {
+    let snapshot = name_of(folder);
     let folder = folder.canonicalize().unwrap_or_else(|_| folder.into());
-    let name = folder.file_name().map_or("model".into(), |n| n.to_string_lossy().into_owned());
+    let own = || folder.file_name().map_or("model".into(), |n| n.to_string_lossy().into_owned());
+    let name = snapshot.unwrap_or_else(own);
     let text = |s: &str| Value::Str(s.into());
     vec![
         ("general.architecture".into(), text(model.architecture.gguf())),

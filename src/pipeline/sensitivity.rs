@@ -19,7 +19,6 @@ use super::plan::{Plan, Planned};
 use super::subject::{embed, pairing};
 use super::{Calibration, Rounding, check_range};
 use crate::calib::squares::Squares;
-use crate::calib::windows;
 use crate::error::{Context, Error, Result};
 use crate::format::budget::{Cost, candidates};
 use crate::format::{Encoding, Type};
@@ -74,8 +73,7 @@ pub fn measure(
     }
     let extent = Extent::new(calibration, all.len(), model.hidden);
     let windows = plan.with_tokenizer(|tokenizer| {
-        let tokens = tokenizer.encode_documents(&calibration.documents)?;
-        windows::sample(&tokens, tokenizer.bos(), extent.windows, extent.length, calibration.seed)
+        calibration.corpus.windows(tokenizer, extent.windows, extent.length, calibration.seed)
     })?;
     let frame = Frame::new(model, pairing(&plan.source, model), extent.length, &Device::Cpu)?;
     let mut walk =

@@ -1,8 +1,9 @@
-//! Folder or file -> mapped tensors, configuration, tokenizer.
+//! Folder, file or name on the hub -> mapped tensors, configuration, tokenizer.
 
 pub mod checkpoint;
 pub mod config;
 pub mod gguf;
+pub mod hub;
 pub mod imatrix;
 pub mod pre_tokenizer;
 pub mod tokenizer;

@@ -5,6 +5,7 @@
 
 pub mod checkpoint;
 pub mod golden;
+pub mod hub;
 
 use serde_json::Value;
 use std::ffi::OsStr;

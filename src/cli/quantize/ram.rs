@@ -21,7 +21,7 @@ pub fn size(text: &str) -> std::result::Result<u64, String> {
 /// It does not fit whatever it keeps.
 pub fn keep(ram: Option<u64>, plan: &Plan, rounding: &Rounding) -> Result<usize> {
     let Some(ram) = ram else { return Ok(KEEP) };
-    let lengths = || rounding.calibration.into_iter().flat_map(|c| c.documents.iter().map(|text| text.len() as u64));
+    let lengths = || rounding.calibration.into_iter().flat_map(|c| c.corpus.documents().map(|text| text.len() as u64));
     let shapes = BlockShape::all(plan);
     let own = anonymous_memory().unwrap_or(plan::OWN);
     let job = Job {

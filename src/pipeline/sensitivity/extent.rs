@@ -44,10 +44,11 @@ impl Extent {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::calib::corpus::Corpus;
 
     #[test]
     fn probed_streams_take_a_part_of_the_calibration_text() {
-        let text = |samples, positions| Calibration { documents: vec![], names: vec![], samples, positions, seed: 0 };
+        let text = |samples, positions| Calibration { corpus: Corpus::default(), samples, positions, seed: 0 };
         let extent = |text: Calibration, streams, hidden| {
             let Extent { length, windows, probed } = Extent::new(&text, streams, hidden);
             (length, windows, probed)
