@@ -25,7 +25,7 @@ use std::time::Instant;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// A checkpoint folder (config.json, tokenizer.json, safetensors), or a GGUF of F32, F16 or BF16
+    /// A checkpoint folder (config.json, tokenizer.json, safetensors or pytorch_model.bin), or a GGUF of F32, F16 or BF16
     #[arg(required_unless_present = "list_types")]
     pub(super) model: Option<PathBuf>,
 
@@ -94,7 +94,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     save_imatrix: Option<PathBuf>,
 
-    /// Quantize tensors of a GGUF that are quantized already, at the price of both errors
+    /// Quantize tensors that are quantized already, at the price of both errors
     #[arg(long)]
     allow_requantize: bool,
 
