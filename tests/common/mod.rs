@@ -4,6 +4,8 @@
 #![allow(dead_code, unused_macros, unused_imports)]
 
 pub mod checkpoint;
+pub mod packing;
+pub mod torch;
 
 use serde_json::Value;
 use std::ffi::OsStr;
