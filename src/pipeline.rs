@@ -12,6 +12,7 @@ pub mod forecast;
 mod head;
 pub mod importance;
 pub mod journal;
+mod packed;
 pub mod plan;
 pub mod report;
 pub mod rotated;
@@ -372,7 +373,7 @@ impl Run<'_> {
     ) -> Result<(Vec<f32>, Vec<u8>, Vec<f32>)> {
         let started = self.clock.start();
         if tensor.copied {
-            let bytes = self.plan.source.gguf_rows(&tensor.spec, rows).unwrap_or_default().to_vec();
+            let bytes = self.plan.source.kept_rows(&tensor.spec, tensor.kind, rows)?;
             let values = tensor.kind.decode_all(&bytes);
             self.clock.reading += started.elapsed();
             return Ok((values.clone(), bytes, values));

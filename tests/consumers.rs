@@ -12,6 +12,8 @@ mod ask;
 mod gguf;
 #[path = "consumers/llama.rs"]
 mod llama;
+#[path = "consumers/packed.rs"]
+mod packed;
 #[path = "consumers/tokens.rs"]
 mod tokens;
 

@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::format::Type;
 use crate::model::Model;
 use crate::pipeline::choice::{self, Choice};
-use crate::pipeline::plan::{Plan, Planned};
+use crate::pipeline::plan::Plan;
 use crate::pipeline::{Calibration, Rounding, sensitivity};
 use serde_json::json;
 use std::time::Instant;
@@ -94,10 +94,9 @@ pub fn spend(
     json: bool,
 ) -> Result<Choice> {
     let started = Instant::now();
-    let quantized = |tensor: &Planned| plan.source.gguf_type(&tensor.spec).filter(|kind| kind.is_quantized());
     for tensor in plan.tensors.iter().filter(|tensor| tensor.free && !requantize) {
-        if let Some(kind) = quantized(tensor) {
-            let (name, kind) = (&tensor.spec.gguf, kind.name());
+        if let Some(kind) = plan.source.quantized(&tensor.spec) {
+            let name = &tensor.spec.gguf;
             return Err(Error::new(format!(
                 "tensor '{name}' is {kind} already, and another type would add its own error"
             ))

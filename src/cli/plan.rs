@@ -172,8 +172,7 @@ pub fn run(args: &Args) -> Result<()> {
     let half = sizes.iter().find(|size| size.mix.name == "F16").expect("F16 is a mix");
     let bits = |size: &Size| (size.mix.name, size.bits_per_weight);
     let careful = sizes.iter().filter(|size| ["Q8_0", "Q6_K"].contains(&size.mix.name));
-    let already =
-        quantized_already(&plan).map(|(kind, count): (Type, usize)| format!("{count} tensors, {}", kind.name()));
+    let already = quantized_already(&plan).map(|(kind, count): (&str, usize)| format!("{count} tensors, {kind}"));
     let advice = advice(&Situation {
         half: half.bytes,
         half_fits: fits(half),

@@ -26,8 +26,8 @@ use std::time::Instant;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// A checkpoint folder (config.json, tokenizer.json, safetensors), a GGUF of F32, F16 or BF16, or org/name[@revision] on the
-    /// Hugging Face Hub
+    /// A checkpoint folder (config.json, tokenizer.json, safetensors or pytorch_model.bin), a GGUF of F32, F16 or BF16, or
+    /// org/name[@revision] on the Hugging Face Hub
     #[arg(required_unless_present = "list_types")]
     pub(super) model: Option<PathBuf>,
 
@@ -102,7 +102,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     save_imatrix: Option<PathBuf>,
 
-    /// Quantize tensors of a GGUF that are quantized already, at the price of both errors
+    /// Quantize tensors that are quantized already, at the price of both errors
     #[arg(long)]
     allow_requantize: bool,
 

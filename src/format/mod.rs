@@ -6,6 +6,7 @@ mod bf16;
 mod bits;
 pub mod budget;
 mod codebook;
+pub mod exact;
 mod f16;
 mod f32;
 mod iq1_m;

@@ -1,5 +1,6 @@
 //! What will be done, from headers alone.
 
+use super::packed;
 use super::report::TensorReport;
 use super::rotated::{self, Rotated};
 use super::subject::{gguf_model, gguf_tokenizer};
@@ -78,7 +79,7 @@ pub struct Planned {
     pub kind: Type,
     /// The type that it should have had.
     pub instead_of: Option<Type>,
-    /// Its bytes go into the file as they are in the source, a GGUF.
+    /// Its codes go into the file as they are in the source: a GGUF, or a checkpoint that was quantized before.
     pub copied: bool,
     /// The user named no type for it, and it need not stay as it is.
     pub free: bool,
@@ -181,7 +182,9 @@ impl Plan {
             let choice = request.recipe.choose(&spec.gguf, &spec.shape, &facts);
             let Choice { kind, instead_of, free } =
                 choice.unwrap_or(Choice { kind: single, instead_of: None, free: false });
-            tensors.push(Planned { spec, from, kind, instead_of, copied: false, free });
+            let lost = rotation.as_ref().map(|_| "rotated weights are on no grid any more");
+            let copied = packed::is_kept(&source, &spec, kind, lost, request.requantize)?;
+            tensors.push(Planned { spec, from, kind, instead_of, copied, free });
         }
         let extra = model.extras().into_iter().map(|(name, numbers)| Extra { gguf: name.into(), numbers }).collect();
         // Untying makes a file larger, but no other model of it.

@@ -1,5 +1,6 @@
 //! A model's numbers, wherever they are: in a folder of safetensors or in a GGUF.
 
+use super::packed;
 use super::rotated::Rotated;
 use crate::error::{Error, Result};
 use crate::format::{self, Type};
@@ -89,11 +90,33 @@ impl Weights {
         format::by_id(self.gguf()?.tensor(&spec.gguf)?.type_id)
     }
 
-    /// The bytes of rows of a tensor in a GGUF, as they are there; none in a checkpoint.
-    pub fn gguf_rows(&self, spec: &TensorSpec, rows: Range<usize>) -> Option<&[u8]> {
-        let file = self.gguf()?;
-        let info = file.tensor(&spec.gguf)?;
-        Some(&file.data(info)[byte_range(info, rows)])
+    /// What a tensor that is quantized in the source already is called there: the type of a GGUF, or the codes of others.
+    pub fn quantized(&self, spec: &TensorSpec) -> Option<&str> {
+        match self {
+            Weights::Gguf(_) => self.gguf_type(spec).filter(|kind| kind.is_quantized()).map(|kind| kind.name()),
+            Weights::Checkpoint(checkpoint) => checkpoint.quantized(&spec.source),
+            Weights::Rotated(rotated) => rotated.source().quantized(spec),
+        }
+    }
+
+    /// The bytes of rows of a tensor that stay what they are in the source: those of a GGUF, or codes of others in the blocks of
+    /// `kind`, which holds them exactly.
+    ///
+    /// # Errors
+    /// There are no such bytes.
+    pub fn kept_rows(&self, spec: &TensorSpec, kind: Type, rows: Range<usize>) -> Result<Vec<u8>> {
+        let gone = || Error::new(format!("the bytes of '{}' cannot be taken over", spec.gguf));
+        match self {
+            Weights::Gguf(file) => {
+                let info = info(file, &spec.gguf)?;
+                Ok(file.data(info)[byte_range(info, rows)].to_vec())
+            }
+            Weights::Checkpoint(checkpoint) => {
+                let weight = checkpoint.grouped(&spec.source).ok_or_else(gone)?;
+                packed::blocks(&weight, &spec.source, kind, rows)
+            }
+            Weights::Rotated(_) => Err(gone()),
+        }
     }
 
     /// Tells the system that a tensor will be read soon, so that the disk is at work while something else is computed.

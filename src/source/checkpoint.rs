@@ -1,15 +1,26 @@
-//! A folder with safetensors: mapped, checked, read one tensor at a time.
+//! A checkpoint folder: its files mapped and checked, read one tensor at a time.
+//!
+//! The files are safetensors or what `torch.save` wrote, and weights may be packed by some other quantizer. Whoever asks for a
+//! weight by name gets its numbers and need not know.
+
+mod awq;
+mod compressed;
+mod gptq;
+mod header;
+mod packed;
+mod pickle;
+mod place;
+mod quantization;
+mod scaled;
+mod torch;
 
 use crate::error::{Context, Error, Result};
-use llmq_kernels::convert;
 use llmq_kernels::elementwise::first_non_finite;
-use memmap2::Mmap;
-#[cfg(unix)]
-use memmap2::UncheckedAdvice;
-use rayon::prelude::*;
-use safetensors::tensor::{Dtype, Metadata, SafeTensors};
+pub use packed::Lines;
+use packed::{Coded, PACKINGS, Packed, Parts};
+use place::{Place, Shard, is_float};
+use quantization::Quantization;
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -17,21 +28,11 @@ use std::path::{Path, PathBuf};
 pub struct Checkpoint {
     folder: PathBuf,
     shards: Vec<Shard>,
+    /// What is there as it is.
     tensors: BTreeMap<String, Place>,
-}
-
-struct Shard {
-    path: PathBuf,
-    map: Mmap,
-}
-
-/// Where a tensor is.
-#[derive(Debug, Clone)]
-struct Place {
-    shard: usize,
-    dtype: Dtype,
-    shape: Vec<usize>,
-    bytes: Range<usize>,
+    /// Weights that are made of several of the files' tensors, which are no tensors of the checkpoint then.
+    packed: BTreeMap<String, Box<dyn Packed>>,
+    quantization: Option<Quantization>,
 }
 
 /// What is known about a tensor without reading it.
@@ -39,7 +40,7 @@ struct Place {
 pub struct Info<'a> {
     /// Its name.
     pub name: &'a str,
-    /// safetensors' name of the element type.
+    /// safetensors' name of the element type, or what a packed weight is called: GPTQ4, AWQ4, INT4.
     pub dtype: String,
     /// Its shape, slowest dimension first.
     pub shape: &'a [usize],
@@ -50,73 +51,86 @@ pub struct Info<'a> {
 const INDEX: &str = "model.safetensors.index.json";
 const SINGLE: &str = "model.safetensors";
 
+/// The files that may list the shards of a checkpoint, and that may hold all of it instead, the first choice first.
+const FILES: [(&str, &str); 2] = [(INDEX, SINGLE), ("pytorch_model.bin.index.json", "pytorch_model.bin")];
+
 impl Checkpoint {
-    /// Maps `model.safetensors`, or the shards that `model.safetensors.index.json` lists, and checks their headers.
+    /// Maps `model.safetensors`, or the shards that `model.safetensors.index.json` lists, or the same of
+    /// `pytorch_model.bin`, and checks their headers.
     ///
     /// # Errors
     /// A missing shard, a truncated file, tensors that overlap or reach beyond the file, a name that occurs twice, an
     /// index that names a tensor which is not there.
     pub fn open(folder: &Path) -> Result<Checkpoint> {
-        let index = folder.join(INDEX);
-        let (names, listed) = if index.is_file() {
-            let map = read_index(&index)?;
-            let mut names: Vec<String> = map.values().cloned().collect();
-            names.sort();
-            names.dedup();
-            (names, map)
-        } else {
-            (vec![SINGLE.to_string()], BTreeMap::new())
+        let is_there = |name: &str| folder.join(name).is_file();
+        let found = FILES.into_iter().find(|(index, single)| is_there(index) || is_there(single));
+        let (index, single) = found.unwrap_or(FILES[0]);
+        let listed = if is_there(index) { read_index(&folder.join(index))? } else { BTreeMap::new() };
+        let mut names: Vec<&str> = listed.values().map(String::as_str).collect();
+        names.sort_unstable();
+        names.dedup();
+        if listed.is_empty() {
+            names.push(single);
+        }
+        let hint = match listed.is_empty() {
+            true => format!("a checkpoint folder holds {SINGLE}, or {INDEX} and its shards, or pytorch_model.bin"),
+            false => format!("{index} lists this shard; download it, too"),
         };
-        let mut checkpoint = Checkpoint { folder: folder.into(), shards: Vec::new(), tensors: BTreeMap::new() };
+        let mut checkpoint = Checkpoint {
+            folder: folder.into(),
+            shards: Vec::new(),
+            tensors: BTreeMap::new(),
+            packed: BTreeMap::new(),
+            quantization: Quantization::find(folder)?,
+        };
         for name in &names {
-            checkpoint.add(&folder.join(name), !listed.is_empty())?;
+            checkpoint.add(Shard::open(&folder.join(name), hint.clone())?)?;
         }
         if let Some((tensor, file)) = listed.iter().find(|(tensor, _)| !checkpoint.tensors.contains_key(*tensor)) {
             return Err(Error::new(format!(
                 "{} says that tensor '{tensor}' is in {file}, but it is not",
-                index.display()
+                folder.join(index).display()
             ))
             .hint("download the checkpoint again: the index and the shards do not belong together"));
         }
+        checkpoint.find_packed()?;
         Ok(checkpoint)
     }
 
-    fn add(&mut self, path: &Path, listed: bool) -> Result<()> {
-        let file = File::open(path).map_err(|cause| {
-            let hint = if listed {
-                format!("{INDEX} lists this shard; download it, too")
-            } else {
-                format!("a checkpoint folder holds {SINGLE}, or {INDEX} and its shards")
-            };
-            Error::new(format!("cannot open {}", path.display())).because(cause).hint(hint)
-        })?;
-        // SAFETY: the mapping is read-only. As with every mapped file, another process that truncates the checkpoint while
-        // it is being read ends this one with SIGBUS; reading it whole is no alternative at these sizes.
-        let map = unsafe { Mmap::map(&file) }.context(|| format!("cannot map {}", path.display()))?;
-        let (header, metadata) = SafeTensors::read_metadata(&map).map_err(|cause| {
-            let what = diagnose(&map).unwrap_or_else(|| "it is not a valid safetensors file".into());
-            Error::new(format!("{}: {what}", path.display()))
-                .because(cause)
-                .hint("the file is damaged or was not downloaded completely; download it again")
-        })?;
-        self.insert(path, &metadata, header + 8)?;
-        self.shards.push(Shard { path: path.into(), map });
+    /// Puts packed weights in the place of the tensors that make them.
+    fn find_packed(&mut self) -> Result<()> {
+        let Checkpoint { shards, tensors, quantization, .. } = self;
+        let parts = Parts { shards, tensors, quantization: quantization.as_ref() };
+        let mut found = Vec::new();
+        for name in tensors.keys() {
+            for packing in PACKINGS {
+                found.extend(packing.find(name, &parts)?);
+            }
+        }
+        for weight in found {
+            for part in &weight.parts {
+                self.tensors.remove(part);
+            }
+            if self.tensors.contains_key(&weight.name) || self.packed.contains_key(&weight.name) {
+                let (folder, name) = (self.folder.display(), &weight.name);
+                return Err(Error::new(format!("{folder}: weight '{name}' is there twice, packed and as it is")));
+            }
+            self.packed.insert(weight.name, weight.weight);
+        }
         Ok(())
     }
 
-    fn insert(&mut self, path: &Path, metadata: &Metadata, start: usize) -> Result<()> {
-        for (name, info) in metadata.tensors() {
-            let place = Place {
-                shard: self.shards.len(),
-                dtype: info.dtype,
-                shape: info.shape.clone(),
-                bytes: start + info.data_offsets.0..start + info.data_offsets.1,
-            };
-            if let Some(other) = self.tensors.insert(name.clone(), place) {
-                let other = self.shards[other.shard].path.display();
-                return Err(Error::new(format!("tensor '{name}' is in {} and in {other}", path.display())));
+    fn add(&mut self, shard: Shard) -> Result<()> {
+        let torch = shard.path.extension().is_some_and(|ending| ["bin", "pt", "pth"].iter().any(|own| ending == *own));
+        let read = if torch { torch::tensors } else { header::tensors };
+        for (name, place) in read(&shard, self.shards.len())? {
+            if let Some(other) = self.tensors.get(&name) {
+                let other = self.shards.get(other.shard).unwrap_or(&shard).path.display();
+                return Err(Error::new(format!("tensor '{name}' is in {} and in {other}", shard.path.display())));
             }
+            self.tensors.insert(name, place);
         }
+        self.shards.push(shard);
         Ok(())
     }
 
@@ -130,19 +144,28 @@ impl Checkpoint {
         self.shards.iter().map(|s| s.path.as_path()).collect()
     }
 
-    /// Every tensor, by name.
+    /// Every tensor, by name. A packed weight is one tensor.
     pub fn tensors(&self) -> impl Iterator<Item = Info<'_>> {
-        self.tensors.iter().map(|(name, place)| Info {
+        let plain = self.tensors.iter().map(|(name, place)| Info {
             name,
             dtype: format!("{:?}", place.dtype),
             shape: &place.shape,
             bytes: place.bytes.len(),
-        })
+        });
+        let packed = self.packed.iter().map(|(name, weight)| Info {
+            name,
+            dtype: weight.kind().to_owned(),
+            shape: weight.shape(),
+            bytes: weight.parts().iter().map(|place| place.bytes.len()).sum(),
+        });
+        let mut all: Vec<Info<'_>> = plain.chain(packed).collect();
+        all.sort_unstable_by_key(|info| info.name);
+        all.into_iter()
     }
 
     /// Whether there is a tensor of that name.
     pub fn contains(&self, name: &str) -> bool {
-        self.tensors.contains_key(name)
+        self.tensors.contains_key(name) || self.packed.contains_key(name)
     }
 
     /// Checks that a tensor is there, with this shape and a type that can be read.
@@ -150,36 +173,70 @@ impl Checkpoint {
     /// # Errors
     /// It is not.
     pub fn check(&self, name: &str, shape: &[usize]) -> Result<()> {
-        self.place(name, shape).map(|_| ())
+        self.stored(name, shape).map(|_| ())
     }
 
     /// Tells the system that a tensor will be read soon, so that the disk is at work meanwhile.
     pub fn expect(&self, name: &str) {
-        if let Some(place) = self.tensors.get(name) {
+        let parts = self.packed.get(name).map(|weight| weight.parts());
+        for place in parts.into_iter().flatten().chain(self.tensors.get(name)) {
             self.shards[place.shard].expect(place.bytes.clone());
         }
     }
 
-    fn place(&self, name: &str, shape: &[usize]) -> Result<&Place> {
-        let place = self.tensors.get(name).ok_or_else(|| {
+    fn stored(&self, name: &str, shape: &[usize]) -> Result<Stored<'_>> {
+        self.find(name, shape).map_err(|cause| {
+            match self.quantization.as_ref().filter(|own| !PACKINGS.iter().any(|packing| packing.reads(own))) {
+                Some(unread) => unread.refusal(&cause),
+                None => cause,
+            }
+        })
+    }
+
+    fn find(&self, name: &str, shape: &[usize]) -> Result<Stored<'_>> {
+        let packed = self.packed.get(name).map(|weight| Stored::Packed(weight.as_ref()));
+        let stored = packed.or_else(|| self.tensors.get(name).map(Stored::Plain)).ok_or_else(|| {
             Error::new(format!("{}: there is no tensor '{name}'", self.folder.display())).hint(format!(
                 "config.json asks for it, with shape {shape:?}; it may belong to another model, or a shard is missing"
             ))
         })?;
-        let path = self.shards[place.shard].path.display();
-        if place.shape != shape {
+        let path = self.path(stored).display();
+        if stored.shape() != shape {
             return Err(Error::new(format!(
                 "{path}: tensor '{name}' has shape {:?}, but config.json makes it {shape:?}",
-                place.shape
+                stored.shape()
             ))
             .hint("config.json and the weights do not belong to the same model"));
         }
-        if !matches!(place.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
-            return Err(Error::new(format!("{path}: tensor '{name}' is of type {:?}", place.dtype)).hint(
-                "only F32, F16 and BF16 checkpoints can be quantized: start from the original, unquantized one",
-            ));
+        match stored {
+            Stored::Plain(place) if !is_float(place.dtype) => {
+                Err(Error::new(format!("{path}: tensor '{name}' is of type {:?}", place.dtype)).hint(
+                    "only F32, F16 and BF16 checkpoints can be quantized: start from the original, unquantized one",
+                ))
+            }
+            _ => Ok(stored),
         }
-        Ok(place)
+    }
+
+    /// The file that a tensor is in, or the main part of a packed weight.
+    fn path(&self, stored: Stored) -> &Path {
+        let shard = match stored {
+            Stored::Plain(place) => place.shard,
+            Stored::Packed(weight) => weight.parts()[0].shard,
+        };
+        &self.shards[shard].path
+    }
+
+    /// What the codes of a weight that is quantized already are called; none for any other, FP8 with scales among them.
+    pub fn quantized(&self, name: &str) -> Option<&str> {
+        let weight = self.packed.get(name)?;
+        weight.codes().map(|_| weight.kind())
+    }
+
+    /// A weight that is quantized already, whose codes can be had as they are; none if it is no such weight.
+    pub fn grouped(&self, name: &str) -> Option<Grouped<'_>> {
+        let weight = self.packed.get(name)?.codes()?;
+        Some(Grouped { shards: &self.shards, weight })
     }
 
     /// One tensor in `f32`.
@@ -198,22 +255,16 @@ impl Checkpoint {
     /// # Panics
     /// If there are no such rows.
     pub fn read_rows(&self, name: &str, shape: &[usize], rows: Range<usize>) -> Result<Vec<f32>> {
-        let place = self.place(name, shape)?;
-        let shard = &self.shards[place.shard];
-        let row = place.bytes.len() / shape[0].max(1);
-        let part = place.bytes.start + rows.start * row..place.bytes.start + rows.end * row;
-        let bytes = &shard.map[part.clone()];
-        let numbers = match place.dtype {
-            Dtype::F32 => converted(bytes, 4, convert::f32_to_f32),
-            Dtype::F16 => converted(bytes, 2, convert::f16_to_f32),
-            _ => converted(bytes, 2, convert::bf16_to_f32),
+        let stored = self.stored(name, shape)?;
+        let numbers = match stored {
+            Stored::Plain(place) => place.numbers(&self.shards, rows.clone()),
+            Stored::Packed(weight) => weight.numbers(&self.shards, rows.clone())?,
         };
-        shard.release(part);
         match first_non_finite(&numbers) {
             None => Ok(numbers),
             Some(at) => Err(Error::new(format!(
                 "{}: tensor '{name}' holds {} at element {} of {}",
-                shard.path.display(),
+                self.path(stored).display(),
                 numbers[at],
                 rows.start * (shape.iter().product::<usize>() / shape[0]) + at,
                 shape.iter().product::<usize>()
@@ -223,39 +274,57 @@ impl Checkpoint {
     }
 }
 
-impl Shard {
-    /// Tells the system that these bytes will be read soon.
-    #[cfg_attr(not(unix), allow(unused_variables))]
-    fn expect(&self, bytes: Range<usize>) {
-        // Only a hint: nothing depends on it.
-        #[cfg(unix)]
-        self.map.advise_range(memmap2::Advice::WillNeed, bytes.start, bytes.len()).ok();
-    }
-
-    /// Gives pages back: they count as this process's memory while they are mapped in.
-    #[cfg(unix)]
-    fn release(&self, bytes: Range<usize>) {
-        const PAGE: usize = 4096;
-        let first = bytes.start.next_multiple_of(PAGE);
-        let last = bytes.end / PAGE * PAGE;
-        if first < last {
-            // SAFETY: the mapping is file-backed and never written, so dropped pages are read again from the file. A failure
-            // only means that the pages stay, hence the ignored result.
-            let _ = unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, first, last - first) };
-        }
-    }
-
-    /// Pages are the system's own business here.
-    #[cfg(not(unix))]
-    fn release(&self, _: Range<usize>) {}
+/// How a tensor is there.
+#[derive(Clone, Copy)]
+enum Stored<'a> {
+    Plain(&'a Place),
+    Packed(&'a dyn Packed),
 }
 
-/// Converts on all threads. `width`: bytes per number.
-fn converted(bytes: &[u8], width: usize, convert: fn(&[u8], &mut [f32])) -> Vec<f32> {
-    const PART: usize = 1 << 16;
-    let mut out = vec![0.0; bytes.len() / width];
-    out.par_chunks_mut(PART).zip(bytes.par_chunks(PART * width)).for_each(|(out, bytes)| convert(bytes, out));
-    out
+impl Stored<'_> {
+    fn shape(&self) -> &[usize] {
+        match self {
+            Stored::Plain(place) => &place.shape,
+            Stored::Packed(weight) => weight.shape(),
+        }
+    }
+}
+
+/// A packed weight whose codes can be had as they are: `(q − zero)·scale` for whole numbers `q` from zero to [`Grouped::top`].
+#[derive(Clone, Copy)]
+pub struct Grouped<'a> {
+    shards: &'a [Shard],
+    weight: &'a dyn Coded,
+}
+
+impl Grouped<'_> {
+    /// What it is called where types are shown.
+    pub fn kind(&self) -> &str {
+        self.weight.kind()
+    }
+
+    /// The file of its codes.
+    pub fn path(&self) -> &Path {
+        self.weight.parts()[0].path(self.shards)
+    }
+
+    /// The largest code.
+    pub fn top(&self) -> u8 {
+        self.weight.top()
+    }
+
+    /// The codes of some rows: `[rows, columns]`.
+    pub fn codes(&self, rows: Range<usize>) -> Vec<u8> {
+        self.weight.read_codes(self.shards, rows)
+    }
+
+    /// Scales and zero points of some rows.
+    ///
+    /// # Errors
+    /// A group that is not there, a zero point beyond its range, or a scale that is no number.
+    pub fn lines(&self, rows: Range<usize>) -> Result<Lines> {
+        self.weight.read_lines(self.shards, rows)
+    }
 }
 
 fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
@@ -278,43 +347,6 @@ fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
         return Err(Error::new(format!("{} lists no tensors", path.display())));
     }
     Ok(index.weight_map)
-}
-
-/// Says with names and numbers what is wrong with a file that the safetensors crate refused.
-fn diagnose(map: &[u8]) -> Option<String> {
-    let length = map.len();
-    if length < 8 {
-        return Some(format!("it has {length} bytes, too few for a safetensors header"));
-    }
-    let header = u64::from_le_bytes(map[..8].try_into().ok()?);
-    if header > length as u64 - 8 {
-        return Some(format!("its header should take {header} bytes, but the file has only {length}"));
-    }
-    let start = header as usize + 8;
-    let json: serde_json::Value = serde_json::from_slice(&map[8..start]).ok()?;
-    let mut places = Vec::new();
-    for (name, info) in json.as_object()?.iter().filter(|(name, _)| *name != "__metadata__") {
-        let offsets = info.get("data_offsets")?;
-        places.push((offsets.get(0)?.as_u64()?, offsets.get(1)?.as_u64()?, name));
-    }
-    places.sort();
-    let held = (length - start) as u64;
-    for pair in places.windows(2) {
-        let ((_, end, a), (begin, _, b)) = (pair[0], pair[1]);
-        if begin < end {
-            return Some(format!(
-                "tensor '{b}' starts at byte {begin} of the data, inside tensor '{a}', which ends at {end}"
-            ));
-        }
-        if begin > end {
-            return Some(format!("{} bytes between tensors '{a}' and '{b}' belong to none", begin - end));
-        }
-    }
-    let (_, end, name) = *places.last()?;
-    if end > held {
-        return Some(format!("tensor '{name}' ends at byte {end} of the data, but only {held} bytes are there"));
-    }
-    (end < held).then(|| format!("{} bytes after the last tensor, '{name}', belong to none", held - end))
 }
 
 #[cfg(test)]

@@ -6,6 +6,8 @@
 pub mod checkpoint;
 pub mod golden;
 pub mod hub;
+pub mod packing;
+pub mod torch;
 
 use serde_json::Value;
 use std::ffi::OsStr;

@@ -76,8 +76,7 @@ pub fn source_type(plan: &Plan) -> &str {
 }
 
 /// The type of a plan's tensors that are quantized in the source already, and how many there are.
-pub fn quantized_already(plan: &Plan) -> Option<(Type, usize)> {
-    let kinds = plan.tensors.iter().filter_map(|t| plan.source.gguf_type(&t.spec)).filter(|t| t.is_quantized());
-    let kinds: Vec<Type> = kinds.collect();
+pub fn quantized_already(plan: &Plan) -> Option<(&str, usize)> {
+    let kinds: Vec<&str> = plan.tensors.iter().filter_map(|t| plan.source.quantized(&t.spec)).collect();
     Some((*kinds.first()?, kinds.len()))
 }

@@ -1,0 +1,63 @@
+//! What a checkpoint says about its own quantization.
+
+use crate::error::{Error, Result};
+use crate::source::config::Config;
+use std::path::Path;
+
+/// The method that a checkpoint was quantized with, and the settings beside its name.
+pub struct Quantization {
+    /// Its name in lower case, as `quant_method` has it.
+    pub method: String,
+    /// The object that names it.
+    pub config: Config,
+}
+
+impl Quantization {
+    /// Looks where such a description may be; none if there is none.
+    ///
+    /// # Errors
+    /// A description of another kind than all others.
+    pub fn find(folder: &Path) -> Result<Option<Quantization>> {
+        // Whoever needs the configuration says what is wrong with it.
+        let open = |name: &str| Config::open(&folder.join(name)).ok();
+        let config = open("config.json");
+        let text = config.as_ref().and_then(|config| config.object("text_config").ok().flatten());
+        for place in config.iter().chain(&text) {
+            for key in ["quantization_config", "compression_config"] {
+                if let Some(found) = place.object(key)? {
+                    let method =
+                        found.maybe_string("quant_method")?.unwrap_or("an unnamed method".into()).to_lowercase();
+                    return Ok(Some(Quantization { method, config: found }));
+                }
+            }
+        }
+        // From before descriptions were part of config.json: AutoGPTQ's and AutoAWQ's own files.
+        for (name, method) in [("quantize_config.json", "gptq"), ("quant_config.json", "awq")] {
+            if let Some(config) = open(name) {
+                let method = config.maybe_string("quant_method")?.map_or(method.to_owned(), |name| name.to_lowercase());
+                return Ok(Some(Quantization { method, config }));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The method, with the name of its format where there is one.
+    pub fn name(&self) -> String {
+        let format = ["format", "checkpoint_format", "version"].iter().find_map(|key| self.config.get(key)?.as_str());
+        match format {
+            Some(format) if format != self.method => format!("{} ({format})", self.method),
+            _ => self.method.clone(),
+        }
+    }
+
+    /// What is said about a tensor that cannot be had because nothing here reads the method. `cause`: what is wrong with it.
+    pub fn refusal(&self, cause: &Error) -> Error {
+        let path = self.config.path().display();
+        Error::new(format!("{path}: the checkpoint is quantized with {}, which llmq does not read", self.name()))
+            .because(cause.to_string())
+            .hint(
+                "start from the original checkpoint in 16 bits; of quantized ones, GPTQ, AWQ (GEMM), compressed-tensors \
+                 (pack-quantized) and FP8 are read",
+            )
+    }
+}
