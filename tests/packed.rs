@@ -99,7 +99,7 @@ fn another_type_is_refused_with_the_one_that_fits_unless_asked_for() {
     for (to, why) in [
         ("Q4_K", "Q4_K has other scales"),
         ("Q4_0", "-7 to 8 times a scale, and those of Q4_0 -8 to 7"),
-        ("Q4_1", "in output 0, group 0, its minimum −7·"),
+        ("Q4_1", "in output 5, group 1, its minimum −11·"),
     ] {
         let mix = if to == "Q4_K" { "Q4_K_M" } else { to };
         refused(&source, &["--type", mix], 1, &[name, &told(to), why, HINT, "--type Q5_0 keeps", "--allow-requantize"]);
