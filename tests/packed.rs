@@ -291,3 +291,72 @@ fn damaged_pytorch_files_are_named() {
     fs::remove_file(&second).unwrap();
     refused(&source, &[], 1, &[file, "pytorch_model.bin.index.json lists this shard", HINT]);
 }
+
+/// gpt-oss stores its experts as MXFP4: they stay what they are, bit for bit, in a file of that type.
+#[test]
+fn experts_in_mxfp4_keep_their_numbers() {
+    let mut golden = common::golden::read("gpt_oss");
+    let (experts, hidden, ffn) = (4usize, 64usize, 96usize);
+    let levels = [0.0f32, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
+    let mut packed: Vec<(String, Vec<usize>, Vec<u8>)> = Vec::new();
+    let mut wanted: BTreeMap<String, Vec<f32>> = BTreeMap::new();
+    for block in 0..2 {
+        // [experts, rows, columns] as the matrices multiply; gate and up are in turn.
+        for (name, rows, columns) in [("gate_up_proj", 2 * ffn, hidden), ("down_proj", hidden, ffn)] {
+            let codes: Vec<u8> = (0..experts * rows * columns).map(|i| ((i * 7 + i / 13 + block) % 16) as u8).collect();
+            let scales: Vec<u8> = (0..codes.len() / 32).map(|i| 120 + (i % 5) as u8).collect();
+            let value = |(i, &code): (usize, &u8)| {
+                let sign = if code < 8 { 1.0 } else { -1.0 };
+                sign * levels[usize::from(code % 8)] * 2f32.powi(i32::from(scales[i / 32]) - 127)
+            };
+            let values: Vec<f32> = codes.iter().enumerate().map(value).collect();
+            let bytes = codes.chunks(2).map(|pair| pair[0] | pair[1] << 4).collect();
+            let stem = format!("model.layers.{block}.mlp.experts.{name}");
+            packed.push((format!("{stem}_blocks"), vec![experts, rows, columns / 32, 16], bytes));
+            packed.push((format!("{stem}_scales"), vec![experts, rows, columns / 32], scales.clone()));
+            golden.checkpoint.tensors.remove(&stem).expect("a tensor of the golden file");
+            let every = |first: usize, step: usize| -> Vec<f32> {
+                let rows = values.chunks(columns).skip(first).step_by(step);
+                rows.flatten().copied().collect()
+            };
+            if name == "down_proj" {
+                wanted.insert(format!("blk.{block}.ffn_down_exps.weight"), values.clone());
+            } else {
+                wanted.insert(format!("blk.{block}.ffn_gate_exps.weight"), every(0, 2));
+                wanted.insert(format!("blk.{block}.ffn_up_exps.weight"), every(1, 2));
+            }
+        }
+    }
+    golden.checkpoint.config["quantization_config"] = json!({ "quant_method": "mxfp4" });
+    let out = folder();
+    let model = out.path().join("model");
+    golden.checkpoint.write(&model);
+    // The experts are in a shard of their own.
+    let views = packed.iter().map(|(name, shape, bytes)| {
+        (name.clone(), safetensors::tensor::TensorView::new(Dtype::U8, shape.clone(), bytes).unwrap())
+    });
+    let shard = "experts.safetensors";
+    safetensors::serialize_to_file(views, None, &model.join(shard)).unwrap();
+    let mut map: BTreeMap<&str, &str> = packed.iter().map(|(name, _, _)| (name.as_str(), shard)).collect();
+    map.extend(golden.checkpoint.tensors.keys().map(|name| (name.as_str(), "model.safetensors")));
+    fs::write(model.join("model.safetensors.index.json"), json!({ "weight_map": map }).to_string()).unwrap();
+    for (kind, method) in [("F32", "rtn"), ("MXFP4_MOE", "rtn"), ("MXFP4_MOE", "gptq")] {
+        let file = out.path().join(format!("{kind}-{method}.gguf"));
+        let windows = ["--samples", "8", "--seq-len", "64"];
+        llmq!["quantize", &model, "-o", &file, "--type", kind, "--method", method; windows].ok();
+        let found = numbers(&file);
+        for (name, values) in &wanted {
+            assert!(found[name].iter().zip(values).all(|(a, b)| a == b), "{kind} {method}: {name} has other numbers");
+        }
+    }
+    packed[1].2[3] = 255;
+    let views = packed.iter().map(|(name, shape, bytes)| {
+        (name.clone(), safetensors::tensor::TensorView::new(Dtype::U8, shape.clone(), bytes).unwrap())
+    });
+    safetensors::serialize_to_file(views, None, &model.join(shard)).unwrap();
+    let file = out.path().join("damaged.gguf");
+    let args = ["--type", "F32", "--method", "rtn"];
+    llmq!["quantize", &model, "-o", &file; args]
+        .failed(1, &["gate_up_proj_scales' holds NaN (255) at element 3", HINT]);
+    assert!(!file.exists());
+}

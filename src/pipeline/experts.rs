@@ -243,7 +243,8 @@ impl Run<'_> {
             let w = self.plan.source.rows(&tensor.spec, rows(tensor, expert))?;
             self.clock.reading += started.elapsed();
             match tensor.kind.encoding() {
-                Encoding::Grid(grid) if tensor.is_rounded() => {
+                // What comes from the same type is on its grid already.
+                Encoding::Grid(grid) if tensor.is_rounded() && tensor.from != tensor.kind.name() => {
                     check_range(tensor, &w)?;
                     rounded.push((w, grid, at));
                 }

@@ -7,6 +7,7 @@ mod awq;
 mod compressed;
 mod gptq;
 mod header;
+mod mxfp4;
 mod packed;
 mod pickle;
 mod place;

@@ -4,7 +4,7 @@
 
 use super::place::{Place, Shard, is_float};
 use super::quantization::Quantization;
-use super::{awq, compressed, gptq, scaled};
+use super::{awq, compressed, gptq, mxfp4, scaled};
 use crate::error::{Error, Result};
 use rayon::prelude::*;
 use safetensors::tensor::Dtype;
@@ -12,7 +12,8 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 /// Every way of packing.
-pub static PACKINGS: &[&dyn Packing] = &[&gptq::Gptq, &awq::Awq, &compressed::Compressed, &scaled::Scaled];
+pub static PACKINGS: &[&dyn Packing] =
+    &[&gptq::Gptq, &awq::Awq, &compressed::Compressed, &scaled::Scaled, &mxfp4::Mxfp4];
 
 /// A way in which some program stores weights.
 pub trait Packing: Sync {
@@ -36,18 +37,18 @@ pub struct Found {
     pub parts: Vec<String>,
 }
 
-/// One packed weight, `[rows, columns]`.
+/// One packed weight, `[rows, columns]`, or a stack of them.
 pub trait Packed: Send + Sync {
     /// What it is called where types are shown.
     fn kind(&self) -> &str;
 
-    /// `[rows, columns]`.
+    /// `[rows, columns]`, or that of a stack.
     fn shape(&self) -> &[usize];
 
     /// The tensors that make it.
     fn parts(&self) -> Vec<&Place>;
 
-    /// Some rows in `f32`.
+    /// Some rows in `f32`: steps along the first dimension.
     ///
     /// # Errors
     /// What is stored makes no sense.

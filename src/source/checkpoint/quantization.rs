@@ -57,7 +57,7 @@ impl Quantization {
             .because(cause.to_string())
             .hint(
                 "start from the original checkpoint in 16 bits; of quantized ones, GPTQ, AWQ (GEMM), compressed-tensors \
-                 (pack-quantized) and FP8 are read",
+                 (pack-quantized), FP8 and MXFP4 are read",
             )
     }
 }
