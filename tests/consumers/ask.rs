@@ -38,9 +38,24 @@ pub struct Llama {
 
 /// Loads a file into llama.cpp, which must find nothing odd about it, and asks for tokens and log-probabilities.
 pub fn llama(file: &Path, texts: &[&str], windows: &[Vec<u32>]) -> Llama {
-    let request = serde_json::json!({ "model": file, "texts": texts, "logprobs": windows });
-    let answer = run(Command::new("node").arg(format!("{ROOT}/tests/consumers/llama.mjs")), &request.to_string());
-    let mut answer: Llama = serde_json::from_str(&answer).unwrap();
+    llamas(&[(file, texts, windows)]).remove(0)
+}
+
+/// A file, texts, and windows of tokens.
+pub type Question<'a> = (&'a Path, &'a [&'a str], &'a [Vec<u32>]);
+
+/// The same for several files, which takes less than one after the other.
+pub fn llamas(questions: &[Question]) -> Vec<Llama> {
+    let request =
+        |(file, texts, windows): &Question| serde_json::json!({ "model": file, "texts": texts, "logprobs": windows });
+    let requests = Value::Array(questions.iter().map(request).collect());
+    let answers = run(Command::new("node").arg(format!("{ROOT}/tests/consumers/llama.mjs")), &requests.to_string());
+    let answers: Vec<Llama> = serde_json::from_str(&answers).unwrap();
+    assert_eq!(answers.len(), questions.len());
+    answers.into_iter().zip(questions).map(|(answer, question)| checked(answer, question.0)).collect()
+}
+
+fn checked(mut answer: Llama, file: &Path) -> Llama {
     // It guesses a file type from the commonest tensor type, and its table for that lacks one type that it runs well; and it tells
     // as a warning how it reads YaRN's keys.
     let odd = |warning: &String| {

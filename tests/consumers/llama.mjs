@@ -1,13 +1,13 @@
 // Asks real llama.cpp (node-llama-cpp's prebuilt CPU binary) how it reads a GGUF: tokens, log-probabilities, metadata.
 //
-//   echo '{"model": "m.gguf", "texts": ["Hi"], "logprobs": [[1, 2, 3]], "vocab_size": 8192}' | node llama.mjs
+//   echo '[{"model": "m.gguf", "texts": ["Hi"], "logprobs": [[1, 2, 3]], "vocab_size": 8192}]' | node llama.mjs
 //
-// Needs scripts/setup-consumers.sh. Reads one JSON request on stdin and writes one JSON object to stdout; what llama.cpp
+// Needs scripts/setup-consumers.sh. Reads a JSON list of requests on stdin and writes a list of answers to stdout; what llama.cpp
 // logs goes to stderr. Exits 1 with a message when anything fails.
 //
 // Request: model (path); texts, logprobs and vocab_size may be left out. vocab_size, when given, must be the number of
-// logits that the model returns. Instead of model, vocabularies may be a list of paths, of which only the vocabulary is
-// loaded; the answer is then a list, for each of them tokens_special and warnings.
+// logits that the model returns. Instead of the list there may be one object with texts and a list of paths, vocabularies, of
+// which only the vocabulary is loaded; the answers are then tokens_special and warnings.
 //
 // Answer:
 //   tokens          per text, its ids; "<|special|>" text is read as plain text. BOS is never added: a caller who wants it
@@ -110,9 +110,17 @@ async function tokenize({vocabularies, texts}) {
     return results;
 }
 
-async function answer({model: modelPath, texts = [], logprobs = [], vocab_size}) {
+async function answers(requests) {
     const warnings = [];
     const llama = await start(warnings);
+    const results = [];
+    for (const request of requests)
+        results.push({...await answer(llama, request), warnings: warnings.splice(0)});
+    await llama.dispose();
+    return results;
+}
+
+async function answer(llama, {model: modelPath, texts = [], logprobs = [], vocab_size}) {
     const model = await llama.loadModel({modelPath});
     const {general, tokenizer} = model.fileInfo.metadata;
 
@@ -129,16 +137,15 @@ async function answer({model: modelPath, texts = [], logprobs = [], vocab_size})
         eos: model.tokens.eos,
         add_bos: model.tokens.shouldPrependBosToken,
         chat_template: tokenizer?.chat_template ?? null,
-        metadata: general,
-        warnings
+        metadata: general
     };
-    await llama.dispose();
+    await model.dispose();
     return result;
 }
 
 try {
     const request = JSON.parse(readFileSync(0, "utf8"));
-    const result = await (request.vocabularies ? tokenize(request) : answer(request));
+    const result = await (request.vocabularies ? tokenize(request) : answers(request));
     const plain = (_, value) => (typeof value === "bigint" ? Number(value) : value); // 64-bit metadata
     process.stdout.write(JSON.stringify(result, plain) + "\n");
 } catch (error) {

@@ -8,12 +8,16 @@ use llmq::eval::perplexity::{self, Protocol};
 use llmq::format::{mix, writable};
 use llmq::pipeline::subject::Subject;
 use serde_json::json;
+use std::path::PathBuf;
 
 const TEXT: &str = include_str!("../../eval/heldout.txt");
 
 #[test]
 fn every_type_gives_the_same_probabilities() {
-    for kind in writable() {
+    let files: Vec<_> = writable().map(|kind| quantize(&tiny(), kind.name(), "rtn")).collect();
+    let windows = windows(&Subject::open(&tiny(), None).unwrap(), 128);
+    let questions: Vec<ask::Question> = files.iter().map(|(_, file)| (file.as_path(), &[][..], &windows[..])).collect();
+    for ((kind, (_, file)), answer) in writable().zip(&files).zip(ask::llamas(&questions)) {
         // llama.cpp rounds activations to suit the weights: to halves, or to eight bits for all quantized types.
         let bound = match kind.name() {
             "F32" => 1e-4,
@@ -21,25 +25,27 @@ fn every_type_gives_the_same_probabilities() {
             "BF16" => 5e-2,
             _ => 0.3,
         };
-        let (_folder, file) = quantize(&tiny(), kind.name(), "rtn");
-        let subject = Subject::open(&file, None).unwrap();
-        let windows = windows(&subject, 128);
-        let theirs = ask::llama(&file, &[], &windows).logprobs.concat();
-        agree(&theirs, &subject, &windows, bound, kind.name());
+        let subject = Subject::open(file, None).unwrap();
+        agree(&answer.logprobs.concat(), &subject, &windows, bound, kind.name());
     }
 }
 
 /// One file of each mix: llama.cpp's perplexity on a short text is within one percent of ours.
 #[test]
 fn every_mix_gives_the_same_perplexity() {
-    for mix in mix::all() {
-        let out = folder();
-        let file = out.path().join("model.gguf");
+    let out = folder();
+    let windows = windows(&Subject::open(&tiny(), None).unwrap(), 256);
+    let quantized = |mix: mix::Mix| {
+        let file = out.path().join(format!("{}.gguf", mix.name));
         llmq!["quantize", tiny(), "-o", &file, "--type", mix.name, "--method", "rtn"].ok();
-        let subject = Subject::open(&file, None).unwrap();
-        let windows = windows(&subject, 256);
+        file
+    };
+    let files: Vec<PathBuf> = mix::all().map(quantized).collect();
+    let questions: Vec<ask::Question> = files.iter().map(|file| (file.as_path(), &[][..], &windows[..])).collect();
+    for ((mix, file), answer) in mix::all().zip(&files).zip(ask::llamas(&questions)) {
+        let subject = Subject::open(file, None).unwrap();
         let mean = |x: &[f64]| x.iter().sum::<f64>() / x.len() as f64;
-        let theirs = (-mean(&ask::llama(&file, &[], &windows).logprobs.concat())).exp();
+        let theirs = (-mean(&answer.logprobs.concat())).exp();
         let ours = mean(&perplexity::losses(&subject, &windows, 0, &|_, _| ()).unwrap()).exp();
         assert!((theirs / ours - 1.0).abs() < 0.01, "{}: {theirs} against {ours}", mix.name);
     }
