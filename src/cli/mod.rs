@@ -10,6 +10,7 @@ mod override_kv;
 mod plan;
 mod quantize;
 mod rounding;
+mod scoring;
 mod summary;
 
 use crate::error::{Error, Kind, Result};

@@ -1,4 +1,9 @@
 //! Judging a file before it is published.
 
+pub mod blocks;
 pub mod divergence;
+mod logits;
 pub mod perplexity;
+pub mod saved;
+pub mod statistics;
+pub mod verdict;
