@@ -41,6 +41,10 @@ fn saved_logits_take_the_place_of_the_model() {
         near("same_top", 0.006);
         assert!((number(&saved["ln_ratio"]) - number(&model["ln_ratio"])).abs() < 1e-5);
     }
+    let files = ["Q4_0", "Q2_K"].map(|kind| out.path().join(format!("{kind}.gguf")));
+    let ranked =
+        llmq!["compare", &files[1], &files[0], "--reference", &saved, "--json"].ok().summary()["ranking"].clone();
+    assert_eq!(ranked, Value::from(files.map(|file| file.to_str().unwrap().to_owned()).to_vec()));
     // Fewer windows than were saved, but no other ones.
     let fewer = divergence(&tiny(), &saved, &["--chunks", "2", "--perplexity"]);
     assert_eq!(fewer["windows"], 2);

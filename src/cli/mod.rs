@@ -1,6 +1,7 @@
 //! The command line: one file per command, and the only place that prints.
 
 mod budget;
+mod compare;
 mod effort;
 mod eval;
 mod imatrix;
@@ -40,6 +41,8 @@ enum Command {
     Imatrix(imatrix::Args),
     /// Judge a GGUF or a checkpoint on a text
     Eval(eval::Args),
+    /// Rank several files by how near they are to their original
+    Compare(compare::Args),
     /// Show what is in a GGUF or a checkpoint
     Inspect(inspect::Args),
 }
@@ -69,6 +72,7 @@ pub fn run(cli: Cli) -> ExitCode {
                 Command::Plan(args) => plan::run(args),
                 Command::Imatrix(args) => imatrix::run(args),
                 Command::Eval(args) => eval::run(args),
+                Command::Compare(args) => compare::run(args),
                 Command::Inspect(args) => inspect::run(args),
             }
         });

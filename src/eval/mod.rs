@@ -4,6 +4,7 @@ pub mod blocks;
 pub mod divergence;
 mod logits;
 pub mod perplexity;
+pub mod ranking;
 pub mod saved;
 pub mod statistics;
 pub mod verdict;
