@@ -3,6 +3,7 @@
 mod advice;
 mod json;
 mod show;
+mod tasks;
 
 use super::output::{self, Progress};
 use super::scoring::{self, Setting, Size, Text};
@@ -45,6 +46,9 @@ pub struct Args {
     #[command(flatten)]
     text: Text,
 
+    #[command(flatten)]
+    tasks: tasks::Tasks,
+
     /// The pre-tokenizer's name in llama.cpp, if the model's is not known
     #[arg(long, value_name = "NAME")]
     pre: Option<String>,
@@ -85,16 +89,24 @@ pub fn run(args: &Args) -> Result<()> {
         None => None,
     };
     let progress = Progress::new(false, args.json);
-    let results = measure(args, &subject, reference.as_ref(), &progress)?;
+    let reached = args.tasks.run(&subject, reference.as_ref(), &progress)?;
+    let results = match args.perplexity || reference.is_some() {
+        true => Some(measure(args, &subject, reference.as_ref(), &progress)?),
+        false => None,
+    };
     progress.finish();
     if args.json {
-        let mut fields = json::summary(&results);
+        let mut fields = results.as_ref().map_or_else(|| serde_json::json!({ "model": args.model }), json::summary);
+        if args.tasks.any() {
+            fields["tasks"] = tasks::json(&reached);
+        }
         fields["seconds"] = started.elapsed().as_secs_f64().into();
         output::json("summary", fields);
     } else {
-        show::show(&results);
+        results.iter().for_each(show::show);
+        tasks::show(&reached);
     }
-    results.exceeded().map_or(Ok(()), Err)
+    results.as_ref().and_then(Results::exceeded).map_or(Ok(()), Err)
 }
 
 /// Perplexity, and the distance from a reference.
@@ -145,14 +157,18 @@ fn measure<'a>(
 
 /// Refuses options that do not go together.
 fn check(args: &Args) -> Result<()> {
-    if !args.perplexity && args.reference.is_none() {
-        return Err(Error::usage("nothing to measure").hint("add --perplexity, --reference MODEL or both"));
+    if !args.perplexity && args.reference.is_none() && !args.tasks.any() {
+        return Err(Error::usage("nothing to measure")
+            .hint("add --perplexity, --reference MODEL or both, or tasks such as --hellaswag FILE"));
     }
     if args.max_increase.is_some() && args.reference.is_none() {
         return Err(Error::usage("--max-increase is about an increase over a reference")
             .hint("add --reference MODEL, the model that the file was made from"));
     }
     let Some(path) = &args.save_logits else { return Ok(()) };
+    if !args.perplexity && args.reference.is_none() {
+        return Err(Error::usage("--save-logits saves what is measured").hint("add --perplexity"));
+    }
     if args.text.protocol() == Protocol::Hf {
         return Err(Error::usage(
             "--save-logits writes llama-perplexity's format, which scores the second half of windows",

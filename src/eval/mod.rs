@@ -7,4 +7,5 @@ pub mod perplexity;
 pub mod ranking;
 pub mod saved;
 pub mod statistics;
+pub mod tasks;
 pub mod verdict;
