@@ -1,21 +1,24 @@
 //! `llmq eval`: how good a file is.
 
-use super::hub::{self, Download};
+mod advice;
+mod json;
+mod show;
+mod tasks;
+
 use super::output::{self, Progress};
-use crate::calib::sets::{self, Set};
-use crate::calib::text::utf8;
+use super::scoring::{self, Setting, Size, Text};
 use crate::error::{Context, Error, Result};
-use crate::eval::divergence::{self, Divergence};
+use crate::eval::divergence::{self, Candidate, Reference};
 use crate::eval::perplexity::{self, Perplexity, Protocol};
+use crate::eval::saved::{SavedLogits, Saving};
+use crate::eval::statistics::{Scored, Statistics};
+use crate::eval::verdict::Verdict;
 use crate::pipeline::subject::Subject;
-use crate::source::hub::Need;
-use clap::ValueEnum;
-use serde_json::json;
+use crate::writer::atomic::check_destination;
+use advice::Step;
+use candle_core::Tensor;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
-
-/// A text that no calibration sees, written for llmq.
-const SAMPLE: &str = include_str!("../../eval/heldout.txt");
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -26,31 +29,25 @@ pub struct Args {
     #[arg(long)]
     perplexity: bool,
 
-    /// Measure how far its predictions are from those of this model, which it was made from: a checkpoint folder, a .gguf, or
-    /// org/name[@revision] on the hub
+    /// Measure how far its predictions are from those of this model, which it was made from: a checkpoint folder, a
+    /// .gguf, org/name[@revision] on the hub, or logits that were saved
     #[arg(long, value_name = "MODEL")]
     reference: Option<PathBuf>,
 
-    /// The text, in UTF-8 [default: a sample that is built in]
-    #[arg(short, long, value_name = "FILE")]
-    file: Option<PathBuf>,
+    /// Save the log-probabilities of the reference, or of the model if there is none, in llama-perplexity's format; --reference
+    /// takes that file instead of the model
+    #[arg(long, value_name = "FILE")]
+    save_logits: Option<PathBuf>,
 
-    /// A set that is fetched instead: the test split of wikitext2, or 1100 validation texts of c4, as the papers use them
-    #[arg(long, value_name = "SET", conflicts_with = "file")]
-    data: Option<String>,
+    /// Exit with code 1 if perplexity rises by more than this over the reference's: 2% is two per cent
+    #[arg(long, value_name = "PERCENT", value_parser = percent)]
+    max_increase: Option<f64>,
 
-    /// Tokens per window [default: 512 for llama.cpp; 2048, or the model's context if shorter, for hf]
-    #[arg(short = 'c', long = "ctx-size", value_name = "N")]
-    context: Option<usize>,
+    #[command(flatten)]
+    text: Text,
 
-    /// How many windows at most
-    #[arg(long, value_name = "N")]
-    chunks: Option<usize>,
-
-    /// llama.cpp: windows of 512, second half scored, as llama-perplexity does;
-    /// hf: windows of 2048, every target scored, as the GPTQ and AWQ papers do
-    #[arg(long, default_value = "llama.cpp")]
-    protocol: Choice,
+    #[command(flatten)]
+    tasks: tasks::Tasks,
 
     /// The pre-tokenizer's name in llama.cpp, if the model's is not known
     #[arg(long, value_name = "NAME")]
@@ -60,138 +57,194 @@ pub struct Args {
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
 
+    /// Show also how the measures depend on the position in the window
+    #[arg(short, long)]
+    verbose: bool,
+
+    /// Replace an existing file of logits
+    #[arg(long)]
+    force: bool,
+
     /// One JSON object a line on standard output
     #[arg(long)]
     json: bool,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum Choice {
-    #[value(name = "llama.cpp")]
-    LlamaCpp,
-    Hf,
+/// A relative increase, from a number of per cent.
+fn percent(text: &str) -> std::result::Result<f64, String> {
+    let number = text.trim().strip_suffix('%').unwrap_or(text).trim();
+    match number.parse::<f64>() {
+        Ok(x) if x.is_finite() && x >= 0.0 => Ok(x / 100.0),
+        _ => Err("not a number of per cent, for example 2% or 0.5%".into()),
+    }
 }
 
 pub fn run(args: &Args) -> Result<()> {
-    if !args.perplexity && args.reference.is_none() {
-        return Err(Error::usage("nothing to measure").hint("add --perplexity, --reference MODEL or both"));
-    }
-    let set = args.data.as_deref().map(set).transpose()?;
+    check(args)?;
     super::use_threads(args.threads)?;
     let started = Instant::now();
-    let protocol = match args.protocol {
-        Choice::LlamaCpp => Protocol::LlamaCpp,
-        Choice::Hf => Protocol::Hf,
-    };
-    let model = hub::find(&args.model, Need::Weights)?;
-    let subject = Subject::open(model.path(), args.pre.as_deref())?;
+    let subject = scoring::open(&args.model, args.pre.as_deref())?;
     let reference = match &args.reference {
-        Some(path) => {
-            let model = hub::find(path, Need::Weights)?;
-            Some((path, Subject::open(model.path(), args.pre.as_deref())?))
-        }
+        Some(path) => Some(scoring::reference(path, args.pre.as_deref())?),
         None => None,
     };
-    let context = match args.context {
-        Some(n) if n < 4 => {
-            return Err(Error::usage(format!("windows of {n} tokens are too short: -c 4 is the least")));
-        }
-        Some(n) => n,
-        None => protocol.usual_context().min(subject.model.context),
-    };
-    if context > subject.model.context {
-        let own = subject.model.context;
-        output::note(&format!("note: windows of {context} tokens are longer than the model's context of {own}"));
-    }
-    if args.chunks == Some(0) {
-        return Err(Error::usage("--chunks must be at least 1"));
-    }
-    let text = match (&args.file, set) {
-        (Some(path), _) => read(path)?,
-        (None, Some(set)) => set.evaluation(&Download::default())?,
-        (None, None) => SAMPLE.into(),
-    };
-    let windows = perplexity::windows(&subject, &text, protocol, context, args.chunks)?;
     let progress = Progress::new(false, args.json);
-    let show = |done: usize, total: usize| progress.set(done as u64, total as u64);
-    let (perplexity, divergence) = match &reference {
-        None => {
-            let result = perplexity::perplexity(&subject, &windows, protocol, &show)
-                .context(|| format!("cannot evaluate {}", args.model.display()))?;
-            (result, None)
-        }
-        Some((path, reference)) => {
-            let result = divergence::compare(&subject, reference, &windows, protocol, &show)
-                .context(|| format!("cannot compare {} with {}", args.model.display(), path.display()))?;
-            (result.perplexity, Some(result.divergence))
-        }
+    let reached = args.tasks.run(&subject, reference.as_ref(), &progress)?;
+    let results = match args.perplexity || reference.is_some() {
+        true => Some(measure(args, &subject, reference.as_ref(), &progress)?),
+        false => None,
     };
     progress.finish();
-    let results = Results { perplexity, divergence, protocol, context };
     if args.json {
-        output::json("summary", results.json(args, started.elapsed().as_secs_f64()));
+        let mut fields = results.as_ref().map_or_else(|| serde_json::json!({ "model": args.model }), json::summary);
+        if args.tasks.any() {
+            fields["tasks"] = tasks::json(&reached);
+        }
+        fields["seconds"] = started.elapsed().as_secs_f64().into();
+        output::json("summary", fields);
     } else {
-        results.show(args);
+        results.iter().for_each(show::show);
+        tasks::show(&reached);
     }
-    Ok(())
+    results.as_ref().and_then(Results::exceeded).map_or(Ok(()), Err)
+}
+
+/// Perplexity, and the distance from a reference.
+fn measure<'a>(
+    args: &'a Args,
+    subject: &Subject,
+    reference: Option<&Reference>,
+    progress: &Progress,
+) -> Result<Results<'a>> {
+    let (setting, cut) = match (reference, &args.reference) {
+        (Some(Reference::Saved(saved)), Some(path)) => args.text.saved(path, saved)?,
+        _ => args.text.cut(subject)?,
+    };
+    let mut saving = match &args.save_logits {
+        Some(path) => Some(Saving::create(path, subject.model.vocab, &cut)?),
+        None => None,
+    };
+    let mut keep = |subject: &Subject, states: &Tensor| match &mut saving {
+        Some(saving) => saving.append_states(subject, states),
+        None => Ok(()),
+    };
+    let windows = perplexity::begun(cut, subject, setting.protocol);
+    let show = |done: usize, total: usize| progress.set(done as u64, total as u64);
+    let name = args.model.display().to_string();
+    let measured = match reference {
+        None => {
+            let result = perplexity::perplexity(subject, &windows, setting.protocol, &mut keep, &show)
+                .context(|| format!("cannot evaluate {name}"))?;
+            Measured::Alone(result)
+        }
+        Some(reference) => {
+            let file = Candidate { subject, name: &name };
+            let scored = divergence::compare(&[file], reference, &windows, setting.protocol, &mut keep, &show)
+                .context(|| match &args.reference {
+                    Some(path) => format!("cannot compare {name} with {}", path.display()),
+                    None => format!("cannot compare {name}"),
+                })?;
+            Measured::against(&scored[0], windows.len(), &setting)
+        }
+    };
+    if let (Some(saving), Some(path)) = (saving, &args.save_logits) {
+        saving.commit()?;
+        let size = path.metadata().map_or(0, |file| file.len());
+        output::note(&format!("{}: {}, to be given to --reference", path.display(), output::bytes(size)));
+    }
+    Ok(Results { args, size: Size::of(subject), setting, measured })
+}
+
+/// Refuses options that do not go together.
+fn check(args: &Args) -> Result<()> {
+    args.text.check()?;
+    if !args.perplexity && args.reference.is_none() && !args.tasks.any() {
+        return Err(Error::usage("nothing to measure")
+            .hint("add --perplexity, --reference MODEL or both, or tasks such as --hellaswag FILE"));
+    }
+    if args.max_increase.is_some() && args.reference.is_none() {
+        return Err(Error::usage("--max-increase is about an increase over a reference")
+            .hint("add --reference MODEL, the model that the file was made from"));
+    }
+    let Some(path) = &args.save_logits else { return Ok(()) };
+    if !args.perplexity && args.reference.is_none() {
+        return Err(Error::usage("--save-logits saves what is measured").hint("add --perplexity"));
+    }
+    if args.text.protocol() == Protocol::Hf {
+        return Err(Error::usage(
+            "--save-logits writes llama-perplexity's format, which scores the second half of windows",
+        )
+        .hint("leave --protocol hf out"));
+    }
+    if args.reference.as_deref().is_some_and(SavedLogits::is_one) {
+        return Err(Error::usage("--save-logits would save again what --reference has saved already"));
+    }
+    let inputs: Vec<&Path> = [Some(&args.model), args.reference.as_ref(), args.text.file.as_ref()]
+        .into_iter()
+        .flatten()
+        .map(PathBuf::as_path)
+        .collect();
+    check_destination(path, &inputs, args.force)
 }
 
 /// What was measured, and how.
-struct Results {
-    perplexity: Perplexity,
-    divergence: Option<Divergence>,
-    protocol: Protocol,
-    context: usize,
+struct Results<'a> {
+    args: &'a Args,
+    size: Size,
+    setting: Setting,
+    measured: Measured,
 }
 
-impl Results {
-    fn json(&self, args: &Args, seconds: f64) -> serde_json::Value {
-        let mut fields = json!({ "model": args.model });
-        if args.perplexity {
-            fields["perplexity"] = self.perplexity.value.into();
-            fields["perplexity_error"] = self.perplexity.error.into();
-        }
-        if let Some(divergence) = &self.divergence {
-            fields["reference"] = json!(args.reference);
-            fields["kl_divergence"] = divergence.mean.into();
-            fields["kl_error"] = divergence.error.into();
-            fields["kl_p99"] = divergence.p99.into();
-            fields["same_top"] = divergence.same_top.into();
-        }
-        fields["protocol"] = self.protocol.name().into();
-        fields["context"] = self.context.into();
-        fields["windows"] = self.perplexity.windows.into();
-        fields["tokens"] = self.perplexity.tokens.into();
-        fields["text"] = args.data.as_ref().map_or_else(|| json!(args.file), |name| json!(name));
-        fields["seconds"] = seconds.into();
-        fields
+/// Of a model alone its perplexity, of a model and its reference everything.
+enum Measured {
+    Alone(Perplexity),
+    Against(Box<Statistics>, Verdict),
+}
+
+impl Measured {
+    fn against(tokens: &[Scored], windows: usize, setting: &Setting) -> Measured {
+        let statistics = Statistics::of(tokens, setting.context, setting.protocol.first(setting.context));
+        Measured::Against(Box::new(statistics), Verdict::of(tokens, windows))
     }
 
-    fn show(&self, args: &Args) {
-        let Perplexity { value, error, windows, tokens } = self.perplexity;
-        let (protocol, context) = (self.protocol.name(), self.context);
-        let how = format!("protocol {protocol}, {windows} windows of {context} tokens, {tokens} scored");
-        if args.perplexity {
-            output::line(format!("perplexity {value:.4} ± {error:.4} ({how})"));
-        }
-        if let Some(Divergence { mean, error, p99, same_top }) = self.divergence {
-            let top = 100.0 * same_top;
-            output::line(format!(
-                "KL divergence {mean:.6} ± {error:.6}, 99th percentile {p99:.5}, same top token {top:.2}% ({how})"
-            ));
+    fn perplexity(&self) -> Perplexity {
+        match self {
+            Measured::Alone(perplexity) => *perplexity,
+            Measured::Against(statistics, _) => statistics.perplexity,
         }
     }
 }
 
-fn set(name: &str) -> Result<Set> {
-    sets::by_name(name).ok_or_else(|| {
-        let known: Vec<&str> = sets::SETS.iter().map(|(name, _)| *name).collect();
-        Error::usage(format!("--data: there is no set '{name}'"))
-            .hint(format!("there are {}; a file goes with -f", known.join(" and ")))
-    })
-}
+impl Results<'_> {
+    /// The verdict, if it was asked for.
+    fn verdict(&self) -> Option<&Verdict> {
+        match &self.measured {
+            Measured::Against(_, verdict) if self.args.perplexity || self.args.max_increase.is_some() => Some(verdict),
+            _ => None,
+        }
+    }
 
-fn read(path: &Path) -> Result<String> {
-    let bytes = std::fs::read(path).context(|| format!("cannot read {}", path.display()))?;
-    utf8(path, bytes)
+    fn steps(&self) -> Vec<Step> {
+        self.verdict().map_or_else(Vec::new, |verdict| advice::next_steps(self, verdict))
+    }
+
+    /// What `--max-increase` has to say.
+    fn exceeded(&self) -> Option<Error> {
+        let (most, verdict) = (self.args.max_increase?, self.verdict()?);
+        if verdict.increase <= most {
+            return None;
+        }
+        let (name, most, (low, high)) = (self.args.model.display(), 100.0 * most, verdict.interval);
+        let (increase, low, high) = (100.0 * verdict.increase, 100.0 * low, 100.0 * high);
+        let what = format!(
+            "{name}: perplexity rises by {increase:.2}% (95% interval {low:+.2}% to {high:+.2}%), more than the {most}% of \
+             --max-increase"
+        );
+        let hint = self.steps().first().map(|step| format!("{}: {}", step.why, step.command));
+        let error = Error::new(what);
+        Some(match hint {
+            Some(hint) => error.hint(hint),
+            None => error,
+        })
+    }
 }

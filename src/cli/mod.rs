@@ -2,6 +2,7 @@
 
 mod archs;
 mod budget;
+mod compare;
 mod effort;
 mod eval;
 mod hub;
@@ -12,6 +13,7 @@ mod override_kv;
 mod plan;
 mod quantize;
 mod rounding;
+mod scoring;
 mod summary;
 
 use crate::error::{Error, Kind, Result};
@@ -41,6 +43,8 @@ enum Command {
     Imatrix(imatrix::Args),
     /// Judge a GGUF or a checkpoint on a text
     Eval(eval::Args),
+    /// Rank several files by how near they are to their original
+    Compare(compare::Args),
     /// Show what is in a GGUF or a checkpoint
     Inspect(inspect::Args),
     /// List the architectures that can be quantized, and what applies to each
@@ -72,6 +76,7 @@ pub fn run(cli: Cli) -> ExitCode {
                 Command::Plan(args) => plan::run(args),
                 Command::Imatrix(args) => imatrix::run(args),
                 Command::Eval(args) => eval::run(args),
+                Command::Compare(args) => compare::run(args),
                 Command::Inspect(args) => inspect::run(args),
                 Command::Archs(args) => archs::run(args),
             }

@@ -7,22 +7,16 @@
 //! Weights are read one block at a time, and the windows go through it together: memory is a function of one block and
 //! of the residual stream of some windows, not of the model.
 
+use super::logits::{Likelihood, each_row};
 use crate::error::{Context, Error, Result};
 use crate::interrupt;
 use crate::model::block::{Block, Frame};
 use crate::model::ends::LastNorm;
-use crate::model::{Model, ops};
-use crate::pipeline::subject::{BATCH, Subject};
+use crate::pipeline::subject::Subject;
 use candle_core::{Device, Tensor};
-use llmq_kernels::elementwise::log_sum_exp;
-use rayon::prelude::*;
-use std::ops::Range;
 
 /// Bytes of residual stream that go through the model together.
 pub(super) const STREAM: usize = 1 << 30;
-
-/// Numbers of the output matrix, and logits, that are there at once.
-const PIECE: usize = 1 << 24;
 
 /// Which tokens are scored, and after which.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,7 +45,7 @@ impl Protocol {
     }
 
     /// The first position of a window whose successor is scored.
-    pub(super) fn first(self, context: usize) -> usize {
+    pub fn first(self, context: usize) -> usize {
         match self {
             Protocol::LlamaCpp => context / 2,
             Protocol::Hf => 0,
@@ -96,9 +90,22 @@ pub fn windows(
     context: usize,
     chunks: Option<usize>,
 ) -> Result<Vec<Vec<u32>>> {
+    Ok(begun(cut(subject, text, protocol, context, chunks)?, subject, protocol))
+}
+
+/// [`windows`] of which each still has the first token that the text gives it.
+///
+/// # Errors
+/// As [`windows`].
+pub fn cut(
+    subject: &Subject,
+    text: &str,
+    protocol: Protocol,
+    context: usize,
+    chunks: Option<usize>,
+) -> Result<Vec<Vec<u32>>> {
     let mut tokens = Vec::new();
-    let bos = subject.tokenizer.bos().filter(|_| protocol == Protocol::LlamaCpp);
-    tokens.extend(bos);
+    tokens.extend(subject.tokenizer.bos().filter(|_| protocol == Protocol::LlamaCpp));
     tokens.extend(subject.tokenizer.encode(text.strip_suffix('\n').unwrap_or(text))?);
     let needed = if protocol == Protocol::LlamaCpp { context.saturating_mul(2) } else { context };
     if tokens.len() < needed {
@@ -110,13 +117,19 @@ pub fn windows(
     }
     let mut windows: Vec<Vec<u32>> = tokens.chunks_exact(context).map(<[u32]>::to_vec).collect();
     windows.truncate(chunks.unwrap_or(usize::MAX));
-    if let Some(bos) = bos {
-        windows.iter_mut().for_each(|w| w[0] = bos);
-    }
     Ok(windows)
 }
 
-/// Perplexity over windows. `progress` is told the done and the whole work, in blocks of windows.
+/// Windows that begin as the protocol wants them to: under llama.cpp's, BOS takes the place of the first token.
+pub fn begun(mut windows: Vec<Vec<u32>>, subject: &Subject, protocol: Protocol) -> Vec<Vec<u32>> {
+    if let Some(bos) = subject.tokenizer.bos().filter(|_| protocol == Protocol::LlamaCpp) {
+        windows.iter_mut().for_each(|window| window[0] = bos);
+    }
+    windows
+}
+
+/// Perplexity over windows. `progress` is told the done and the whole work, in blocks of windows; `states` gets the last
+/// hidden states of the scored tokens, `[tokens, hidden]`, some windows at a time.
 ///
 /// # Errors
 /// A tensor that cannot be read, or a forward pass that overflows.
@@ -124,10 +137,11 @@ pub fn perplexity(
     subject: &Subject,
     windows: &[Vec<u32>],
     protocol: Protocol,
+    states: &mut dyn FnMut(&Subject, &Tensor) -> Result<()>,
     progress: &dyn Fn(usize, usize),
 ) -> Result<Perplexity> {
     let first = protocol.first(windows.first().map_or(0, Vec::len));
-    let losses = losses(subject, windows, first, progress)?;
+    let losses = losses_and_states(subject, windows, first, states, progress)?;
     Ok(Perplexity::from_losses(&losses, windows.len()))
 }
 
@@ -142,6 +156,16 @@ pub fn losses(
     first: usize,
     progress: &dyn Fn(usize, usize),
 ) -> Result<Vec<f64>> {
+    losses_and_states(subject, windows, first, &mut |_, _| Ok(()), progress)
+}
+
+fn losses_and_states(
+    subject: &Subject,
+    windows: &[Vec<u32>],
+    first: usize,
+    states: &mut dyn FnMut(&Subject, &Tensor) -> Result<()>,
+    progress: &dyn Fn(usize, usize),
+) -> Result<Vec<f64>> {
     let context = windows.first().map_or(0, Vec::len);
     let group = (STREAM / (4 * context * subject.model.hidden).max(1)).max(1);
     let groups = windows.len().div_ceil(group);
@@ -149,21 +173,22 @@ pub fn losses(
     let mut losses = Vec::new();
     for (g, windows) in windows.chunks(group).enumerate() {
         let hidden = final_states(subject, windows, first, &|block| progress(g * steps + block, groups * steps))?;
+        states(subject, &hidden)?;
         losses.extend(negative_log_likelihoods(subject, &hidden, &targets(windows, first))?);
         progress((g + 1) * steps, groups * steps);
     }
-    check("likelihood", &losses)?;
+    check("likelihood", &losses, 0)?;
     Ok(losses)
 }
 
-/// Checks that what was measured of every scored token is a number.
+/// Checks that what was measured of every scored token is a number; the first of these is the `before`-th of all.
 ///
 /// # Errors
 /// One of them is NaN or infinite.
-pub(super) fn check(what: &str, tokens: &[f64]) -> Result<()> {
+pub(super) fn check(what: &str, tokens: &[f64], before: usize) -> Result<()> {
     match tokens.iter().position(|x| !x.is_finite()) {
         None => Ok(()),
-        Some(at) => Err(Error::new(format!("the {what} of scored token {at} is {}", tokens[at]))
+        Some(at) => Err(Error::new(format!("the {what} of scored token {} is {}", before + at, tokens[at]))
             .hint("the model overflows in its own forward pass; the file is probably damaged")),
     }
 }
@@ -206,76 +231,10 @@ pub(super) fn final_states(
     Ok(Tensor::cat(&scored, 0)?)
 }
 
-/// The rows of an output matrix of `vocab` rows and `columns` that are decoded at once: neither they nor the logits of
-/// [`BATCH`] tokens have more than [`PIECE`] numbers.
-pub(super) fn pieces(vocab: usize, columns: usize) -> impl Iterator<Item = Range<usize>> {
-    let step = (PIECE / columns.max(BATCH)).max(1);
-    (0..vocab).step_by(step).map(move |first| first..(first + step).min(vocab))
-}
-
-/// Rows of the output matrix: `[rows, hidden]`.
-pub(super) fn output_rows(subject: &Subject, rows: Range<usize>) -> Result<Tensor> {
-    let output = subject.model.output();
-    let shape = (rows.len(), output.shape[1]);
-    Ok(Tensor::from_vec(subject.rows(&output, rows)?, shape, &Device::Cpu)?)
-}
-
-/// The logits of `n` tokens from the `from`-th on, for these rows of the output matrix: `n · rows` numbers.
-pub(super) fn logits(model: &Model, hidden: &Tensor, from: usize, n: usize, rows: &Tensor) -> Result<Vec<f32>> {
-    let mut logits = ops::linear(&hidden.narrow(0, from, n)?, rows)?.flatten_all()?.to_vec1::<f32>()?;
-    model.finish_logits(&mut logits);
-    Ok(logits)
-}
-
-/// `ln(eᵃ + eᵇ)`.
-pub(super) fn log_add(a: f64, b: f64) -> f64 {
-    let (high, low) = if a > b { (a, b) } else { (b, a) };
-    high + (low - high).exp().ln_1p()
-}
-
-/// How likely one token was, while its logits come in piece by piece: exponentials in `f32`, sums in `f64`.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Likelihood {
-    /// `ln Σ exp(logit)` so far.
-    pub total: f64,
-    /// The token's own logit.
-    chosen: f64,
-}
-
-impl Likelihood {
-    /// Before the first piece.
-    pub const UNSEEN: Likelihood = Likelihood { total: f64::NEG_INFINITY, chosen: f64::NEG_INFINITY };
-
-    /// Takes in the logits of the tokens from `first` on, whose [`log_sum_exp`] is `sum`.
-    pub fn add(&mut self, logits: &[f32], sum: f64, first: usize, target: u32) {
-        self.total = log_add(self.total, sum);
-        if let Some(&own) = (target as usize).checked_sub(first).and_then(|i| logits.get(i)) {
-            self.chosen = f64::from(own);
-        }
-    }
-
-    /// `−ln p(target)`, in nats.
-    pub fn loss(&self) -> f64 {
-        self.total - self.chosen
-    }
-}
-
 /// `−ln p(target)` for each row of `hidden`, the output matrix in pieces.
 fn negative_log_likelihoods(subject: &Subject, hidden: &Tensor, targets: &[u32]) -> Result<Vec<f64>> {
     let mut seen = vec![Likelihood::UNSEEN; targets.len()];
-    for rows in pieces(subject.model.vocab, subject.model.hidden) {
-        let first = rows.start;
-        let matrix = output_rows(subject, rows.clone())?;
-        for from in (0..targets.len()).step_by(BATCH) {
-            interrupt::check()?;
-            let n = BATCH.min(targets.len() - from);
-            seen[from..from + n]
-                .par_iter_mut()
-                .zip(&targets[from..from + n])
-                .zip(logits(&subject.model, hidden, from, n, &matrix)?.par_chunks(rows.len()))
-                .for_each(|((seen, &target), logits)| seen.add(logits, log_sum_exp(logits), first, target));
-        }
-    }
+    each_row(subject, hidden, &mut seen, |seen, i, logits, sum, first| seen.add(logits, sum, first, targets[i]))?;
     Ok(seen.iter().map(Likelihood::loss).collect())
 }
 

@@ -114,6 +114,11 @@ impl Subject {
         Ok(subject)
     }
 
+    /// Where its numbers are.
+    pub fn weights(&self) -> &Weights {
+        &self.weights
+    }
+
     /// The order in which the rows of queries and keys come.
     pub fn pairing(&self) -> Pairing {
         pairing(&self.weights, &self.model)

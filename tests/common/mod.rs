@@ -138,3 +138,10 @@ pub fn perplexity<S: AsRef<OsStr>>(model: &Path, options: &[S]) -> f64 {
 pub fn divergence<S: AsRef<OsStr>>(file: &Path, reference: &Path, options: &[S]) -> Value {
     llmq!["eval", file, "--reference", reference, "--json"; options].ok().summary()
 }
+
+/// The embedded checkpoint, rounded to a type.
+pub fn rounded(folder: &Path, kind: &str) -> PathBuf {
+    let file = folder.join(format!("{kind}.gguf"));
+    llmq!["quantize", tiny(), "-o", &file, "--type", kind, "--method", "rtn"].ok();
+    file
+}
