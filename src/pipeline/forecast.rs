@@ -207,7 +207,7 @@ impl<'a> Job<'a> {
     /// Bytes on the disk, beside the output, while the run is at work: the streams of the calibration windows, twice.
     pub fn scratch(&self) -> u64 {
         let (tokens, hidden) = (self.tokens(), self.model().map_or(0, |model| model.hidden as u64));
-        2 * (tokens.all + tokens.compared) * hidden * SINGLE
+        2 * (tokens.all + tokens.compared) * hidden * stream::WIDTH as u64
     }
 
     /// A tied output matrix, which comes first, and the embedding of the windows.

@@ -26,8 +26,8 @@ pub(super) const COMPARED: usize = 4;
 /// What the two files are called.
 const NAMES: [&str; 2] = ["stream-0", "stream-1"];
 
-/// Bytes of a number in the file.
-const WIDTH: usize = 4;
+/// Bytes of a number in the file: it holds bfloat16.
+pub(super) const WIDTH: usize = 2;
 
 /// The residual stream.
 pub struct Stream {
@@ -266,7 +266,7 @@ impl Stream {
         let (h, original) = bytes.split_at(batch.tokens * batch.hidden * WIDTH);
         let tensor = |bytes: &[u8]| {
             let mut x = vec![0.0f32; bytes.len() / WIDTH];
-            llmq_kernels::convert::f32_to_f32(bytes, &mut x);
+            llmq_kernels::convert::bf16_to_f32(bytes, &mut x);
             Tensor::from_vec(x, (batch.tokens, batch.hidden), &Device::Cpu)
         };
         let original = if batch.compared { Some(tensor(original)?) } else { None };
@@ -284,7 +284,10 @@ impl Stream {
         let fill = |bytes: &mut [u8], x: &Tensor| -> Result<()> {
             let x = x.flatten_all()?.to_vec1::<f32>()?;
             bytes.par_chunks_mut(WIDTH << 12).zip(x.par_chunks(1 << 12)).for_each(|(bytes, x)| {
-                bytes.chunks_exact_mut(WIDTH).zip(x).for_each(|(bytes, x)| bytes.copy_from_slice(&x.to_le_bytes()));
+                bytes
+                    .chunks_exact_mut(WIDTH)
+                    .zip(x)
+                    .for_each(|(bytes, x)| bytes.copy_from_slice(&half::bf16::from_f32(*x).to_le_bytes()));
             });
             Ok(())
         };
