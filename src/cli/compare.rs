@@ -197,7 +197,7 @@ fn tell(args: &Args, setting: &Setting, rows: &[Row], order: &[usize], pairs: &[
             "context": setting.context,
             "windows": original.windows,
             "tokens": original.tokens,
-            "text": args.text.file,
+            "text": args.text.name(),
             "seconds": seconds,
         }),
     );

@@ -118,6 +118,11 @@ impl Text {
         Ok((Setting { protocol: Protocol::LlamaCpp, context }, windows))
     }
 
+    /// What the text is called: its file or its set; none if it is the built-in sample.
+    pub fn name(&self) -> Option<String> {
+        self.file.as_ref().map(|path| path.display().to_string()).or_else(|| self.data.clone())
+    }
+
     /// Finds out before anything is fetched or opened whether what is asked for makes sense.
     ///
     /// # Errors

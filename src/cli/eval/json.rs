@@ -40,7 +40,7 @@ pub fn summary(results: &Results) -> Value {
     fields["context"] = results.setting.context.into();
     fields["windows"] = perplexity.windows.into();
     fields["tokens"] = perplexity.tokens.into();
-    fields["text"] = json!(args.text.file);
+    fields["text"] = json!(args.text.name());
     fields
 }
 
