@@ -84,7 +84,7 @@ fn memory_and_time_grow_with_windows_and_rtn_needs_next_to_none() {
     assert!(number(&forecasts[4], "peak_memory_bytes") < number(&forecasts[0], "peak_memory_bytes"));
     // Both streams, of which a part is there for the original model, too.
     let scratch = number(&forecasts[0], "scratch_bytes");
-    assert!(scratch > 2 * 64 * 256 * 256 * 4 && scratch < 4 * 64 * 256 * 256 * 4, "{scratch}");
+    assert!(scratch > 2 * 64 * 256 * 256 * 2 && scratch < 4 * 64 * 256 * 256 * 2, "{scratch}");
     assert_eq!(number(&forecasts[4], "scratch_bytes"), 0);
     for forecast in forecasts {
         let parts = forecast["peak_memory_in"].as_object().unwrap().values().map(|v| v.as_u64().unwrap());

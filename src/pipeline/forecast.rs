@@ -398,7 +398,7 @@ mod tests {
         let peak = job(&plan, "auto", true).peak(&shapes, 5_000_000);
         let part = |name: &str| peak.parts.iter().find(|part| part.name == name).map(|part| part.bytes);
         assert_eq!(part("program, tokenizer and header"), Some(5_000_000));
-        assert_eq!(job(&plan, "auto", true).scratch(), 2 * (128 + 44) * 512 * 256 * 4);
+        assert_eq!(job(&plan, "auto", true).scratch(), 2 * (128 + 44) * 512 * 256 * 2);
         assert_eq!(part("inner activations that are kept"), Some((128 + 44) * 512 * 512 * 4));
         assert_eq!(peak.bytes(), peak.parts.iter().map(|part| part.bytes).sum::<u64>());
         let many = Job { samples: 1024, ..job(&plan, "auto", true) };
