@@ -40,6 +40,11 @@ impl Squares {
         self.tokens
     }
 
+    /// The mean squares: `[columns]`; zero before any token.
+    pub fn means(&self) -> Vec<f32> {
+        self.sums.iter().map(|sum| (sum / self.tokens.max(1) as f64) as f32).collect()
+    }
+
     /// The sums: `[columns]`.
     pub fn sums(&self) -> Vec<f32> {
         self.sums.iter().map(|&sum| sum as f32).collect()

@@ -8,6 +8,7 @@ use super::plan::Planned;
 use super::stream::{Position, Stream};
 use super::{Finished, Run, check_range};
 use crate::calib::hessian::Hessian;
+use crate::calib::squares::Squares;
 use crate::error::{Context, Result};
 use crate::format::Encoding;
 use crate::grid::Grid;
@@ -142,14 +143,10 @@ impl Run<'_> {
         for first in (0..count).step_by(at_once) {
             let group = first..(first + at_once).min(count);
             let mut inputs: Vec<Evidence> = group.clone().map(|_| Evidence::new(hidden)).collect();
-            let mut squares = vec![0.0f64; hidden];
-            let mut seen = 0;
+            let mut squares = Squares::new(hidden);
             self.walk(block, stream, &mut |held, x, routes| {
                 if everywhere.is_none() {
-                    for row in x.to_vec2::<f32>()? {
-                        squares.iter_mut().zip(&row).for_each(|(sum, x)| *sum += f64::from(x * x));
-                        seen += 1;
-                    }
+                    squares.add(x)?;
                 }
                 for (evidence, route) in inputs.iter_mut().zip(&routes[group.clone()]) {
                     if let Some(own) = weighed(x, route)? {
@@ -159,8 +156,7 @@ impl Run<'_> {
                 Ok(())
             })
             .context(place)?;
-            let everywhere = everywhere
-                .get_or_insert_with(|| squares.iter().map(|sum| (sum / f64::from(seen.max(1))) as f32).collect());
+            let everywhere = everywhere.get_or_insert_with(|| squares.means());
             tokens.extend(inputs.iter().map(|evidence| evidence.seen.tokens()));
             if self.rounding.keep_statistics {
                 self.keep_experts(&[stacks.gates, stacks.ups], &inputs, count);
