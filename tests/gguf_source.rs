@@ -100,11 +100,13 @@ fn what_is_quantized_already_is_refused_unless_asked_for_and_the_same_type_stays
 #[test]
 fn values_that_are_on_a_grid_already_keep_their_bits_whatever_carries_them() {
     let out = folder();
-    let [first, single, back] = ["first.gguf", "single.gguf", "back.gguf"].map(|name| out.path().join(name));
+    let [model, first, single, back] =
+        ["model", "first.gguf", "single.gguf", "back.gguf"].map(|name| out.path().join(name));
+    Shape { hidden: 256, ffn: 256, blocks: 1, ..Shape::default() }.write(&model);
     for kind in
         ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K_S", "Q4_K_S", "Q5_K_S", "Q6_K", "IQ4_NL", "IQ4_XS"]
     {
-        llmq!["quantize", tiny(), "-o", &first, "--type", kind, "--force", "--samples", "4", "--seq-len", "64"].ok();
+        llmq!["quantize", &model, "-o", &first, "--type", kind, "--force", "--samples", "4", "--seq-len", "64"].ok();
         llmq!["quantize", &first, "-o", &single, "--type", "F32", "--allow-requantize", "--force"].ok();
         llmq!["quantize", &single, "-o", &back, "--type", kind, "-m", "rtn", "--force"].ok();
         let decoded = |file: &Path| -> Vec<Vec<f32>> {
