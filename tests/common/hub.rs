@@ -310,7 +310,8 @@ fn content(repo: &Repo, file: &str) -> Answer {
     Answer::new(200, content.clone()).with("ETag", etag(content)).with("X-Repo-Commit", &repo.commit)
 }
 
-fn etag(content: &[u8]) -> String {
+/// What small files are called after.
+pub fn etag(content: &[u8]) -> String {
     format!("\"{}\"", blake3::hash(content).to_hex().split_at(40).0)
 }
 
