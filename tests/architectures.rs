@@ -6,7 +6,11 @@ use common::golden::{self, Golden};
 use common::{folder, llmq};
 use llmq::eval::perplexity;
 use llmq::model::ARCHITECTURES;
+use llmq::pipeline::plan::size_label;
 use llmq::pipeline::subject::Subject;
+use llmq::pipeline::weights::open_gguf;
+use llmq::source::value::Value;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// What is wrong if the log-probabilities of a file or a folder are not those of transformers.
@@ -45,6 +49,63 @@ fn the_forward_pass_is_that_of_transformers() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+/// A key as the golden files have it.
+fn as_json(value: &Value) -> serde_json::Value {
+    match value {
+        Value::U32(n) => (*n).into(),
+        // Of the numbers in double precision, the one that people write.
+        Value::F32(x) => x.to_string().parse::<f64>().unwrap().into(),
+        Value::Bool(flag) => (*flag).into(),
+        Value::Str(text) => text.as_str().into(),
+        other => panic!("{other:?} is of no type that the contract has"),
+    }
+}
+
+/// Every key, its type and its value is what scripts/golden_architectures.py finds in transformers' configuration.
+#[test]
+fn the_keys_are_those_of_the_contract() {
+    let mut wrong = Vec::new();
+    for golden in golden::all() {
+        let out = folder();
+        let [model, file] = ["model", "model.gguf"].map(|name| out.path().join(name));
+        golden.checkpoint.write(&model);
+        llmq!["quantize", &model, "-o", &file, "--type", "F16", "--method", "rtn"].ok();
+        let metadata = open_gguf(&file).unwrap().metadata;
+        let of = |prefix: &str| metadata.iter().filter(|(key, _)| key.starts_with(prefix)).collect::<Vec<_>>();
+        let family = golden.keys.keys().next().unwrap().split('.').next().unwrap();
+        let mut wanted: BTreeMap<String, serde_json::Value> = golden.keys.clone().into_iter().collect();
+        for x in wanted.values_mut().filter(|value| value.is_f64()) {
+            *x = as_json(&Value::F32(x.as_f64().unwrap() as f32));
+        }
+        let weights: usize = golden.checkpoint.tensors.values().map(|tensor| tensor.numbers.len()).sum();
+        for (key, value) in [
+            ("architecture", family.into()),
+            ("type", "model".into()),
+            ("name", "model".into()),
+            ("size_label", size_label(weights as u64).into()),
+            ("file_type", 1.into()),
+            ("quantization_version", 2.into()),
+        ] {
+            wanted.insert(format!("general.{key}"), value);
+        }
+        let own = [of(&format!("{family}.")), of("general.")].concat();
+        let own: BTreeMap<String, serde_json::Value> =
+            own.into_iter().map(|(key, value)| (key.clone(), as_json(value))).collect();
+        let either = own.keys().chain(wanted.keys().filter(|key| !own.contains_key(*key)));
+        for key in either.filter(|key| own.get(*key) != wanted.get(*key)) {
+            wrong.push(format!("{}: {key} is {:?}, not {:?}", golden.name, own.get(key), wanted.get(key)));
+        }
+        // All of the test's checkpoints have the tokenizer of eval/tiny.
+        let tokenizer: Vec<&str> = of("tokenizer.").iter().map(|(key, _)| &key["tokenizer.ggml.".len()..]).collect();
+        let usual = "model pre tokens token_type merges bos_token_id eos_token_id add_bos_token add_sep_token";
+        let rest = metadata.len() - own.len() - tokenizer.len();
+        if tokenizer.join(" ") != usual || rest != 0 {
+            wrong.push(format!("{}: {tokenizer:?}, and {rest} keys of another kind", golden.name));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
 /// Checkpoints are saved under several names: GPT-2 without that of its class, Gemma 3 inside a model that sees.
 #[test]
 fn other_names_of_tensors_are_found() {
@@ -70,7 +131,7 @@ fn other_names_of_tensors_are_found() {
 fn may_be_rotated(golden: &Golden) -> bool {
     let kind = golden.checkpoint.config["model_type"].as_str().unwrap();
     let family = ARCHITECTURES.iter().find(|architecture| architecture.model_types().contains(&kind)).unwrap();
-    family.obstacle_to_rotation(&family.form()).is_none() && !family.has_experts() && kind != "mixtral"
+    family.obstacle_to_rotation(&family.form()).is_none() && kind != "mixtral"
 }
 
 #[test]

@@ -3,7 +3,7 @@
 //! A block is two halves, attention and MLP. Each reads the residual stream `h` through a norm (its *input*), mixes it
 //! into what its last linear layer reads (its *inner*), and adds that layer's result to `h` (its *output*).
 
-use super::form::{HeadNorms, MlpLayers};
+use super::form::{HeadNorms, MlpLayers, Norm};
 use super::ops;
 use super::{Kind, Model, Part, Role, Site, TensorSpec};
 use crate::error::{Context, Error, Result};
@@ -170,8 +170,8 @@ impl<'a> Block<'a> {
             return Ok(h.clone());
         }
         let norm = match half {
-            Half::Attention => Part::AttnNorm,
-            Half::Mlp => Part::FfnNorm,
+            Half::Mlp if !form.shared_norm => Part::FfnNorm,
+            _ => Part::AttnNorm,
         };
         Ok(self.norm(norm, h)?)
     }
@@ -226,12 +226,7 @@ impl<'a> Block<'a> {
             (linear(Part::Q)?, linear(Part::K)?, linear(Part::V)?)
         };
         if form.head_norms != HeadNorms::None {
-            let norm = |part: Part, x: &Tensor| {
-                let (shape, gain) = (x.shape().clone(), self.weight(part));
-                let rows = x.reshape((x.elem_count() / gain.elem_count(), gain.elem_count()))?;
-                ops::rms_norm(&rows, gain, model.norm_eps)?.reshape(shape)
-            };
-            (q, k) = (norm(Part::QNorm, &q)?, norm(Part::KNorm, &k)?);
+            (q, k) = (self.head_norm(Part::QNorm, &q)?, self.head_norm(Part::KNorm, &k)?);
         }
         let local = form.window.is_some_and(|window| window.holds(self.index));
         if let Some(tables) = tables.as_ref().filter(|_| model.turns(self.index)) {
@@ -248,6 +243,18 @@ impl<'a> Block<'a> {
             },
         };
         ops::attention(&q, &k, &v, Shape { positions: *positions, heads, kv_heads, d }, &scores)
+    }
+
+    /// Queries or keys, `[tokens, heads · head_dim]`, behind their norm.
+    fn head_norm(&self, part: Part, x: &Tensor) -> candle_core::Result<Tensor> {
+        let (model, gain) = (&self.frame.model, self.weight(part));
+        // One gain for every row, and then one for each head.
+        let centred = model.form.head_norms == HeadNorms::Centred;
+        let shared = if centred { gain.get(0)?.ones_like()? } else { gain.clone() };
+        let rows = x.reshape(((), shared.elem_count()))?;
+        let kind = if centred { Norm::Layer } else { Norm::Rms };
+        let y = ops::norm(kind, &rows, &shared, None, model.norm_eps)?.reshape(x.shape())?;
+        if centred { y.broadcast_mul(&gain.flatten_all()?) } else { Ok(y) }
     }
 
     /// The residual stream after a half: `h` plus its last linear layer of `inner`.

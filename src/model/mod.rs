@@ -80,7 +80,8 @@ pub trait Architecture: Sync {
         QueryRows::Halves
     }
 
-    /// The variations that all of the family share; [`Architecture::read`] and [`Architecture::read_gguf`] fill in the others.
+    /// The variations that all of the family share; [`Architecture::read`] and [`Architecture::read_gguf`] fill in the others, and
+    /// the sizes of experts and of latent attention.
     fn form(&self) -> Form {
         Form::PLAIN
     }
@@ -107,16 +108,6 @@ pub trait Architecture: Sync {
     /// Whether GGUF has the key `rope.freq_base`; llama.cpp takes 10000 without it.
     fn writes_rope_base(&self) -> bool {
         true
-    }
-
-    /// Whether blocks of the family have experts, in all of its models.
-    fn has_experts(&self) -> bool {
-        false
-    }
-
-    /// Whether keys and values of the family come from a narrower vector.
-    fn has_latent_attention(&self) -> bool {
-        false
     }
 
     /// How many key and value heads GGUF names.

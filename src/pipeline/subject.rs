@@ -1,6 +1,7 @@
 //! A model that can be run: a checkpoint folder or a GGUF, with its tokenizer.
 
 use super::weights::{Weights, open_gguf, vector};
+use crate::calib::chat::Chat;
 use crate::error::{Context, Error, Result};
 use crate::model::ends::Start;
 use crate::model::{Model, QueryRows, TensorSpec, gguf_keys};
@@ -23,6 +24,8 @@ pub struct Subject {
     pub model: Model,
     /// Its tokenizer.
     pub tokenizer: Tokenizer,
+    /// Its chat template, if it has one that can be used.
+    chat: Result<Option<Chat>>,
     weights: Weights,
 }
 
@@ -101,17 +104,24 @@ impl Subject {
             model.settle(|name| weights.contains(name));
             let vocabulary = Vocabulary::from_files(path, model.vocab, config.json(), pre)?;
             let tokenizer = Tokenizer::open(path, &vocabulary)?;
-            Subject { model, tokenizer, weights: Weights::Checkpoint(weights) }
+            let chat = Chat::of(&vocabulary.to_metadata(), tokenizer.bos().is_some());
+            Subject { model, tokenizer, chat, weights: Weights::Checkpoint(weights) }
         } else {
             let file = open_gguf(path)?;
             let model = gguf_model(&file)?;
             let tokenizer = gguf_tokenizer(&file, &model, pre)?;
-            Subject { model, tokenizer, weights: Weights::Gguf(file) }
+            let chat = Chat::of(&file.metadata, tokenizer.bos().is_some());
+            Subject { model, tokenizer, chat, weights: Weights::Gguf(file) }
         };
         for spec in subject.model.tensors() {
             subject.weights.check(&spec)?;
         }
         Ok(subject)
+    }
+
+    /// Its chat template, or why the one that it has cannot be used.
+    pub fn chat(&self) -> &Result<Option<Chat>> {
+        &self.chat
     }
 
     /// Where its numbers are.
