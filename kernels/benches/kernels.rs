@@ -96,7 +96,7 @@ fn factors() {
 }
 
 fn rows() {
-    let shape = Shape { positions: 512, heads: 8, kv_heads: 4, d: 64 };
+    let shape = Shape { positions: 512, past: 0, heads: 8, kv_heads: 4, d: 64 };
     let (q, kv) = (numbers(4 * 512 * 512), numbers(4 * 512 * 256));
     let (mut out, how) = (vec![0.0; q.len()], Scores { scale: 0.125, ..Scores::default() });
     let ours = best(|| attention::causal(&q, &kv, &kv, shape, &how, black_box(&mut out)));
