@@ -83,6 +83,12 @@ impl Keeping {
                 Ok(None)
             }
             Ok(unfinished) => {
+                if self.resume && unfinished.kept() == 0 {
+                    let path = path.display();
+                    output::note(&format!(
+                        "note: there is nothing to go on with in {path}; it starts from the beginning"
+                    ));
+                }
                 if left && !self.resume {
                     output::note(&format!(
                         "note: {} holds an unfinished evaluation, which this one takes the place of; stop it and add --resume to go \
@@ -177,7 +183,8 @@ impl Parts for Following<'_> {
             && let Err(error) = unfinished.add(part, parts, numbers)
         {
             // The evaluation itself does not need it.
-            self.progress.note(&format!("{}; from here on, nothing is", error.chain().join(": ")));
+            let why = error.chain().join(": ");
+            self.progress.note(&format!("{why}; --work-dir FOLDER would keep it elsewhere"));
             self.unfinished = None;
         }
         Ok(())

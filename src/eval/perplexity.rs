@@ -4,8 +4,8 @@
 //!   llama-perplexity.
 //! - `hf`: non-overlapping windows of 2048 tokens, every target scored. Comparable with the GPTQ and AWQ papers.
 //!
-//! Weights are read one block at a time, and the windows go through it together: memory is a function of one block and
-//! of the residual stream of some windows, not of the model.
+//! Windows go through the blocks together, some after the others. Matrices stay as they are in their file and are decoded on
+//! the way, so that memory is a function of the residual stream of some windows, not of the model.
 
 use super::logits::{Likelihood, each_row};
 use crate::error::{Context, Error, Result};
