@@ -2,14 +2,18 @@
 
 mod common;
 
+use candle_core::Device;
 use common::golden::{self, Golden};
 use common::{folder, llmq};
+use llmq::eval::generation::Generation;
 use llmq::eval::perplexity;
 use llmq::model::ARCHITECTURES;
+use llmq::model::block::Frame;
 use llmq::pipeline::plan::size_label;
 use llmq::pipeline::subject::Subject;
 use llmq::pipeline::weights::open_gguf;
 use llmq::source::value::Value;
+use llmq_kernels::elementwise::log_sum_exp;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -101,6 +105,51 @@ fn the_keys_are_those_of_the_contract() {
         let rest = metadata.len() - own.len() - tokenizer.len();
         if tokenizer.join(" ") != usual || rest != 0 {
             wrong.push(format!("{}: {tokenizer:?}, and {rest} keys of another kind", golden.name));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Token by token, with keys and values kept, a model says what it says of the whole window; from matrices in float and from
+/// blocks, which are decoded on the way.
+#[test]
+fn windows_that_grow_give_what_whole_ones_give() {
+    let mut wrong = Vec::new();
+    for golden in golden::all() {
+        let out = folder();
+        let [model, file] = ["model", "Q8_0.gguf"].map(|name| out.path().join(name));
+        golden.checkpoint.write(&model);
+        llmq!["quantize", &model, "-o", &file, "--type", "Q8_0", "--method", "rtn"].ok();
+        for path in [&model, &file] {
+            let subject = Subject::open(path, None).unwrap();
+            let window = &golden.windows[0];
+            let losses = perplexity::losses(&subject, &golden.windows[..1], 0, &|_, _| ()).unwrap();
+            let frame = Frame::new(&subject.model, subject.pairing(), window.len(), &Device::Cpu).unwrap();
+            let mut growing = Generation::new(&subject, &frame).unwrap();
+            let mut worst = 0f64;
+            let mut last = Vec::new();
+            for (i, &token) in window.iter().enumerate() {
+                last = growing.read(&[token]).unwrap();
+                let Some(&next) = window.get(i + 1) else { continue };
+                let loss = log_sum_exp(&last) - f64::from(last[next as usize]);
+                worst = worst.max((loss - losses[i]).abs() / losses[i].abs().max(1.0));
+            }
+            for pieces in [vec![window.len()], vec![window.len() / 3, window.len() - window.len() / 3]] {
+                growing.clear();
+                let mut from = 0;
+                let mut logits = Vec::new();
+                for piece in pieces {
+                    logits = growing.read(&window[from..from + piece]).unwrap();
+                    from += piece;
+                }
+                let largest = last.iter().fold(1f32, |largest, x| largest.max(x.abs()));
+                let apart = logits.iter().zip(&last).map(|(a, b)| f64::from((a - b).abs() / largest));
+                worst = apart.fold(worst, f64::max);
+            }
+            assert!(growing.read(&[0]).unwrap_err().to_string().contains("do not fit a window"));
+            if worst >= 1e-4 {
+                wrong.push(format!("{}: {} differs by {worst:e}", golden.name, path.display()));
+            }
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));

@@ -1,5 +1,6 @@
 //! `llmq compare`: which of several files is nearest to their original.
 
+use super::following::Following;
 use super::output::{self, Progress, line};
 use super::scoring::{self, Setting, Size, Text};
 use crate::error::{Context, Error, Result};
@@ -69,7 +70,9 @@ pub fn run(args: &Args) -> Result<()> {
         subjects.iter().zip(&names).map(|(subject, name)| Candidate { subject, name }).collect();
     let progress = Progress::new(false, args.json);
     let show = |done: usize, total: usize| progress.set(done as u64, total as u64);
-    let scored = divergence::compare(&files, &reference, &windows, setting.protocol, &mut |_, _| Ok(()), &show)
+    let mut following = Following::new(&progress, files.len(), None);
+    let (protocol, parts) = (setting.protocol, &mut following);
+    let scored = divergence::compare_in_parts(&files, &reference, &windows, protocol, &mut |_, _| Ok(()), parts, &show)
         .context(|| format!("cannot compare with {}", args.reference.display()))?;
     progress.finish();
 

@@ -3,8 +3,10 @@
 mod advice;
 mod json;
 mod show;
+mod speed;
 mod tasks;
 
+use super::following::{Following, Keeping};
 use super::output::{self, Progress};
 use super::scoring::{self, Setting, Size, Text};
 use crate::error::{Context, Error, Result};
@@ -43,8 +45,15 @@ pub struct Args {
     #[arg(long, value_name = "PERCENT", value_parser = percent)]
     max_increase: Option<f64>,
 
+    /// Measure how fast it runs here, in llmq's own engine, and how fast the reference does if it is a model
+    #[arg(long)]
+    speed: bool,
+
     #[command(flatten)]
     text: Text,
+
+    #[command(flatten)]
+    keeping: Keeping,
 
     #[command(flatten)]
     tasks: tasks::Tasks,
@@ -90,7 +99,11 @@ pub fn run(args: &Args) -> Result<()> {
     };
     let progress = Progress::new(false, args.json);
     let reached = args.tasks.run(&subject, reference.as_ref(), &progress)?;
-    let results = match args.perplexity || reference.is_some() {
+    let speeds = match args.speed {
+        true => Some(speed::run(&subject, reference.as_ref(), &progress)?),
+        false => None,
+    };
+    let results = match args.perplexity || (reference.is_some() && !args.speed) {
         true => Some(measure(args, &subject, reference.as_ref(), &progress)?),
         false => None,
     };
@@ -100,11 +113,15 @@ pub fn run(args: &Args) -> Result<()> {
         if args.tasks.any() {
             fields["tasks"] = tasks::json(&reached);
         }
+        if let Some(speeds) = &speeds {
+            fields["speed"] = speed::json(speeds);
+        }
         fields["seconds"] = started.elapsed().as_secs_f64().into();
         output::json("summary", fields);
     } else {
         results.iter().for_each(show::show);
         tasks::show(&reached);
+        speeds.iter().for_each(speed::show);
     }
     results.as_ref().and_then(Results::exceeded).map_or(Ok(()), Err)
 }
@@ -131,22 +148,37 @@ fn measure<'a>(
     let windows = perplexity::begun(cut, subject, setting.protocol);
     let show = |done: usize, total: usize| progress.set(done as u64, total as u64);
     let name = args.model.display().to_string();
+    let unfinished = match args.save_logits {
+        None => {
+            let original = (args.reference.as_deref(), reference);
+            args.keeping.open((&args.model, subject), original, &setting, &windows)?
+        }
+        Some(_) => None,
+    };
+    let mut following = Following::new(progress, usize::from(reference.is_some()), unfinished);
     let measured = match reference {
         None => {
-            let result = perplexity::perplexity(subject, &windows, setting.protocol, &mut keep, &show)
-                .context(|| format!("cannot evaluate {name}"))?;
-            Measured::Alone(result)
+            let (protocol, parts) = (setting.protocol, &mut following);
+            perplexity::perplexity_in_parts(subject, &windows, protocol, &mut keep, parts, &show)
+                .context(|| format!("cannot evaluate {name}"))
+                .map(Measured::Alone)
         }
         Some(reference) => {
             let file = Candidate { subject, name: &name };
-            let scored = divergence::compare(&[file], reference, &windows, setting.protocol, &mut keep, &show)
+            let (protocol, parts) = (setting.protocol, &mut following);
+            divergence::compare_in_parts(&[file], reference, &windows, protocol, &mut keep, parts, &show)
                 .context(|| match &args.reference {
                     Some(path) => format!("cannot compare {name} with {}", path.display()),
                     None => format!("cannot compare {name}"),
-                })?;
-            Measured::against(&scored[0], windows.len(), &setting)
+                })
+                .map(|scored| Measured::against(&scored[0], windows.len(), &setting))
         }
     };
+    let measured = match measured {
+        Ok(measured) => measured,
+        Err(error) => return Err(following.give_up(error)),
+    };
+    following.finish();
     if let (Some(saving), Some(path)) = (saving, &args.save_logits) {
         saving.commit()?;
         let size = path.metadata().map_or(0, |file| file.len());
@@ -158,15 +190,18 @@ fn measure<'a>(
 /// Refuses options that do not go together.
 fn check(args: &Args) -> Result<()> {
     args.text.check()?;
-    if !args.perplexity && args.reference.is_none() && !args.tasks.any() {
+    if !args.perplexity && args.reference.is_none() && !args.tasks.any() && !args.speed {
         return Err(Error::usage("nothing to measure")
-            .hint("add --perplexity, --reference MODEL or both, or tasks such as --hellaswag FILE"));
+            .hint("add --perplexity, --reference MODEL or both, --speed, or tasks such as --hellaswag FILE"));
     }
     if args.max_increase.is_some() && args.reference.is_none() {
         return Err(Error::usage("--max-increase is about an increase over a reference")
             .hint("add --reference MODEL, the model that the file was made from"));
     }
     let Some(path) = &args.save_logits else { return Ok(()) };
+    if args.keeping.resumes() {
+        return Err(Error::usage("--save-logits has to see all windows: it does not go with --resume"));
+    }
     if !args.perplexity && args.reference.is_none() {
         return Err(Error::usage("--save-logits saves what is measured").hint("add --perplexity"));
     }

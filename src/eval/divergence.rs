@@ -12,7 +12,7 @@
 //! `− p + q` it is as large as the rounding.
 
 use super::logits::{Likelihood, log_add, logits, output_rows, pieces};
-use super::perplexity::{Protocol, STREAM, check, final_states, targets};
+use super::perplexity::{Parts, Protocol, check, final_states, targets, windows_of_a_part};
 use super::saved::SavedLogits;
 use super::statistics::Scored;
 use crate::error::{Context, Error, Result};
@@ -73,6 +73,22 @@ pub fn compare(
     states: &mut dyn FnMut(&Subject, &Tensor) -> Result<()>,
     progress: &dyn Fn(usize, usize),
 ) -> Result<Vec<Vec<Scored>>> {
+    compare_in_parts(files, reference, windows, protocol, states, &mut (), progress)
+}
+
+/// The same, some windows after the others; those that `parts` knows already are left out.
+///
+/// # Errors
+/// As [`compare`], or those of `parts`.
+pub fn compare_in_parts(
+    files: &[Candidate],
+    reference: &Reference,
+    windows: &[Vec<u32>],
+    protocol: Protocol,
+    states: &mut dyn FnMut(&Subject, &Tensor) -> Result<()>,
+    parts: &mut dyn Parts,
+    progress: &dyn Fn(usize, usize),
+) -> Result<Vec<Vec<Scored>>> {
     for file in files {
         check_vocabularies(file.subject, reference).context(|| format!("cannot judge {}", file.name))?;
     }
@@ -80,12 +96,17 @@ pub fn compare(
     let first = protocol.first(context);
     // An equal share of one model's residual stream for each.
     let widest = files.iter().map(|file| file.subject.model.hidden).fold(reference.hidden(), usize::max);
-    let group = (STREAM / (files.len() + 1) / (4 * context * widest).max(1)).max(1);
+    let group = windows_of_a_part(context, widest * (files.len() + 1));
     let groups = windows.len().div_ceil(group);
     let steps = reference.blocks() + files.iter().map(|file| file.subject.model.blocks).sum::<usize>() + 1;
     let mut scored = vec![Vec::new(); files.len()];
     for (g, windows) in windows.chunks(group).enumerate() {
         let tell = |step: usize| progress(g * steps + step, groups * steps);
+        if let Some(known) = parts.known(g) {
+            from_numbers(&known, &mut scored);
+            tell(steps);
+            continue;
+        }
         let original = match reference {
             Reference::Saved(saved) => Original::Saved(saved, g * group * (context - 1 - first)),
             Reference::Model(subject) => {
@@ -102,13 +123,22 @@ pub fn compare(
             done += file.subject.model.blocks;
         }
         let tokens = all(&original, &streams, &targets(windows, first))?;
-        for ((scored, tokens), file) in scored.iter_mut().zip(tokens).zip(files) {
-            check_numbers(&tokens, file, scored.len())?;
-            scored.extend(tokens);
+        for (tokens, (file, scored)) in tokens.iter().zip(files.iter().zip(&scored)) {
+            check_numbers(tokens, file, scored.len())?;
         }
+        parts.add(g, groups, &tokens.iter().flatten().flat_map(Scored::numbers).collect::<Vec<f64>>())?;
+        scored.iter_mut().zip(tokens).for_each(|(scored, tokens)| scored.extend(tokens));
         tell(steps);
     }
     Ok(scored)
+}
+
+/// Adds to each file's tokens those that [`Parts`] has been given as numbers.
+fn from_numbers(numbers: &[f64], scored: &mut [Vec<Scored>]) {
+    let files = scored.len().max(1);
+    for (scored, numbers) in scored.iter_mut().zip(numbers.chunks(numbers.len() / files)) {
+        scored.extend(numbers.as_chunks().0.iter().map(Scored::from_numbers));
+    }
 }
 
 /// Checks what became of tokens, the first of which is the `before`-th of all.

@@ -2,10 +2,13 @@
 
 pub mod blocks;
 pub mod divergence;
+pub mod generation;
 mod logits;
 pub mod perplexity;
 pub mod ranking;
 pub mod saved;
+pub mod speed;
 pub mod statistics;
 pub mod tasks;
+pub mod unfinished;
 pub mod verdict;

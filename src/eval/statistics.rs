@@ -25,6 +25,16 @@ pub struct Scored {
 }
 
 impl Scored {
+    /// Loss, reference's loss, divergence, and 1 where the likeliest token is the same.
+    pub fn numbers(&self) -> [f64; 4] {
+        [self.loss, self.reference, self.divergence, f64::from(u8::from(self.same_top))]
+    }
+
+    /// The opposite of [`Scored::numbers`].
+    pub fn from_numbers(&[loss, reference, divergence, same]: &[f64; 4]) -> Scored {
+        Scored { loss, reference, divergence, same_top: same == 1.0 }
+    }
+
     /// Δp: the token's probability under the file less that under the reference.
     pub fn delta_p(&self) -> f64 {
         (-self.loss).exp() - (-self.reference).exp()

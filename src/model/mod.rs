@@ -5,6 +5,7 @@
 //! ([`block::Block`]) for all of them. To add an architecture, write one file and add it to [`ARCHITECTURES`].
 
 pub mod block;
+pub mod cache;
 mod deepseek2;
 pub mod ends;
 pub mod form;
@@ -18,6 +19,7 @@ mod granite;
 mod latent;
 mod llama;
 pub mod made;
+pub mod matrix;
 mod olmo2;
 pub mod ops;
 pub mod orthogonal;

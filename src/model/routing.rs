@@ -2,6 +2,7 @@
 
 use super::block::{Block, Half};
 use super::form::{Experts, Scoring};
+use super::matrix::Matrix;
 use super::ops;
 use super::{Kind, Part};
 use crate::error::{Error, Result};
@@ -16,7 +17,7 @@ pub struct Route {
     pub weights: Vec<f32>,
 }
 
-impl Block<'_> {
+impl<'a> Block<'a> {
     /// Which tokens go to which expert: the ones that the router gives the most weight (Shazeer et al. 2017, section 2.1, without
     /// noise, the softmax before the choice; DeepSeek-AI 2024, section 2.1.2, for sigmoids, groups and favours).
     /// `x`: the MLP's input, `[tokens, hidden]`; result: one route per expert.
@@ -52,13 +53,18 @@ impl Block<'_> {
     ///
     /// # Errors
     /// Shapes that do not fit, or a matrix that cannot be read.
-    pub fn expert_inner(&self, expert: usize, x: &Tensor, weight: &dyn Fn(Part) -> Result<Tensor>) -> Result<Tensor> {
+    pub fn expert_inner(
+        &self,
+        expert: usize,
+        x: &Tensor,
+        weight: &dyn Fn(Part) -> Result<Matrix<'a>>,
+    ) -> Result<Tensor> {
         let of = |part: Part| self.expert_linear(part, expert, x, &weight(part)?);
         Ok(ops::gated(self.frame.model.form.mlp.activation, &of(Part::ExpertGates)?, &of(Part::ExpertUps)?)?)
     }
 
-    fn expert_linear(&self, part: Part, expert: usize, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
-        let y = ops::linear(x, weight)?;
+    fn expert_linear(&self, part: Part, expert: usize, x: &Tensor, weight: &Matrix<'_>) -> Result<Tensor> {
+        let y = weight.linear(x)?;
         match self.bias(part) {
             Some(bias) => Ok(y.broadcast_add(&bias.get(expert)?)?),
             None => Ok(y),
@@ -69,12 +75,13 @@ impl Block<'_> {
     ///
     /// # Errors
     /// There is no such expert.
-    pub fn expert(&self, part: Part, expert: usize) -> Result<Tensor> {
-        Ok(self.weight(part).get(expert)?)
+    pub fn expert(&self, part: Part, expert: usize) -> Result<Matrix<'a>> {
+        let count = self.frame.model.experts(self.index).map_or(0, |experts| experts.count);
+        self.of_stack(part, expert, count)
     }
 
     /// What all experts make of the MLP's input together, `[tokens, hidden]`. `weight`: a matrix of one of them.
-    pub(super) fn mixture(&self, x: &Tensor, weight: &dyn Fn(Part, usize) -> Result<Tensor>) -> Result<Tensor> {
+    pub(super) fn mixture(&self, x: &Tensor, weight: &dyn Fn(Part, usize) -> Result<Matrix<'a>>) -> Result<Tensor> {
         let mut y = x.zeros_like()?;
         for (expert, route) in self.routes(x)?.iter().enumerate().filter(|(_, route)| !route.tokens.is_empty()) {
             let tokens = Tensor::from_slice(&route.tokens, route.tokens.len(), x.device())?;

@@ -15,6 +15,7 @@ use crate::grid::Grid;
 use crate::interrupt;
 use crate::method::{self, Layer, Sample, Site as Layers};
 use crate::model::block::{Block, Half};
+use crate::model::matrix::Matrix;
 use crate::model::routing::Route;
 use crate::model::{Kind, Part, Role};
 use crate::source::imatrix::Entry;
@@ -114,8 +115,8 @@ fn rows(tensor: &Planned, expert: usize) -> Range<usize> {
     expert * each..(expert + 1) * each
 }
 
-fn matrix(tensor: &Planned, numbers: Vec<f32>) -> Result<Tensor> {
-    Ok(Tensor::from_vec(numbers, (tensor.spec.shape[1], tensor.spec.shape[2]), &Device::Cpu)?)
+fn matrix<'a>(tensor: &Planned, numbers: Vec<f32>) -> Result<Matrix<'a>> {
+    Ok(Tensor::from_vec(numbers, (tensor.spec.shape[1], tensor.spec.shape[2]), &Device::Cpu)?.into())
 }
 
 impl Run<'_> {

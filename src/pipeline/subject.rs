@@ -3,7 +3,9 @@
 use super::weights::{Weights, open_gguf, vector};
 use crate::calib::chat::Chat;
 use crate::error::{Context, Error, Result};
+use crate::model::block::{Block, Frame};
 use crate::model::ends::Start;
+use crate::model::matrix::{Lent, Matrix};
 use crate::model::{Model, QueryRows, TensorSpec, gguf_keys};
 use crate::source::checkpoint::Checkpoint;
 use crate::source::config::Config;
@@ -141,6 +143,33 @@ impl Subject {
     /// As [`Subject::rows`].
     pub fn embed(&self, windows: &[Vec<u32>], device: &Device) -> Result<Vec<Tensor>> {
         embed(&self.weights, &self.model, windows, device)
+    }
+
+    /// Block `i` with what it needs: its matrices stay as they are in their file where they can, and are decoded on the way.
+    ///
+    /// # Errors
+    /// As [`Subject::rows`].
+    pub fn block<'a>(&'a self, frame: &'a Frame, i: usize) -> Result<Block<'a>> {
+        let mut block = Block::new(frame, i);
+        for spec in self.model.block(i) {
+            match self.weights.lend(&spec)? {
+                Some(rows) if block.lend(&spec, &rows) => {}
+                _ => block.set(&spec, self.read(&spec)?)?,
+            }
+        }
+        Ok(block)
+    }
+
+    /// The output matrix, `[vocab, hidden]`, likewise.
+    ///
+    /// # Errors
+    /// As [`Subject::rows`].
+    pub fn output(&self) -> Result<Matrix<'_>> {
+        let spec = self.model.output();
+        match self.weights.lend(&spec)? {
+            Some(rows) => Ok(Matrix::Lent(Lent::new(rows, spec.rows(), spec.columns()))),
+            None => Ok(Tensor::from_vec(self.read(&spec)?, spec.shape.as_slice(), &Device::Cpu)?.into()),
+        }
     }
 
     /// Rows of a matrix, decoded. The whole of a vector counts as its rows.
