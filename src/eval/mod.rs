@@ -2,10 +2,14 @@
 
 pub mod blocks;
 pub mod divergence;
+pub mod histogram;
+pub mod layers;
 mod logits;
 pub mod perplexity;
 pub mod ranking;
+pub mod report;
 pub mod saved;
 pub mod statistics;
 pub mod tasks;
+pub mod tensors;
 pub mod verdict;

@@ -412,7 +412,7 @@ impl Request<'_> {
 /// Whether a key of a GGUF holds for a file that is made from it.
 fn is_kept(key: &str) -> bool {
     let own = ["general.file_type", "general.quantization_version"];
-    !own.contains(&key) && !key.starts_with("split.") && !key.starts_with("quantize.imatrix.")
+    !own.contains(&key) && !["split.", "quantize.imatrix.", "llmq."].iter().any(|start| key.starts_with(start))
 }
 
 /// The tensors of a GGUF that llmq can run, in the order in which it runs them; what else the file holds has its place
