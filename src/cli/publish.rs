@@ -218,7 +218,7 @@ fn shown(path: &Path) -> String {
 
 /// The command that made a file, as far as it says.
 fn made_by(made: &Made, original: &Path, file: &Path) -> Option<String> {
-    let options = made.key("llmq.options").filter(|_| made.maker == Maker::Llmq)?;
+    let options = made.key("llmq.options").filter(|text| made.maker == Maker::Llmq && shell::is_words(text))?;
     let budget = options.contains("--target-");
     let kind = made.mix.as_ref().filter(|_| !budget).map_or(String::new(), |mix| format!(" --type {mix}"));
     let (original, file) = (shell::word(original), shell::word(shown(file)));

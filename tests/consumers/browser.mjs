@@ -50,7 +50,8 @@ function call(method, params = {}, sessionId = undefined) {
 const look = () => ({
   width: document.documentElement.scrollWidth,
   data: JSON.parse(document.getElementById("llmq-data").textContent),
-  marks: [...document.querySelectorAll(".m")].map((mark) => {
+  // Those in a closed <details> are nowhere.
+  marks: [...document.querySelectorAll(".m")].filter((mark) => mark.checkVisibility()).map((mark) => {
     const { x, y, width, height } = (mark.querySelector(".bar, circle") ?? mark).getBoundingClientRect();
     return { plot: mark.closest("svg").id, data: { ...mark.dataset }, label: mark.getAttribute("aria-label"), x, y, width, height };
   }),

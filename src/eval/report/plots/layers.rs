@@ -30,14 +30,8 @@ pub fn layers(layers: &[Layer]) -> String {
             plot.text("tick", (0.0, y + 4.0), -8.0, Anchor::End, &text);
         }
     }
-    plot.text("muted", (0.0, TOP - 10.0), 0.0, Anchor::Start, "KL divergence with this part alone quantized, nats");
-    plot.text(
-        "muted",
-        (0.0, middle + 22.0),
-        0.0,
-        Anchor::Start,
-        "error of the residual stream behind it, all before it quantized",
-    );
+    plot.text("muted", (0.0, TOP - 10.0), 0.0, Anchor::Start, "KL divergence with it alone, nats");
+    plot.text("muted", (0.0, middle + 22.0), 0.0, Anchor::Start, "error of the residual stream behind it");
     let width = 100.0 / n as f64;
     let every = n.div_ceil(10);
     let mut before: Option<(f64, f64)> = None;
@@ -83,5 +77,5 @@ pub fn layers(layers: &[Layer]) -> String {
         Place::Embedding => " The embedding costs most.".into(),
         Place::Output => " The output matrix costs most.".into(),
     });
-    plot.figure(&format!("Each part of the file in place of the original's.{worst}"))
+    plot.figure(&format!("Above, only one part is the file's; below, so is all that comes before it.{worst}"))
 }
