@@ -2,16 +2,20 @@
 
 mod advice;
 mod json;
+mod layers;
 mod show;
 mod speed;
 mod tasks;
 
 use super::following::{Following, Keeping};
 use super::output::{self, Progress};
+use super::publish::{self, Basis, Entry, Publish};
 use super::scoring::{self, Setting, Size, Text};
 use crate::error::{Context, Error, Result};
 use crate::eval::divergence::{self, Candidate, Reference};
+use crate::eval::layers::Layer;
 use crate::eval::perplexity::{self, Perplexity, Protocol};
+use crate::eval::report::digest_of_tokens;
 use crate::eval::saved::{SavedLogits, Saving};
 use crate::eval::statistics::{Scored, Statistics};
 use crate::eval::verdict::Verdict;
@@ -49,6 +53,14 @@ pub struct Args {
     #[arg(long)]
     speed: bool,
 
+    /// Measure what each block costs, on N windows of the text: the error of the residual stream, and the KL divergence when
+    /// only that block is quantized
+    #[arg(long, value_name = "N", num_args = 0..=1, require_equals = true, default_missing_value = "8")]
+    layers: Option<usize>,
+
+    #[command(flatten)]
+    publish: Publish,
+
     #[command(flatten)]
     text: Text,
 
@@ -70,7 +82,7 @@ pub struct Args {
     #[arg(short, long)]
     verbose: bool,
 
-    /// Replace an existing file of logits
+    /// Replace existing files
     #[arg(long)]
     force: bool,
 
@@ -85,6 +97,13 @@ fn percent(text: &str) -> std::result::Result<f64, String> {
     match number.parse::<f64>() {
         Ok(x) if x.is_finite() && x >= 0.0 => Ok(x / 100.0),
         _ => Err("not a number of per cent, for example 2% or 0.5%".into()),
+    }
+}
+
+impl Args {
+    /// Whether perplexity is told: a report without it would lack its verdict.
+    fn tells_perplexity(&self) -> bool {
+        self.perplexity || self.publish.any()
     }
 }
 
@@ -103,25 +122,42 @@ pub fn run(args: &Args) -> Result<()> {
         true => Some(speed::run(&subject, reference.as_ref(), &progress)?),
         false => None,
     };
-    let results = match args.perplexity || (reference.is_some() && !args.speed) {
+    let results = match args.tells_perplexity() || (reference.is_some() && !args.speed) {
         true => Some(measure(args, &subject, reference.as_ref(), &progress)?),
         false => None,
     };
+    let weights = match &reference {
+        Some(reference) => args.publish.weights(&subject, reference, &progress)?,
+        None => Vec::new(),
+    };
     progress.finish();
+    let mut lines = publish::weight_lines(&args.model, &weights);
+    lines.extend(results.iter().filter_map(|results| results.layers.as_deref()).flat_map(layers::lines));
+    let mut fields = results.as_ref().map_or_else(|| serde_json::json!({ "model": args.model }), json::summary);
+    if args.tasks.any() {
+        fields["tasks"] = tasks::json(&reached);
+    }
+    if let Some(speeds) = &speeds {
+        fields["speed"] = speed::json(speeds);
+    }
+    fields["seconds"] = started.elapsed().as_secs_f64().into();
+    lines.push(output::tagged("summary", fields));
     if args.json {
-        let mut fields = results.as_ref().map_or_else(|| serde_json::json!({ "model": args.model }), json::summary);
-        if args.tasks.any() {
-            fields["tasks"] = tasks::json(&reached);
-        }
-        if let Some(speeds) = &speeds {
-            fields["speed"] = speed::json(speeds);
-        }
-        fields["seconds"] = started.elapsed().as_secs_f64().into();
-        output::json("summary", fields);
+        lines.iter().for_each(output::line);
     } else {
         results.iter().for_each(show::show);
         tasks::show(&reached);
         speeds.iter().for_each(speed::show);
+    }
+    if let (Some(results), Some(reference), Some(path)) = (&results, &reference, &args.reference)
+        && let Measured::Against(statistics, verdict) = &results.measured
+    {
+        let (setting, text) = (results.setting, args.text.name());
+        let (own, original) = speeds.map_or((None, None), |speeds| (Some(speeds.own), speeds.original));
+        let basis = Basis { path, reference, setting, text, tokens: &results.tokens, speed: original };
+        let path = &args.model;
+        let file = Entry { path, subject: &subject, peer: false, statistics, verdict, tensors: weights, speed: own };
+        args.publish.write(&basis, vec![file], results.layers.clone(), lines, &Progress::new(false, args.json))?;
     }
     results.as_ref().and_then(Results::exceeded).map_or(Ok(()), Err)
 }
@@ -184,7 +220,14 @@ fn measure<'a>(
         let size = path.metadata().map_or(0, |file| file.len());
         output::note(&format!("{}: {}, to be given to --reference", path.display(), output::bytes(size)));
     }
-    Ok(Results { args, size: Size::of(subject), setting, measured })
+    let layers = match (args.layers, reference) {
+        (Some(n), Some(Reference::Model(original))) => {
+            Some(layers::measure(subject, original, &windows[..n.min(windows.len())], setting, progress)?)
+        }
+        _ => None,
+    };
+    let tokens = digest_of_tokens(&windows);
+    Ok(Results { args, size: Size::of(subject), setting, measured, layers, tokens })
 }
 
 /// Refuses options that do not go together.
@@ -198,6 +241,17 @@ fn check(args: &Args) -> Result<()> {
         return Err(Error::usage("--max-increase is about an increase over a reference")
             .hint("add --reference MODEL, the model that the file was made from"));
     }
+    let inputs: Vec<&Path> = [Some(&args.model), args.reference.as_ref(), args.text.file.as_ref()]
+        .into_iter()
+        .flatten()
+        .map(PathBuf::as_path)
+        .collect();
+    layers::check(args)?;
+    if args.publish.any() && args.reference.is_none() {
+        return Err(Error::usage("a report and a model card tell how far a file is from its original")
+            .hint("add --reference MODEL, the model that the file was made from"));
+    }
+    args.publish.check(&inputs, args.force)?;
     let Some(path) = &args.save_logits else { return Ok(()) };
     if args.keeping.resumes() {
         return Err(Error::usage("--save-logits has to see all windows: it does not go with --resume"));
@@ -214,11 +268,6 @@ fn check(args: &Args) -> Result<()> {
     if args.reference.as_deref().is_some_and(SavedLogits::is_one) {
         return Err(Error::usage("--save-logits would save again what --reference has saved already"));
     }
-    let inputs: Vec<&Path> = [Some(&args.model), args.reference.as_ref(), args.text.file.as_ref()]
-        .into_iter()
-        .flatten()
-        .map(PathBuf::as_path)
-        .collect();
     check_destination(path, &inputs, args.force)
 }
 
@@ -228,6 +277,10 @@ struct Results<'a> {
     size: Size,
     setting: Setting,
     measured: Measured,
+    /// What each block costs, if that was asked for.
+    layers: Option<Vec<Layer>>,
+    /// SHA-256 of the windows.
+    tokens: String,
 }
 
 /// Of a model alone its perplexity, of a model and its reference everything.
@@ -254,7 +307,9 @@ impl Results<'_> {
     /// The verdict, if it was asked for.
     fn verdict(&self) -> Option<&Verdict> {
         match &self.measured {
-            Measured::Against(_, verdict) if self.args.perplexity || self.args.max_increase.is_some() => Some(verdict),
+            Measured::Against(_, verdict) if self.args.tells_perplexity() || self.args.max_increase.is_some() => {
+                Some(verdict)
+            }
             _ => None,
         }
     }

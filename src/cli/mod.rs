@@ -12,9 +12,11 @@ mod inspect;
 mod output;
 mod override_kv;
 mod plan;
+mod publish;
 mod quantize;
 mod rounding;
 mod scoring;
+mod shell;
 mod summary;
 
 use crate::error::{Error, Kind, Result};

@@ -36,12 +36,17 @@ pub fn line(text: impl std::fmt::Display) {
 
 /// One tagged JSON object on a line of its own.
 pub fn json(tag: &str, fields: serde_json::Value) {
+    line(tagged(tag, fields));
+}
+
+/// An object with its tag.
+pub fn tagged(tag: &str, fields: serde_json::Value) -> serde_json::Value {
     let mut object = serde_json::Map::new();
     object.insert("type".into(), tag.into());
     if let serde_json::Value::Object(fields) = fields {
         object.extend(fields);
     }
-    line(serde_json::Value::Object(object));
+    serde_json::Value::Object(object)
 }
 
 /// Something the user should know, on standard error.

@@ -2,6 +2,7 @@
 
 mod asked;
 pub(super) mod corpus;
+mod provenance;
 pub(super) mod ram;
 
 use super::budget::{self, Target};
@@ -202,6 +203,7 @@ pub fn run(args: &Args) -> Result<()> {
         true => Some(corpus::read(args, &plan, if target.is_some() { budget::model(&plan)? } else { plan.model()? })?),
         false => None,
     };
+    calibration.iter().for_each(|text| provenance::calibrated(&mut plan.metadata, text));
     let rounding = Rounding {
         method,
         options,

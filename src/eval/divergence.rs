@@ -26,6 +26,9 @@ use rayon::prelude::*;
 /// Characters of a token's text that an error shows.
 const SHOWN: usize = 40;
 
+/// What to do about models that do not belong together.
+pub(super) const HINT: &str = "a reference is the model that the file was made from";
+
 /// A file to be judged, and what errors call it.
 #[derive(Clone, Copy)]
 pub struct Candidate<'a> {
@@ -157,7 +160,6 @@ fn check_numbers(scored: &[Scored], file: &Candidate, before: usize) -> Result<(
 /// # Errors
 /// Another number of tokens, or a token that is another one.
 fn check_vocabularies(file: &Subject, reference: &Reference) -> Result<()> {
-    const HINT: &str = "a reference is the model that the file was made from";
     let ours = file.model.vocab;
     let theirs = match reference {
         Reference::Model(subject) => subject.model.vocab,
@@ -167,7 +169,18 @@ fn check_vocabularies(file: &Subject, reference: &Reference) -> Result<()> {
         let what = format!("its vocabulary has {ours} tokens, that of the reference {theirs}");
         return Err(Error::new(what).hint(HINT));
     }
-    let Reference::Model(reference) = reference else { return Ok(()) };
+    match reference {
+        Reference::Model(reference) => check_tokens(file, reference),
+        Reference::Saved(_) => Ok(()),
+    }
+}
+
+/// Checks that two models with as many tokens have the same ones.
+///
+/// # Errors
+/// A token that is another one.
+pub(super) fn check_tokens(file: &Subject, reference: &Subject) -> Result<()> {
+    let ours = file.model.vocab;
     for id in 0..ours as u32 {
         // Ids without a text are rows that only fill the matrix up; who wrote the file decides whether they have one.
         if let (Some(a), Some(b)) = (file.tokenizer.token(id), reference.tokenizer.token(id))
@@ -278,7 +291,7 @@ impl Token {
 type Adding = fn(&mut Token, &[f32], &[f32], usize, u32);
 
 /// What the reference makes of the tokens of some windows.
-enum Original<'a> {
+pub(super) enum Original<'a> {
     /// Its last hidden states, `[tokens, hidden]`.
     Hidden(&'a Subject, Tensor),
     /// Rows of saved logits from this one on.
@@ -287,7 +300,7 @@ enum Original<'a> {
 
 /// What the reference and each file make of each target, from the files' last hidden states, `[targets, hidden]` each. The
 /// reference's logits are computed once for all files.
-fn all(original: &Original, files: &[(&Subject, Tensor)], targets: &[u32]) -> Result<Vec<Vec<Scored>>> {
+pub(super) fn all(original: &Original, files: &[(&Subject, Tensor)], targets: &[u32]) -> Result<Vec<Vec<Scored>>> {
     let mut tokens = vec![vec![Token::UNSEEN; targets.len()]; files.len()];
     let models = files.iter().map(|(file, _)| &file.model);
     let (vocab, own) = match original {
@@ -300,7 +313,14 @@ fn all(original: &Original, files: &[(&Subject, Tensor)], targets: &[u32]) -> Re
             Original::Hidden(reference, _) => Some(output_rows(reference, rows.clone())?),
             Original::Saved(..) => None,
         };
-        let matrices = files.iter().map(|(file, _)| output_rows(file, rows.clone())).collect::<Result<Vec<_>>>()?;
+        // A file that shares the reference's output matrix needs no copy of it.
+        let shared =
+            |file: &Subject| matches!(original, Original::Hidden(reference, _) if std::ptr::eq(*reference, file));
+        let other = |file: &Subject| match shared(file) {
+            true => Ok(None),
+            false => output_rows(file, rows.clone()).map(Some),
+        };
+        let matrices = files.iter().map(|(file, _)| other(file)).collect::<Result<Vec<_>>>()?;
         for from in (0..targets.len()).step_by(BATCH) {
             let n = BATCH.min(targets.len() - from);
             let (a, add): (_, Adding) = match (original, &own) {
@@ -312,6 +332,7 @@ fn all(original: &Original, files: &[(&Subject, Tensor)], targets: &[u32]) -> Re
             };
             for (((file, hidden), matrix), tokens) in files.iter().zip(&matrices).zip(&mut tokens) {
                 interrupt::check()?;
+                let Some(matrix) = matrix.as_ref().or(own.as_ref()) else { continue };
                 let b = logits(&file.model, hidden, from, n, matrix)?;
                 tokens[from..from + n]
                     .par_iter_mut()

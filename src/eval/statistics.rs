@@ -2,6 +2,7 @@
 //! perplexities and their ratio, Kullback-Leibler divergence, what the probability of the right token loses or gains
 //! (Δp), and how often both hold the same token to be the likeliest. Sums in `f64`.
 
+use super::histogram::{self, Bin};
 use super::perplexity::Perplexity;
 use std::ops::Range;
 
@@ -127,6 +128,8 @@ pub struct Statistics {
     pub difference: Mean,
     /// `KL(reference ‖ file)` in nats.
     pub divergence: Distribution,
+    /// How many tokens have a divergence of which size.
+    pub histogram: Vec<Bin>,
     /// Δp, −1 to 1.
     pub delta_p: Distribution,
     /// The root of the mean square of Δp.
@@ -151,13 +154,15 @@ impl Statistics {
         let weighed = of_pairs(&losses, &references, |a, b| perplexity.value * a - reference.value * b);
         let squares = Mean::of(&of(|t| t.delta_p().powi(2)));
         let rms = squares.value.sqrt();
+        let divergences = of(|t| t.divergence);
         Statistics {
             perplexity,
             reference,
             correlation: correlation(&losses, &references),
             ln_ratio: Mean::of(&of(|t| t.loss - t.reference)),
             difference: Mean { value: perplexity.value - reference.value, error: Mean::of(&weighed).error },
-            divergence: Distribution::of(&of(|t| t.divergence)),
+            divergence: Distribution::of(&divergences),
+            histogram: histogram::logarithmic(&divergences),
             delta_p: Distribution::of(&of(Scored::delta_p)),
             delta_p_rms: Mean { value: rms, error: if rms > 0.0 { 0.5 * squares.error / rms } else { 0.0 } },
             same_top: Mean::of(&of(same)),

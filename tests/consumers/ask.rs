@@ -130,3 +130,41 @@ pub fn gguf(file: &Path, values: &Path) -> Gguf {
     let script = format!("{ROOT}/tests/consumers/gguf_dump.py");
     serde_json::from_str(&run(python.arg(script).arg(file).arg(values), "")).unwrap()
 }
+
+/// What a browser makes of a page; tests/consumers/browser.mjs tells more.
+#[derive(Deserialize)]
+pub struct View {
+    /// What its console says.
+    pub errors: Vec<String>,
+    /// The addresses that it asked for, the page's own first.
+    pub requests: Vec<String>,
+    /// Pixels of its content.
+    pub width: f64,
+    /// The JSON lines that it carries.
+    pub data: Value,
+    /// The marks of all plots, in order.
+    pub marks: Vec<Mark>,
+    /// What is shown beside the first mark after a key was pressed.
+    pub tip: String,
+}
+
+/// A mark of a plot, and where it is in pixels.
+#[derive(Debug, Deserialize)]
+pub struct Mark {
+    pub plot: String,
+    pub data: BTreeMap<String, String>,
+    pub label: String,
+    pub x: f64,
+    pub y: f64,
+    pub width: f64,
+    pub height: f64,
+}
+
+/// Opens a page in a browser at these widths, each light or dark.
+pub fn views(page: &Path, widths: &[(u32, &str)]) -> Vec<View> {
+    let views: Vec<Value> =
+        widths.iter().map(|(n, scheme)| serde_json::json!({ "width": n, "scheme": scheme })).collect();
+    let request = serde_json::json!({ "page": page, "views": views });
+    let answer = run(Command::new("node").arg(format!("{ROOT}/tests/consumers/browser.mjs")), &request.to_string());
+    serde_json::from_str(&answer).unwrap()
+}

@@ -12,8 +12,10 @@ const TEXT: &str = include_str!("../../../eval/heldout.txt");
 
 /// Of a file and, if it is a model, its reference.
 pub struct Speeds {
-    own: Speed,
-    original: Option<Speed>,
+    /// Of the file.
+    pub own: Speed,
+    /// Of its original.
+    pub original: Option<Speed>,
 }
 
 /// # Errors

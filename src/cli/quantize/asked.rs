@@ -1,6 +1,6 @@
 //! What the options of `llmq quantize` ask for; `llmq plan` has the same ones.
 
-use super::Args;
+use super::{Args, provenance};
 use crate::cli::{output, override_kv};
 use crate::error::{Error, Result};
 use crate::format::mix::{self, Mix};
@@ -29,7 +29,12 @@ impl Args {
             imatrix: self.imatrix.as_deref().zip(imatrix),
             requantize: self.allow_requantize,
             rotate: self.rotate.then_some(self.seed),
-            keys: self.override_kv.iter().map(|text| override_kv::parse(text)).collect::<Result<Metadata>>()?,
+            // Later ones replace earlier ones.
+            keys: [
+                provenance::keys(self, method)?,
+                self.override_kv.iter().map(|text| override_kv::parse(text)).collect::<Result<Metadata>>()?,
+            ]
+            .concat(),
         })
     }
 

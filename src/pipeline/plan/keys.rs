@@ -26,7 +26,7 @@ impl Request<'_> {
 /// Whether a key of a GGUF holds for a file that is made from it.
 pub(super) fn is_kept(key: &str) -> bool {
     let own = ["general.file_type", "general.quantization_version"];
-    !own.contains(&key) && !key.starts_with("split.") && !key.starts_with("quantize.imatrix.")
+    !own.contains(&key) && !["split.", "quantize.imatrix.", "llmq."].iter().any(|start| key.starts_with(start))
 }
 
 /// A model with one of these in its name is Phi-3 to llama.cpp (`llama_vocab::impl::load`), which then does not load without these
