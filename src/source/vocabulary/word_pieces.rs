@@ -76,7 +76,8 @@ impl Files<'_> {
         let tokens = slots.finish()?;
         let ids: HashMap<&str, u32> = tokens.texts.iter().map(String::as_str).zip(0..).collect();
         let special = special::find(self, Kind::WordPiece, &ids)?;
-        let marked: Vec<String> = tokens.texts.iter().zip(&tokens.kinds).map(|(text, &kind)| marked(text, kind)).collect();
+        let marked: Vec<String> =
+            tokens.texts.iter().zip(&tokens.kinds).map(|(text, &kind)| marked(text, kind)).collect();
         let mut seen = HashSet::new();
         if let Some(twice) = marked.iter().find(|text| !seen.insert(text.as_str())) {
             let shown = quoted(twice, SHOWN);
