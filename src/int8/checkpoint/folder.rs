@@ -3,20 +3,23 @@
 //! `X.weight` becomes the codes and `X.weight_scale` `[out, 1]` their scales; everything else is copied. transformers and vLLM
 //! load it; transformers decodes the weights when it first uses them, vLLM multiplies in INT8.
 
+use super::companions::{self, CONFIG};
 use super::layers::{Role, roles};
 use super::rows::{self, Scales};
 use super::scheme::Scheme;
+use super::{Summary, TensorReport};
 use crate::error::{Context, Error, Result};
 use crate::source::checkpoint::Checkpoint;
 use crate::source::config::Config;
 use crate::writer::atomic::{AtomicFolder, check_folder};
 use crate::writer::safetensors::{SafetensorsWriter, TensorPlan};
 use crate::{format, interrupt};
+use half::f16;
 use safetensors::tensor::Dtype;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Component, Path, PathBuf};
+use std::path::Path;
 
 /// What is made of a checkpoint.
 #[derive(Debug, Clone, Copy)]
@@ -60,15 +63,6 @@ pub struct Plan {
     /// Every tensor, by name.
     pub tensors: Vec<Planned>,
     shards: usize,
-}
-
-/// What was made.
-#[derive(Debug)]
-pub struct Summary {
-    /// Bytes of all files of weights.
-    pub bytes: u64,
-    /// Of each linear layer, its name and its error `Σ(w − ŵ)²/Σw²`, in the plan's order.
-    pub errors: Vec<(String, f64)>,
 }
 
 /// How many numbers are in memory at a time.
@@ -147,12 +141,12 @@ impl Plan {
     /// As [`Plan::check`]; numbers that are not finite, or that a type cannot hold; the disk refuses.
     pub fn run(&self, output: &Path, force: bool, progress: &dyn Fn(u64, u64)) -> Result<Summary> {
         self.check(output, force)?;
-        let others = self.others()?;
+        let others = companions::of(self.checkpoint.folder())?;
         let copied: u64 = others.iter().filter_map(|(from, _)| fs::metadata(from).ok()).map(|found| found.len()).sum();
         let total: u64 = self.tensors.iter().map(|tensor| tensor.before).sum();
         let needed = copied + self.tensors.iter().map(|tensor| tensor.after).sum::<u64>();
         let folder = AtomicFolder::create(output, needed, force, is_own)?;
-        let (mut summary, mut done) = (Summary { bytes: 0, errors: Vec::new() }, 0);
+        let (mut summary, mut done) = (Summary { bytes: 0, tensors: Vec::new(), notes: self.notes() }, 0);
         for shard in 0..self.shards {
             let name = self.file(shard);
             let tensors = || self.tensors.iter().filter(|tensor| tensor.shard == shard);
@@ -160,9 +154,8 @@ impl Plan {
             let mut writer = SafetensorsWriter::create(&folder.file(&name), &output.join(&name), &plans)?;
             for tensor in tensors() {
                 interrupt::check()?;
-                if let Some(error) = self.write(tensor, &mut writer, &|bytes| progress(done + bytes, total))? {
-                    summary.errors.push((tensor.name.clone(), error));
-                }
+                let error = self.write(tensor, &mut writer, &|bytes| progress(done + bytes, total))?;
+                summary.tensors.push(tensor.report(error));
                 done += tensor.before;
                 progress(done, total);
             }
@@ -214,8 +207,15 @@ impl Plan {
                 error += rounded.error;
                 power += rounded.power;
             } else {
-                let bytes = stored(&numbers, *to).map_err(|cause| overflow(name, first * width, cause))?;
-                writer.append(name, &bytes)?;
+                let too_large = |x: &f32| *to == Dtype::F16 && f16::from_f32(*x).is_infinite();
+                if let Some(at) = numbers.iter().position(too_large) {
+                    let (element, x) = (first * width + at, numbers[at]);
+                    return Err(Error::new(format!(
+                        "tensor '{name}': element {element} is {x}, which F16 cannot hold"
+                    ))
+                    .hint("leave embeddings as they are, or choose --embeddings bf16"));
+                }
+                writer.append(name, &stored(&numbers, *to)?)?;
             }
             done(bytes_there * last as u64 / shape[0] as u64);
         }
@@ -251,16 +251,7 @@ impl Plan {
     /// config.json as it was, with the description of the codes.
     fn new_config(&self) -> Value {
         let mut config = self.config.json().clone();
-        let module = |tensor: &Planned| tensor.name.trim_end_matches(".weight").to_owned();
-        let of = |wanted: &[Role]| {
-            let found = self.tensors.iter().filter(|tensor| wanted.contains(&tensor.role));
-            found.map(module).collect::<Vec<_>>()
-        };
-        let (quantized, kept) = (of(&[Role::Linear]), of(&[Role::Head, Role::Unsure]));
-        let borrowed = |names: &[String]| names.iter().map(|name| name.to_owned()).collect::<Vec<_>>();
-        let (quantized, kept) = (borrowed(&quantized), borrowed(&kept));
-        let quantized: Vec<&str> = quantized.iter().map(String::as_str).collect();
-        let kept: Vec<&str> = kept.iter().map(String::as_str).collect();
+        let (quantized, kept) = (self.modules(&[Role::Linear]), self.modules(&[Role::Head, Role::Unsure]));
         config["quantization_config"] = self.options.scheme.config(&quantized, &kept);
         // Without it, readers take the type of the first tensor for that of all, which embeddings may not have any more.
         let first = self.tensors.iter().find(|tensor| tensor.role == Role::Linear).map(|tensor| tensor.from);
@@ -274,29 +265,36 @@ impl Plan {
         config
     }
 
-    /// The files that are copied, and their names in the result: those of the folder that hold no weights, and those of the
-    /// folders in which sentence-transformers keeps what follows the model (pooling, for example).
-    fn others(&self) -> Result<Vec<(PathBuf, String)>> {
-        let folder = self.checkpoint.folder();
-        let mut others = Vec::new();
-        for path in files(folder)? {
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            let weights = WEIGHTS.iter().any(|ending| name.ends_with(ending)) || name.ends_with(".index.json");
-            if !weights && name != CONFIG && !name.starts_with('.') {
-                others.push((path, name));
-            }
-        }
-        for module in modules(folder)? {
-            for path in files(&folder.join(&module))? {
-                let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-                others.push((path, format!("{module}/{name}")));
-            }
-        }
-        Ok(others)
+    /// The names of the modules whose weights have one of these roles.
+    fn modules(&self, roles: &[Role]) -> Vec<&str> {
+        let own = self.tensors.iter().filter(|tensor| roles.contains(&tensor.role));
+        own.filter_map(|tensor| tensor.name.strip_suffix(".weight")).collect()
+    }
+
+    /// What the user should know beforehand.
+    fn notes(&self) -> Vec<String> {
+        let unsure = self.modules(&[Role::Unsure]);
+        unsure.first().map(|first| {
+            let count = unsure.len();
+            format!("{count} matrices are left as they are ({first} the first): nothing says that they are linear layers")
+        }).into_iter().collect()
     }
 }
 
 impl Planned {
+    fn report(&self, error: Option<f64>) -> TensorReport {
+        TensorReport {
+            name: self.name.clone(),
+            shape: self.shape.clone(),
+            role: self.role,
+            from: format!("{:?}", self.from),
+            to: format!("{:?}", self.to),
+            before: self.before,
+            after: self.after,
+            error,
+        }
+    }
+
     /// The tensors that it becomes.
     fn stored(&self, scheme: Scheme) -> Vec<TensorPlan> {
         let Planned { name, shape, role, from, to, .. } = self;
@@ -316,24 +314,7 @@ impl Planned {
     }
 }
 
-const CONFIG: &str = "config.json";
 const INDEX: &str = "model.safetensors.index.json";
-
-/// What names of files of weights end with, of this framework or another.
-const WEIGHTS: &[&str] = &[
-    ".safetensors",
-    ".bin",
-    ".pt",
-    ".pth",
-    ".ckpt",
-    ".h5",
-    ".msgpack",
-    ".ot",
-    ".onnx",
-    ".onnx_data",
-    ".gguf",
-    ".tflite",
-];
 
 /// What the codes of a weight are called.
 fn codes_name(name: &str, scheme: Scheme) -> String {
@@ -362,12 +343,6 @@ fn codes(codes: &[i8], columns: usize, scheme: Scheme) -> Vec<u8> {
 /// Numbers as a type stores them.
 fn stored(numbers: &[f32], dtype: Dtype) -> Result<Vec<u8>> {
     format::convert(format::by_name(&format!("{dtype:?}"))?, numbers)
-}
-
-/// The error of a number that does not fit, with its tensor. `first`: where the numbers start in it.
-fn overflow(name: &str, first: usize, cause: Error) -> Error {
-    Error::new(format!("tensor '{name}': {cause}, counted from element {first}"))
-        .hint("leave embeddings as they are, or choose --embeddings bf16 or f32")
 }
 
 /// How many tokens a model knows, wherever its configuration says so.
@@ -415,30 +390,4 @@ fn check_roles(folder: &Path, tensors: &[Planned]) -> Result<()> {
 fn is_own(folder: &Path) -> bool {
     let config = Config::open(&folder.join(CONFIG)).ok();
     config.is_some_and(|config| config.json()["quantization_config"]["quant_method"] == "compressed-tensors")
-}
-
-/// The files in a folder, by name.
-fn files(folder: &Path) -> Result<Vec<PathBuf>> {
-    let cannot = || format!("cannot read {}", folder.display());
-    let entries = fs::read_dir(folder).context(cannot)?.collect::<std::io::Result<Vec<_>>>().context(cannot)?;
-    let mut files: Vec<PathBuf> = entries.iter().map(fs::DirEntry::path).filter(|path| path.is_file()).collect();
-    files.sort();
-    Ok(files)
-}
-
-/// The folders that sentence-transformers' modules.json lists, as far as they are there, inside `folder`.
-pub(super) fn modules(folder: &Path) -> Result<Vec<String>> {
-    let path = folder.join("modules.json");
-    let text = match fs::read_to_string(&path) {
-        Ok(text) => text,
-        Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(cause) => return Err(cause).context(|| format!("cannot read {}", path.display())),
-    };
-    let list: Value = serde_json::from_str(&text).context(|| format!("{} is not valid JSON", path.display()))?;
-    let paths = list.as_array().into_iter().flatten().filter_map(|module| module["path"].as_str());
-    let inside = |path: &&str| {
-        let mut parts = Path::new(path).components();
-        parts.next().is_some_and(|part| matches!(part, Component::Normal(_))) && parts.next().is_none()
-    };
-    Ok(paths.filter(inside).filter(|path| folder.join(path).is_dir()).map(str::to_owned).collect())
 }
