@@ -30,9 +30,10 @@ fn bert() -> Checkpoint {
     put("bert.embeddings.position_embeddings.weight", &[16, HIDDEN]);
     put("bert.embeddings.token_type_embeddings.weight", &[2, HIDDEN]);
     let norms = ["bert.embeddings.LayerNorm".to_owned()].into_iter();
-    let norms = norms.chain((0..2).flat_map(|i| {
-        ["attention.output", "output"].map(|part| format!("bert.encoder.layer.{i}.{part}.LayerNorm"))
-    }));
+    let norms =
+        norms.chain((0..2).flat_map(|i| {
+            ["attention.output", "output"].map(|part| format!("bert.encoder.layer.{i}.{part}.LayerNorm"))
+        }));
     for norm in norms {
         put(&format!("{norm}.weight"), &[HIDDEN]);
         put(&format!("{norm}.bias"), &[HIDDEN]);
@@ -114,7 +115,10 @@ fn a_folder_becomes_int8_and_keeps_what_is_no_linear_layer() {
     let run = llmq!["int8", &model, "-o", &out, "--json"].ok();
     assert_eq!(names(parent.path()), ["model", "out"]);
     assert_eq!(names(&out), ["1_Pooling", "config.json", "model.safetensors", "modules.json", "vocab.txt"]);
-    assert_eq!(fs::read(out.join("1_Pooling/config.json")).unwrap(), fs::read(model.join("1_Pooling/config.json")).unwrap());
+    assert_eq!(
+        fs::read(out.join("1_Pooling/config.json")).unwrap(),
+        fs::read(model.join("1_Pooling/config.json")).unwrap()
+    );
 
     let bytes = fs::read(out.join("model.safetensors")).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
@@ -132,7 +136,12 @@ fn a_folder_becomes_int8_and_keeps_what_is_no_linear_layer() {
         let scale = file.tensor(&format!("{name}_scale")).unwrap();
         assert_eq!((scale.dtype(), scale.shape()), (Dtype::F32, &[original.shape[0], 1][..]));
         let columns = original.shape[1];
-        let values: Vec<f32> = found.data().iter().enumerate().map(|(i, &q)| f32::from(q as i8) * floats(scale.data())[i / columns]).collect();
+        let values: Vec<f32> = found
+            .data()
+            .iter()
+            .enumerate()
+            .map(|(i, &q)| f32::from(q as i8) * floats(scale.data())[i / columns])
+            .collect();
         let error = relative(&original.numbers, &values);
         // Uniform numbers in 254 steps: a step's variance over theirs is 4/254²/… = 1.55e-5 at most, less with a good scale.
         assert!(error > 1e-6 && error < 1.6e-5, "{name}: {error}");
@@ -157,7 +166,10 @@ fn a_folder_becomes_int8_and_keeps_what_is_no_linear_layer() {
 
     let summary = run.summary();
     assert_eq!(summary["bytes"], bytes.len());
-    assert_eq!(summary["embedding_bytes"], json!({ "before": 4 * HIDDEN * (VOCAB + 18), "after": 4 * HIDDEN * (VOCAB + 18) }));
+    assert_eq!(
+        summary["embedding_bytes"],
+        json!({ "before": 4 * HIDDEN * (VOCAB + 18), "after": 4 * HIDDEN * (VOCAB + 18) })
+    );
     assert!(summary["worst"]["name"].as_str().unwrap().ends_with(".weight"));
     assert!(run.stderr.contains("without embeddings"), "{}", run.stderr);
 }
@@ -180,8 +192,15 @@ fn weights_alone_are_packed_and_read_back() {
         for (name, original) in &checkpoint.tensors {
             let (old, new) = (before.read(name, &original.shape).unwrap(), read.read(name, &original.shape).unwrap());
             let embeds = name.contains("_embeddings.");
-            let exact = !(name.contains("dense.weight") || name.contains("classifier") || embeds || name.contains(".self."));
-            let bound = if exact || name.ends_with("bias") { 0.0 } else if embeds { 1e-6 } else { 3e-5 };
+            let exact =
+                !(name.contains("dense.weight") || name.contains("classifier") || embeds || name.contains(".self."));
+            let bound = if exact || name.ends_with("bias") {
+                0.0
+            } else if embeds {
+                1e-6
+            } else {
+                3e-5
+            };
             assert!(relative(&old, &new) <= bound, "{dtype:?} {name}: {}", relative(&old, &new));
             assert!(!embeds || read.bytes(name).unwrap().0 == Dtype::F16);
         }
@@ -207,7 +226,8 @@ fn the_bytes_depend_on_no_thread_and_nothing_is_lost_by_force() {
     llmq!["int8", &model, "-o", &model, "--force"].failed(2, &["is the input"]);
     llmq!["int8", &model, "-o", model.join("inside"), "--force"].failed(2, &["is the input, or inside it"]);
     // Its own result is quantized already.
-    llmq!["int8", &out, "-o", parent.path().join("twice")].failed(1, &["quantized already", "compressed-tensors (int-quantized)"]);
+    llmq!["int8", &out, "-o", parent.path().join("twice")]
+        .failed(1, &["quantized already", "compressed-tensors (int-quantized)"]);
     assert_eq!(names(parent.path()), ["model", "other", "out"]);
 }
 
@@ -256,7 +276,12 @@ fn bad_checkpoints_are_refused_by_name_and_leave_nothing() {
     refused(&of_config("model_type", json!("vit")), &["--gguf"], 1, &["'vit'", "bert, distilbert and roberta"]);
     refused(&of_config("hidden_act", json!("relu")), &["--gguf"], 1, &["hidden_act is 'relu'", "GELU"]);
     refused(&of_config("position_embedding_type", json!("relative_key")), &["--gguf"], 1, &["relative_key"]);
-    refused(&of_config("num_hidden_layers", json!(3)), &["--gguf"], 1, &["encoder.layer.2.attention.self.query.weight"]);
+    refused(
+        &of_config("num_hidden_layers", json!(3)),
+        &["--gguf"],
+        1,
+        &["encoder.layer.2.attention.self.query.weight"],
+    );
     refused(&of_config("vocab_size", json!(41)), &["--gguf"], 1, &["word_embeddings", "[40, 32]", "[41, 32]"]);
     refused(&of_config("hidden_size", json!("wide")), &["--gguf"], 1, &["hidden_size"]);
     refused(&bert(), &["--gguf", "--type", "Q4_K_M"], 2, &["Q4_K_M", "Q8_0, F16, BF16 and F32"]);
@@ -274,6 +299,14 @@ fn bad_checkpoints_are_refused_by_name_and_leave_nothing() {
     fs::remove_file(model.join("modules.json")).unwrap();
     fs::remove_file(model.join("vocab.txt")).unwrap();
     llmq!["int8", &model, "-o", &out, "--gguf"].failed(1, &["no tokenizer.json, and no vocab.txt"]);
+    fs::copy(common::tiny().join("tokenizer.json"), model.join("tokenizer.json")).unwrap();
+    llmq!["int8", &model, "-o", &out, "--gguf"].failed(1, &["tokenizer.json", "its model is BPE", "WordPiece"]);
+    let same = json!({
+        "model": { "type": "WordPiece", "continuing_subword_prefix": "##", "vocab": { "##▁a": 0, "a": 1 } },
+    });
+    fs::write(model.join("tokenizer.json"), same.to_string()).unwrap();
+    llmq!["int8", &model, "-o", &out, "--gguf"].failed(1, &["two tokens become", "▁a"]);
+    fs::remove_file(model.join("tokenizer.json")).unwrap();
     fs::write(model.join("vocab.txt"), "a\nb\na\n").unwrap();
     llmq!["int8", &model, "-o", &out, "--gguf"].failed(1, &["lists a token twice"]);
     fs::write(model.join("vocab.txt"), "a\nb\n").unwrap();
@@ -312,7 +345,10 @@ fn an_encoder_becomes_a_gguf() {
     let tokens = key("tokenizer.ggml.tokens");
     // Two pieces more than rows would be refused; two rows more than pieces are filled.
     assert_eq!(tokens.as_array().unwrap().len(), VOCAB);
-    assert_eq!((&tokens[2], &tokens[5], &tokens[6], &tokens[37]), (&json!("[CLS]"), &json!("▁a"), &json!("a"), &json!("▁hi")));
+    assert_eq!(
+        (&tokens[2], &tokens[5], &tokens[6], &tokens[37]),
+        (&json!("[CLS]"), &json!("▁a"), &json!("a"), &json!("▁hi"))
+    );
     assert_eq!(tokens[39], "▁[PAD39]");
     let kinds: BTreeMap<String, String> = shown
         .lines("tensor")
@@ -321,15 +357,21 @@ fn an_encoder_becomes_a_gguf() {
         .collect();
     assert_eq!(kinds.len(), 5 + 2 * 16);
     for (name, kind) in &kinds {
-        let single = name.ends_with("bias") || name.contains("norm") || name.contains("position") || name.contains("types");
+        let single =
+            name.ends_with("bias") || name.contains("norm") || name.contains("position") || name.contains("types");
         assert_eq!(kind, if single { "F32" } else { "Q8_0" }, "{name}");
     }
     let left: Vec<Value> = run.lines("tensor").into_iter().filter(|line| line["to"] == "left out").collect();
     assert_eq!(left.len(), 4, "pooler and output layer");
     llmq!["int8", &model, "--gguf", "-o", &file].failed(2, &["already exists", "--force"]);
+    let cased = json!({ "do_lower_case": false, "cls_token": "[CLS]", "sep_token": { "content": "[SEP]" } });
+    fs::write(model.join("tokenizer_config.json"), cased.to_string()).unwrap();
     llmq!["int8", &model, "--gguf", "-o", &file, "--force", "--type", "f32", "--pooling", "cls"].ok();
     let shown = llmq!["inspect", &file, "--json"].ok();
     assert_eq!(shown.summary()["kinds"], json!(["F32"]));
     let pooling = shown.lines("metadata").into_iter().find(|line| line["key"] == "bert.pooling_type").unwrap();
     assert_eq!(pooling["value"], 2);
+    let lowercase =
+        shown.lines("metadata").into_iter().find(|line| line["key"] == "tokenizer.ggml.normalizer.lowercase");
+    assert_eq!(lowercase.unwrap()["value"], false);
 }

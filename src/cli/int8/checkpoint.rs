@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 #[derive(Debug, clap::Args)]
-pub struct Args {
+pub struct CheckpointArgs {
     /// A checkpoint folder: config.json and safetensors or pytorch_model.bin
     model: PathBuf,
 
@@ -29,7 +29,7 @@ pub struct Args {
 
     /// How the scale of each output channel is chosen: by the least squared error, or by its largest weight
     #[arg(long, value_name = "HOW", default_value = "mse", conflicts_with = "gguf")]
-    scales: How,
+    scales: ScaleChoice,
 
     /// The type of embeddings, which this layout has no INT8 for [default: as they are]
     #[arg(long, value_name = "TYPE", conflicts_with = "gguf")]
@@ -49,7 +49,7 @@ pub struct Args {
 
     /// How the vectors of a text become one in llama.cpp [default: what 1_Pooling/config.json says]
     #[arg(long, value_name = "HOW", requires = "gguf")]
-    pooling: Option<How2>,
+    pooling: Option<PoolingChoice>,
 
     /// How many threads [default: one per core]
     #[arg(long, value_name = "N")]
@@ -69,7 +69,7 @@ pub struct Args {
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum How {
+enum ScaleChoice {
     Mse,
     Max,
 }
@@ -82,14 +82,14 @@ enum Embeddings {
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum How2 {
+enum PoolingChoice {
     None,
     Mean,
     Cls,
     Last,
 }
 
-pub fn run(args: &Args) -> Result<()> {
+pub fn run(args: &CheckpointArgs) -> Result<()> {
     crate::cli::use_threads(args.threads)?;
     let started = Instant::now();
     if !args.model.is_dir() {
@@ -102,10 +102,10 @@ pub fn run(args: &Args) -> Result<()> {
         let output =
             args.output.clone().unwrap_or_else(|| default(&args.model, &format!(".{}.gguf", args.kind.to_uppercase())));
         let pooling = args.pooling.map(|how| match how {
-            How2::None => Pooling::None,
-            How2::Mean => Pooling::Mean,
-            How2::Cls => Pooling::Cls,
-            How2::Last => Pooling::Last,
+            PoolingChoice::None => Pooling::None,
+            PoolingChoice::Mean => Pooling::Mean,
+            PoolingChoice::Cls => Pooling::Cls,
+            PoolingChoice::Last => Pooling::Last,
         });
         let plan = gguf::Plan::new(&args.model, &args.kind, pooling)?;
         let summary = plan.run(&output, args.force, &show_progress)?;
@@ -120,13 +120,13 @@ pub fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-impl Args {
+impl CheckpointArgs {
     fn options(&self) -> Options {
         Options {
             scheme: if self.weight_only { Scheme::WeightOnly } else { Scheme::W8A8 },
             scales: match self.scales {
-                How::Mse => Scales::Mse,
-                How::Max => Scales::Max,
+                ScaleChoice::Mse => Scales::Mse,
+                ScaleChoice::Max => Scales::Max,
             },
             embeddings: self.embeddings.map(|kind| match kind {
                 Embeddings::F16 => Dtype::F16,
@@ -145,7 +145,7 @@ fn default(model: &Path, ending: &str) -> PathBuf {
     format!("{name}{ending}").into()
 }
 
-fn show(args: &Args, output: &Path, summary: &Summary, took: Duration) {
+fn show(args: &CheckpointArgs, output: &Path, summary: &Summary, took: Duration) {
     for tensor in &summary.tensors {
         if args.json {
             output::json("tensor", tensor_json(tensor));

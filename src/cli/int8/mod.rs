@@ -7,7 +7,7 @@ use crate::error::Result;
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    checkpoint: checkpoint::Args,
+    checkpoint: checkpoint::CheckpointArgs,
 }
 
 pub fn run(args: &Args) -> Result<()> {
