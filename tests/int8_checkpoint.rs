@@ -183,7 +183,7 @@ fn weights_alone_are_packed_and_read_back() {
         let odd = Weights { shape: vec![3, 5], numbers: (0..15).map(|i| i as f32 / 8.0 - 1.0).collect() };
         checkpoint.tensors.insert("classifier.weight".into(), odd);
         let (_parent, model, out) = made(&checkpoint);
-        llmq!["int8", &model, "-o", &out, "--weight-only", "--max-shard-size", "20K", "--embeddings", "f16"].ok();
+        llmq!["int8", &model, "-o", &out, "--weight-only", "--max-shard-size", "8K", "--embeddings", "f16"].ok();
         let index = json_of(&out.join("model.safetensors.index.json"));
         assert!(names(&out).iter().filter(|name| name.ends_with(".safetensors")).count() > 2);
         assert!(index["weight_map"]["classifier.weight_packed"].is_string());

@@ -44,6 +44,15 @@ impl Vocabulary {
             model: None,
             rows,
         };
+        // These count where neither file names a token.
+        if files.special_tokens_map.is_null() {
+            files.special_tokens_map = Map::new().into();
+        }
+        if let Some(map) = files.special_tokens_map.as_object_mut() {
+            for (key, usual) in USUAL {
+                map.entry(key).or_insert(usual.into());
+            }
+        }
         let mut path = folder.join("tokenizer.json");
         if files.tokenizer.is_null() {
             path = folder.join("vocab.txt");
@@ -137,12 +146,9 @@ fn of_list(text: &str, files: &Files) -> Result<Value> {
     if vocab.len() != text.lines().count() {
         return Err(Error::new("vocab.txt lists a token twice"));
     }
-    let named = |key: &str| {
-        let named = [&files.tokenizer_config, &files.special_tokens_map].map(|file| &file[key]);
-        named.into_iter().find_map(|token| token.as_str().or_else(|| token["content"].as_str()))
-    };
-    let added = USUAL.iter().filter_map(|(key, usual)| {
-        let text = named(key).unwrap_or(usual);
+    let added = USUAL.iter().filter_map(|(key, _)| {
+        let named = [&files.tokenizer_config, &files.special_tokens_map].map(|file| &file[*key]);
+        let text = named.into_iter().find_map(|token| token.as_str().or_else(|| token["content"].as_str()))?;
         Some(json!({ "id": vocab.get(text)?, "content": text, "special": true }))
     });
     let added: Vec<Value> = added.collect();
