@@ -5,7 +5,7 @@
 #   scripts/setup-consumers.sh
 #
 # Needs Linux with glibc, node >= 20 with npm, python3 >= 3.11 with venv, and access to the npm and PyPI registries.
-# Builds nothing and writes only to .consumers/ (about 200 MB). The versions are pinned in tests/consumers: package.json
+# Builds nothing and writes only to .consumers/ (about 500 MB). The versions are pinned in tests/consumers: package.json
 # with package-lock.json, and requirements.txt. A folder that already matches its pins is left alone. Chromium is the one of
 # the system, or the one that the variable CHROMIUM names; where there is none, it is installed with apt-get, by root only.
 set -euo pipefail

@@ -10,6 +10,8 @@ mod architectures;
 mod ask;
 #[path = "consumers/browser.rs"]
 mod browser;
+#[path = "consumers/embeddings.rs"]
+mod embeddings;
 #[path = "consumers/gguf.rs"]
 mod gguf;
 #[path = "consumers/llama.rs"]

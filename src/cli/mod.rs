@@ -9,6 +9,7 @@ mod following;
 mod hub;
 mod imatrix;
 mod inspect;
+mod int8;
 mod output;
 mod override_kv;
 mod plan;
@@ -50,6 +51,8 @@ enum Command {
     Compare(compare::Args),
     /// Show what is in a GGUF or a checkpoint
     Inspect(inspect::Args),
+    /// Make models that are no LLMs smaller and faster in INT8
+    Int8(Box<int8::Args>),
     /// List the architectures that can be quantized, and what applies to each
     Archs(archs::Args),
 }
@@ -81,6 +84,7 @@ pub fn run(cli: Cli) -> ExitCode {
                 Command::Eval(args) => eval::run(args),
                 Command::Compare(args) => compare::run(args),
                 Command::Inspect(args) => inspect::run(args),
+                Command::Int8(args) => int8::run(args),
                 Command::Archs(args) => archs::run(args),
             }
         });

