@@ -8,6 +8,7 @@ mod eval;
 mod hub;
 mod imatrix;
 mod inspect;
+mod int8;
 mod output;
 mod override_kv;
 mod plan;
@@ -49,6 +50,8 @@ enum Command {
     Inspect(inspect::Args),
     /// List the architectures that can be quantized, and what applies to each
     Archs(archs::Args),
+    /// Quantize models that are no LLMs to INT8: BERT, ResNet, ViT and the like
+    Int8(Box<int8::Args>),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -79,6 +82,7 @@ pub fn run(cli: Cli) -> ExitCode {
                 Command::Compare(args) => compare::run(args),
                 Command::Inspect(args) => inspect::run(args),
                 Command::Archs(args) => archs::run(args),
+                Command::Int8(args) => int8::run(args),
             }
         });
     match result {

@@ -2,10 +2,16 @@
 //!
 //! ```text
 //! onnx (files and graphs) -> weights -> dynamic    MatMulInteger, INT8 embeddings
-//!                         -> engine (runs a graph)
-//!                         -> advise                what fits a model, a task and a machine
-//!                         -> bench                 sizes, latencies, what really runs in INT8
+//!                         -> engine -> bench       runs a graph; latencies, and what really runs in INT8
+//!                         -> census -> advise      what a graph consists of; what fits a model, a task and a machine
 //! ```
 
+pub mod advise;
+pub mod bench;
+pub mod census;
+pub mod cpu;
+pub mod dynamic;
 pub mod engine;
 pub mod onnx;
+pub mod operators;
+pub mod weights;
