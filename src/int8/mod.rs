@@ -1,3 +1,19 @@
-//! INT8 for what is no language model: encoders of text, images and sound.
+//! INT8 for models that are no LLMs: BERT, ResNet, ViT, Whisper's encoder and the like, as ONNX graphs or as checkpoints.
+//!
+//! ```text
+//! onnx (files and graphs) -> weights -> dynamic    MatMulInteger, INT8 embeddings
+//!                         -> engine -> bench       runs a graph; latencies, and what really runs in INT8
+//!                         -> census -> advise      what a graph consists of; what fits a model, a task and a machine
+//! checkpoint                                       folders without a graph: compressed-tensors, and GGUF for BERT
+//! ```
 
+pub mod advise;
+pub mod bench;
+pub mod census;
 pub mod checkpoint;
+pub mod cpu;
+pub mod dynamic;
+pub mod engine;
+pub mod onnx;
+pub mod operators;
+pub mod weights;
