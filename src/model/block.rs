@@ -157,6 +157,11 @@ impl<'a> Block<'a> {
         self.tensors.get(&(part, Kind::Weight)).expect("every part of a block has a weight")
     }
 
+    /// Whether it has a weight for this part, held or lent.
+    pub(super) fn has(&self, part: Part) -> bool {
+        self.lent.contains_key(&part) || self.tensors.contains_key(&(part, Kind::Weight))
+    }
+
     pub(super) fn bias(&self, part: Part) -> Option<&Tensor> {
         self.tensors.get(&(part, Kind::Bias))
     }

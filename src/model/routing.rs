@@ -92,7 +92,7 @@ impl<'a> Block<'a> {
         }
         if self.frame.model.mlp_width(self.index) > 0 {
             let mut shared = self.last(Half::Mlp, &self.inner(Half::Mlp, x)?)?;
-            if self.tensors.contains_key(&(Part::SharedRouter, Kind::Weight)) {
+            if self.has(Part::SharedRouter) {
                 let open = (self.linear(Part::SharedRouter, x)?.neg()?.exp()? + 1.0)?.recip()?;
                 shared = shared.broadcast_mul(&open)?;
             }
