@@ -3,9 +3,10 @@
 //! The files are safetensors or what `torch.save` wrote, and weights may be packed by some other quantizer. Whoever asks for a
 //! weight by name gets its numbers and need not know.
 
-mod awq;
-mod compressed;
-mod gptq;
+pub mod awq;
+mod coded;
+pub mod compressed;
+pub mod gptq;
 mod header;
 mod mxfp4;
 mod packed;
@@ -14,11 +15,13 @@ mod place;
 mod quantization;
 mod scaled;
 mod torch;
+pub mod words;
 
 use crate::error::{Context, Error, Result};
+use coded::Coded;
+pub use coded::Lines;
 use llmq_kernels::elementwise::first_non_finite;
-pub use packed::Lines;
-use packed::{Coded, PACKINGS, Packed, Parts};
+use packed::{PACKINGS, Packed, Parts};
 use place::{Place, Shard, is_float};
 use quantization::Quantization;
 use std::collections::BTreeMap;
@@ -295,7 +298,7 @@ impl Stored<'_> {
 #[derive(Clone, Copy)]
 pub struct Grouped<'a> {
     shards: &'a [Shard],
-    weight: &'a dyn Coded,
+    weight: &'a Coded,
 }
 
 impl Grouped<'_> {
