@@ -119,8 +119,7 @@ pub enum Supers {
 
 impl Freedom {
     /// One scale in half precision, and no minimum.
-    pub const PLAIN: Freedom =
-        Freedom { supers: Supers::Half, scales: (1.0, 1.0), mins: (0.0, 0.0), one_super: false };
+    pub const PLAIN: Freedom = Freedom { supers: Supers::Half, scales: (1.0, 1.0), mins: (0.0, 0.0), one_super: false };
 
     /// The nearest number that the file can hold for `d` or `dmin`.
     pub fn round_super(&self, x: F) -> F {

@@ -215,9 +215,12 @@ pub fn asked(name: &str, group: Option<usize>) -> Result<Type> {
     let upper = name.to_ascii_uppercase();
     match (upper.as_str(), group) {
         ("Q4_0" | "Q8_0", None | Some(32)) => super::by_name(name),
-        ("Q4_0" | "Q8_0", Some(size)) => Err(Error::usage(format!("{upper} has groups of 32, not of {size}")).hint(
-            format!("--type {} has a scale for as many columns as asked for", if upper == "Q4_0" { NAMES[0] } else { NAMES[2] }),
-        )),
+        ("Q4_0" | "Q8_0", Some(size)) => {
+            Err(Error::usage(format!("{upper} has groups of 32, not of {size}")).hint(format!(
+                "--type {} has a scale for as many columns as asked for",
+                if upper == "Q4_0" { NAMES[0] } else { NAMES[2] }
+            )))
+        }
         ("Q4_1", _) => Err(Error::usage("Q4_1 has minima, which are no whole numbers of steps as zero points are")
             .hint("--type W4A16_ASYM --group-size 32 is the nearest grid that has them")),
         _ => Err(Error::usage(format!("'{name}' is no type of these folders")).hint(known())),

@@ -24,6 +24,7 @@ use llmq_kernels::elementwise::first_non_finite;
 use packed::{PACKINGS, Packed, Parts};
 use place::{Place, Shard, is_float};
 use quantization::Quantization;
+use safetensors::tensor::Dtype;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -241,6 +242,21 @@ impl Checkpoint {
     pub fn grouped(&self, name: &str) -> Option<Grouped<'_>> {
         let weight = self.packed.get(name)?.codes()?;
         Some(Grouped { shards: &self.shards, weight })
+    }
+
+    /// The type of a tensor's numbers, and its bytes in the order of its shape.
+    ///
+    /// # Errors
+    /// It is missing or packed.
+    pub fn raw(&self, name: &str) -> Result<(Dtype, Vec<u8>)> {
+        let place = self.tensors.get(name).ok_or_else(|| {
+            let (folder, what) =
+                (self.folder.display(), self.packed.get(name).map_or("missing", |weight| weight.kind()));
+            Error::new(format!("{folder}: tensor '{name}' is {what}, and cannot be copied as it is"))
+                .hint("start from the original checkpoint in 16 bits")
+        })?;
+        let all = 0..place.shape.first().copied().unwrap_or(1);
+        Ok((place.dtype, place.rows(&self.shards, all).0.into_owned()))
     }
 
     /// One tensor in `f32`.

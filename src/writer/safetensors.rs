@@ -154,7 +154,10 @@ mod tests {
         let found = SafeTensors::deserialize(&bytes).unwrap();
         for tensor in &tensors {
             let view = found.tensor(&tensor.name).unwrap();
-            assert_eq!((view.dtype(), view.shape(), view.data()), (tensor.dtype, &tensor.shape[..], &content(tensor)[..]));
+            assert_eq!(
+                (view.dtype(), view.shape(), view.data()),
+                (tensor.dtype, &tensor.shape[..], &content(tensor)[..])
+            );
             let at = view.data().as_ptr() as usize - bytes.as_ptr() as usize;
             assert_eq!(at % (tensor.dtype.bitsize() / 8), 0, "{}", tensor.name);
         }

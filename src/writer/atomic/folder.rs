@@ -60,8 +60,12 @@ impl AtomicFolder {
             return Err(Error::interrupted());
         }
         // What was there takes the temporary's place, and goes with it.
-        if self.replaces { exchange(self.temporary.path(), &self.path) } else { appear(self.temporary.path(), &self.path) }
-            .context(what)?;
+        if self.replaces {
+            exchange(self.temporary.path(), &self.path)
+        } else {
+            appear(self.temporary.path(), &self.path)
+        }
+        .context(what)?;
         drop(unfinished);
         sync_folder(folder_of(&self.path)).context(what)
     }
