@@ -8,6 +8,8 @@ mod common;
 mod architectures;
 #[path = "consumers/ask.rs"]
 mod ask;
+#[path = "consumers/folders.rs"]
+mod folders;
 #[path = "consumers/gguf.rs"]
 mod gguf;
 #[path = "consumers/llama.rs"]

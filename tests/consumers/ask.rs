@@ -130,3 +130,9 @@ pub fn gguf(file: &Path, values: &Path) -> Gguf {
     let script = format!("{ROOT}/tests/consumers/gguf_dump.py");
     serde_json::from_str(&run(python.arg(script).arg(file).arg(values), "")).unwrap()
 }
+
+/// Unpacks the layers of a folder with numpy, which writes each one's values to `values/NAME.f32`.
+pub fn folder(folder: &Path, values: &Path) {
+    let mut python = Command::new(format!("{ROOT}/.consumers/python/bin/python"));
+    run(python.arg(format!("{ROOT}/tests/consumers/folder_dump.py")).arg(folder).arg(values), "");
+}
