@@ -199,15 +199,15 @@ pub fn run(args: &Args) -> Result<()> {
         (None, Some(folder)) => folder.path.clone(),
         (None, None) => own,
     };
-    // Where there is to be no GGUF, it is only a draft.
-    let file = match wanted.gguf {
-        Some(_) => output.clone(),
-        None => journal::folder(&output).join("draft.gguf"),
+    // Where there is to be no GGUF, it is only a draft, and in one piece.
+    let (file, most) = match wanted.gguf {
+        Some(_) => (output.clone(), args.max_shard_size),
+        None => (journal::folder(&output).join("draft.gguf"), None),
     };
     let inputs: Vec<PathBuf> = inputs(args, folder, &plan);
     let inputs: Vec<&Path> = inputs.iter().map(PathBuf::as_path).collect();
     let check = |plan: &Plan, force: bool| {
-        let files = plan.files(&file, args.max_shard_size)?;
+        let files = plan.files(&file, most)?;
         let paths = files.paths().filter(|_| wanted.gguf.is_some()).chain(args.save_imatrix.as_deref());
         outputs::check(paths, &folders, &inputs, force)
     };
@@ -238,13 +238,13 @@ pub fn run(args: &Args) -> Result<()> {
     };
     let chosen = match (target, &calibration) {
         (Some(target), Some(text)) => {
-            let size = |plan: &Plan| plan.files(&file, args.max_shard_size)?.size();
+            let size = |plan: &Plan| plan.files(&file, most)?.size();
             Some(budget::spend(&mut plan, &rounding, text, &target, args.allow_requantize, &size, args.json)?)
         }
         _ => None,
     };
     let rounding = Rounding { keep: ram::keep(args.ram, &plan, &rounding)?, ..rounding };
-    let files = plan.files(&file, args.max_shard_size)?;
+    let files = plan.files(&file, most)?;
     let paths = files.paths().filter(|_| wanted.gguf.is_some());
     let paths: Vec<PathBuf> =
         paths.map(Path::to_path_buf).chain(folders.iter().map(|folder| folder.path.clone())).collect();

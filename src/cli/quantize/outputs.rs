@@ -83,7 +83,8 @@ impl Outputs {
     pub fn mix(&self, kind: Option<&str>, group: Option<usize>) -> Result<Mix> {
         let Some((first, _)) = self.folders.first() else {
             if group.is_some() {
-                return Err(Error::usage("--group-size is for --format; the types of a GGUF have their own groups"));
+                return Err(Error::usage("--group-size is for --format; the types of a GGUF have their own groups")
+                    .hint("add --format gptq, awq or compressed-tensors, or leave out --group-size"));
             }
             return mix::named(kind.unwrap_or("Q4_K_M"));
         };
