@@ -12,6 +12,8 @@ mod ask;
 mod browser;
 #[path = "consumers/embeddings.rs"]
 mod embeddings;
+#[path = "consumers/folders.rs"]
+mod folders;
 #[path = "consumers/gguf.rs"]
 mod gguf;
 #[path = "consumers/llama.rs"]

@@ -4,10 +4,10 @@ mod keys;
 mod planned;
 mod unknown;
 
-use super::packed;
 use super::rotated::{self, Rotated};
 use super::subject::{gguf_model, gguf_tokenizer};
 use super::weights::{Weights, open_gguf};
+use super::{folder, packed};
 use crate::error::{Context, Error, Result};
 use crate::format;
 use crate::format::mix::Facts;
@@ -71,6 +71,17 @@ pub struct Request<'a> {
     pub rotate: Option<u64>,
     /// Keys of the file that are replaced or added at the end.
     pub keys: Metadata,
+    /// Whether folders are to be made of what the layers become, and nothing else.
+    pub folders: Option<Folders>,
+}
+
+/// What folders are made beside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Folders {
+    /// A GGUF, whose embedding and output have their usual types.
+    BesideGguf,
+    /// Nothing: embedding and output stay what they are.
+    Alone,
 }
 
 impl Plan {
@@ -82,6 +93,13 @@ impl Plan {
     /// be rotated.
     pub fn new(path: &Path, request: Request) -> Result<Plan> {
         let imatrix = request.imatrix;
+        if request.folders.is_some() && !path.is_dir() {
+            return Err(Error::usage(format!(
+                "{} is no checkpoint folder, from which alone --format makes another",
+                path.display()
+            ))
+            .hint("start from the original checkpoint, or leave out --format"));
+        }
         if request.rotate.is_some() {
             rotated::check(path, imatrix.map(|(from, _)| from))?;
         }
@@ -109,7 +127,13 @@ impl Plan {
             let spec = rotation.as_ref().map_or(spec.clone(), |rotation| rotation.stored(&spec));
             spec.check(&source)?;
             let from = dtypes.get(spec.first_source().as_str()).cloned().unwrap_or_default();
-            let choice = request.recipe.choose(&spec.gguf, &spec.shape, &facts);
+            let mut choice = request.recipe.choose(&spec.gguf, &spec.shape, &facts);
+            if request.folders.is_some() && folder::is_layer(&spec) {
+                folder::check(&source, &spec, request.recipe.mix().base)?;
+            } else if request.folders == Some(Folders::Alone) && choice.is_some() {
+                // Numbers that a folder takes from the checkpoint; the run has to see the same.
+                choice = Some(Choice { kind: format::by_name(&from).unwrap_or(single), instead_of: None, free: false });
+            }
             let Choice { kind, instead_of, free } =
                 choice.unwrap_or(Choice { kind: single, instead_of: None, free: false });
             let lost = rotation.as_ref().map(|_| "rotated weights are on no grid any more");

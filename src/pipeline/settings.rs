@@ -1,6 +1,7 @@
 //! Every setting of a run that decides about the bytes of its output, by the name under which a user knows it.
 
 use super::Rounding;
+use super::folder::Folder;
 use super::journal::Settings;
 use super::plan::Plan;
 use super::weights::Weights;
@@ -18,7 +19,13 @@ const PIECES: u64 = 64;
 ///
 /// # Errors
 /// A file of the model cannot be read any more.
-pub(super) fn of(plan: &Plan, rounding: &Rounding, windows: &[Vec<u32>], files: &Files) -> Result<Settings> {
+pub(super) fn of(
+    plan: &Plan,
+    rounding: &Rounding,
+    windows: &[Vec<u32>],
+    files: &Files,
+    folders: &[Folder],
+) -> Result<Settings> {
     let tensors: Vec<_> = plan.tensors.iter().map(|t| (&t.spec.gguf, &t.spec.shape, t.kind.name())).collect();
     let names: Vec<_> = files.paths().map(|path| path.file_name().unwrap_or_default()).collect();
     let options = &rounding.options;
@@ -30,6 +37,7 @@ pub(super) fn of(plan: &Plan, rounding: &Rounding, windows: &[Vec<u32>], files: 
         ("the choice of the tensors' types", hash(&tensors)),
         ("the keys of the output", hash(&plan.metadata)),
         ("the name of the output, or --max-shard-size,", hash(&names)),
+        ("--format", folders.iter().map(|folder| folder.packing.name()).collect::<Vec<_>>().join(", ")),
         ("--rotate", text(&matches!(plan.source, Weights::Rotated(_)))),
         ("--method", text(&rounding.method.name())),
         ("--damp", text(&options.damp)),

@@ -3,9 +3,10 @@
 //! The files are safetensors or what `torch.save` wrote, and weights may be packed by some other quantizer. Whoever asks for a
 //! weight by name gets its numbers and need not know.
 
-mod awq;
-mod compressed;
-mod gptq;
+pub mod awq;
+mod coded;
+pub mod compressed;
+pub mod gptq;
 mod header;
 mod mxfp4;
 mod packed;
@@ -14,11 +15,13 @@ mod place;
 mod quantization;
 mod scaled;
 mod torch;
+pub mod words;
 
 use crate::error::{Context, Error, Result};
+use coded::Coded;
+pub use coded::Lines;
 use llmq_kernels::elementwise::first_non_finite;
-pub use packed::Lines;
-use packed::{Coded, PACKINGS, Packed, Parts};
+use packed::{PACKINGS, Packed, Parts};
 use place::{Place, Shard, is_float};
 use quantization::Quantization;
 use safetensors::tensor::Dtype;
@@ -255,6 +258,19 @@ impl Checkpoint {
         Some((place.dtype, place.rows(&self.shards, 0..rows).0))
     }
 
+    /// As [`Checkpoint::bytes`], of a tensor that has to be there.
+    ///
+    /// # Errors
+    /// It is missing or packed.
+    pub fn raw(&self, name: &str) -> Result<(Dtype, Cow<'_, [u8]>)> {
+        self.bytes(name).ok_or_else(|| {
+            let (folder, what) =
+                (self.folder.display(), self.packed.get(name).map_or("missing", |weight| weight.kind()));
+            Error::new(format!("{folder}: tensor '{name}' is {what}, and cannot be copied as it is"))
+                .hint("start from the original checkpoint in 16 bits")
+        })
+    }
+
     /// One tensor in `f32`.
     ///
     /// # Errors
@@ -310,7 +326,7 @@ impl Stored<'_> {
 #[derive(Clone, Copy)]
 pub struct Grouped<'a> {
     shards: &'a [Shard],
-    weight: &'a dyn Coded,
+    weight: &'a Coded,
 }
 
 impl Grouped<'_> {

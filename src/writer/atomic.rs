@@ -1,4 +1,4 @@
-//! Files that are there completely or not at all: written beside their final place, made durable, renamed.
+//! Files and folders that are there completely or not at all: written beside their final place, made durable, renamed.
 
 mod destination;
 mod folder;
@@ -11,8 +11,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tempfile::{NamedTempFile, TempPath};
 
-pub use self::destination::check_destination;
-pub use self::folder::{AtomicFolder, check as check_folder};
+pub use self::destination::{check_destination, check_folder};
+pub use self::folder::AtomicFolder;
 use crate::error::{Context, Error, Result};
 
 /// Bytes collected before they go to the system.

@@ -3,5 +3,6 @@
 pub mod atomic;
 pub mod gguf;
 pub mod imatrix;
+pub mod packing;
 pub mod safetensors;
 pub mod shards;

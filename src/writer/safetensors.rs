@@ -26,6 +26,20 @@ impl TensorPlan {
     }
 }
 
+/// Tensors in files of at most `most` bytes each, as long as a tensor is no larger.
+pub fn split(tensors: Vec<TensorPlan>, most: u64) -> Vec<Vec<TensorPlan>> {
+    let (mut files, mut held) = (vec![Vec::new()], 0u64);
+    for tensor in tensors {
+        if held > 0 && held.saturating_add(tensor.bytes()) > most {
+            files.push(Vec::new());
+            held = 0;
+        }
+        held += tensor.bytes();
+        files.last_mut().expect("there is a file").push(tensor);
+    }
+    files
+}
+
 /// A safetensors file under construction. It has to lie where an early end does no harm: in an
 /// [`AtomicFolder`](super::atomic::AtomicFolder).
 #[derive(Debug)]
@@ -171,5 +185,13 @@ mod tests {
         assert!(start("3").finish().unwrap_err().to_string().contains("0 of 2"));
         let twice = SafetensorsWriter::create(&path("4"), &path("4"), &[plans.clone(), plans].concat());
         assert!(twice.unwrap_err().to_string().contains("planned twice"));
+    }
+
+    #[test]
+    fn what_does_not_fit_begins_another_file() {
+        let tensors = vec![plan("a", Dtype::F32, &[4]), plan("b", Dtype::F32, &[4])];
+        for (most, sizes) in [(20, &[1, 1][..]), (3, &[1, 1]), (32, &[2])] {
+            assert_eq!(split(tensors.clone(), most).iter().map(Vec::len).collect::<Vec<_>>(), sizes);
+        }
     }
 }

@@ -197,3 +197,9 @@ pub fn views(page: &Path, widths: &[(u32, &str)]) -> Vec<View> {
     let answer = run(Command::new("node").arg(format!("{ROOT}/tests/consumers/browser.mjs")), &request.to_string());
     serde_json::from_str(&answer).unwrap()
 }
+
+/// Unpacks the layers of a folder with numpy, which writes each one's values to `values/NAME.f32`.
+pub fn folder(folder: &Path, values: &Path) {
+    let mut python = Command::new(format!("{ROOT}/.consumers/python/bin/python"));
+    run(python.arg(format!("{ROOT}/tests/consumers/folder_dump.py")).arg(folder).arg(values), "");
+}

@@ -132,7 +132,7 @@ impl Plan {
             return Err(Error::usage(format!("the output {} is the input, or inside it", output.display()))
                 .hint("choose another folder with -o"));
         }
-        check_folder(output, force, is_own)
+        check_folder(output, &[self.checkpoint.folder()], force)
     }
 
     /// Writes the folder, whole or not at all. `progress` is told the bytes read so far, and all of them.
@@ -145,7 +145,7 @@ impl Plan {
         let copied: u64 = others.iter().filter_map(|(from, _)| fs::metadata(from).ok()).map(|found| found.len()).sum();
         let total: u64 = self.tensors.iter().map(|tensor| tensor.before).sum();
         let needed = copied + self.tensors.iter().map(|tensor| tensor.after).sum::<u64>();
-        let folder = AtomicFolder::create(output, needed, force, is_own)?;
+        let folder = AtomicFolder::create(output, needed)?;
         let (mut summary, mut done) = (Summary { bytes: 0, tensors: Vec::new(), notes: self.notes() }, 0);
         for shard in 0..self.shards {
             let name = self.file(shard);
@@ -384,10 +384,4 @@ fn check_roles(folder: &Path, tensors: &[Planned]) -> Result<()> {
         ));
     }
     Ok(())
-}
-
-/// Whether a folder is one that may be replaced: a checkpoint in this layout.
-fn is_own(folder: &Path) -> bool {
-    let config = Config::open(&folder.join(CONFIG)).ok();
-    config.is_some_and(|config| config.json()["quantization_config"]["quant_method"] == "compressed-tensors")
 }

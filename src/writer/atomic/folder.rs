@@ -1,137 +1,115 @@
 //! Folders that are there completely or not at all.
 
-use std::fs;
-use std::path::{Path, PathBuf};
-
 use super::{Listed, available, folder_of, sync_folder, unfinished};
 use crate::error::{Context, Error, Result};
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use tempfile::TempDir;
 
-/// A folder under construction: its files go to a hidden sibling of the destination, which [`commit`] renames; dropped
+/// A folder under construction: a hidden temporary beside its place, which [`commit`](AtomicFolder::commit) renames; dropped
 /// before that, it leaves nothing behind.
-///
-/// [`commit`]: AtomicFolder::commit
 #[derive(Debug)]
 pub struct AtomicFolder {
     path: PathBuf,
-    temporary: PathBuf,
+    /// Whether something was at the final path when work began, and so may be replaced.
+    replaces: bool,
+    temporary: TempDir,
+    /// Dropped behind the temporary, so that this is listed for as long as it exists.
     _listed: Listed,
 }
 
 impl AtomicFolder {
-    /// Starts the folder that will appear at `path`, with room for `bytes`. Nothing but an empty folder may be there, or,
-    /// with `force`, one for which `replaceable` holds.
+    /// Starts the folder that will appear at `path`, where there has to be room for `bytes`.
     ///
     /// # Errors
-    /// Something else is there, the parent folder is missing or not writable, the disk is too small, or the program is
-    /// being interrupted.
-    pub fn create(path: &Path, bytes: u64, force: bool, replaceable: impl Fn(&Path) -> bool) -> Result<Self> {
-        check(path, force, replaceable)?;
-        let parent = folder_of(path);
-        let name: String = path.file_name().unwrap_or_default().to_string_lossy().chars().take(48).collect();
-        if let Some(free) = available(parent).filter(|&free| free < bytes) {
-            return Err(Error::new(format!(
-                "cannot write {}: it needs {bytes} bytes, {free} are available",
-                path.display()
-            ))
-            .hint(format!("free some space in {}, or choose another folder with -o", parent.display())));
+    /// The folder around it is missing or not writable, the disk is too small, or the program is being interrupted.
+    pub fn create(path: &Path, bytes: u64) -> Result<AtomicFolder> {
+        let around = folder_of(path);
+        if let Some(free) = available(around).filter(|&free| free < bytes) {
+            let shown = path.display();
+            return Err(Error::new(format!("cannot write {shown}: it needs {bytes} bytes, {free} are available"))
+                .hint(format!("free some space in {}, or choose another folder with -o", around.display())));
         }
+        let name: String = path.file_name().unwrap_or_default().to_string_lossy().chars().take(48).collect();
+        let prefix = format!(".{name}.");
+        let mut builder = tempfile::Builder::new();
+        builder.prefix(&prefix).suffix(".tmp");
+        // The system takes the umask off, as for any new folder.
+        #[cfg(unix)]
+        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
         let mut unfinished = unfinished();
         if unfinished.closed {
             return Err(Error::interrupted());
         }
-        let temporary = tempfile::Builder::new().prefix(&format!(".{name}.")).suffix(".tmp").tempdir_in(parent);
-        let temporary = temporary.context(|| format!("cannot create {}", path.display()))?.keep();
-        unfinished.paths.insert(temporary.clone());
-        drop(unfinished);
-        Ok(Self { path: path.into(), _listed: Listed(temporary.clone()), temporary })
+        let temporary = builder.tempdir_in(around).context(|| format!("cannot create {}", path.display()))?;
+        unfinished.paths.insert(temporary.path().to_owned());
+        let listed = Listed(temporary.path().to_owned());
+        let replaces = fs::symlink_metadata(path).is_ok();
+        Ok(AtomicFolder { path: path.into(), replaces, temporary, _listed: listed })
     }
 
-    /// Where files of the folder are to be written.
+    /// Where its files are made.
+    pub fn path(&self) -> &Path {
+        self.temporary.path()
+    }
+
+    /// Where one of its files is to be written.
     pub fn file(&self, name: &str) -> PathBuf {
-        self.temporary.join(name)
+        self.path().join(name)
     }
 
-    /// Lets the folder appear, in the place of what may be replaced.
+    /// Lets the folder, whose files have to be durable, appear at its final path, in the place of what was there when work began.
     ///
     /// # Errors
-    /// The system refused, or the program is being interrupted; what was there before is there still.
+    /// The system refused, or the program is being interrupted.
     pub fn commit(self) -> Result<()> {
         let what = || format!("cannot finish {}", self.path.display());
-        usual_mode(&self.temporary).and_then(|()| sync_folder(&self.temporary)).context(what)?;
+        sync_folder(self.temporary.path()).context(what)?;
         let unfinished = unfinished();
         if unfinished.closed {
             return Err(Error::interrupted());
         }
-        // A folder with files in it cannot be renamed over: it steps aside until the new one is in its place.
-        let aside = self.temporary.with_extension("old");
-        let replaces = self.path.is_dir();
-        if replaces {
-            fs::rename(&self.path, &aside).context(what)?;
+        // What was there takes the temporary's place, and goes with it.
+        if self.replaces {
+            exchange(self.temporary.path(), &self.path)
+        } else {
+            appear(self.temporary.path(), &self.path)
         }
-        if let Err(cause) = fs::rename(&self.temporary, &self.path) {
-            if replaces {
-                fs::rename(&aside, &self.path).ok();
-            }
-            return Err(cause).context(what);
-        }
+        .context(what)?;
         drop(unfinished);
-        if replaces {
-            fs::remove_dir_all(&aside).context(|| format!("cannot remove {}", aside.display()))?;
-        }
         sync_folder(folder_of(&self.path)).context(what)
     }
 }
 
-impl Drop for AtomicFolder {
-    fn drop(&mut self) {
-        // Renamed, it is no longer there; a failure leaves a hidden folder, about which nobody could do more.
-        fs::remove_dir_all(&self.temporary).ok();
+/// Renames a folder to where nothing is; some systems would replace an empty folder.
+fn appear(from: &Path, to: &Path) -> io::Result<()> {
+    match fs::symlink_metadata(to) {
+        Ok(_) => Err(io::ErrorKind::AlreadyExists.into()),
+        Err(_) => fs::rename(from, to),
     }
 }
 
-/// Temporary folders are private; the finished one gets the mode of any new folder.
-fn usual_mode(folder: &Path) -> std::io::Result<()> {
-    #[cfg(unix)]
+/// Lets two folders change places.
+fn exchange(from: &Path, to: &Path) -> io::Result<()> {
+    #[cfg(any(target_os = "linux", target_vendor = "apple"))]
     {
-        let probe = folder.join(".mode");
-        fs::create_dir(&probe)?;
-        let mode = fs::metadata(&probe).map(|found| found.permissions());
-        fs::remove_dir(&probe)?;
-        fs::set_permissions(folder, mode?)?;
+        use rustix::fs::{CWD, RenameFlags, renameat_with};
+        match renameat_with(CWD, from, CWD, to, RenameFlags::EXCHANGE) {
+            // A file system that cannot.
+            Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOTSUP | rustix::io::Errno::NOSYS) => {}
+            done => return Ok(done?),
+        }
     }
-    #[cfg(not(unix))]
-    let _ = folder;
-    Ok(())
-}
-
-/// Refuses a destination whose replacement would lose something.
-///
-/// # Errors
-/// As [`AtomicFolder::create`].
-pub fn check(path: &Path, force: bool, replaceable: impl Fn(&Path) -> bool) -> Result<()> {
-    let shown = path.display();
-    let parent = folder_of(path);
-    if path.file_name().is_none() {
-        return Err(Error::usage(format!("the output {shown} has no name")).hint("name a new folder with -o"));
-    }
-    if !parent.is_dir() {
-        return Err(Error::usage(format!("cannot write {shown}: the folder {} does not exist", parent.display()))
-            .hint(format!("mkdir -p {}", parent.display())));
-    }
-    let Ok(found) = fs::symlink_metadata(path) else { return Ok(()) };
-    if !found.is_dir() {
-        return Err(Error::usage(format!("the output {shown} is there already, and is no folder"))
-            .hint("choose another name with -o"));
-    }
-    if fs::read_dir(path).context(|| format!("cannot read {shown}"))?.next().is_none() {
-        return Ok(());
-    }
-    match (replaceable(path), force) {
-        (true, true) => Ok(()),
-        (true, false) => Err(Error::usage(format!("the output {shown} already exists"))
-            .hint("add --force to replace it, or choose another name with -o")),
-        (false, _) => Err(Error::usage(format!("the output {shown} is a folder with other things in it"))
-            .hint("choose another name with -o: only folders that this command wrote are replaced")),
+    let aside = from.with_extension("old");
+    fs::rename(to, &aside)?;
+    match fs::rename(from, to) {
+        Ok(()) => fs::rename(&aside, from),
+        Err(cause) => {
+            // The old one goes back; if even that fails, the first cause matters more.
+            fs::rename(&aside, to).ok();
+            Err(cause)
+        }
     }
 }
 
@@ -147,52 +125,50 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_appears_whole_or_not_at_all() {
-        let parent = tempfile::tempdir().unwrap();
-        let path = parent.path().join("out");
-        let dropped = AtomicFolder::create(&path, 10, false, |_| false).unwrap();
-        fs::write(dropped.file("a"), "half").unwrap();
-        drop(dropped);
-        assert_eq!(names(parent.path()), [""; 0]);
+    fn a_folder_appears_whole_replaces_an_old_one_and_leaves_nothing_if_dropped() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("out");
         for content in ["first", "second"] {
-            let folder = AtomicFolder::create(&path, 10, true, |_| true).unwrap();
+            let folder = AtomicFolder::create(&path, 10).unwrap();
             fs::write(folder.file(content), content).unwrap();
+            assert_eq!(names(root.path()).len(), if content == "first" { 1 } else { 2 });
             folder.commit().unwrap();
-            assert_eq!(names(parent.path()), ["out"]);
-            assert_eq!(names(&path), [content]);
+            assert_eq!((names(root.path()), names(&path)), (vec!["out".to_owned()], vec![content.to_owned()]));
         }
+        let folder = AtomicFolder::create(&path, 10).unwrap();
+        fs::write(folder.file("third"), "").unwrap();
+        drop(folder);
+        assert_eq!((names(root.path()), names(&path)), (vec!["out".to_owned()], vec!["second".to_owned()]));
+        assert!(!unfinished().paths.iter().any(|path| path.starts_with(&root)));
     }
 
     #[test]
-    fn what_would_be_lost_is_refused() {
-        let parent = tempfile::tempdir().unwrap();
-        let [full, file, empty, deep] = ["full", "file", "empty", "missing/out"].map(|name| parent.path().join(name));
-        fs::create_dir(&full).unwrap();
-        fs::create_dir(&empty).unwrap();
-        fs::write(full.join("a"), "").unwrap();
-        fs::write(&file, "").unwrap();
-        let refusal = |path: &Path, force, replaceable: bool| match check(path, force, |_| replaceable) {
-            Ok(()) => String::new(),
-            Err(error) => format!("{error}; {}", error.hint_text().unwrap()),
-        };
-        assert_eq!(refusal(&empty, false, false), "");
-        assert_eq!(refusal(&full, true, true), "");
-        assert!(refusal(&full, false, true).contains("--force"));
-        assert!(refusal(&full, true, false).contains("other things in it"));
-        assert!(refusal(&file, true, true).contains("no folder"));
-        assert!(refusal(&deep, true, true).contains("mkdir -p"));
-        let error = AtomicFolder::create(&parent.path().join("huge"), u64::MAX, false, |_| false).unwrap_err();
+    fn what_appeared_meanwhile_is_not_replaced() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("out");
+        let folder = AtomicFolder::create(&path, 10).unwrap();
+        fs::write(&path, "someone else's").unwrap();
+        assert!(folder.commit().unwrap_err().to_string().contains("cannot finish"));
+        assert_eq!(fs::read_to_string(&path).unwrap(), "someone else's");
+        assert_eq!(names(root.path()), ["out"]);
+    }
+
+    #[test]
+    fn a_disk_that_is_too_small_is_named() {
+        let root = tempfile::tempdir().unwrap();
+        let error = AtomicFolder::create(&root.path().join("huge"), u64::MAX).unwrap_err();
         assert!(error.to_string().contains("it needs 18446744073709551615 bytes, "), "{error}");
+        assert_eq!(names(root.path()), [""; 0]);
     }
 
     #[cfg(unix)]
     #[test]
     fn the_mode_is_that_of_any_new_folder() {
         use std::os::unix::fs::PermissionsExt;
-        let parent = tempfile::tempdir().unwrap();
-        let [plain, atomic] = ["plain", "atomic"].map(|name| parent.path().join(name));
+        let root = tempfile::tempdir().unwrap();
+        let [plain, atomic] = ["plain", "atomic"].map(|name| root.path().join(name));
         fs::create_dir(&plain).unwrap();
-        AtomicFolder::create(&atomic, 0, false, |_| false).unwrap().commit().unwrap();
+        AtomicFolder::create(&atomic, 0).unwrap().commit().unwrap();
         let [plain, atomic] = [plain, atomic].map(|path| fs::metadata(path).unwrap().permissions().mode());
         assert_eq!(atomic, plain);
     }
