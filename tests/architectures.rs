@@ -258,7 +258,23 @@ fn experts_are_planned_measured_and_saved() {
         }
         let again = out.path().join("again.gguf");
         llmq!["quantize", &model, "-o", &again, "--type", "Q4_0", "--method", "rtn", "--imatrix", &saved].ok();
-        llmq!["quantize", &model, "-o", out.path().join("bpw.gguf"), "--target-bpw", "5"]
-            .failed(1, &["types cannot be chosen", "experts", "--type Q4_K_M"]);
+        // Types that the sensitivity of each stack asks for beat one type for all, in no more bytes.
+        let [chosen, one] = ["chosen.gguf", "one.gguf"].map(|name| out.path().join(name));
+        let how = ["--method", "gptq", "--samples", "16", "--seq-len", "64"];
+        llmq!["quantize", &model, "-o", &one, "--type", "Q4_1", "--pure"; how].ok();
+        let choose = |more: &[&str]| {
+            llmq!["quantize", &model, "-o", &chosen, "--target-bpw", "5", "--json"; [&how[..], more].concat()].ok()
+        };
+        let run = choose(&["--dry-run"]);
+        choose(&[]);
+        let is_stack =
+            |line: &serde_json::Value| line["name"].as_str().is_some_and(|name| name.contains("_exps.weight"));
+        let stacks: Vec<_> = run.lines("tensor").into_iter().filter(is_stack).collect();
+        assert!(!stacks.is_empty() && stacks.iter().all(|line| line["loss_share"].is_f64()), "{name}: {stacks:?}");
+        let divergence =
+            |file: &Path| common::divergence(file, &model, &["--chunks", "8", "-c", "64"])["kl_divergence"].as_f64();
+        let (of_chosen, of_one) = (divergence(&chosen).unwrap(), divergence(&one).unwrap());
+        assert!(of_chosen < of_one, "{name}: {of_chosen}, and {of_one} with one type");
+        assert!(chosen.metadata().unwrap().len() <= one.metadata().unwrap().len(), "{name}");
     }
 }

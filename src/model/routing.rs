@@ -17,7 +17,35 @@ pub struct Route {
     pub weights: Vec<f32>,
 }
 
+impl Route {
+    /// The rows of `x`, `[tokens, columns]`, that go to the expert.
+    ///
+    /// # Errors
+    /// Shapes that do not fit.
+    pub fn select(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        x.index_select(&Tensor::from_slice(&self.tokens, self.tokens.len(), x.device())?, 0)
+    }
+
+    /// The expert's own rows, each multiplied by its weight.
+    ///
+    /// # Errors
+    /// Shapes that do not fit.
+    pub fn weigh(&self, rows: &Tensor) -> candle_core::Result<Tensor> {
+        rows.broadcast_mul(&Tensor::from_slice(&self.weights, (self.weights.len(), 1), rows.device())?)
+    }
+}
+
 impl<'a> Block<'a> {
+    /// Whether it has experts.
+    pub fn has_experts(&self) -> bool {
+        self.frame.model.experts(self.index).is_some()
+    }
+
+    /// Whether every token goes through an MLP beside the experts, or instead of them.
+    pub fn has_shared_expert(&self) -> bool {
+        self.frame.model.mlp_width(self.index) > 0
+    }
+
     /// Which tokens go to which expert: the ones that the router gives the most weight (Shazeer et al. 2017, section 2.1, without
     /// noise, the softmax before the choice; DeepSeek-AI 2024, section 2.1.2, for sigmoids, groups and favours).
     /// `x`: the MLP's input, `[tokens, hidden]`; result: one route per expert.
@@ -84,13 +112,12 @@ impl<'a> Block<'a> {
     pub(super) fn mixture(&self, x: &Tensor, weight: &dyn Fn(Part, usize) -> Result<Matrix<'a>>) -> Result<Tensor> {
         let mut y = x.zeros_like()?;
         for (expert, route) in self.routes(x)?.iter().enumerate().filter(|(_, route)| !route.tokens.is_empty()) {
-            let tokens = Tensor::from_slice(&route.tokens, route.tokens.len(), x.device())?;
-            let inner = self.expert_inner(expert, &x.index_select(&tokens, 0)?, &|part| weight(part, expert))?;
+            let inner = self.expert_inner(expert, &route.select(x)?, &|part| weight(part, expert))?;
             let own = self.expert_linear(Part::ExpertDowns, expert, &inner, &weight(Part::ExpertDowns, expert)?)?;
-            let weights = Tensor::from_slice(&route.weights, (route.weights.len(), 1), x.device())?;
-            y = y.index_add(&tokens, &own.broadcast_mul(&weights)?, 0)?;
+            let tokens = Tensor::from_slice(&route.tokens, route.tokens.len(), x.device())?;
+            y = y.index_add(&tokens, &route.weigh(&own)?, 0)?;
         }
-        if self.frame.model.mlp_width(self.index) > 0 {
+        if self.has_shared_expert() {
             let mut shared = self.last(Half::Mlp, &self.inner(Half::Mlp, x)?)?;
             if self.has(Part::SharedRouter) {
                 let open = (self.linear(Part::SharedRouter, x)?.neg()?.exp()? + 1.0)?.recip()?;
