@@ -233,6 +233,7 @@ fn measure<'a>(
 /// Refuses options that do not go together.
 fn check(args: &Args) -> Result<()> {
     args.text.check()?;
+    layers::check(args)?;
     if !args.perplexity && args.reference.is_none() && !args.tasks.any() && !args.speed {
         return Err(Error::usage("nothing to measure")
             .hint("add --perplexity, --reference MODEL or both, --speed, or tasks such as --hellaswag FILE"));
@@ -246,7 +247,6 @@ fn check(args: &Args) -> Result<()> {
         .flatten()
         .map(PathBuf::as_path)
         .collect();
-    layers::check(args)?;
     if args.publish.any() && args.reference.is_none() {
         return Err(Error::usage("a report and a model card tell how far a file is from its original")
             .hint("add --reference MODEL, the model that the file was made from"));

@@ -169,8 +169,8 @@ pub struct View {
     pub requests: Vec<String>,
     /// Pixels of its content.
     pub width: f64,
-    /// The JSON lines that it carries.
-    pub data: Value,
+    /// The JSON lines that it carries, as an array.
+    pub data: String,
     /// The marks of all plots, in order.
     pub marks: Vec<Mark>,
     /// What is shown beside the first mark after a key was pressed.

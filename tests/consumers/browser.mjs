@@ -49,7 +49,7 @@ function call(method, params = {}, sessionId = undefined) {
 // Runs in the page.
 const look = () => ({
   width: document.documentElement.scrollWidth,
-  data: JSON.parse(document.getElementById("llmq-data").textContent),
+  data: document.getElementById("llmq-data").textContent,
   // Those in a closed <details> are nowhere.
   marks: [...document.querySelectorAll(".m")].filter((mark) => mark.checkVisibility()).map((mark) => {
     const { x, y, width, height } = (mark.querySelector(".bar, circle") ?? mark).getBoundingClientRect();

@@ -34,7 +34,7 @@ fn the_report_is_shown_as_it_is_meant() {
             assert_eq!(view.errors, [""; 0]);
             assert_eq!(view.requests.len(), 1, "{:?}", view.requests);
             assert!(view.width <= width, "{} wide", view.width);
-            assert_eq!(view.data, Value::Array(lines.clone()));
+            assert_eq!(serde_json::from_str::<Vec<Value>>(&view.data).unwrap(), lines);
             let of = |plot: &str| view.marks.iter().filter(|mark| mark.plot == plot).collect::<Vec<_>>();
             assert!(view.tip.ends_with(&view.marks[0].label) && !view.tip.is_empty(), "{}", view.tip);
             for mark in &view.marks {
