@@ -34,7 +34,8 @@ fn an_embedding_model_gives_the_vectors_of_transformers() {
 
     let mut texts: Vec<String> = KNOWN.iter().map(|(text, _)| text.to_string()).collect();
     texts.extend(sentences());
-    let [single, eight] = ask::embedded(&files, &texts).try_into().ok().expect("an answer for each file");
+    let [single, eight]: [ask::Embedded; 2] =
+        ask::embedded(&files, &texts).try_into().ok().expect("an answer for each file");
 
     let mut tokenizer = Tokenizer::from_file(model.join("tokenizer.json")).unwrap();
     tokenizer.with_padding(None).with_truncation(None).unwrap();

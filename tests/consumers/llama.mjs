@@ -8,7 +8,7 @@
 // Request: model (path); texts, logprobs and vocab_size may be left out. vocab_size, when given, must be the number of
 // logits that the model returns. Instead of the list there may be one object with texts and a list of paths, vocabularies, of
 // which only the vocabulary is loaded; the answers are then tokens_special and warnings. Or there may be an object with texts and a
-// list of paths, encoders; the answers are then embeddings, a vector of length one per text, tokens as below, and warnings.
+// list of paths, encoders; the answers are then embeddings, a vector per text, tokens as below, and warnings.
 //
 // Answer:
 //   tokens          per text, its ids; "<|special|>" text is read as plain text. BOS is never added: a caller who wants it
