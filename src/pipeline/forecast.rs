@@ -357,6 +357,7 @@ mod tests {
             requantize: false,
             rotate: None,
             keys: Vec::new(),
+            folders: None,
         };
         Plan::new(&folder, request).unwrap()
     }

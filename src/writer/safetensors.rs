@@ -25,7 +25,7 @@ impl Plan {
 
     /// Whether what follows it could be off the eight bytes that the widest types are aligned to: there are no gaps.
     fn is_odd(&self) -> bool {
-        self.bytes() % 8 != 0
+        !self.bytes().is_multiple_of(8)
     }
 }
 
