@@ -54,8 +54,8 @@ pub fn check(source: &Checkpoint, spec: &TensorSpec, kind: Type) -> Result<()> {
         return refusal(why.into(), "write a GGUF instead: leave out --format");
     }
     let (rows, columns, group) = (spec.shape[spec.shape.len() - 2], spec.columns(), kind.width());
-    if columns % group != 0 {
-        let fits = integer::SIZES.iter().rev().find(|&size| columns % size == 0);
+    if !columns.is_multiple_of(group) {
+        let fits = integer::SIZES.iter().rev().find(|&&size| columns.is_multiple_of(size));
         let hint = match fits {
             Some(size) => format!("--group-size {size} divides it"),
             None => "no group size does; write a GGUF instead: leave out --format".into(),
@@ -63,7 +63,7 @@ pub fn check(source: &Checkpoint, spec: &TensorSpec, kind: Type) -> Result<()> {
         return refusal(format!("has rows of {columns}, which do not divide into groups of {group}"), &hint);
     }
     // Zero points of eight outputs share a word.
-    if rows % 8 != 0 {
+    if !rows.is_multiple_of(8) {
         let hint = "write a GGUF instead: leave out --format";
         return refusal(format!("has {rows} outputs, which do not fill words of eight"), hint);
     }
