@@ -3,6 +3,7 @@
 mod common;
 
 use common::{BINARY, folder, golden, llmq, names, perplexity, run, tiny};
+use llmq::pipeline::weights::open_gguf;
 use serde_json::{Value, json};
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -33,7 +34,9 @@ fn one_run_gives_a_gguf_and_folders_that_are_the_same_model() {
     for (folder, method, own) in
         [(&gptq, "gptq", Some("quantize_config.json")), (&awq, "awq", None), (&compressed, "compressed-tensors", None)]
     {
-        assert_eq!(perplexity(folder, &options), wanted, "{method}");
+        // A GGUF has the rows of queries and keys in another order, so that sums are rounded otherwise.
+        let found = perplexity(folder, &options);
+        assert!((found / wanted - 1.0).abs() < 1e-6, "{method}: {found}, not {wanted}");
         let mut files: Vec<&str> =
             COMPANIONS.into_iter().chain(["config.json", "model.safetensors"]).chain(own).collect();
         files.sort_unstable();
@@ -42,7 +45,11 @@ fn one_run_gives_a_gguf_and_folders_that_are_the_same_model() {
         // Back in a GGUF, the codes are those that the run has chosen.
         let back = out.path().join("back.gguf");
         llmq!["quantize", folder, "-o", &back, "--type", "Q4_0", "-m", "rtn", "--force"; ends].ok();
-        assert_eq!(perplexity(&back, &options), wanted, "{method} as a GGUF");
+        let (back, chosen) = (open_gguf(&back).unwrap(), open_gguf(&gguf).unwrap());
+        for info in &chosen.tensors {
+            let same = back.tensor(&info.name).is_some_and(|other| back.data(other) == chosen.data(info));
+            assert!(same, "{method}: {} has other bytes", info.name);
+        }
     }
     let own: Value = serde_json::from_slice(&fs::read(gptq.join("quantize_config.json")).unwrap()).unwrap();
     assert_eq!(own, config(&gptq)["quantization_config"]);
@@ -104,7 +111,7 @@ fn what_folders_cannot_hold_or_must_not_replace_is_refused() {
         (
             "llama",
             &["--format", "gptq", "--group-size", "128"],
-            ["do not divide into groups of 128", "--group-size 32"],
+            ["do not divide into groups of 128", "--group-size 64"],
         ),
     ] {
         let root = folder();
