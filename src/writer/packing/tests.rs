@@ -35,6 +35,9 @@ fn values(m: &Matrix) -> Vec<f32> {
 }
 
 proptest! {
+    // Each case writes files and makes them durable.
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
     /// What is packed is read back by the readers of other quantizers' folders: the same codes, scales, zero points and numbers.
     #[test]
     fn what_is_packed_is_read_back(
