@@ -195,7 +195,7 @@ fn unsuitable_calibration_text() {
         fs::write(&path, content).unwrap();
         refused(&model, &["--seq-len", "64", "--calib", path.to_str().unwrap()], 1, &told);
     }
-    refused(&model, &["--calib", "/nowhere/text.txt"], 1, &["cannot open /nowhere/text.txt", HINT, "--calib"]);
+    refused(&model, &["--calib", "/nowhere/text.txt"], 1, &["cannot open /nowhere/text.txt", HINT, "c4"]);
 }
 
 #[test]

@@ -222,7 +222,10 @@ fn the_bytes_depend_on_no_thread_and_nothing_is_lost_by_force() {
     assert!(!out.join("stale").exists());
     assert_ne!(fs::read(out.join("model.safetensors")).unwrap(), fs::read(other.join("model.safetensors")).unwrap());
     // Not a folder that this command wrote: not even by force.
-    llmq!["int8", &model, "-o", parent.path(), "--force"].failed(2, &["no quantized checkpoint"]);
+    llmq!["int8", &model, "-o", parent.path(), "--force"].failed(2, &["holds the input"]);
+    let elsewhere = folder();
+    fs::write(elsewhere.path().join("precious"), "").unwrap();
+    llmq!["int8", &model, "-o", elsewhere.path(), "--force"].failed(2, &["no quantized checkpoint"]);
     llmq!["int8", &model, "-o", &model, "--force"].failed(2, &["is the input"]);
     llmq!["int8", &model, "-o", model.join("inside"), "--force"].failed(2, &["is the input, or inside it"]);
     // Its own result is quantized already.

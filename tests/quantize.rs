@@ -7,6 +7,7 @@ use common::checkpoint::Shape;
 use common::{folder, kind, llmq, names, perplexity, tensors, tiny};
 use llmq::eval::perplexity::{Protocol, losses, windows};
 use llmq::pipeline::subject::Subject;
+use llmq::pipeline::weights::open_gguf;
 use llmq::{format, method};
 use serde_json::json;
 use std::fs;
@@ -127,11 +128,12 @@ fn a_dry_run_writes_nothing_and_predicts_the_size() {
     for (model, options) in [(tiny(), vec!["--type", "Q5_1"]), (tiny(), vec!["--output-tensor-type", "F16"])] {
         let out = folder();
         let file = out.path().join("out.gguf");
+        let options = [&options[..], &["--method", "rtn"]].concat();
         let dry = llmq!["quantize", &model, "-o", &file, "--dry-run", "--json"; &options].ok();
         assert_eq!(names(out.path()), [""; 0]);
         let shown = llmq!["quantize", &model, "-o", &file, "--dry-run"; &options].ok();
         assert!(shown.stdout.contains("blk.3.ffn_down.weight") && shown.stdout.contains("bits per weight"));
-        let real = llmq!["quantize", &model, "-o", &file, "--json", "--method", "rtn"; &options].ok();
+        let real = llmq!["quantize", &model, "-o", &file, "--json"; &options].ok();
         let bytes = fs::metadata(&file).unwrap().len();
         assert_eq!(dry.summary()["bytes"], bytes);
         assert_eq!(real.summary()["bytes"], bytes);
@@ -210,11 +212,18 @@ fn calibration_text_of_every_format_is_the_same_text() {
     gz.finish().unwrap();
     let model = root.path().join("model");
     Shape::default().write(&model);
-    let bytes = |file: &Path| quantized(&model, &[&LITTLE[..], &["--calib", file.to_str().unwrap()]].concat());
-    let first = bytes(&plain);
-    assert!(first == bytes(&lines));
-    assert!(first == bytes(&packed));
-    assert!(first != quantized(&model, &LITTLE), "the text decides");
+    // The keys name the text.
+    let weights = |options: &[&str]| {
+        let file = root.path().join("out.gguf");
+        llmq!["quantize", &model, "-o", &file, "--force"; LITTLE.iter().chain(options)].ok();
+        let gguf = open_gguf(&file).unwrap();
+        gguf.tensors.iter().flat_map(|info| gguf.data(info)).copied().collect::<Vec<u8>>()
+    };
+    let of_text = |file: &Path| weights(&["--calib", file.to_str().unwrap()]);
+    let first = of_text(&plain);
+    assert!(first == of_text(&lines));
+    assert!(first == of_text(&packed));
+    assert!(first != weights(&[]), "the text decides");
 }
 
 #[test]

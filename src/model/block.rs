@@ -132,8 +132,8 @@ impl<'a> Block<'a> {
     #[must_use]
     pub fn lend(&mut self, spec: &TensorSpec, source: &Arc<dyn Rows + 'a>) -> bool {
         let Role::Block(part, Kind::Weight) = spec.role else { return false };
-        // Those two are cut into heads, and the one of keys is turned over.
-        let only_multiplied = spec.shape.len() > 1 && !matches!(part, Part::KB | Part::VB);
+        // Two are cut into heads, and the one of keys is turned over; norms may have a gain for each head.
+        let only_multiplied = spec.shape.len() > 1 && !matches!(part, Part::KB | Part::VB | Part::QNorm | Part::KNorm);
         if only_multiplied {
             self.lent.insert(part, Lent::new(source.clone(), spec.rows(), spec.columns()));
         }
