@@ -18,6 +18,7 @@ pub mod error;
 pub mod eval;
 pub mod format;
 pub mod grid;
+pub mod int8;
 pub mod interrupt;
 pub mod method;
 pub mod model;
