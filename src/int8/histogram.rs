@@ -48,13 +48,13 @@ impl Histogram {
             return;
         }
         (self.min, self.max) = (self.min.min(min), self.max.max(max));
-        let bin = |x: f32, exponent: i32| (f64::from(x) * 2f64.powi(-exponent)).floor() as i64;
+        let bin = |x: f32, exponent: i32| (f64::from(x) * 2f64.powi(-exponent)).floor();
         let span = |exponent| bin(self.max, exponent) - bin(self.min, exponent);
         let mut exponent = self.exponent;
-        while span(exponent) >= BINS as i64 {
+        while span(exponent) >= BINS as f64 {
             exponent += 1;
         }
-        let first = bin(self.min, exponent);
+        let first = bin(self.min, exponent) as i64;
         let mut counts = vec![0; span(exponent) as usize + 1];
         for (i, &n) in self.counts.iter().enumerate() {
             // Bins merge towards minus infinity, as the floor does.

@@ -70,7 +70,11 @@ impl Range {
         let steps = (LEVELS - 1) as f64;
         let scale = (f64::from(self.high) - f64::from(self.low)) / steps;
         // A tensor that is zero everywhere needs some scale, and one whose inverse is a number.
-        let scale = if self.low == self.high { 1.0 } else { scale.max(2f64.powi(-126)) } as f32;
+        let mut scale = if self.low == self.high { 1.0 } else { scale.max(2f64.powi(-126)) } as f32;
+        // The largest code may not exceed the range: behind a `Clip`, that is what makes the `Clip` superfluous.
+        if self.low == 0.0 && self.high > 0.0 && scale * steps as f32 > self.high {
+            scale = scale.next_down();
+        }
         let zero = (-f64::from(self.low) / f64::from(scale)).round_ties_even().clamp(0.0, steps);
         (scale, zero as u8)
     }
@@ -269,6 +273,14 @@ mod tests {
                 (value(255.0) - high).abs() <= 0.5001 * f64::from(scale) || low == high || high < 1e-37,
                 "{low} {high}"
             );
+        }
+    }
+
+    #[test]
+    fn the_largest_code_of_a_clipped_activation_is_not_above_the_clip() {
+        for high in (1..2000).map(|i| i as f32 * 0.013).chain([6.0]) {
+            let (scale, zero) = Range::new(0.0, f64::from(high)).grid();
+            assert!(zero == 0 && scale * 255.0 <= high && scale * 255.0 > high * 0.999_999, "{high} {scale}");
         }
     }
 
