@@ -8,7 +8,8 @@
 //!                                \   grid      /
 //! ```
 //!
-//! A module imports only from those to its left; [`pipeline`] alone sees all of them. [`eval`] and [`cli`] sit on top.
+//! A module imports only from those to its left; [`pipeline`] alone sees all of them. [`eval`], [`int8`] and [`cli`] sit
+//! on top.
 //! [`grid`] is the hinge: a method asks a grid to fit a block and to round a value, a format implements it, and neither
 //! imports the other. So every method works on every type.
 

@@ -145,7 +145,10 @@ fn classes(value: &Value, sample: &Sample, engine: &Engine) -> Result<Vec<i64>> 
         Value::F32(tensor) if dims.first() == Some(&rows) && dims.len() > 1 && one_axis(dims) => {
             let width = tensor.data.len() / rows;
             if let Some(&label) = sample.labels.iter().find(|&&label| label < 0 || label >= width as i64) {
-                return Err(Error::new(format!("{}: the label is {label}, but there are {width} classes", sample.place)));
+                return Err(Error::new(format!(
+                    "{}: the label is {label}, but there are {width} classes",
+                    sample.place
+                )));
             }
             tensor.data.chunks(width).map(|row| largest(row) as i64).collect()
         }

@@ -112,7 +112,13 @@ mod tests {
         let graph = GraphProto {
             node: vec![
                 node("Conv", "conv", inputs, &["c"], vec![]),
-                node("BatchNormalization", "bn", &["c", "gamma", "beta", "mean", "var"], &["y"], vec![float("epsilon", 1e-3)]),
+                node(
+                    "BatchNormalization",
+                    "bn",
+                    &["c", "gamma", "beta", "mean", "var"],
+                    &["y"],
+                    vec![float("epsilon", 1e-3)],
+                ),
             ],
             initializer: vec![
                 Tensor::new([3, 2, 1, 1], vec![1.0f32, -2.0, 0.5, 4.0, -1.0, 0.25]).proto("w"),

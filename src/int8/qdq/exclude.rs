@@ -20,12 +20,15 @@ impl Exclusions {
         let mut found = Exclusions::default();
         for pattern in patterns {
             let named = layers.iter().any(|layer| layer.name == *pattern);
-            let regex = if named {
-                None
-            } else {
-                let regex = Regex::new(&format!("^(?:{pattern})$"));
-                Some(regex.map_err(|cause| Error::usage(format!("'{pattern}' is no regular expression")).because(cause))?)
-            };
+            let regex =
+                if named {
+                    None
+                } else {
+                    let regex = Regex::new(&format!("^(?:{pattern})$"));
+                    Some(regex.map_err(|cause| {
+                        Error::usage(format!("'{pattern}' is no regular expression")).because(cause)
+                    })?)
+                };
             let one = (pattern.clone(), regex);
             if !layers.iter().any(|layer| matches(&one, &layer.name)) {
                 return Err(Error::usage(format!("there is no layer '{pattern}' to exclude"))

@@ -70,8 +70,12 @@ impl Float {
         let mut model = file.model.clone();
         let nodes = model.graph.iter().flat_map(|graph| &graph.node);
         if let Some(node) = nodes.clone().find(|node| QUANTIZED.contains(&node.op_type())) {
-            return Err(Error::new(format!("{path} is quantized already: node '{}' is a {}", node.label(), node.op_type()))
-                .hint("quantize the float model it was made from"));
+            return Err(Error::new(format!(
+                "{path} is quantized already: node '{}' is a {}",
+                node.label(),
+                node.op_type()
+            ))
+            .hint("quantize the float model it was made from"));
         }
         let folded = fold::batch_norms(&mut model)?;
         let (plan, layers) = with_graph(&mut model, |graph| {

@@ -45,8 +45,9 @@ pub fn observe(
                 return Err(Error::new(format!("value '{name}' has integers, where floats were expected")));
             };
             observer.add(&x.data).map_err(|at| {
-                Error::new(format!("{}: the model makes {} of it, in value '{name}'", sample.place, x.data[at]))
-                    .hint("the float model itself overflows there: check the input's preprocessing, or exclude the node")
+                Error::new(format!("{}: the model makes {} of it, in value '{name}'", sample.place, x.data[at])).hint(
+                    "the float model itself overflows there: check the input's preprocessing, or exclude the node",
+                )
             })
         });
         added.collect::<Result<Vec<()>>>()?;

@@ -222,7 +222,8 @@ fn weighted(graph: &Graph, node: &NodeProto) -> Option<Result<Role, &'static str
         Ok(Role::Product { axis: 1 })
     } else {
         let axis = usize::from(node.int_or("transB", 0) == 0);
-        let plain = node.float_or("alpha", 1.0) == 1.0 && (node.input_at(2).is_none() || node.float_or("beta", 1.0) == 1.0);
+        let plain =
+            node.float_or("alpha", 1.0) == 1.0 && (node.input_at(2).is_none() || node.float_or("beta", 1.0) == 1.0);
         match (plain && node.int_or("transA", 0) == 0, bias(weights.dims[axis])) {
             (false, _) => Err("it is scaled or transposed"),
             (true, false) => Err("its bias is no constant vector"),

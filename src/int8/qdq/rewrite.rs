@@ -171,7 +171,8 @@ impl Rewriter<'_> {
         let q = graph.add(&format!("{base}_quantized"), |name| codes.proto(name));
         let s = graph.add(&format!("{base}_scale"), |name| Tensor::vector(scales.to_vec()).proto(name));
         let z = graph.add(&format!("{base}_zero_point"), |name| Tensor::vector(vec![zero; scales.len()]).proto(name));
-        let (label, back) = (graph.fresh(&format!("{base}_DequantizeLinear")), graph.fresh(&format!("{base}_dequantized")));
+        let (label, back) =
+            (graph.fresh(&format!("{base}_DequantizeLinear")), graph.fresh(&format!("{base}_dequantized")));
         let dequantize = node("DequantizeLinear", label, &[&q, &s, &z], &[&back], vec![int("axis", axis as i64)]);
         graph.insert_before(at, [dequantize]);
         back

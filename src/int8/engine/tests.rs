@@ -1,0 +1,76 @@
+use super::*;
+use crate::int8::onnx::node::node;
+use crate::int8::onnx::proto::{GraphProto, OperatorSetIdProto};
+use crate::int8::onnx::shape::declare;
+
+/// `y = relu(x @ w + x)`, and `ids` in 64 bits as they came.
+fn model() -> ModelProto {
+    let batch = Dim::Dynamic("batch".into());
+    let floats = [batch.clone(), Dim::Fixed(2)];
+    let graph = GraphProto {
+        node: vec![
+            node("MatMul", "", &["x", "w"], &["product"], vec![]),
+            node("Add", "", &["product", "x"], &["sum"], vec![]),
+            node("Relu", "", &["sum"], &["y"], vec![]),
+            node("Identity", "", &["ids"], &["same"], vec![]),
+        ],
+        initializer: vec![Tensor::new([2, 2], vec![1.0f32, 2.0, 3.0, 4.0]).proto("w")],
+        input: vec![
+            declare("x", DataType::Float, &floats),
+            declare("ids", DataType::Int64, std::slice::from_ref(&batch)),
+        ],
+        output: vec![declare("y", DataType::Float, &floats), declare("same", DataType::Int64, &[batch])],
+        ..Default::default()
+    };
+    ModelProto {
+        ir_version: Some(8),
+        opset_import: vec![OperatorSetIdProto { domain: None, version: Some(17) }],
+        graph: Some(graph),
+        ..Default::default()
+    }
+}
+
+fn x() -> Value {
+    Value::F32(Tensor::new([1, 2], vec![1.0, -2.0]))
+}
+
+fn ids() -> Value {
+    Value::integers(vec![3], &[5, -6, 7]).unwrap()
+}
+
+#[test]
+fn outputs_and_values_in_between() {
+    let engine = Engine::new(&model()).unwrap();
+    let inputs = [("x", x()), ("ids", ids())];
+    let y = Value::F32(Tensor::new([1, 2], vec![0.0, 0.0]));
+    assert_eq!(engine.run(&inputs).unwrap(), [y.clone(), ids()]);
+    assert_eq!(engine.outputs(), ["y", "same"]);
+
+    let engine = Engine::with_intermediates(&model()).unwrap();
+    let found = engine.run_for(&inputs, &["sum", "y", "product", "sum"]).unwrap();
+    let [sum, product] = [[-4.0, -8.0], [-5.0, -6.0]].map(|data| Value::F32(Tensor::new([1, 2], data.to_vec())));
+    assert_eq!(found, [sum.clone(), y, product, sum]);
+}
+
+#[test]
+fn inputs_that_do_not_fit() {
+    let engine = Engine::new(&model()).unwrap();
+    let refused = |inputs: &[(&str, Value)]| engine.run(inputs).unwrap_err().to_string();
+    assert_eq!(refused(&[("x", x())]), "input 'ids' is missing; the graph's inputs are x, ids");
+    assert_eq!(refused(&[("z", x())]), "the graph has no input 'z'; its inputs are x, ids");
+    assert_eq!(refused(&[("x", ids()), ("ids", ids())]), "input 'x' takes floats, not integers");
+    let wide = Value::F32(Tensor::new([1, 3], vec![0.0; 3]));
+    assert_eq!(refused(&[("x", wide), ("ids", ids())]), "input 'x' has shape [batch, 2], but was given [1, 3]");
+    let large = Value::integers(vec![1], &[1 << 40]).unwrap_err().to_string();
+    assert_eq!(large, "1099511627776 does not fit into 32 bits");
+    let unknown = engine.run_for(&[("x", x()), ("ids", ids())], &["nothing"]).unwrap_err().to_string();
+    assert_eq!(unknown, "the graph has no value 'nothing'");
+}
+
+#[test]
+fn a_graph_with_an_unknown_operator() {
+    let mut model = model();
+    model.graph.as_mut().unwrap().node[2].op_type = Some("Wonder".into());
+    let error = Engine::new(&model).unwrap_err();
+    assert!(error.chain().join(": ").contains("Wonder"), "{error:?}");
+}
