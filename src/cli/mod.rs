@@ -8,6 +8,7 @@ mod eval;
 mod hub;
 mod imatrix;
 mod inspect;
+mod int8;
 mod output;
 mod override_kv;
 mod plan;
@@ -47,6 +48,9 @@ enum Command {
     Compare(compare::Args),
     /// Show what is in a GGUF or a checkpoint
     Inspect(inspect::Args),
+    /// Quantize models that are no LLMs to INT8
+    #[command(subcommand)]
+    Int8(Box<int8::Command>),
     /// List the architectures that can be quantized, and what applies to each
     Archs(archs::Args),
 }
@@ -78,6 +82,7 @@ pub fn run(cli: Cli) -> ExitCode {
                 Command::Eval(args) => eval::run(args),
                 Command::Compare(args) => compare::run(args),
                 Command::Inspect(args) => inspect::run(args),
+                Command::Int8(command) => int8::run(command),
                 Command::Archs(args) => archs::run(args),
             }
         });

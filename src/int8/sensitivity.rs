@@ -113,16 +113,15 @@ pub struct Step {
     pub passes: bool,
 }
 
+/// Measures what is left when these layers stay float, and says whether that is enough.
+pub type Judge<'a> = &'a mut dyn FnMut(&HashSet<&str>) -> Result<(f64, bool)>;
+
 /// Excludes layers in the order of `ranked` until `judge` is content, then takes back whatever was excluded in vain. `judge`
 /// is given the excluded ones and says what it measured and whether that is enough.
 ///
 /// # Errors
 /// `judge` failed, or even the float model does not pass.
-pub fn search(
-    ranked: &[Ranked],
-    judge: &mut dyn FnMut(&HashSet<&str>) -> Result<(f64, bool)>,
-    step: &mut dyn FnMut(&Step),
-) -> Result<Step> {
+pub fn search(ranked: &[Ranked], judge: Judge, step: &mut dyn FnMut(&Step)) -> Result<Step> {
     let mut excluded: Vec<&str> = Vec::new();
     let mut try_with = |excluded: &[&str]| -> Result<Step> {
         let (measured, passes) = judge(&excluded.iter().copied().collect())?;
