@@ -48,11 +48,10 @@ enum Command {
     Compare(compare::Args),
     /// Show what is in a GGUF or a checkpoint
     Inspect(inspect::Args),
-    /// Quantize models that are no LLMs to INT8
-    #[command(subcommand)]
-    Int8(Box<int8::Command>),
     /// List the architectures that can be quantized, and what applies to each
     Archs(archs::Args),
+    /// Quantize models that are no LLMs to INT8: BERT, ResNet, ViT and the like
+    Int8(Box<int8::Args>),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -82,8 +81,8 @@ pub fn run(cli: Cli) -> ExitCode {
                 Command::Eval(args) => eval::run(args),
                 Command::Compare(args) => compare::run(args),
                 Command::Inspect(args) => inspect::run(args),
-                Command::Int8(command) => int8::run(command),
                 Command::Archs(args) => archs::run(args),
+                Command::Int8(args) => int8::run(args),
             }
         });
     match result {

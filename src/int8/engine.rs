@@ -75,7 +75,8 @@ pub struct Input {
 }
 
 impl Input {
-    fn of(info: &ValueInfoProto) -> Self {
+    /// What a graph says about one of its inputs.
+    pub fn of(info: &ValueInfoProto) -> Self {
         let (kind, dims) = shape::of(info);
         Self { name: info.name().into(), kind, dims }
     }

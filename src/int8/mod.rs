@@ -2,16 +2,20 @@
 //!
 //! ```text
 //! onnx (files and graphs) -> weights -> dynamic    MatMulInteger, INT8 embeddings
-//!                         -> engine (runs a graph)
-//!                         -> advise                what fits a model, a task and a machine
-//!                         -> bench                 sizes, latencies, what really runs in INT8
-//! samples (.npz, .npy)    -> ranges (histograms)  -> qdq          static quantization
-//!                         -> compare, statistics   what it costs, and whether that is sure
+//!                         -> engine -> bench       runs a graph; latencies, and what really runs in INT8
+//!                         -> census -> advise      what a graph consists of; what fits a model, a task and a machine
+//! samples (.npz, .npy)    -> ranges -> qdq         calibration, and static quantization
+//!                         -> compare -> statistics what it costs, and whether that is sure
 //!                         -> sensitivity           which layers should stay float
 //! ```
 
+pub mod advise;
+pub mod bench;
+pub mod census;
 pub mod compare;
+pub mod cpu;
 pub mod diversity;
+pub mod dynamic;
 pub mod engine;
 pub mod feed;
 pub mod fold;
@@ -19,8 +23,10 @@ pub mod histogram;
 pub mod npy;
 pub mod npz;
 pub mod onnx;
+pub mod operators;
 pub mod qdq;
 pub mod ranges;
 pub mod samples;
 pub mod sensitivity;
 pub mod statistics;
+pub mod weights;

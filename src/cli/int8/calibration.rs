@@ -1,7 +1,9 @@
 //! The options of the commands that calibrate.
 
+use super::dynamic::{Reduce, Target};
 use crate::cli::output::{self, Progress};
 use crate::error::{Error, Result};
+use crate::int8::cpu::Cpu;
 use crate::int8::engine::Engine;
 use crate::int8::feed;
 use crate::int8::qdq::Float;
@@ -9,6 +11,7 @@ use crate::int8::qdq::observe::Seen;
 use crate::int8::qdq::rewrite::Integers;
 use crate::int8::ranges::Calibrator;
 use crate::int8::samples::Samples;
+use crate::int8::weights::Levels;
 use clap::ValueEnum;
 use serde_json::json;
 use std::path::PathBuf;
@@ -28,13 +31,13 @@ pub struct Options {
     #[arg(long, value_name = "PERCENT", default_value_t = Calibrator::PERCENTILE)]
     percentile: f64,
 
-    /// The machine that the model is for [default: this one]
-    #[arg(long, value_name = "CPU")]
-    target: Option<Target>,
+    /// The CPU that the model is going to run on
+    #[arg(long, value_name = "CPU", default_value = "this")]
+    target: Target,
 
-    /// Weights of 7 bits, for x86 CPUs without VNNI, whose sums would overflow [default: whether this CPU is one]
-    #[arg(long, value_name = "WHETHER")]
-    reduce_range: Option<Whether>,
+    /// Weights in 7 bits, so that x86 without VNNI does not cut sums off
+    #[arg(long, value_name = "WHEN", default_value = "auto")]
+    reduce_range: Reduce,
 
     /// List the layers that can be quantized, and do no more
     #[arg(long)]
@@ -48,20 +51,6 @@ enum Named {
     Percentile,
     Entropy,
     Mse,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Target {
-    /// Unsigned activations
-    X86,
-    /// Signed activations
-    Arm,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Whether {
-    Yes,
-    No,
 }
 
 impl Options {
@@ -83,19 +72,13 @@ impl Options {
 
     /// The integers for the target, and in words why.
     pub fn integers(&self) -> (Integers, String) {
-        let here = if cfg!(target_arch = "aarch64") { Target::Arm } else { Target::X86 };
-        let target = self.target.unwrap_or(here);
-        let (reduced, why) = match (self.reduce_range, target) {
-            (Some(whether), _) => (whether == Whether::Yes, "as asked for"),
-            (None, Target::Arm) => (false, "for ARM"),
-            (None, Target::X86) if here == Target::Arm => (true, "for x86 CPUs without VNNI, too"),
-            (None, Target::X86) if has_vnni() => (false, "this CPU has VNNI"),
-            (None, Target::X86) => (true, "this CPU has no VNNI"),
-        };
-        let signed = target == Target::Arm;
-        let (activations, bits) = (if signed { "S8" } else { "U8" }, if reduced { 7 } else { 8 });
-        let words = format!("{activations} activations, S8 weights of {bits} bits per channel ({why}), int32 biases");
-        (Integers { signed, limit: if reduced { 64 } else { 127 } }, words)
+        let cpu = self.target.cpu();
+        let levels = self.reduce_range.levels(cpu);
+        let signed = matches!(cpu, Cpu::Arm | Cpu::ArmDot);
+        let (activations, bits) = (if signed { "S8" } else { "U8" }, if levels == Levels::Reduced { 7 } else { 8 });
+        let words =
+            format!("{activations} activations, S8 weights of {bits} bits per channel, for {}; S32 biases", cpu.name());
+        (Integers { signed, levels }, words)
     }
 
     /// Opens the samples and runs the float model on them; tells the user what is wrong with them.
@@ -134,12 +117,4 @@ pub fn warn(text: &str, json: bool) {
     if json {
         output::json("warning", json!({ "text": text }));
     }
-}
-
-fn has_vnni() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    let found = std::arch::is_x86_feature_detected!("avx512vnni") || std::arch::is_x86_feature_detected!("avxvnni");
-    #[cfg(not(target_arch = "x86_64"))]
-    let found = false;
-    found
 }

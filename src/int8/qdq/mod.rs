@@ -12,15 +12,17 @@ pub mod plan;
 pub mod rewrite;
 pub mod weights;
 
+use super::dynamic::{self, Done};
 use super::engine::Engine;
 use super::fold;
 use super::onnx::proto::ModelProto;
 use super::onnx::{Graph, OnnxFile};
+use super::operators::check_is_float;
 use super::ranges::{Calibrator, Range};
 use super::samples::Samples;
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Result};
 use observe::Seen;
-use plan::{Plan, QUANTIZED, Role};
+use plan::{Plan, Role};
 use rewrite::{Integers, rewrite};
 use std::collections::HashMap;
 
@@ -57,6 +59,8 @@ pub struct Quantized {
     pub model: ModelProto,
     /// What runs in integers, and what does not.
     pub plan: Plan,
+    /// The tables whose rows are in INT8.
+    pub embeddings: Vec<Done>,
 }
 
 impl Float {
@@ -68,15 +72,7 @@ impl Float {
         file.need_opset(OPSET, "static quantization, with a scale for each channel,")?;
         let path = file.path.display();
         let mut model = file.model.clone();
-        let nodes = model.graph.iter().flat_map(|graph| &graph.node);
-        if let Some(node) = nodes.clone().find(|node| QUANTIZED.contains(&node.op_type())) {
-            return Err(Error::new(format!(
-                "{path} is quantized already: node '{}' is a {}",
-                node.label(),
-                node.op_type()
-            ))
-            .hint("quantize the float model it was made from"));
-        }
+        check_is_float(&model).context(|| format!("cannot quantize {path}"))?;
         let folded = fold::batch_norms(&mut model)?;
         let (plan, layers) = with_graph(&mut model, |graph| {
             let plan = Plan::of(graph, &|_| false);
@@ -129,7 +125,7 @@ impl Float {
         Ok(seen)
     }
 
-    /// Quantizes all but the nodes that `excluded` names.
+    /// Quantizes all but the nodes that `excluded` names; embeddings are those of dynamic quantization.
     ///
     /// # Errors
     /// A range is missing, or a tensor is damaged.
@@ -144,7 +140,8 @@ impl Float {
         let plan = Plan::of(&graph, &|node| excluded(node.label()));
         rewrite(&mut graph, &plan, ranges, integers)?;
         graph.finish(&mut model)?;
-        Ok(Quantized { model, plan })
+        let embeddings = dynamic::embeddings(&mut model, excluded)?;
+        Ok(Quantized { model, plan, embeddings })
     }
 }
 

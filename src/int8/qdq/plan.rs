@@ -20,20 +20,6 @@ const JOINS: [&str; 7] = ["Add", "Mul", "Concat", "GlobalAveragePool", "AverageP
 /// Operators that move numbers without changing them.
 const MOVES: [&str; 6] = ["MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze"];
 
-/// Operators that say that a graph is quantized already.
-pub const QUANTIZED: [&str; 10] = [
-    "QuantizeLinear",
-    "DequantizeLinear",
-    "DynamicQuantizeLinear",
-    "MatMulInteger",
-    "ConvInteger",
-    "QLinearConv",
-    "QLinearMatMul",
-    "QLinearAdd",
-    "QGemm",
-    "MatMulNBits",
-];
-
 /// What a node in integers is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {

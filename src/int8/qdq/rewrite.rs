@@ -1,12 +1,13 @@
 //! A plan and ranges become a graph: QuantizeLinear and DequantizeLinear around what runs in integers.
 
 use super::plan::{Place, Plan, Role, data_inputs};
-use super::weights::quantize;
+use super::weights::{bias_codes, quantize};
 use crate::error::{Error, Result};
 use crate::int8::onnx::node::{int, node};
 use crate::int8::onnx::proto::NodeProto;
 use crate::int8::onnx::{Graph, Tensor};
 use crate::int8::ranges::Range;
+use crate::int8::weights::Levels;
 use std::collections::{BTreeMap, HashMap};
 
 /// The integers that a machine is good at.
@@ -14,8 +15,8 @@ use std::collections::{BTreeMap, HashMap};
 pub struct Integers {
     /// Activations are signed. On x86 unsigned ones are faster; without, ONNX Runtime leaves some convolutions float.
     pub signed: bool,
-    /// The largest code of a weight.
-    pub limit: i8,
+    /// How large the codes of weights may get.
+    pub levels: Levels,
 }
 
 /// The names of what a value's quantization needs.
@@ -146,11 +147,11 @@ impl Rewriter<'_> {
                 .hint("the float model is damaged: export it again"));
         }
         let (_, scale) = self.of(&input);
-        let quantized = quantize(&w, axis, f32::from(self.integers.limit), b.as_ref().map(|b| &b.data[..]), scale);
+        let quantized = quantize(&w, axis, self.integers.levels, b.as_ref().map(|b| &b.data[..]), scale);
         let name = self.dequantized(at, &weights, axis, &quantized.codes, &quantized.scales, 0i8);
         self.edit(at).0.input[1] = name;
         if let (Some(name), Some(b)) = (bias, b) {
-            let (codes, scales) = quantized.bias(&b.data, scale);
+            let (codes, scales) = bias_codes(&b.data, &quantized.scales, scale);
             let name = self.dequantized(at, &name, 0, &Tensor::vector(codes), &scales, 0i32);
             self.edit(at).0.input[2] = name;
         }

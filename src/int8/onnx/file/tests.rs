@@ -185,7 +185,7 @@ fn files_that_are_no_models_or_too_old_or_new() {
 fn bottomless_nesting_is_refused() {
     // An attribute's graph (field 6), its node (1), its attribute (5), and so on, innermost first.
     let mut bytes = Vec::new();
-    for tag in [1, 5, 6].repeat(2000) {
+    for tag in [6, 5, 1].repeat(2000) {
         let mut outer = Vec::new();
         prost::encoding::encode_key(tag, prost::encoding::WireType::LengthDelimited, &mut outer);
         prost::encoding::encode_varint(bytes.len() as u64, &mut outer);

@@ -1,0 +1,315 @@
+//! The dynamic recipe: weights in INT8, activations quantized while the model runs.
+//!
+//! A product with a constant matrix becomes
+//!
+//! ```text
+//! x -- DynamicQuantizeLinear -- MatMulInteger -- Cast -- Mul -- (Add bias)
+//!               \ scale ------- Mul(weight's scales) ---/
+//! ```
+//!
+//! in the form that ONNX Runtime fuses into one kernel; several products that read the same x share its quantized form. An embedding
+//! becomes `Cast(Gather(codes)) * Gather(scales)`: a dequantized *table* would be computed as a whole on every run. Convolutions stay
+//! float: `ConvInteger` is many times slower than a float convolution.
+
+mod report;
+
+use super::onnx::Graph;
+use super::onnx::node::{int, node};
+use super::onnx::proto::tensor_proto::DataType;
+use super::onnx::proto::{ModelProto, NodeProto};
+use super::onnx::tensor::{Tensor, type_of};
+use super::operators::{FLOATS, Kind, check_is_float};
+use super::weights::{self, Channels, Levels};
+use crate::error::{Error, Result};
+use crate::interrupt;
+use regex::Regex;
+use std::collections::HashMap;
+
+pub use report::{Done, Left, Report};
+
+/// `DynamicQuantizeLinear` came with this opset.
+pub const OPSET: i64 = 11;
+
+/// A table with fewer bytes than this stays float: two more nodes would cost more than it saves.
+const SMALLEST_TABLE: usize = 1 << 14;
+
+/// What is to be done.
+#[derive(Debug, Clone, Copy)]
+pub struct Options<'a> {
+    /// How large codes may get in products. Embeddings always use all 8 bits: nothing is added up there.
+    pub levels: Levels,
+    /// Nodes of these names stay float.
+    pub exclude: &'a [Regex],
+}
+
+/// Quantizes the main graph of a model, which should have at least [`OPSET`].
+///
+/// # Errors
+/// The graph is quantized already or cannot run, a weight is damaged, nothing can be quantized, or Ctrl-C.
+pub fn quantize(model: &mut ModelProto, options: &Options) -> Result<Report> {
+    check_is_float(model)?;
+    let graph = Graph::take(model)?;
+    let mut recipe =
+        Recipe { graph, options, report: Report::default(), weights: HashMap::new(), activations: HashMap::new() };
+    for at in 0..recipe.graph.nodes().len() {
+        interrupt::check()?;
+        recipe.visit(at)?;
+    }
+    let Recipe { graph, report, .. } = recipe;
+    graph.finish(model)?;
+    if report.done.is_empty() {
+        return Err(report.nothing_done());
+    }
+    Ok(report)
+}
+
+/// Quantizes the embeddings alone, but for the nodes that `excluded` names.
+///
+/// # Errors
+/// The graph cannot run, a table is damaged, or Ctrl-C.
+pub fn embeddings(model: &mut ModelProto, excluded: &dyn Fn(&str) -> bool) -> Result<Vec<Done>> {
+    let options = Options { levels: Levels::Full, exclude: &[] };
+    let (graph, report) = (Graph::take(model)?, Report::default());
+    let mut recipe = Recipe { graph, options: &options, report, weights: HashMap::new(), activations: HashMap::new() };
+    for at in 0..recipe.graph.nodes().len() {
+        interrupt::check()?;
+        let node = &recipe.graph.nodes()[at];
+        if Kind::of(node, &recipe.graph) == Some(Kind::Embedding) && !excluded(node.label()) {
+            recipe.visit(at)?;
+        }
+    }
+    let Recipe { graph, report, .. } = recipe;
+    graph.finish(model)?;
+    Ok(report.done)
+}
+
+/// A weight in the graph that is being made.
+#[derive(Debug, Clone)]
+struct Weight {
+    codes: String,
+    scales: String,
+}
+
+/// An activation in the graph that is being made.
+#[derive(Debug, Clone)]
+struct Activation {
+    codes: String,
+    scale: String,
+    zero: String,
+}
+
+/// What a weight is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Use {
+    /// The right side of a product, `[inputs, outputs]`.
+    Product,
+    /// The same, but stored as `[outputs, inputs]`.
+    Turned,
+    /// A table of rows.
+    Table,
+}
+
+struct Recipe<'a> {
+    graph: Graph,
+    options: &'a Options<'a>,
+    report: Report,
+    /// By the name of the float weight and what it is for. Shared weights stay shared.
+    weights: HashMap<(String, Use), Weight>,
+    /// By the name of the float activation.
+    activations: HashMap<String, Activation>,
+}
+
+impl Recipe<'_> {
+    fn visit(&mut self, at: usize) -> Result<()> {
+        let node = self.graph.nodes()[at].clone();
+        for inside in node.subgraphs().flat_map(|graph| &graph.node) {
+            // Whether a table in there is constant is not looked into.
+            if ["MatMul", "Gemm", "Conv", "ConvTranspose", "LSTM", "GRU", "RNN"].iter().any(|op| inside.is(op)) {
+                self.report.leave(inside, "it is inside a subgraph");
+            }
+        }
+        let Some(kind) = Kind::of(&node, &self.graph) else { return Ok(()) };
+        let done = match kind {
+            _ if self.options.exclude.iter().any(|name| name.is_match(node.label())) => Err("it was excluded"),
+            Kind::MatMul => self.product(at, &node)?,
+            Kind::Embedding => self.embedding(at, &node)?,
+            Kind::Conv => {
+                Err("ConvInteger is slower than a float convolution; quantize it statically: llmq int8 static")
+            }
+            Kind::Recurrent => Err("recurrent layers are not quantized"),
+        };
+        match done {
+            Ok(name) => self.report.done.push(Done::new(&node, kind, name, &self.graph)),
+            Err(reason) => self.report.leave(&node, reason),
+        }
+        Ok(())
+    }
+
+    /// A product with a constant matrix. Gives the name of the matrix, or why it stays as it is.
+    fn product(&mut self, at: usize, node: &NodeProto) -> Result<Result<String, &'static str>> {
+        let (Some(x), Some(matrix)) = (node.input_at(0), node.input_at(1)) else {
+            return Ok(Err("an input is missing"));
+        };
+        if self.graph.constant(x).is_some() {
+            return Ok(Err("its left side is constant"));
+        }
+        let gemm = node.is("Gemm");
+        // A checkpoint's own layout, [outputs, inputs], may come with an operator that turns it.
+        let turned = self
+            .graph
+            .producer(matrix)
+            .map(|at| &self.graph.nodes()[at])
+            .filter(|node| node.is("Transpose") && node.ints_of("perm").is_none_or(|perm| perm == [1, 0]));
+        let source = turned.and_then(|node| node.input_at(0)).unwrap_or(matrix).to_owned();
+        let transposed = turned.is_some() != (gemm && node.int_or("transB", 0) != 0);
+        match self.check(&source) {
+            Err(reason) => return Ok(Err(reason)),
+            Ok(()) if gemm && node.int_or("transA", 0) != 0 => return Ok(Err("its left side is transposed")),
+            Ok(()) => {}
+        }
+        let bias = match self.bias(node, gemm)? {
+            Ok(bias) => bias,
+            Err(reason) => return Ok(Err(reason)),
+        };
+        let weight = self.weight(&source, if transposed { Use::Turned } else { Use::Product })?;
+        let scales = match if gemm { node.float_or("alpha", 1.0) } else { 1.0 } {
+            1.0 => weight.scales,
+            alpha => self.scaled(&weight.scales, alpha)?,
+        };
+        let x = self.activation(at, x);
+        let label = node.label().to_owned();
+        let mut name = |what: &str| self.graph.fresh(&format!("{label}_{what}"));
+        let [sums, floats, factors, product] = ["sums", "float", "scales", "scaled"].map(&mut name);
+        let names = ["MatMulInteger", "Cast", "Scales", "Scale"].map(&mut name);
+        let output = &node.output[0];
+        let result = if bias.is_some() { &product } else { output };
+        let mut nodes = vec![
+            self::node("MatMulInteger", &names[0], &[&x.codes, &weight.codes, &x.zero], &[&sums], vec![]),
+            self::node("Cast", &names[1], &[&sums], &[&floats], vec![int("to", DataType::Float as i64)]),
+            self::node("Mul", &names[2], &[&x.scale, &scales], &[&factors], vec![]),
+            self::node("Mul", &names[3], &[&floats, &factors], &[result], vec![]),
+        ];
+        if let Some(bias) = bias {
+            let name = self.graph.fresh(&format!("{label}_Bias"));
+            nodes.push(self::node("Add", name, &[&product, &bias], &[output], vec![]));
+        }
+        self.graph.replace(at, nodes);
+        Ok(Ok(source))
+    }
+
+    /// What a `Gemm` adds, if anything.
+    fn bias(&mut self, node: &NodeProto, gemm: bool) -> Result<Result<Option<String>, &'static str>> {
+        let Some(bias) = node.input_at(2).filter(|_| gemm) else { return Ok(Ok(None)) };
+        let beta = node.float_or("beta", 1.0);
+        if beta == 1.0 {
+            return Ok(Ok(Some(bias.into())));
+        }
+        match self.is_float(bias) {
+            true => self.scaled(bias, beta).map(|name| Ok(Some(name))),
+            false => Ok(Err("its bias is scaled, but no constant of type FLOAT")),
+        }
+    }
+
+    /// A row of a constant table for each index.
+    fn embedding(&mut self, at: usize, node: &NodeProto) -> Result<Result<String, &'static str>> {
+        let (Some(table), Some(ids)) = (node.input_at(0), node.input_at(1)) else {
+            return Ok(Err("an input is missing"));
+        };
+        if let Err(reason) = self.check(table) {
+            return Ok(Err(reason));
+        }
+        if !matches!(node.int_or("axis", 0), 0 | -2) {
+            return Ok(Err("it does not pick rows"));
+        }
+        let small = |tensor: &_| Tensor::<f32>::read(tensor).is_ok_and(|t| t.data.len() * 4 < SMALLEST_TABLE);
+        if self.graph.constant(table).is_some_and(small) {
+            return Ok(Err("its table is small"));
+        }
+        let table = table.to_owned();
+        let weight = self.weight(&table, Use::Table)?;
+        let label = node.label().to_owned();
+        let mut name = |what: &str| self.graph.fresh(&format!("{label}_{what}"));
+        let [codes, floats, factors] = ["codes", "float", "scales"].map(&mut name);
+        let names = ["Codes", "Cast", "Scales", "Scale"].map(&mut name);
+        self.graph.replace(
+            at,
+            vec![
+                self::node("Gather", &names[0], &[&weight.codes, ids], &[&codes], vec![int("axis", 0)]),
+                self::node("Cast", &names[1], &[&codes], &[&floats], vec![int("to", DataType::Float as i64)]),
+                self::node("Gather", &names[2], &[&weight.scales, ids], &[&factors], vec![int("axis", 0)]),
+                self::node("Mul", &names[3], &[&floats, &factors], &[&node.output[0]], vec![]),
+            ],
+        );
+        Ok(Ok(table))
+    }
+
+    /// Why a value cannot be quantized as a weight, if it cannot.
+    fn check(&self, weight: &str) -> Result<(), &'static str> {
+        let Some(tensor) = self.graph.constant(weight) else {
+            return Err(match self.graph.kind(weight) {
+                Some(kind) if !FLOATS.contains(&kind) => "it computes with integers",
+                _ => "both sides are activations",
+            });
+        };
+        match type_of(tensor) {
+            Some(DataType::Float) if tensor.dims.len() == 2 => Ok(()),
+            Some(DataType::Float) => Err("its weight is no matrix"),
+            Some(DataType::Float16 | DataType::Bfloat16) => {
+                Err("its weight is in half precision; export the model in FLOAT")
+            }
+            _ => Err("its weight is not of type FLOAT"),
+        }
+    }
+
+    fn is_float(&self, value: &str) -> bool {
+        self.graph.constant(value).and_then(type_of) == Some(DataType::Float)
+    }
+
+    /// Quantizes a weight, unless it was before.
+    fn weight(&mut self, name: &str, usage: Use) -> Result<Weight> {
+        if let Some(weight) = self.weights.get(&(name.into(), usage)) {
+            return Ok(weight.clone());
+        }
+        let tensor = self.graph.constant(name).ok_or_else(|| Error::new(format!("'{name}' is no constant")))?;
+        let (channels, levels) = match usage {
+            Use::Product => (Channels::Columns, self.options.levels),
+            Use::Turned => (Channels::Rows, self.options.levels),
+            Use::Table => (Channels::Rows, Levels::Full),
+        };
+        let float = Tensor::<f32>::read(tensor)?;
+        let quantized = weights::quantize(name, &float, channels, levels)?;
+        let quantized = if usage == Use::Turned { quantized.transposed() } else { quantized };
+        let scales = match usage {
+            Use::Table => Tensor::new([quantized.scales.len(), 1], quantized.scales),
+            _ => Tensor::vector(quantized.scales),
+        };
+        let weight = Weight {
+            codes: self.graph.add(&format!("{name}_int8"), |name| quantized.codes.proto(name)),
+            scales: self.graph.add(&format!("{name}_scales"), |name| scales.proto(name)),
+        };
+        self.weights.insert((name.into(), usage), weight.clone());
+        Ok(weight)
+    }
+
+    /// A constant times a number.
+    fn scaled(&mut self, constant: &str, by: f32) -> Result<String> {
+        let tensor = self.graph.constant(constant).ok_or_else(|| Error::new(format!("'{constant}' is no constant")))?;
+        let mut tensor = Tensor::<f32>::read(tensor)?;
+        tensor.data.iter_mut().for_each(|x| *x *= by);
+        Ok(self.graph.add(&format!("{constant}_scaled"), |name| tensor.proto(name)))
+    }
+
+    /// The quantized form of an activation, made in front of the first node that reads it.
+    fn activation(&mut self, at: usize, name: &str) -> Activation {
+        if let Some(activation) = self.activations.get(name) {
+            return activation.clone();
+        }
+        let mut fresh = |what: &str| self.graph.fresh(&format!("{name}_{what}"));
+        let activation = Activation { codes: fresh("codes"), scale: fresh("scale"), zero: fresh("zero_point") };
+        let label = fresh("DynamicQuantizeLinear");
+        let outputs = [activation.codes.as_str(), &activation.scale, &activation.zero];
+        self.graph.insert_before(at, [node("DynamicQuantizeLinear", label, &[name], &outputs, vec![])]);
+        self.activations.insert(name.into(), activation.clone());
+        activation
+    }
+}
