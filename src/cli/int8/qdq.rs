@@ -62,12 +62,25 @@ pub fn run(args: &Args) -> Result<()> {
         patterns.extend(exclude::lines(path)?);
     }
     let exclusions = Exclusions::new(&patterns, &float.layers)?;
+    if float.layers.iter().all(|layer| exclusions.contains(&layer.name)) {
+        return Err(Error::new("every layer is excluded: nothing would run in integers"));
+    }
     let destination = Destination::new(output, &file, args.force)?;
     let (_, seen) = args.calibration.calibrate(&float, args.json)?;
     let (integers, words) = args.calibration.integers();
-    let Quantized { model, plan } = float.quantized(&seen.ranges, integers, &|name| exclusions.contains(name))?;
+    let Quantized { model, plan, embeddings } =
+        float.quantized(&seen.ranges, integers, &|name| exclusions.contains(name))?;
     let size = destination.write(model)?;
-    let summary = Summary { args, file: &file, float: &float, seen: &seen, plan: &plan, size, words };
+    let summary = Summary {
+        args,
+        file: &file,
+        float: &float,
+        seen: &seen,
+        plan: &plan,
+        size,
+        words,
+        embeddings: embeddings.len(),
+    };
     if args.json {
         summary.tell(started)
     } else {
@@ -102,6 +115,7 @@ struct Summary<'a> {
     plan: &'a Plan,
     size: u64,
     words: String,
+    embeddings: usize,
 }
 
 impl Summary<'_> {
@@ -138,6 +152,9 @@ impl Summary<'_> {
             self.seen.samples,
             self.plan.observed().count()
         ));
+        if self.embeddings > 0 {
+            line(format!("embeddings     {} in INT8, a scale for each row", self.embeddings));
+        }
         if self.float.folded > 0 {
             line(format!("folded         {} BatchNormalization into the convolutions before them", self.float.folded));
         }
@@ -178,6 +195,7 @@ impl Summary<'_> {
                 "calibrator": self.args.calibration.calibrator().map_or("", |calibrator| calibrator.name()),
                 "layers": self.layers(),
                 "other_nodes": self.others(),
+                "embeddings": self.embeddings,
                 "left_float": self.plan.left.len(),
                 "folded": self.float.folded,
                 "integers": self.words,
