@@ -50,13 +50,15 @@ def images(count, seed):
 
 def measured(command):
     """Seconds and peak megabytes of a process."""
+    # A small process in between: Linux counts what the parent had in memory when it forked.
+    watch = "import resource, subprocess, sys; c = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL).returncode; " \
+            "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss); sys.exit(c)"
     started = time.monotonic()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    error = process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    if status != 0:
-        raise RuntimeError(f"{command[0]} failed: {error[-2000:]}")
-    return time.monotonic() - started, usage.ru_maxrss / 1024
+    done = subprocess.run([sys.executable, "-c", watch, *command], capture_output=True, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"{command[0]} failed: {done.stderr[-2000:]}")
+    return time.monotonic() - started, int(done.stdout) / 1024
+
 
 def session(path, optimized=None):
     import onnxruntime as ort

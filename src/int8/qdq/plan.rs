@@ -137,7 +137,9 @@ impl Plan {
             for input in data_inputs(&nodes[at], role) {
                 match self.places.entry(input.clone()).or_insert_with(|| Place::Read(BTreeSet::new())) {
                     Place::Made(_) => {}
-                    Place::Read(readers) => drop(readers.insert(at)),
+                    Place::Read(readers) => {
+                        readers.insert(at);
+                    }
                 }
             }
         }
