@@ -4,11 +4,12 @@
   scripts/golden_architectures.py [NAME...]
 
 Needs a python with torch and transformers (5 or newer); the tests that read the files need neither. A file holds the
-configuration, the names and shapes of the tensors as transformers saves them, from which formula their numbers come, some
-windows of tokens, and for each token but the first of a window its log-probability in float32. The numbers are a hash of
-a tensor's name and of an element's place (`numbers` below), so that the test makes the same checkpoint without any file.
+configuration, the keys that llama.cpp's converter and loader have for it (`keys` below), the names and shapes of the tensors as
+transformers saves them, from which formula their numbers come, some windows of tokens, and for each token but the first of a
+window its log-probability in float32. The numbers are a hash of a tensor's name and of an element's place (`numbers`
+below), so that the test makes the same checkpoint without any file.
 """
-import json, os, shutil, sys, tempfile
+import json, math, os, shutil, sys, tempfile
 import numpy as np
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -22,7 +23,6 @@ def usual(**changes):
     return {**USUAL, **changes}
 
 
-
 MOE = dict(moe_intermediate_size=64, num_experts=8, num_experts_per_tok=2)
 MLA = dict(kv_lora_rank=32, qk_rope_head_dim=16, qk_nope_head_dim=32, v_head_dim=32, moe_intermediate_size=64,
            first_k_dense_replace=1, num_key_value_heads=4)
@@ -32,6 +32,8 @@ LONG = dict(rope_type="longrope", short_factor=[1.0 + 0.05 * i for i in range(8)
 MODELS = {
     "llama": ("llama", usual()),
     "llama-yarn": ("llama", usual(rope_parameters=YARN)),
+    "llama-yarn-grown": ("llama", usual(rope_parameters={**YARN, "attention_factor": 1.3})),
+    "llama-linear": ("llama", usual(rope_parameters=dict(rope_type="linear", factor=2.0, rope_theta=10000.0))),
     "mistral": ("mistral", usual(head_dim=32, sliding_window=None)),
     "mixtral": ("mixtral", usual(num_local_experts=4, num_experts_per_tok=2, sliding_window=None)),
     "qwen2": ("qwen2", usual(tie_word_embeddings=True)),
@@ -50,6 +52,8 @@ MODELS = {
     "olmo2": ("olmo2", usual()),
     "glm4": ("glm4", usual(head_dim=16, partial_rotary_factor=0.5, attention_bias=True)),
     "stablelm": ("stablelm", usual(use_qkv_bias=True, partial_rotary_factor=0.25, head_dim=None, hidden_size=128)),
+    "stablelm-12b": ("stablelm", usual(use_parallel_residual=True, qk_layernorm=True, partial_rotary_factor=0.25, head_dim=None,
+                                       hidden_size=128)),
     "starcoder2": ("starcoder2", usual(sliding_window=None)),
     "gpt_oss": ("gpt_oss", usual(head_dim=32, num_local_experts=4, num_experts_per_tok=2, sliding_window=16,
                                  rope_parameters=dict(rope_type="default", rope_theta=10000.0))),
@@ -100,6 +104,99 @@ def spread(kind, name, shape):
     return 0.0, float(np.float32((2.5 if sharp else 1.0) * np.sqrt(3.0 / columns)))
 
 
+# What llama.cpp calls each type of model, where it is another name.
+ARCHITECTURES = {"mistral": "llama", "mixtral": "llama", "qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe", "gemma3_text": "gemma3",
+                 "gpt_oss": "gpt-oss", "gpt_neox": "gptneox", "deepseek_v2": "deepseek2", "deepseek_v3": "deepseek2"}
+LAYER_NORM = ("stablelm", "starcoder2", "gpt2", "gpt_neox")
+
+
+def keys(kind, config):
+    """Every key of the model itself in GGUF. A whole number stands for a u32, one with a point for an f32."""
+    own = config.to_dict()
+
+    def get(*names):
+        return next((own[name] for name in names if own.get(name) is not None), None)
+
+    hidden, heads, blocks = get("hidden_size", "n_embd"), get("num_attention_heads", "n_head"), get("num_hidden_layers", "n_layer")
+    context = get("max_position_embeddings", "n_positions")
+    mla, rope = "kv_lora_rank" in own, get("rope_parameters") or {}
+    rope, local = rope.get("full_attention", rope), rope.get("sliding_attention")
+    found = {
+        "block_count": blocks,
+        "context_length": context,
+        "embedding_length": hidden,
+        "feed_forward_length": get("intermediate_size", "n_inner") or 4 * hidden,
+        "attention.head_count": heads,
+        "attention.head_count_kv": 1 if mla else heads if kind == "gpt_neox" else get("num_key_value_heads") or heads,
+        "vocab_size": get("vocab_size"),
+    }
+    if kind in LAYER_NORM:
+        found["attention.layer_norm_epsilon"] = float(get("layer_norm_eps", "layer_norm_epsilon", "norm_epsilon"))
+    else:
+        found["attention.layer_norm_rms_epsilon"] = float(get("rms_norm_eps"))
+    head = get("head_dim")
+    if mla:
+        found |= {"attention.kv_lora_rank": get("kv_lora_rank"),
+                  "attention.key_length": get("kv_lora_rank") + get("qk_rope_head_dim"),
+                  "attention.value_length": get("kv_lora_rank"),
+                  "attention.key_length_mla": get("qk_nope_head_dim") + get("qk_rope_head_dim"),
+                  "attention.value_length_mla": get("v_head_dim")}
+        if get("q_lora_rank"):
+            found["attention.q_lora_rank"] = get("q_lora_rank")
+    elif head and kind != "granite":
+        found |= {"attention.key_length": head, "attention.value_length": head}
+    if kind != "gpt2":
+        part = 1.0 if mla else rope.get("partial_rotary_factor", 1.0)
+        found["rope.dimension_count"] = int(part * (get("qk_rope_head_dim") if mla else head or hidden // heads))
+        if kind not in ("gemma", "gemma2"):
+            found["rope.freq_base"] = float(rope["rope_theta"])
+    if rope.get("rope_type") in ("linear", "yarn"):
+        found |= {"rope.scaling.type": rope["rope_type"], "rope.scaling.factor": float(rope["factor"])}
+    if rope.get("rope_type") == "yarn":
+        found |= {"rope.scaling.original_context_length": rope["original_max_position_embeddings"],
+                  "rope.scaling.yarn_beta_fast": float(rope.get("beta_fast") or 32),
+                  "rope.scaling.yarn_beta_slow": float(rope.get("beta_slow") or 1)}
+        if rope.get("mscale_all_dim"):
+            found["rope.scaling.yarn_log_multiplier"] = 0.1 * rope["mscale_all_dim"]
+        if rope.get("attention_factor"):
+            # llama.cpp multiplies what the paper says by it.
+            found["rope.scaling.attn_factor"] = rope["attention_factor"] / (1 + 0.1 * math.log(rope["factor"]))
+    if local:
+        found["rope.freq_base_swa"] = float(local["rope_theta"])
+    if kind in ("gemma2", "gemma3_text", "gpt_oss", "phi3"):
+        found["attention.sliding_window"] = get("sliding_window") or 0
+    for key, name in [("attn_logit_softcapping", "attn_logit_softcapping"), ("final_logit_softcapping", "final_logit_softcapping"),
+                      ("attention.scale", "attention_multiplier"), ("embedding_scale", "embedding_multiplier"),
+                      ("residual_scale", "residual_multiplier"), ("logit_scale", "logits_scaling")]:
+        if get(name):
+            found[key] = float(get(name))
+    if kind in ("stablelm", "gpt_neox"):
+        found["use_parallel_residual"] = get("use_parallel_residual")
+    if kind == "phi3":
+        long = rope.get("rope_type") == "longrope"
+        original = rope["original_max_position_embeddings"] if long else context
+        found["rope.scaling.original_context_length"] = original
+        if long:
+            factor = context / original
+            found["rope.scaling.attn_factor"] = math.sqrt(1 + math.log(factor) / math.log(original))
+    experts = get("num_local_experts", "num_experts", "n_routed_experts")
+    if experts:
+        found |= {"expert_count": experts, "expert_used_count": get("num_experts_per_tok")}
+        if kind != "mixtral":
+            found["expert_feed_forward_length"] = get("moe_intermediate_size", "intermediate_size")
+        if get("shared_expert_intermediate_size"):
+            found["expert_shared_feed_forward_length"] = get("shared_expert_intermediate_size")
+    if mla:
+        v3 = kind == "deepseek_v3"
+        found |= {"leading_dense_block_count": get("first_k_dense_replace"), "expert_shared_count": get("n_shared_experts"),
+                  "expert_weights_scale": float(get("routed_scaling_factor")),
+                  "expert_weights_norm": v3 and get("norm_topk_prob"), "expert_gating_func": 2 if v3 else 1}
+        if v3:
+            found |= {"expert_group_count": get("n_group"), "expert_group_used_count": get("topk_group")}
+    name = ARCHITECTURES.get(kind, kind)
+    return {f"{name}.{key}": value for key, value in sorted(found.items())}
+
+
 def golden(name):
     import torch
     from safetensors.numpy import load_file, save_file
@@ -127,8 +224,8 @@ def golden(name):
     saved = {key: value for key, value in saved.items() if key not in ("transformers_version", "dtype")}
     rows = ",\n".join(f"  {json.dumps(tensor)}: {json.dumps(how)}" for tensor, how in tensors.items())
     with open(os.path.join(ROOT, "tests", "architectures", f"{name}.json"), "w", encoding="utf8") as file:
-        file.write('{"config": %s,\n"tensors": {\n%s\n},\n"windows": %s,\n"logprobs": %s}\n' % (
-            json.dumps(saved, indent=1), rows, json.dumps(windows.tolist()),
+        file.write('{"config": %s,\n"keys": %s,\n"tensors": {\n%s\n},\n"windows": %s,\n"logprobs": %s}\n' % (
+            json.dumps(saved, indent=1), json.dumps(keys(kind, model.config), indent=1), rows, json.dumps(windows.tolist()),
             json.dumps([[round(x, 6) for x in row] for row in scored.tolist()])))
     print(name, float(scored.mean()))
 

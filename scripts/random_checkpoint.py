@@ -2,7 +2,9 @@
 """Makes a Llama-shaped checkpoint of random BF16 weights, of any size, for benchmarks: nothing of it is committed.
 
   .consumers/python/bin/python scripts/random_checkpoint.py OUT_DIR [--blocks 4] [--hidden 1024] [--ffn 2816] [--heads 16] [--kv-heads 8]
+      [--experts 0] [--used 2]
 
+With experts it is one of Mixtral's shape, and --ffn is the width of an expert.
 The tokenizer is that of eval/tiny. Weights are written one tensor at a time.
 """
 import argparse, json, os, shutil, struct
@@ -15,6 +17,8 @@ a.add_argument("--hidden", type=int, default=1024)
 a.add_argument("--ffn", type=int, default=2816)
 a.add_argument("--heads", type=int, default=16)
 a.add_argument("--kv-heads", type=int, default=8)
+a.add_argument("--experts", type=int, default=0)
+a.add_argument("--used", type=int, default=2)
 a = a.parse_args()
 
 tiny = os.path.join(os.path.dirname(__file__), "..", "eval", "tiny")
@@ -25,6 +29,8 @@ config = json.load(open(os.path.join(tiny, "config.json")))
 head_dim = a.hidden // a.heads
 config |= dict(hidden_size=a.hidden, intermediate_size=a.ffn, num_hidden_layers=a.blocks, num_attention_heads=a.heads,
                num_key_value_heads=a.kv_heads, head_dim=head_dim, max_position_embeddings=4096)
+if a.experts:
+    config |= dict(architectures=["MixtralForCausalLM"], model_type="mixtral", num_local_experts=a.experts, num_experts_per_tok=a.used)
 json.dump(config, open(os.path.join(a.out, "config.json"), "w"), indent=1)
 
 h, f, q, kv = a.hidden, a.ffn, a.heads * head_dim, a.kv_heads * head_dim
@@ -33,8 +39,15 @@ for i in range(a.blocks):
     p = f"model.layers.{i}."
     shapes |= {p + "input_layernorm.weight": (h,), p + "post_attention_layernorm.weight": (h,),
                p + "self_attn.q_proj.weight": (q, h), p + "self_attn.k_proj.weight": (kv, h),
-               p + "self_attn.v_proj.weight": (kv, h), p + "self_attn.o_proj.weight": (h, q),
-               p + "mlp.gate_proj.weight": (f, h), p + "mlp.up_proj.weight": (f, h), p + "mlp.down_proj.weight": (h, f)}
+               p + "self_attn.v_proj.weight": (kv, h), p + "self_attn.o_proj.weight": (h, q)}
+    if a.experts:
+        p += "block_sparse_moe."
+        shapes[p + "gate.weight"] = (a.experts, h)
+        for e in range(a.experts):
+            own = f"{p}experts.{e}."
+            shapes |= {own + "w1.weight": (f, h), own + "w3.weight": (f, h), own + "w2.weight": (h, f)}
+    else:
+        shapes |= {p + "mlp.gate_proj.weight": (f, h), p + "mlp.up_proj.weight": (f, h), p + "mlp.down_proj.weight": (h, f)}
 header, at = {}, 0
 for name, shape in shapes.items():
     n = 2 * int(np.prod(shape))

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Installs the real consumers that tests show a finished GGUF to: llama.cpp (npm package node-llama-cpp, its prebuilt
-# CPU binary) and the PyPI packages gguf and tokenizers.
+# CPU binary), the PyPI packages gguf and tokenizers, and Chromium, to which reports are shown.
 #
 #   scripts/setup-consumers.sh
 #
 # Needs Linux with glibc, node >= 20 with npm, python3 >= 3.11 with venv, and access to the npm and PyPI registries.
-# Builds nothing and writes only to .consumers/ (about 200 MB). The versions are pinned in tests/consumers: package.json
-# with package-lock.json, and requirements.txt. A folder that already matches its pins is left alone.
+# Builds nothing and writes only to .consumers/ (about 500 MB). The versions are pinned in tests/consumers: package.json
+# with package-lock.json, and requirements.txt. A folder that already matches its pins is left alone. Chromium is the one of
+# the system, or the one that the variable CHROMIUM names; where there is none, it is installed with apt-get, by root only.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 pins=$PWD/tests/consumers
@@ -63,5 +64,17 @@ python_consumer() {
     echo "$stamp" > $folder/.stamp
 }
 
+browser_consumer() {
+    ! command -v "${CHROMIUM:-chromium}" >/dev/null || return 0
+    local hint="install it (on Debian: apt-get install chromium), or name another one: CHROMIUM=google-chrome $0"
+    [ -z "${CHROMIUM:-}" ] || die "there is no $CHROMIUM, which the variable CHROMIUM names"
+    [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || die "chromium is missing; $hint"
+    {
+        apt-get update -qq &&
+            DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core >/dev/null
+    } || die "installing chromium failed, see above; $hint"
+}
+
 node_consumer
 python_consumer
+browser_consumer

@@ -88,6 +88,11 @@ impl RowSteps {
     pub fn line(d: f32, m: f32) -> RowSteps {
         RowSteps { dmin: -m, mins: [1.0; GROUPS], ..RowSteps::plain(d) }
     }
+
+    /// One scale, and the code that stands for zero: `d·(q − zero)`.
+    pub fn whole(d: f32, zero: f32) -> RowSteps {
+        RowSteps { dmin: d, mins: [zero; GROUPS], ..RowSteps::plain(d) }
+    }
 }
 
 /// What the scales of a format may be; a method that refits them keeps to it.
@@ -99,6 +104,8 @@ pub struct Freedom {
     pub scales: (f32, f32),
     /// The same for minima: zero where there are no minima, one where `dmin` alone is the minimum.
     pub mins: (f32, f32),
+    /// There is one super-scale: `dmin` is `d`, and minima are zero points.
+    pub one_super: bool,
 }
 
 /// How `d` and `dmin` are stored.
@@ -112,7 +119,7 @@ pub enum Supers {
 
 impl Freedom {
     /// One scale in half precision, and no minimum.
-    pub const PLAIN: Freedom = Freedom { supers: Supers::Half, scales: (1.0, 1.0), mins: (0.0, 0.0) };
+    pub const PLAIN: Freedom = Freedom { supers: Supers::Half, scales: (1.0, 1.0), mins: (0.0, 0.0), one_super: false };
 
     /// The nearest number that the file can hold for `d` or `dmin`.
     pub fn round_super(&self, x: F) -> F {

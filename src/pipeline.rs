@@ -8,16 +8,18 @@
 mod calibrated;
 pub mod choice;
 mod experts;
+pub mod folder;
 pub mod forecast;
 mod head;
 pub mod importance;
 pub mod journal;
+mod lent;
 mod packed;
 pub mod plan;
 pub mod report;
 pub mod rotated;
 pub mod sensitivity;
-mod settings;
+pub mod settings;
 mod solve;
 pub mod stream;
 pub mod subject;
@@ -32,6 +34,7 @@ use crate::model::{RowOrder, TensorSpec};
 use crate::source::imatrix::Imatrix;
 use crate::writer::shards::{Files, Writer};
 use crate::{interrupt, writer};
+use folder::Folder;
 use journal::{Journal, State};
 use llmq_kernels::elementwise::first_beyond;
 use plan::{Plan, Planned};
@@ -85,8 +88,18 @@ impl Rounding<'_> {
 /// in the processor's caches.
 const PIECE: usize = 1 << 17;
 
-/// Quantizes a planned model into files. `journal`: the folder in which a calibrated run keeps what it has finished; others
-/// need none.
+/// What a run makes.
+pub struct Outputs<'a> {
+    /// The GGUF, or the draft that the folders are made from.
+    pub files: Files,
+    /// Whether it is to appear.
+    pub gguf: bool,
+    /// Folders with the same codes.
+    pub folders: &'a [Folder],
+}
+
+/// Quantizes a planned model into files and folders. `journal`: the folder in which a calibrated run keeps what it has finished,
+/// and any run the draft that folders are made from; others need none.
 ///
 /// # Errors
 /// Anything from the checkpoint to the disk. Then nothing is left behind; but where the same run may succeed another time,
@@ -94,11 +107,11 @@ const PIECE: usize = 1 << 17;
 pub fn run(
     plan: &Plan,
     rounding: &Rounding,
-    files: Files,
+    outputs: Outputs,
     mut journal: Option<Journal>,
     observer: &dyn Observer,
 ) -> Result<Summary> {
-    match attempt(plan, rounding, files, journal.as_mut(), observer) {
+    match attempt(plan, rounding, outputs, journal.as_mut(), observer) {
         Ok(summary) => {
             journal.into_iter().for_each(Journal::finish);
             Ok(summary)
@@ -113,19 +126,21 @@ pub fn run(
 fn attempt(
     plan: &Plan,
     rounding: &Rounding,
-    files: Files,
+    outputs: Outputs,
     mut journal: Option<&mut Journal>,
     observer: &dyn Observer,
 ) -> Result<Summary> {
+    let Outputs { files, gguf, folders } = outputs;
     let mut clock = Clock::default();
     let started = clock.start();
     let calibration = rounding.calibration.filter(|_| rounding.is_calibrated(plan));
     let windows = calibration.map(|c| windows(plan, c)).transpose()?.unwrap_or_default();
     clock.other += started.elapsed();
     let state = match &mut journal {
-        Some(journal) => journal.begin(settings::of(plan, rounding, &windows, &files)?)?,
+        Some(journal) => journal.begin(settings::of(plan, rounding, &windows, &files, folders)?)?,
         None => None,
     };
+    let draft_name = files.paths().next().and_then(Path::file_name).unwrap_or_default().to_owned();
     let writer = match (&journal, &state) {
         (Some(journal), Some(state)) => files.go_on(journal.folder(), &state.files).map_err(|error| {
             let folder = journal.folder().display();
@@ -137,8 +152,21 @@ fn attempt(
     let (tensors, notes, statistics) = (Vec::new(), Vec::new(), Imatrix::default());
     let mut run = Run { plan, rounding, observer, clock, writer, journal, tensors, notes, tokens, statistics };
     run.all(calibration, &windows, state)?;
-    let Run { clock, writer, tensors, notes, tokens, statistics, .. } = run;
-    let bytes = writer.finish()?;
+    let Run { mut clock, mut writer, tensors, notes, tokens, statistics, journal, .. } = run;
+    let started = clock.start();
+    let mut bytes = 0;
+    // Folders appear before the draft that they are made from goes to its own place.
+    if let (false, Some(journal), true) = (folders.is_empty(), journal, writer.is_in_drafts()) {
+        writer.sync()?;
+        let draft = folder::open_draft(&journal.folder().join(draft_name))?;
+        for folder in folders {
+            bytes += folder.write(plan, &draft)?;
+        }
+    }
+    if gguf {
+        bytes += writer.finish()?;
+    }
+    clock.writing += started.elapsed();
     let imatrix = rounding.keep_statistics.then_some(statistics);
     Ok(Summary { bytes, elements: plan.elements(), clock, tensors, notes, tokens, imatrix })
 }

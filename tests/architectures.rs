@@ -2,11 +2,19 @@
 
 mod common;
 
+use candle_core::Device;
 use common::golden::{self, Golden};
 use common::{folder, llmq};
+use llmq::eval::generation::Generation;
 use llmq::eval::perplexity;
 use llmq::model::ARCHITECTURES;
+use llmq::model::block::Frame;
+use llmq::pipeline::plan::size_label;
 use llmq::pipeline::subject::Subject;
+use llmq::pipeline::weights::open_gguf;
+use llmq::source::value::Value;
+use llmq_kernels::elementwise::log_sum_exp;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// What is wrong if the log-probabilities of a file or a folder are not those of transformers.
@@ -45,6 +53,108 @@ fn the_forward_pass_is_that_of_transformers() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+/// A key as the golden files have it.
+fn as_json(value: &Value) -> serde_json::Value {
+    match value {
+        Value::U32(n) => (*n).into(),
+        // Of the numbers in double precision, the one that people write.
+        Value::F32(x) => x.to_string().parse::<f64>().unwrap().into(),
+        Value::Bool(flag) => (*flag).into(),
+        Value::Str(text) => text.as_str().into(),
+        other => panic!("{other:?} is of no type that the contract has"),
+    }
+}
+
+/// Every key, its type and its value is what scripts/golden_architectures.py finds in transformers' configuration.
+#[test]
+fn the_keys_are_those_of_the_contract() {
+    let mut wrong = Vec::new();
+    for golden in golden::all() {
+        let out = folder();
+        let [model, file] = ["model", "model.gguf"].map(|name| out.path().join(name));
+        golden.checkpoint.write(&model);
+        llmq!["quantize", &model, "-o", &file, "--type", "F16", "--method", "rtn"].ok();
+        let metadata = open_gguf(&file).unwrap().metadata;
+        let of = |prefix: &str| metadata.iter().filter(|(key, _)| key.starts_with(prefix)).collect::<Vec<_>>();
+        let family = golden.keys.keys().next().unwrap().split('.').next().unwrap();
+        let mut wanted: BTreeMap<String, serde_json::Value> = golden.keys.clone().into_iter().collect();
+        for x in wanted.values_mut().filter(|value| value.is_f64()) {
+            *x = as_json(&Value::F32(x.as_f64().unwrap() as f32));
+        }
+        let weights: usize = golden.checkpoint.tensors.values().map(|tensor| tensor.numbers.len()).sum();
+        for (key, value) in [
+            ("architecture", family.into()),
+            ("type", "model".into()),
+            ("name", "model".into()),
+            ("size_label", size_label(weights as u64).into()),
+            ("file_type", 1.into()),
+            ("quantization_version", 2.into()),
+        ] {
+            wanted.insert(format!("general.{key}"), value);
+        }
+        let own = [of(&format!("{family}.")), of("general.")].concat();
+        let own: BTreeMap<String, serde_json::Value> =
+            own.into_iter().map(|(key, value)| (key.clone(), as_json(value))).collect();
+        let either = own.keys().chain(wanted.keys().filter(|key| !own.contains_key(*key)));
+        for key in either.filter(|key| own.get(*key) != wanted.get(*key)) {
+            wrong.push(format!("{}: {key} is {:?}, not {:?}", golden.name, own.get(key), wanted.get(key)));
+        }
+        // All of the test's checkpoints have the tokenizer of eval/tiny.
+        let tokenizer: Vec<&str> = of("tokenizer.").iter().map(|(key, _)| &key["tokenizer.ggml.".len()..]).collect();
+        let usual = "model pre tokens token_type merges bos_token_id eos_token_id add_bos_token add_sep_token";
+        let rest = metadata.len() - own.len() - tokenizer.len();
+        if tokenizer.join(" ") != usual || rest != 0 {
+            wrong.push(format!("{}: {tokenizer:?}, and {rest} keys of another kind", golden.name));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Token by token, with keys and values kept, a model says what it says of the whole window; from matrices in float and from
+/// blocks, which are decoded on the way.
+#[test]
+fn windows_that_grow_give_what_whole_ones_give() {
+    let mut wrong = Vec::new();
+    for golden in golden::all() {
+        let out = folder();
+        let [model, file] = ["model", "Q8_0.gguf"].map(|name| out.path().join(name));
+        golden.checkpoint.write(&model);
+        llmq!["quantize", &model, "-o", &file, "--type", "Q8_0", "--method", "rtn"].ok();
+        for path in [&model, &file] {
+            let subject = Subject::open(path, None).unwrap();
+            let window = &golden.windows[0];
+            let losses = perplexity::losses(&subject, &golden.windows[..1], 0, &|_, _| ()).unwrap();
+            let frame = Frame::new(&subject.model, subject.pairing(), window.len(), &Device::Cpu).unwrap();
+            let mut growing = Generation::new(&subject, &frame).unwrap();
+            let mut worst = 0f64;
+            let mut last = Vec::new();
+            for (i, &token) in window.iter().enumerate() {
+                last = growing.read(&[token]).unwrap();
+                let Some(&next) = window.get(i + 1) else { continue };
+                let loss = log_sum_exp(&last) - f64::from(last[next as usize]);
+                worst = worst.max((loss - losses[i]).abs() / losses[i].abs().max(1.0));
+            }
+            for pieces in [vec![window.len()], vec![window.len() / 3, window.len() - window.len() / 3]] {
+                growing.clear();
+                let mut from = 0;
+                let mut logits = Vec::new();
+                for piece in pieces {
+                    logits = growing.read(&window[from..from + piece]).unwrap();
+                    from += piece;
+                }
+                let largest = last.iter().fold(1f32, |largest, x| largest.max(x.abs()));
+                let apart = logits.iter().zip(&last).map(|(a, b)| f64::from((a - b).abs() / largest));
+                worst = apart.fold(worst, f64::max);
+            }
+            assert!(growing.read(&[0]).unwrap_err().to_string().contains("do not fit a window"));
+            if worst >= 1e-4 {
+                wrong.push(format!("{}: {} differs by {worst:e}", golden.name, path.display()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
 /// Checkpoints are saved under several names: GPT-2 without that of its class, Gemma 3 inside a model that sees.
 #[test]
 fn other_names_of_tensors_are_found() {
@@ -70,7 +180,7 @@ fn other_names_of_tensors_are_found() {
 fn may_be_rotated(golden: &Golden) -> bool {
     let kind = golden.checkpoint.config["model_type"].as_str().unwrap();
     let family = ARCHITECTURES.iter().find(|architecture| architecture.model_types().contains(&kind)).unwrap();
-    family.obstacle_to_rotation(&family.form()).is_none() && !family.has_experts() && kind != "mixtral"
+    family.obstacle_to_rotation(&family.form()).is_none() && kind != "mixtral"
 }
 
 #[test]
@@ -148,7 +258,23 @@ fn experts_are_planned_measured_and_saved() {
         }
         let again = out.path().join("again.gguf");
         llmq!["quantize", &model, "-o", &again, "--type", "Q4_0", "--method", "rtn", "--imatrix", &saved].ok();
-        llmq!["quantize", &model, "-o", out.path().join("bpw.gguf"), "--target-bpw", "5"]
-            .failed(1, &["types cannot be chosen", "experts", "--type Q4_K_M"]);
+        // Types that the sensitivity of each stack asks for beat one type for all, in no more bytes.
+        let [chosen, one] = ["chosen.gguf", "one.gguf"].map(|name| out.path().join(name));
+        let how = ["--method", "gptq", "--samples", "16", "--seq-len", "64"];
+        llmq!["quantize", &model, "-o", &one, "--type", "Q4_1", "--pure"; how].ok();
+        let choose = |more: &[&str]| {
+            llmq!["quantize", &model, "-o", &chosen, "--target-bpw", "5", "--json"; [&how[..], more].concat()].ok()
+        };
+        let run = choose(&["--dry-run"]);
+        choose(&[]);
+        let is_stack =
+            |line: &serde_json::Value| line["name"].as_str().is_some_and(|name| name.contains("_exps.weight"));
+        let stacks: Vec<_> = run.lines("tensor").into_iter().filter(is_stack).collect();
+        assert!(!stacks.is_empty() && stacks.iter().all(|line| line["loss_share"].is_f64()), "{name}: {stacks:?}");
+        let divergence =
+            |file: &Path| common::divergence(file, &model, &["--chunks", "8", "-c", "64"])["kl_divergence"].as_f64();
+        let (of_chosen, of_one) = (divergence(&chosen).unwrap(), divergence(&one).unwrap());
+        assert!(of_chosen < of_one, "{name}: {of_chosen}, and {of_one} with one type");
+        assert!(chosen.metadata().unwrap().len() <= one.metadata().unwrap().len(), "{name}");
     }
 }

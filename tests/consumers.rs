@@ -1,4 +1,4 @@
-//! llmq's files in the hands of those they are made for: llama.cpp, and the PyPI package gguf.
+//! llmq's files in the hands of those they are made for: llama.cpp, the PyPI package gguf, and a browser.
 //!
 //! Needs what scripts/setup-consumers.sh installs; without it, every test here fails and says so.
 
@@ -8,6 +8,12 @@ mod common;
 mod architectures;
 #[path = "consumers/ask.rs"]
 mod ask;
+#[path = "consumers/browser.rs"]
+mod browser;
+#[path = "consumers/embeddings.rs"]
+mod embeddings;
+#[path = "consumers/folders.rs"]
+mod folders;
 #[path = "consumers/gguf.rs"]
 mod gguf;
 #[path = "consumers/llama.rs"]

@@ -5,6 +5,7 @@ mod common;
 use common::checkpoint::Shape;
 use common::{folder, kind, llmq, names, perplexity, tensors, tiny};
 use llmq::pipeline::weights::open_gguf;
+use llmq::source::gguf::Gguf;
 use llmq::source::value::Value;
 use llmq::writer::gguf::{GgufWriter, TensorPlan};
 use std::fs;
@@ -72,11 +73,17 @@ fn the_tokenizer_and_other_keys_go_along_and_can_be_replaced() {
         match key.as_str() {
             "general.name" => assert_eq!(after.get(key), Some(&Value::from("another"))),
             "general.file_type" => assert_eq!(after.get(key), Some(&Value::U32(2))),
+            // How a file was made is its own.
+            own if own.starts_with("llmq.") => {}
             _ => assert_eq!(after.get(key), Some(value), "{key}"),
         }
     }
     assert_eq!(after.get("llmq.test"), Some(&Value::I32(-3)));
-    assert_eq!(after.metadata.len(), before.metadata.len() + 1);
+    assert_eq!(after.get("llmq.options"), Some(&Value::from("--method rtn")));
+    let others = |file: &Gguf| file.metadata.iter().filter(|(key, _)| !key.starts_with("llmq.")).count();
+    assert_eq!(others(&after), others(&before));
+    let own = after.metadata.iter().filter(|(key, _)| key.starts_with("llmq.")).count();
+    assert_eq!(own, 3, "nothing is left of how the source was made");
     llmq!["quantize", &source, "-o", &file, "--override-kv", "a=u8:3"].failed(2, &["a=u8:3", "KEY=TYPE:VALUE"]);
 }
 
@@ -100,11 +107,13 @@ fn what_is_quantized_already_is_refused_unless_asked_for_and_the_same_type_stays
 #[test]
 fn values_that_are_on_a_grid_already_keep_their_bits_whatever_carries_them() {
     let out = folder();
-    let [first, single, back] = ["first.gguf", "single.gguf", "back.gguf"].map(|name| out.path().join(name));
+    let [model, first, single, back] =
+        ["model", "first.gguf", "single.gguf", "back.gguf"].map(|name| out.path().join(name));
+    Shape { hidden: 256, ffn: 256, blocks: 1, ..Shape::default() }.write(&model);
     for kind in
         ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K_S", "Q4_K_S", "Q5_K_S", "Q6_K", "IQ4_NL", "IQ4_XS"]
     {
-        llmq!["quantize", tiny(), "-o", &first, "--type", kind, "--force", "--samples", "4", "--seq-len", "64"].ok();
+        llmq!["quantize", &model, "-o", &first, "--type", kind, "--force", "--samples", "4", "--seq-len", "64"].ok();
         llmq!["quantize", &first, "-o", &single, "--type", "F32", "--allow-requantize", "--force"].ok();
         llmq!["quantize", &single, "-o", &back, "--type", kind, "-m", "rtn", "--force"].ok();
         let decoded = |file: &Path| -> Vec<Vec<f32>> {

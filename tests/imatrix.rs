@@ -2,6 +2,7 @@
 
 mod common;
 
+use common::checkpoint::Shape;
 use common::{folder, kind, llmq, names, refused, tensors, tiny};
 use llmq::pipeline::weights::open_gguf;
 use llmq::source::imatrix::Imatrix;
@@ -171,4 +172,31 @@ fn types_come_from_a_file_too_and_mixes_are_case_insensitive() {
     let path = types.to_str().unwrap();
     refused(&tiny(), &["-m", "rtn", "--tensor-type-file", path], 2, &["nothing_like_it", "matches no tensor"]);
     refused(&tiny(), &["-m", "rtn", "--tensor-type", "attn_v=IQ2_XS"], 2, &["reads tensors of type IQ2_XS"]);
+}
+
+/// Conversations in a text are written with the model's own template, from a checkpoint and from a GGUF.
+#[test]
+fn conversations_become_text_with_the_models_template() {
+    let out = folder();
+    let [model, gguf, chat, text] =
+        ["model", "model.gguf", "chat.jsonl", "text.jsonl"].map(|name| out.path().join(name));
+    Shape::default().write(&model);
+    let config = model.join("tokenizer_config.json");
+    let mut keys: serde_json::Value = serde_json::from_slice(&fs::read(&config).unwrap()).unwrap();
+    keys["chat_template"] = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}".into();
+    fs::write(&config, keys.to_string()).unwrap();
+    let words = "The quick brown fox jumps over the lazy dog. ".repeat(40);
+    let message = serde_json::json!({ "messages": [{ "role": "user", "content": words }] });
+    fs::write(&chat, message.to_string()).unwrap();
+    fs::write(&text, serde_json::json!({ "text": format!("<user>{words}") }).to_string()).unwrap();
+    llmq!["quantize", &model, "-o", &gguf, "--type", "F32", "--method", "rtn"].ok();
+    let of = |model: &Path, text: &Path| {
+        let file = out.path().join("imatrix.gguf");
+        llmq!["imatrix", model, "-f", text, "-o", &file, "-c", "64", "--force"].ok();
+        Imatrix::read(&file).unwrap().entries["blk.1.ffn_down.weight"].sums.clone()
+    };
+    let wanted = of(&model, &text);
+    assert!(wanted == of(&model, &chat) && of(&gguf, &text) == of(&gguf, &chat));
+    let none = tiny();
+    llmq!["imatrix", &none, "-f", &chat, "-o", out.path().join("x.gguf")].failed(1, &["no chat template", "hint: "]);
 }

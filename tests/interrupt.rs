@@ -16,7 +16,7 @@ fn interrupted(folder: &Path, options: &[&str], signals: &[&str]) -> (Option<i32
     let before = names(folder).len();
     let mut command = Command::new(BINARY);
     command.arg("quantize").arg(tiny()).arg("-o").arg(folder.join("out.gguf"));
-    command.args(["--samples", "1000", "--seq-len", "512", "--json"]).args(options);
+    command.args(["--samples", "250", "--seq-len", "512", "--json"]).args(options);
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap());
     let mut first = String::new();

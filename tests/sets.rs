@@ -6,6 +6,7 @@ use common::hub::{Fault, Hub, Repo};
 use common::{Run, folder, llmq, run, tiny};
 use flate2::Compression;
 use flate2::write::GzEncoder;
+use llmq::source::imatrix::Imatrix;
 use parquet::data_type::{ByteArray, ByteArrayType};
 use parquet::file::properties::WriterProperties;
 use parquet::file::writer::SerializedFileWriter;
@@ -223,6 +224,25 @@ fn wikitext2_is_its_lines_joined_by_empty_lines() {
     assert_eq!((&offline["perplexity"], hub.requests().len()), (&file["perplexity"], 0));
     let wrong = ["eval", model.to_str().unwrap(), "--perplexity", "--data", "ptb"];
     hub.llmq(home.path(), &wrong).failed(2, &["no set 'ptb'", HINT, "c4 and wikitext2"]);
+}
+
+/// An importance matrix is measured on the training texts, too, and says how much of C4 it would need.
+#[test]
+fn importance_takes_sets_by_name() {
+    let lines = vec!["The quick brown fox jumps over the lazy dog."; 200];
+    let (hub, home, out) = (wikitext("train", &lines), folder(), folder());
+    let [named, file, text] = ["named.gguf", "file.gguf", "text.txt"].map(|name| out.path().join(name));
+    fs::write(&text, lines.join("\n\n")).unwrap();
+    let measure = |from: &str, to: &Path| {
+        let of =
+            ["imatrix", tiny().to_str().unwrap(), "-c", "64", "-o", to.to_str().unwrap(), "-f", from].map(String::from);
+        hub.llmq(home.path(), &of)
+    };
+    measure("wikitext2", &named).ok();
+    measure(text.to_str().unwrap(), &file).ok();
+    let sums = |path: &Path| Imatrix::read(path).unwrap().entries["blk.0.attn_q.weight"].sums.clone();
+    assert!(sums(&named) == sums(&file));
+    measure("c4", &out.path().join("x.gguf")).failed(2, &["c4", HINT, "--chunks"]);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use llmq_kernels::attention::{self, Scores, Shape};
 use llmq_kernels::elementwise::Activation;
 use llmq_kernels::gemm;
 use llmq_kernels::search;
-use llmq_kernels::{F, Isa, LANES, Levels, cholesky, column, convert, descent, elementwise, squares, syrk};
+use llmq_kernels::{F, Isa, LANES, Levels, cholesky, column, convert, descent, elementwise, fused, squares, syrk};
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
@@ -68,6 +68,21 @@ fn products() {
         let rate = 2e-9 * (n * m * k) as f64 / ours;
         show(&format!("linear {n} x {k} -> {m}"), rate, "GFLOP/s", ours, "the gemm crate", theirs);
     }
+    for (n, m, k) in [(1, 4096, 4096), (8, 4096, 4096), (2048, 4096, 4096)] {
+        let (x, bytes, mut y) = (numbers(n * k), vec![0x3c; 2 * m * k], vec![0.0; n * m]);
+        let decode = |rows: std::ops::Range<usize>, out: &mut [f32]| {
+            convert::bf16_to_f32(&bytes[2 * rows.start * k..2 * rows.end * k], out);
+            Ok::<(), ()>(())
+        };
+        let ours = best(|| fused::linear(&x, k, m, decode, black_box(&mut y)).expect("it decodes"));
+        let mut w = vec![0.0; m * k];
+        let theirs = best(|| {
+            convert::bf16_to_f32(&bytes, &mut w);
+            gemm::linear(&x, &w, k, black_box(&mut y));
+        });
+        let rate = 2e-9 * (n * m * k) as f64 / ours;
+        show(&format!("linear of bfloat16, {n} x {k} -> {m}"), rate, "GFLOP/s", ours, "decoding all first", theirs);
+    }
     for (n, k) in [(2048, 512), (2048, 1280), (8192, 4096)] {
         let (x, mut h) = (numbers(n * k), vec![0.0; k * k]);
         let ours = best(|| syrk::syrk(&x, k, black_box(&mut h)));
@@ -96,7 +111,7 @@ fn factors() {
 }
 
 fn rows() {
-    let shape = Shape { positions: 512, heads: 8, kv_heads: 4, d: 64 };
+    let shape = Shape { positions: 512, past: 0, heads: 8, kv_heads: 4, d: 64 };
     let (q, kv) = (numbers(4 * 512 * 512), numbers(4 * 512 * 256));
     let (mut out, how) = (vec![0.0; q.len()], Scores { scale: 0.125, ..Scores::default() });
     let ours = best(|| attention::causal(&q, &kv, &kv, shape, &how, black_box(&mut out)));

@@ -10,8 +10,10 @@ const TILE: usize = 64;
 /// The shape of a batch of attention windows.
 #[derive(Debug, Clone, Copy)]
 pub struct Shape {
-    /// Positions of a window; every window starts afresh.
+    /// Positions of a window that have queries; every window starts afresh.
     pub positions: usize,
+    /// Positions in front of these, of which there are keys and values only.
+    pub past: usize,
     /// Query heads.
     pub heads: usize,
     /// Key and value heads, each shared by `heads / kv_heads` query heads.
@@ -35,19 +37,19 @@ pub struct Scores {
 
 /// `softmax(scale·QKᵀ + causal mask)·V` per window and head, on all threads (Vaswani et al. 2017, equation 1).
 ///
-/// `q`, `out`: `[windows · positions, heads · d]`; `k`, `v`: `[windows · positions, kv_heads · d]`. Only scores on or
-/// below the diagonal (to the width of a tile) are computed.
+/// `q`, `out`: `[windows · positions, heads · d]`; `k`, `v`: `[windows · (past + positions), kv_heads · d]`. Only scores on
+/// or below the diagonal (to the width of a tile) are computed.
 ///
 /// # Panics
 /// If the lengths do not fit.
 pub fn causal(q: &[f32], k: &[f32], v: &[f32], shape: Shape, how: &Scores, out: &mut [f32]) {
-    let Shape { positions, heads, kv_heads, d } = shape;
+    let Shape { positions, past, heads, kv_heads, d } = shape;
     let (width, kv_width) = (heads * d, kv_heads * d);
     let windows = q.len() / (positions * width);
     assert_eq!(q.len(), windows * positions * width, "queries");
     assert_eq!(
         (k.len(), v.len(), out.len()),
-        (windows * positions * kv_width, k.len(), q.len()),
+        (windows * (past + positions) * kv_width, k.len(), q.len()),
         "keys, values, output"
     );
     assert_eq!(heads % kv_heads, 0, "query heads per key head");
@@ -58,9 +60,10 @@ pub fn causal(q: &[f32], k: &[f32], v: &[f32], shape: Shape, how: &Scores, out: 
         .collect();
     tiles.into_par_iter().for_each(|(w, first, out)| {
         let rows = out.len() / width;
-        let seen = first + rows;
+        let seen = past + first + rows;
         let q = &q[(w * positions + first) * width..];
-        let (k, v) = (&k[w * positions * kv_width..], &v[w * positions * kv_width..]);
+        let own = w * (past + positions) * kv_width;
+        let (k, v) = (&k[own..], &v[own..]);
         let mut scores = vec![0.0; rows * seen]; // [rows, seen]
         for h in 0..heads {
             let kv = h / (heads / kv_heads) * d;
@@ -69,7 +72,7 @@ pub fn causal(q: &[f32], k: &[f32], v: &[f32], shape: Shape, how: &Scores, out: 
             let values = View::new(&v[kv..], seen, d, kv_width);
             product(&mut scores, seen, Old::Replaced, 1.0, queries, keys.t());
             for (i, row) in scores.chunks_mut(seen).enumerate() {
-                let (past, future) = row.split_at_mut(first + i + 1);
+                let (past, future) = row.split_at_mut(past + first + i + 1);
                 future.fill(0.0);
                 let forgotten = how.window.map_or(0, |window| past.len().saturating_sub(window));
                 let (forgotten, past) = past.split_at_mut(forgotten);
@@ -109,36 +112,39 @@ mod tests {
                 Scores { window: Some(5), ..plain.clone() },
                 Scores { sinks: (0..heads).map(|h| h as f32 * 0.5 - 0.7).collect(), ..plain.clone() },
             ] {
-                check(windows, Shape { positions, heads, kv_heads, d }, &how);
+                for past in [0, 3] {
+                    check(windows, Shape { positions, past, heads, kv_heads, d }, &how);
+                }
             }
         }
     }
 
     fn check(windows: usize, shape: Shape, how: &Scores) {
-        let Shape { positions, heads, kv_heads, d } = shape;
-        let n = windows * positions;
+        let Shape { positions, past, heads, kv_heads, d } = shape;
+        let (n, all) = (windows * positions, windows * (past + positions));
         let make = |len: usize, s: f32| -> Vec<f32> { (0..len).map(|i| (i as f32 * s).sin()).collect() };
-        let (q, k, v) = (make(n * heads * d, 0.7), make(n * kv_heads * d, 1.3), make(n * kv_heads * d, 0.9));
+        let (q, k, v) = (make(n * heads * d, 0.7), make(all * kv_heads * d, 1.3), make(all * kv_heads * d, 0.9));
         let mut out = vec![f32::NAN; q.len()];
         causal(&q, &k, &v, shape, how, &mut out);
         for w in 0..windows {
             for t in 0..positions {
                 for h in 0..heads {
                     let kv = h / (heads / kv_heads);
-                    let at = |u: usize| ((w * positions + u) * kv_heads + kv) * d;
+                    let at = |u: usize| ((w * (past + positions) + u) * kv_heads + kv) * d;
                     let query = &q[((w * positions + t) * heads + h) * d..][..d];
-                    let scores: Vec<f64> = (0..=t)
+                    let now = past + t;
+                    let scores: Vec<f64> = (0..=now)
                         .map(|u| {
                             let dot: f32 = query.iter().zip(&k[at(u)..]).map(|(a, b)| a * b).sum();
                             let score = f64::from(how.scale * dot);
                             let score = how.cap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh());
-                            if how.window.is_some_and(|window| t - u >= window) { 0.0 } else { score.exp() }
+                            if how.window.is_some_and(|window| now - u >= window) { 0.0 } else { score.exp() }
                         })
                         .collect();
                     let nothing = how.sinks.get(h).map_or(0.0, |&sink| f64::from(sink).exp());
                     let total = scores.iter().sum::<f64>() + nothing;
                     for i in 0..d {
-                        let want: f64 = (0..=t).map(|u| scores[u] / total * f64::from(v[at(u) + i])).sum();
+                        let want: f64 = (0..=now).map(|u| scores[u] / total * f64::from(v[at(u) + i])).sum();
                         let got = f64::from(out[((w * positions + t) * heads + h) * d + i]);
                         assert!((got - want).abs() < 1e-5, "{how:?}: window {w}, position {t}, head {h}");
                     }

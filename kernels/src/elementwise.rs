@@ -1,5 +1,13 @@
 //! The row-wise operations of a decoder block: norms, rotary embedding, activations, softmax.
 
+mod activation;
+mod magnitude;
+mod rope;
+
+pub use activation::*;
+pub use magnitude::*;
+pub use rope::*;
+
 use crate::dispatch::kernel;
 use crate::lanes::{F, LANES};
 use rayon::prelude::*;
@@ -154,91 +162,6 @@ kernel! {
     }
 }
 
-/// The function between the two layers of an MLP.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Activation {
-    /// `x·σ(x)` (Elfwing et al. 2017), also called swish.
-    Silu,
-    /// `x·Φ(x)`, with tanh in the place of the normal distribution (Hendrycks and Gimpel 2016, section 2).
-    GeluTanh,
-    /// `x·Φ(x)`.
-    Gelu,
-    /// `x·σ(1.702·x)` of x up to 7, what it gates being kept within ±7 and then raised by one (gpt-oss).
-    SiluBounded,
-}
-
-impl Activation {
-    #[inline(always)]
-    fn of(self, x: F) -> F {
-        // x·σ(s)
-        let gate = |s: F| x.zip(exp(-s), |x, e| x / (1.0 + e));
-        match self {
-            Activation::Silu => gate(x),
-            // (1 + tanh u)/2 = σ(2u), with u = √(2/π)·(x + 0.044715·x³).
-            Activation::GeluTanh => gate(F::splat(1.595_769) * (F::splat(0.044_715) * x * x).mul_add(x, x)),
-            Activation::Gelu => x * normal(x),
-            Activation::SiluBounded => {
-                let x = x.less(F::splat(7.0), x, F::splat(7.0));
-                x.zip(exp(F::splat(-1.702) * x), |x, e| x / (1.0 + e))
-            }
-        }
-    }
-
-    /// What becomes of the numbers that the activation gates.
-    #[inline(always)]
-    fn gated(self, up: F) -> F {
-        match self {
-            Activation::SiluBounded => up.clamp(-7.0, 7.0) + F::splat(1.0),
-            _ => up,
-        }
-    }
-}
-
-/// The normal distribution function Φ, to within 2·10⁻⁷ (Abramowitz and Stegun 1964, formula 7.1.26, of erf).
-#[inline(always)]
-fn normal(x: F) -> F {
-    let z = x.abs() * F::splat(std::f32::consts::FRAC_1_SQRT_2);
-    let t = z.map(|z| 1.0 / (1.0 + 0.327_591_1 * z));
-    let mut p = F::splat(1.061_405_4);
-    for c in [-1.453_152, 1.421_413_7, -0.284_496_74, 0.254_829_6] {
-        p = p.mul_add(t, F::splat(c));
-    }
-    // erfc(z)/2
-    let tail = F::splat(0.5) * p * t * exp(-(z * z));
-    x.less(F::ZERO, tail, F::splat(1.0) - tail)
-}
-
-kernel! {
-    /// One row of [`gated`].
-    pub fn gated_row / gated_row_on(kind: Activation, gate: &[f32], up: &[f32], y: &mut [f32]) {
-        for ((y, gate), up) in y.chunks_mut(LANES).zip(gate.chunks(LANES)).zip(up.chunks(LANES)) {
-            let v = kind.of(load(gate, 0.0)) * kind.gated(load(up, 0.0));
-            y.copy_from_slice(&v.0[..y.len()]);
-        }
-    }
-}
-
-kernel! {
-    /// An activation in place.
-    pub fn activate_row / activate_row_on(kind: Activation, x: &mut [f32]) {
-        for x in x.chunks_mut(LANES) {
-            let y = kind.of(load(x, 0.0));
-            x.copy_from_slice(&y.0[..x.len()]);
-        }
-    }
-}
-
-kernel! {
-    /// `cap·tanh(scale·x / cap)` in place: scores that stay within a bound (Gemma 2, section 2).
-    pub fn softcap / softcap_on(x: &mut [f32], scale: f32, cap: f32) {
-        for x in x.chunks_mut(LANES) {
-            let e = exp(load(x, 0.0) * F::splat(2.0 * scale / cap));
-            let y = e.map(|e| cap - 2.0 * cap / (1.0 + e));
-            x.copy_from_slice(&y.0[..x.len()]);
-        }
-    }
-}
-
 /// Root-mean-square norm of every row, on all threads (Zhang and Sennrich 2019, equation 4).
 ///
 /// `x`, `y`: `[n, gain.len()]`.
@@ -259,100 +182,6 @@ pub fn layer_norm(x: &[f32], gain: &[f32], bias: &[f32], eps: f32, y: &mut [f32]
     y.par_chunks_mut(ROWS * width).zip(x.par_chunks(ROWS * width)).for_each(|(y, x)| {
         for (y, x) in y.chunks_mut(width).zip(x.chunks(width)) {
             layer_norm_row(x, gain, bias, eps, y);
-        }
-    });
-}
-
-/// `activation(gate) · up`, on all threads (Shazeer 2020, equations 5 and 6). All of one length.
-pub fn gated(kind: Activation, gate: &[f32], up: &[f32], y: &mut [f32]) {
-    const PART: usize = 1 << 14;
-    y.par_chunks_mut(PART)
-        .zip(gate.par_chunks(PART))
-        .zip(up.par_chunks(PART))
-        .for_each(|((y, gate), up)| gated_row(kind, gate, up, y));
-}
-
-/// An activation in place, on all threads.
-pub fn activate(kind: Activation, x: &mut [f32]) {
-    const PART: usize = 1 << 14;
-    x.par_chunks_mut(PART).for_each(|x| activate_row(kind, x));
-}
-
-/// The place of the first NaN or infinity, on all threads.
-pub fn first_non_finite(x: &[f32]) -> Option<usize> {
-    first_beyond(x, f32::MAX)
-}
-
-/// The position of the first number that is NaN or of a larger magnitude than `most`, searched for on all threads.
-pub fn first_beyond(x: &[f32], most: f32) -> Option<usize> {
-    const PART: usize = 1 << 14;
-    // Within a part nothing stops early, so that the loop is a vector one.
-    let part = x.par_chunks(PART).position_first(|part| largest_magnitude(part) > most.to_bits())?;
-    let beyond = |x: &f32| x.to_bits() & 0x7fff_ffff > most.to_bits();
-    x[part * PART..].iter().position(beyond).map(|at| part * PART + at)
-}
-
-kernel! {
-    /// The bits of the largest magnitude, which rise as magnitudes do; those of NaN are above all others.
-    pub fn largest_magnitude / largest_magnitude_on(x: &[f32]) -> u32 {
-        let (lanes, tail) = x.as_chunks::<LANES>();
-        let mut largest = [0u32; LANES];
-        for x in lanes {
-            for (largest, x) in largest.iter_mut().zip(x) {
-                *largest = (*largest).max(x.to_bits() & 0x7fff_ffff);
-            }
-        }
-        let tail = tail.iter().map(|x| x.to_bits() & 0x7fff_ffff);
-        largest.into_iter().chain(tail).max().unwrap_or_default()
-    }
-}
-
-/// Which two numbers of a head rotary embedding turns together.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Pairing {
-    /// `i` and `i + rotary/2`: the usual order of rows in a checkpoint.
-    Halves,
-    /// `2i` and `2i + 1`: the order of rows in a GGUF of the llama family.
-    Neighbours,
-}
-
-/// Rotary embedding in place, on all threads (Su et al. 2021, equation 34), of the first `rotary` of the `d` numbers of each head.
-///
-/// `x`: `[windows · positions, heads · d]`; `cos`, `sin`: `[positions, rotary/2]`, which also says how many positions a window
-/// has.
-///
-/// # Panics
-/// If the lengths do not fit.
-pub fn rope(x: &mut [f32], d: usize, rotary: usize, heads: usize, cos: &[f32], sin: &[f32], pairing: Pairing) {
-    let (width, half) = (heads * d, rotary / 2);
-    let positions = cos.len() / half;
-    assert!(
-        rotary.is_multiple_of(2)
-            && rotary <= d
-            && x.len().is_multiple_of(positions * width)
-            && cos.len() == positions * half
-            && cos.len() == sin.len(),
-        "shapes of rope"
-    );
-    x.par_chunks_mut(width).enumerate().for_each(|(t, row)| {
-        let at = t % positions * half;
-        let (cos, sin) = (&cos[at..at + half], &sin[at..at + half]);
-        for head in row.chunks_mut(d) {
-            let head = &mut head[..rotary];
-            match pairing {
-                Pairing::Halves => {
-                    let (a, b) = head.split_at_mut(half);
-                    for i in 0..half {
-                        (a[i], b[i]) = (a[i] * cos[i] - b[i] * sin[i], b[i] * cos[i] + a[i] * sin[i]);
-                    }
-                }
-                Pairing::Neighbours => {
-                    for (i, pair) in head.chunks_exact_mut(2).enumerate() {
-                        let (a, b) = (pair[0], pair[1]);
-                        (pair[0], pair[1]) = (a * cos[i] - b * sin[i], b * cos[i] + a * sin[i]);
-                    }
-                }
-            }
         }
     });
 }
@@ -431,69 +260,6 @@ mod tests {
                 softmax(&mut x, 0.5);
                 assert!(x.iter().all(|y| y.is_nan()), "{bad} at {at}");
             }
-        }
-    }
-
-    #[test]
-    fn the_first_number_that_is_none_is_found() {
-        let mut x = vec![1.0; 100_000];
-        assert_eq!(first_non_finite(&x), None);
-        x[70_001] = f32::NEG_INFINITY;
-        x[99_999] = f32::NAN;
-        assert_eq!(first_non_finite(&x), Some(70_001));
-        assert_eq!(first_non_finite(&x[70_002..]), Some(29_997));
-        assert_eq!(first_beyond(&[1.0, -3.0, 2.0], 3.0), None);
-        assert_eq!(first_beyond(&[1.0, -3.0, 4.0, f32::NAN], 2.5), Some(1));
-        for n in 0..40 {
-            let x: Vec<f32> = (0..n).map(|i| (i as f32 * 0.7).sin()).collect();
-            let largest = x.iter().fold(0.0f32, |m, x| m.max(x.abs())).to_bits();
-            for isa in Isa::available() {
-                assert_eq!(largest_magnitude_on(isa, &x), largest, "{isa:?} {n}");
-            }
-        }
-    }
-
-    #[test]
-    fn both_pairings_turn_the_same_pairs() {
-        let (cos, sin) = ([0.6, 0.8], [0.8, 0.6]); // one position, d = 4
-        let mut halves = [1.0, 2.0, 3.0, 4.0];
-        let mut neighbours = [1.0, 3.0, 2.0, 4.0];
-        rope(&mut halves, 4, 4, 1, &cos, &sin, Pairing::Halves);
-        rope(&mut neighbours, 4, 4, 1, &cos, &sin, Pairing::Neighbours);
-        let want = [0.6 - 2.4, 1.6 - 2.4, 1.8 + 0.8, 3.2 + 1.2];
-        for i in 0..4 {
-            assert!((halves[i] - want[i]).abs() < 1e-6);
-        }
-        assert_eq!([halves[0], halves[2], halves[1], halves[3]], neighbours);
-        // A head of six, of which two do not turn.
-        let mut part = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0];
-        rope(&mut part, 6, 4, 1, &cos, &sin, Pairing::Halves);
-        assert_eq!((&part[..4], &part[4..]), (&halves[..], &[5.0, 6.0][..]));
-    }
-
-    #[test]
-    fn activations_and_caps_are_what_they_say() {
-        // Φ by Simpson's rule over the density.
-        let density = |t: f64| (-t * t / 2.0).exp() / std::f64::consts::TAU.sqrt();
-        let simpson = |x: f64| {
-            let h = x / 200.0;
-            let inner = (1..200).map(|i| density(f64::from(i) * h) * if i % 2 == 1 { 4.0 } else { 2.0 });
-            0.5 + h / 3.0 * (density(0.0) + density(x) + inner.sum::<f64>())
-        };
-        for i in -60..=60 {
-            let x = f64::from(i) / 8.0;
-            let of = |kind| {
-                let mut y = [x as f32];
-                activate_row(kind, &mut y);
-                f64::from(y[0])
-            };
-            let tanh = 0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh());
-            assert!((of(Activation::Silu) - x / (1.0 + (-x).exp())).abs() < 2e-6, "{x}");
-            assert!((of(Activation::GeluTanh) - tanh).abs() < 2e-6, "{x}");
-            assert!((of(Activation::Gelu) - x * simpson(x)).abs() < 3e-6, "{x}");
-            let mut y = [x as f32];
-            softcap(&mut y, 3.0, 5.0);
-            assert!((f64::from(y[0]) - 5.0 * (3.0 * x / 5.0).tanh()).abs() < 5e-6, "{x}");
         }
     }
 

@@ -1,6 +1,7 @@
 //! Matrix products of `f32`, row-major.
 
 use faer::linalg::matmul::matmul;
+use faer::reborrow::ReborrowMut;
 use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
@@ -52,6 +53,30 @@ pub fn product(c: &mut [f32], stride: usize, old: Old, alpha: f32, a: View<'_>, 
     let c = MatMut::from_column_major_slice_with_stride_mut(&mut c[..used], n, m, stride).transpose_mut();
     let accum = if old == Old::Kept { Accum::Add } else { Accum::Replace };
     matmul(c, accum, a.0, b.0, alpha, Par::Seq);
+}
+
+/// Some columns of all rows of an output.
+pub(crate) struct Strip<'a>(MatMut<'a, f32>);
+
+impl Strip<'_> {
+    /// The product `A·B` takes the place of what is there.
+    pub fn product(&mut self, a: View<'_>, b: View<'_>) {
+        matmul(self.0.rb_mut(), Accum::Replace, a.0, b.0, 1.0, Par::Seq);
+    }
+}
+
+/// The columns of `c`, `[rows, columns]`, in strips of `width`; the last may be narrower.
+pub(crate) fn strips(c: &mut [f32], columns: usize, width: usize) -> Vec<Strip<'_>> {
+    let rows = c.len() / columns;
+    let mut rest = MatMut::from_column_major_slice_mut(c, columns, rows).transpose_mut();
+    let mut strips = Vec::new();
+    while rest.ncols() > width {
+        let (strip, others) = rest.split_at_col_mut(width);
+        strips.push(Strip(strip));
+        rest = others;
+    }
+    strips.push(Strip(rest));
+    strips
 }
 
 /// `Y = X·Wᵀ`, a linear layer without bias, on all threads.

@@ -1,6 +1,6 @@
 //! CPU kernels of llmq: safe functions on slices, without any llmq types.
 //!
-//! Two kinds live here. Products ([`gemm`], [`syrk`], [`attention`], [`mod@cholesky`]) cut their output into tiles of a fixed size, so
+//! Two kinds live here. Products ([`gemm`], [`fused`], [`syrk`], [`attention`], [`mod@cholesky`]) cut their output into tiles of a fixed size, so
 //! that the result does not depend on the number of threads. Lane kernels ([`search`], [`mod@column`], [`descent`], [`elementwise`]) are
 //! written once on [`lanes::F`], sixteen numbers side by side, and compiled for every instruction set in [`dispatch`];
 //! they contain no operation whose result depends on the instruction set, so all of them agree to the last bit.
@@ -12,6 +12,7 @@ pub mod convert;
 pub mod descent;
 pub mod dispatch;
 pub mod elementwise;
+pub mod fused;
 pub mod gemm;
 pub mod lanes;
 pub mod levels;

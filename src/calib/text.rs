@@ -48,7 +48,7 @@ pub fn read(path: &Path, chat: Option<&Chat>) -> Result<Vec<String>> {
     let file = File::open(path).map_err(|cause| {
         Error::new(format!("cannot open {}", path.display()))
             .because(cause)
-            .hint("check the path; sets that need no file are c4 and wikitext2, with --calib of `llmq quantize`")
+            .hint("check the path; sets that need no file are c4 and wikitext2")
     })?;
     let mut bytes = Vec::new();
     let mut reader: Box<dyn Read> = if packed { Box::new(MultiGzDecoder::new(file)) } else { Box::new(file) };

@@ -2,7 +2,7 @@
 
 use super::output;
 use crate::error::Result;
-use crate::model::{ARCHITECTURES, Architecture, MlpLayers};
+use crate::model::{ARCHITECTURES, Architecture, MlpLayers, Site};
 use serde_json::json;
 
 #[derive(Debug, clap::Args)]
@@ -18,31 +18,28 @@ struct Applies {
     awq: Vec<&'static str>,
     /// Why a rotation does not apply, if it does not.
     obstacle: Option<&'static str>,
+    /// Whether its blocks have experts.
+    experts: bool,
 }
 
 impl Applies {
     fn to(architecture: &dyn Architecture) -> Applies {
         let form = architecture.form();
-        let fused = form.mlp.layers == MlpLayers::Fused;
-        let mut awq = Vec::new();
-        if form.pre_norms {
-            awq.push(if form.fused_qkv { "attn_qkv" } else { "attn_q, attn_k, attn_v" });
-        }
-        if !architecture.has_latent_attention() {
-            awq.push("attn_output");
-        }
-        if form.pre_norms && !architecture.has_experts() {
-            let gates = if form.mlp.layers == MlpLayers::Gated { "ffn_gate, ffn_up" } else { "ffn_up" };
-            awq.push(gates);
-        }
-        if (form.mlp.layers == MlpLayers::Gated || fused) && !architecture.has_experts() {
-            awq.push("ffn_down");
-        }
-        let obstacle = match architecture {
-            _ if architecture.has_experts() => Some("it has experts"),
-            _ => architecture.obstacle_to_rotation(&form),
+        let experts = form.experts.is_some();
+        let absorbed = |site: &Site| form.absorber(*site, experts).is_some();
+        let layers = |site: Site| match site {
+            Site::AttnIn if form.latent.is_some() => Some("attn_q_a, attn_kv_a_mqa"),
+            Site::AttnIn if form.fused_qkv => Some("attn_qkv"),
+            Site::AttnIn => Some("attn_q, attn_k, attn_v"),
+            Site::AttnOut => Some("attn_output"),
+            // Those of experts get none.
+            Site::FfnIn | Site::FfnMid if experts => None,
+            Site::FfnIn if form.mlp.layers == MlpLayers::Gated => Some("ffn_gate, ffn_up"),
+            Site::FfnIn => Some("ffn_up"),
+            Site::FfnMid => Some("ffn_down"),
         };
-        Applies { awq, obstacle }
+        let awq = Site::ALL.into_iter().filter(absorbed).filter_map(layers).collect();
+        Applies { awq, obstacle: architecture.obstacle_to_rotation(&form), experts }
     }
 }
 
@@ -51,12 +48,12 @@ pub fn run(args: &Args) -> Result<()> {
         output::line(format!("{:12} {:28} {:6} {:64} --rotate", "GGUF name", "model_type", "GPTQ", "AWQ scales of"));
     }
     for architecture in ARCHITECTURES {
-        let Applies { awq, obstacle } = Applies::to(*architecture);
+        let Applies { awq, obstacle, experts } = Applies::to(*architecture);
         let (name, types) = (architecture.gguf(), architecture.model_types());
         if args.json {
             let fields = json!({
                 "gguf": name, "model_types": types, "gptq": true, "awq": awq, "rotate": obstacle.is_none(),
-                "experts": architecture.has_experts(), "why_not_rotate": obstacle,
+                "experts": experts, "why_not_rotate": obstacle,
             });
             output::json("architecture", fields);
         } else {

@@ -50,6 +50,13 @@ impl Target {
         })?;
         Ok(Some(Given { target: choice::Target::Size(bytes), name: text.to_ascii_uppercase() }))
     }
+
+    /// The options as they are typed.
+    pub fn words(&self) -> Vec<String> {
+        let bits = self.target_bpw.map(|bits| ["--target-bpw".to_owned(), bits.to_string()]);
+        let size = self.target_size.clone().map(|size| ["--target-size".to_owned(), size]);
+        bits.into_iter().chain(size).flatten().collect()
+    }
 }
 
 /// A number of bytes: decimal, with K, M or G behind it or nothing, fractions allowed.

@@ -1,15 +1,18 @@
 //! `llmq compare`: which of several files is nearest to their original.
 
+use super::following::Following;
 use super::output::{self, Progress, line};
+use super::publish::{self, Basis, Entry, Publish};
 use super::scoring::{self, Setting, Size, Text};
 use crate::error::{Context, Error, Result};
 use crate::eval::divergence::{self, Candidate, Reference};
 use crate::eval::perplexity;
 use crate::eval::ranking::{Pair, pairs, ranking};
+use crate::eval::report::digest_of_tokens;
 use crate::eval::statistics::Statistics;
 use crate::eval::verdict::Verdict;
-use serde_json::json;
-use std::path::PathBuf;
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 #[derive(Debug, clap::Args)]
@@ -22,6 +25,13 @@ pub struct Args {
     #[arg(long, value_name = "MODEL")]
     reference: PathBuf,
 
+    /// A file that others made, for example llama-quantize: compared, too, and drawn as a curve of its own; repeatable
+    #[arg(long, value_name = "FILE")]
+    peer: Vec<PathBuf>,
+
+    #[command(flatten)]
+    publish: Publish,
+
     #[command(flatten)]
     text: Text,
 
@@ -33,6 +43,10 @@ pub struct Args {
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
 
+    /// Replace existing files
+    #[arg(long)]
+    force: bool,
+
     /// One JSON object a line on standard output
     #[arg(long)]
     json: bool,
@@ -41,54 +55,72 @@ pub struct Args {
 /// What was found out about one file.
 struct Row {
     name: String,
+    peer: bool,
     size: Size,
     statistics: Statistics,
     verdict: Verdict,
 }
 
 pub fn run(args: &Args) -> Result<()> {
-    if args.models.len() < 2 {
+    let paths: Vec<&Path> = args.models.iter().chain(&args.peer).map(PathBuf::as_path).collect();
+    if paths.len() < 2 {
         let model = args.models[0].display();
         return Err(Error::usage("there is nothing to compare one file with").hint(format!(
             "name several, or judge the one: llmq eval {model} --perplexity --reference {}",
             args.reference.display()
         )));
     }
+    let inputs = paths.iter().copied().chain([args.reference.as_path()]).chain(args.text.file.as_deref());
+    args.publish.check(&inputs.collect::<Vec<_>>(), args.force)?;
     super::use_threads(args.threads)?;
     let started = Instant::now();
     let pre = args.pre.as_deref();
-    let subjects = args.models.iter().map(|path| scoring::open(path, pre)).collect::<Result<Vec<_>>>()?;
+    let subjects = paths.iter().map(|path| scoring::open(path, pre)).collect::<Result<Vec<_>>>()?;
     let reference = scoring::reference(&args.reference, pre)?;
     let (setting, cut) = match &reference {
         Reference::Saved(saved) => args.text.saved(&args.reference, saved)?,
         Reference::Model(_) => args.text.cut(&subjects[0])?,
     };
     let windows = perplexity::begun(cut, &subjects[0], setting.protocol);
-    let names: Vec<String> = args.models.iter().map(|path| path.display().to_string()).collect();
+    let names: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
     let files: Vec<Candidate> =
         subjects.iter().zip(&names).map(|(subject, name)| Candidate { subject, name }).collect();
     let progress = Progress::new(false, args.json);
     let show = |done: usize, total: usize| progress.set(done as u64, total as u64);
-    let scored = divergence::compare(&files, &reference, &windows, setting.protocol, &mut |_, _| Ok(()), &show)
+    let mut following = Following::new(&progress, files.len(), None);
+    let (protocol, parts) = (setting.protocol, &mut following);
+    let scored = divergence::compare_in_parts(&files, &reference, &windows, protocol, &mut |_, _| Ok(()), parts, &show)
         .context(|| format!("cannot compare with {}", args.reference.display()))?;
-    progress.finish();
 
     let first = setting.protocol.first(setting.context);
-    let rows = files.iter().zip(&scored).map(|(file, tokens)| Row {
+    let rows = files.iter().zip(&scored).enumerate().map(|(i, (file, tokens))| Row {
         name: file.name.into(),
+        peer: i >= args.models.len(),
         size: Size::of(file.subject),
         statistics: Statistics::of(tokens, setting.context, first),
         verdict: Verdict::of(tokens, windows.len()),
     });
     let (rows, order): (Vec<Row>, _) = (rows.collect(), ranking(&scored));
     let pairs = pairs(&scored, windows.len());
+    let entry = |&at: &usize| -> Result<Entry> {
+        let (Row { peer, statistics, verdict, .. }, subject) = (&rows[at], &subjects[at]);
+        let tensors = args.publish.weights(subject, &reference, &progress).context(|| rows[at].name.clone())?;
+        Ok(Entry { path: paths[at], subject, peer: *peer, statistics, verdict, tensors, speed: None })
+    };
+    let entries = order.iter().map(entry).collect::<Result<Vec<_>>>()?;
+    progress.finish();
+    let mut lines = tell(args, &setting, &rows, &order, &pairs, started.elapsed().as_secs_f64());
+    let weights = entries.iter().flat_map(|entry| publish::weight_lines(entry.path, &entry.tensors));
+    lines.splice(..0, weights);
     if args.json {
-        tell(args, &setting, &rows, &order, &pairs, started.elapsed().as_secs_f64());
+        lines.iter().for_each(line);
     } else {
         show_table(&setting, &rows, &order);
         show_pairs(&rows, &order, &pairs);
     }
-    Ok(())
+    let (text, tokens) = (args.text.name(), digest_of_tokens(&windows));
+    let basis = Basis { path: &args.reference, reference: &reference, setting, text, tokens: &tokens, speed: None };
+    args.publish.write(&basis, entries, None, lines, &Progress::new(false, args.json))
 }
 
 fn show_table(setting: &Setting, rows: &[Row], order: &[usize]) {
@@ -100,7 +132,7 @@ fn show_table(setting: &Setting, rows: &[Row], order: &[usize]) {
     let original = rows[0].statistics.reference;
     line(format!("{:wide$} {:>15} {:>6} {:>20}", "original", "", "", around(original.value, original.error, 4)));
     for &at in order {
-        let Row { name, size, statistics, verdict } = &rows[at];
+        let Row { name, size, statistics, verdict, .. } = &rows[at];
         let (own, kl) = (statistics.perplexity, &statistics.divergence);
         line(format!(
             "{name:wide$} {:>15} {:>6.2} {:>20} {:>+8.2}% {:>22} {:>9.5} {:>8.2}%",
@@ -148,13 +180,17 @@ fn show_pairs(rows: &[Row], order: &[usize], pairs: &[Pair]) {
     }
 }
 
-fn tell(args: &Args, setting: &Setting, rows: &[Row], order: &[usize], pairs: &[Pair], seconds: f64) {
+/// What `--json` prints.
+fn tell(args: &Args, setting: &Setting, rows: &[Row], order: &[usize], pairs: &[Pair], seconds: f64) -> Vec<Value> {
+    let mut lines = Vec::new();
+    let mut push = |tag: &str, fields: Value| lines.push(output::tagged(tag, fields));
     for &at in order {
-        let Row { name, size, statistics, verdict } = &rows[at];
-        output::json(
+        let Row { name, peer, size, statistics, verdict } = &rows[at];
+        push(
             "file",
             json!({
                 "model": name,
+                "peer": peer,
                 "bytes": size.bytes,
                 "bits_per_weight": size.bits,
                 "perplexity": statistics.perplexity.value,
@@ -165,13 +201,14 @@ fn tell(args: &Args, setting: &Setting, rows: &[Row], order: &[usize], pairs: &[
                 "kl_divergence": statistics.divergence.mean.value,
                 "kl_error": statistics.divergence.mean.error,
                 "kl_p99": statistics.divergence.quantile(0.99),
+                "kl_histogram": scoring::histogram(&statistics.histogram),
                 "same_top": statistics.same_top.value,
                 "same_top_error": statistics.same_top.error,
             }),
         );
     }
     for pair in pairs {
-        output::json(
+        push(
             "pair",
             json!({
                 "better": rows[pair.better].name,
@@ -186,7 +223,7 @@ fn tell(args: &Args, setting: &Setting, rows: &[Row], order: &[usize], pairs: &[
         );
     }
     let original = rows[0].statistics.reference;
-    output::json(
+    push(
         "summary",
         json!({
             "reference": args.reference,
@@ -201,4 +238,5 @@ fn tell(args: &Args, setting: &Setting, rows: &[Row], order: &[usize], pairs: &[
             "seconds": seconds,
         }),
     );
+    lines
 }

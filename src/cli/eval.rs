@@ -2,14 +2,20 @@
 
 mod advice;
 mod json;
+mod layers;
 mod show;
+mod speed;
 mod tasks;
 
+use super::following::{Following, Keeping};
 use super::output::{self, Progress};
+use super::publish::{self, Basis, Entry, Publish};
 use super::scoring::{self, Setting, Size, Text};
 use crate::error::{Context, Error, Result};
 use crate::eval::divergence::{self, Candidate, Reference};
+use crate::eval::layers::Layer;
 use crate::eval::perplexity::{self, Perplexity, Protocol};
+use crate::eval::report::digest_of_tokens;
 use crate::eval::saved::{SavedLogits, Saving};
 use crate::eval::statistics::{Scored, Statistics};
 use crate::eval::verdict::Verdict;
@@ -44,8 +50,23 @@ pub struct Args {
     #[arg(long, value_name = "PERCENT", value_parser = percent)]
     max_increase: Option<f64>,
 
+    /// Measure how fast it runs here, in llmq's own engine, and how fast the reference does if it is a model
+    #[arg(long)]
+    speed: bool,
+
+    /// Measure what each block costs, on N windows of the text: the error of the residual stream, and the KL divergence when
+    /// only that block is quantized
+    #[arg(long, value_name = "N", num_args = 0..=1, require_equals = true, default_missing_value = "8")]
+    layers: Option<usize>,
+
+    #[command(flatten)]
+    publish: Publish,
+
     #[command(flatten)]
     text: Text,
+
+    #[command(flatten)]
+    keeping: Keeping,
 
     #[command(flatten)]
     tasks: tasks::Tasks,
@@ -62,7 +83,7 @@ pub struct Args {
     #[arg(short, long)]
     verbose: bool,
 
-    /// Replace an existing file of logits
+    /// Replace existing files
     #[arg(long)]
     force: bool,
 
@@ -80,6 +101,13 @@ fn percent(text: &str) -> std::result::Result<f64, String> {
     }
 }
 
+impl Args {
+    /// Whether perplexity is told: a report without it would lack its verdict.
+    fn tells_perplexity(&self) -> bool {
+        self.perplexity || self.publish.any()
+    }
+}
+
 pub fn run(args: &Args) -> Result<()> {
     check(args)?;
     super::use_threads(args.threads)?;
@@ -91,21 +119,46 @@ pub fn run(args: &Args) -> Result<()> {
     };
     let progress = Progress::new(false, args.json);
     let reached = args.tasks.run(&subject, reference.as_ref(), &progress)?;
-    let results = match args.perplexity || reference.is_some() {
+    let speeds = match args.speed {
+        true => Some(speed::run(&subject, reference.as_ref(), &progress)?),
+        false => None,
+    };
+    let results = match args.tells_perplexity() || (reference.is_some() && !args.speed) {
         true => Some(measure(args, &subject, reference.as_ref(), &progress)?),
         false => None,
     };
+    let weights = match &reference {
+        Some(reference) => args.publish.weights(&subject, reference, &progress)?,
+        None => Vec::new(),
+    };
     progress.finish();
+    let mut lines = publish::weight_lines(&args.model, &weights);
+    lines.extend(results.iter().filter_map(|results| results.layers.as_deref()).flat_map(layers::lines));
+    let mut fields = results.as_ref().map_or_else(|| serde_json::json!({ "model": args.model }), json::summary);
+    if args.tasks.any() {
+        fields["tasks"] = tasks::json(&reached);
+    }
+    if let Some(speeds) = &speeds {
+        fields["speed"] = speed::json(speeds);
+    }
+    fields["seconds"] = started.elapsed().as_secs_f64().into();
+    lines.push(output::tagged("summary", fields));
     if args.json {
-        let mut fields = results.as_ref().map_or_else(|| serde_json::json!({ "model": args.model }), json::summary);
-        if args.tasks.any() {
-            fields["tasks"] = tasks::json(&reached);
-        }
-        fields["seconds"] = started.elapsed().as_secs_f64().into();
-        output::json("summary", fields);
+        lines.iter().for_each(output::line);
     } else {
         results.iter().for_each(show::show);
         tasks::show(&reached);
+        speeds.iter().for_each(speed::show);
+    }
+    if let (Some(results), Some(reference), Some(path)) = (&results, &reference, &args.reference)
+        && let Measured::Against(statistics, verdict) = &results.measured
+    {
+        let (setting, text) = (results.setting, args.text.name());
+        let (own, original) = speeds.map_or((None, None), |speeds| (Some(speeds.own), speeds.original));
+        let basis = Basis { path, reference, setting, text, tokens: &results.tokens, speed: original };
+        let path = &args.model;
+        let file = Entry { path, subject: &subject, peer: false, statistics, verdict, tensors: weights, speed: own };
+        args.publish.write(&basis, vec![file], results.layers.clone(), lines, &Progress::new(false, args.json))?;
     }
     results.as_ref().and_then(Results::exceeded).map_or(Ok(()), Err)
 }
@@ -132,42 +185,78 @@ fn measure<'a>(
     let windows = perplexity::begun(cut, subject, setting.protocol);
     let show = |done: usize, total: usize| progress.set(done as u64, total as u64);
     let name = args.model.display().to_string();
+    let unfinished = match args.save_logits {
+        None => {
+            let original = (args.reference.as_deref(), reference);
+            args.keeping.open((&args.model, subject), original, &setting, &windows)?
+        }
+        Some(_) => None,
+    };
+    let mut following = Following::new(progress, usize::from(reference.is_some()), unfinished);
     let measured = match reference {
         None => {
-            let result = perplexity::perplexity(subject, &windows, setting.protocol, &mut keep, &show)
-                .context(|| format!("cannot evaluate {name}"))?;
-            Measured::Alone(result)
+            let (protocol, parts) = (setting.protocol, &mut following);
+            perplexity::perplexity_in_parts(subject, &windows, protocol, &mut keep, parts, &show)
+                .context(|| format!("cannot evaluate {name}"))
+                .map(Measured::Alone)
         }
         Some(reference) => {
             let file = Candidate { subject, name: &name };
-            let scored = divergence::compare(&[file], reference, &windows, setting.protocol, &mut keep, &show)
+            let (protocol, parts) = (setting.protocol, &mut following);
+            divergence::compare_in_parts(&[file], reference, &windows, protocol, &mut keep, parts, &show)
                 .context(|| match &args.reference {
                     Some(path) => format!("cannot compare {name} with {}", path.display()),
                     None => format!("cannot compare {name}"),
-                })?;
-            Measured::against(&scored[0], windows.len(), &setting)
+                })
+                .map(|scored| Measured::against(&scored[0], windows.len(), &setting))
         }
     };
+    let measured = match measured {
+        Ok(measured) => measured,
+        Err(error) => return Err(following.give_up(error)),
+    };
+    following.finish();
     if let (Some(saving), Some(path)) = (saving, &args.save_logits) {
         saving.commit()?;
         let size = path.metadata().map_or(0, |file| file.len());
         output::note(&format!("{}: {}, to be given to --reference", path.display(), output::bytes(size)));
     }
-    Ok(Results { args, size: Size::of(subject), setting, measured })
+    let layers = match (args.layers, reference) {
+        (Some(n), Some(Reference::Model(original))) => {
+            Some(layers::measure(subject, original, &windows[..n.min(windows.len())], setting, progress)?)
+        }
+        _ => None,
+    };
+    let tokens = digest_of_tokens(&windows);
+    Ok(Results { args, size: Size::of(subject), setting, measured, layers, tokens })
 }
 
 /// Refuses options that do not go together.
 fn check(args: &Args) -> Result<()> {
     args.text.check()?;
-    if !args.perplexity && args.reference.is_none() && !args.tasks.any() {
+    layers::check(args)?;
+    if !args.perplexity && args.reference.is_none() && !args.tasks.any() && !args.speed {
         return Err(Error::usage("nothing to measure")
-            .hint("add --perplexity, --reference MODEL or both, or tasks such as --hellaswag FILE"));
+            .hint("add --perplexity, --reference MODEL or both, --speed, or tasks such as --hellaswag FILE"));
     }
     if args.max_increase.is_some() && args.reference.is_none() {
         return Err(Error::usage("--max-increase is about an increase over a reference")
             .hint("add --reference MODEL, the model that the file was made from"));
     }
+    let inputs: Vec<&Path> = [Some(&args.model), args.reference.as_ref(), args.text.file.as_ref()]
+        .into_iter()
+        .flatten()
+        .map(PathBuf::as_path)
+        .collect();
+    if args.publish.any() && args.reference.is_none() {
+        return Err(Error::usage("a report and a model card tell how far a file is from its original")
+            .hint("add --reference MODEL, the model that the file was made from"));
+    }
+    args.publish.check(&inputs, args.force)?;
     let Some(path) = &args.save_logits else { return Ok(()) };
+    if args.keeping.resumes() {
+        return Err(Error::usage("--save-logits has to see all windows: it does not go with --resume"));
+    }
     if !args.perplexity && args.reference.is_none() {
         return Err(Error::usage("--save-logits saves what is measured").hint("add --perplexity"));
     }
@@ -180,11 +269,6 @@ fn check(args: &Args) -> Result<()> {
     if args.reference.as_deref().is_some_and(SavedLogits::is_one) {
         return Err(Error::usage("--save-logits would save again what --reference has saved already"));
     }
-    let inputs: Vec<&Path> = [Some(&args.model), args.reference.as_ref(), args.text.file.as_ref()]
-        .into_iter()
-        .flatten()
-        .map(PathBuf::as_path)
-        .collect();
     check_destination(path, &inputs, args.force)
 }
 
@@ -194,6 +278,10 @@ struct Results<'a> {
     size: Size,
     setting: Setting,
     measured: Measured,
+    /// What each block costs, if that was asked for.
+    layers: Option<Vec<Layer>>,
+    /// SHA-256 of the windows.
+    tokens: String,
 }
 
 /// Of a model alone its perplexity, of a model and its reference everything.
@@ -220,7 +308,9 @@ impl Results<'_> {
     /// The verdict, if it was asked for.
     fn verdict(&self) -> Option<&Verdict> {
         match &self.measured {
-            Measured::Against(_, verdict) if self.args.perplexity || self.args.max_increase.is_some() => Some(verdict),
+            Measured::Against(_, verdict) if self.args.tells_perplexity() || self.args.max_increase.is_some() => {
+                Some(verdict)
+            }
             _ => None,
         }
     }

@@ -1,7 +1,8 @@
 //! `llmq imatrix`: how much each column of each layer matters.
 
-use super::hub;
+use super::hub::{self, Download};
 use super::output::{self, Progress, bytes, time};
+use crate::calib::sets::{self, Demand, Set};
 use crate::calib::text;
 use crate::error::{Error, Result};
 use crate::eval::perplexity::{Protocol, windows};
@@ -25,8 +26,8 @@ pub struct Args {
     #[arg(short, long, value_name = "FILE", default_value = "imatrix.gguf")]
     output: PathBuf,
 
-    /// The text: .txt, or .jsonl, .json and .json.gz with one {"text": …} a line; repeatable
-    /// [default: a sample that is built in]
+    /// The text: .txt; or .jsonl, .json and .json.gz with one {"text": …} a line, or {"messages": […]} for the model's own chat
+    /// template; or c4 or wikitext2, which are fetched; repeatable [default: a sample that is built in]
     #[arg(short, long, value_name = "FILE")]
     file: Vec<PathBuf>,
 
@@ -106,7 +107,7 @@ pub fn run(args: &Args) -> Result<()> {
 fn measure(args: &Args, model: &Path) -> Result<Imatrix> {
     let model = hub::find(model, Need::Weights)?;
     let subject = Subject::open(model.path(), args.pre.as_deref())?;
-    let (documents, names) = text::read_all(&args.file, None)?;
+    let (documents, names) = texts(args, &subject)?;
     // As llama-imatrix: one text from the first token to the last, in windows that each start with BOS.
     let windows = windows(&subject, &documents.join("\n"), Protocol::LlamaCpp, args.context, args.chunks)?;
     let progress = Progress::new(false, args.json);
@@ -115,4 +116,48 @@ fn measure(args: &Args, model: &Path) -> Result<Imatrix> {
     progress.finish();
     measured.datasets = names;
     Ok(measured)
+}
+
+/// The documents of all that `-f` names, and what they are called.
+fn texts(args: &Args, subject: &Subject) -> Result<(Vec<String>, Vec<String>)> {
+    let (chat, broken) = match subject.chat() {
+        Ok(chat) => (chat.as_ref(), None),
+        // It is an error only where it is needed.
+        Err(error) => (None, Some(error)),
+    };
+    let read = |files: &[PathBuf]| match (text::read_all(files, chat), broken) {
+        (Err(error), Some(broken)) => Err(error.hint(broken.chain().join(": "))),
+        (result, _) => result,
+    };
+    if args.file.is_empty() {
+        return read(&[]);
+    }
+    let (mut documents, mut names) = (Vec::new(), Vec::new());
+    for file in &args.file {
+        let set = file.to_str().filter(|_| !file.exists()).and_then(sets::by_name);
+        let (own, called) = match set {
+            Some(set) => {
+                let source = set.calibration(1.0, &demand(args, set, subject)?, &Download::default())?;
+                (source.documents, source.names)
+            }
+            None => read(std::slice::from_ref(file))?,
+        };
+        documents.extend(own);
+        names.extend(called);
+    }
+    Ok((documents, names))
+}
+
+/// How much of a set is read.
+fn demand<'a>(args: &Args, set: Set, subject: &'a Subject) -> Result<Demand<'a>> {
+    let count = match (args.chunks, set) {
+        (Some(chunks), _) => chunks,
+        (None, Set::WikiText2) => 0,
+        (None, Set::C4) => {
+            return Err(
+                Error::usage("c4 has no end: say how many windows are wanted").hint("for example, --chunks 256")
+            );
+        }
+    };
+    Ok(Demand { count, length: args.context, packed: true, tokenizer: &subject.tokenizer })
 }

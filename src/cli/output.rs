@@ -36,12 +36,17 @@ pub fn line(text: impl std::fmt::Display) {
 
 /// One tagged JSON object on a line of its own.
 pub fn json(tag: &str, fields: serde_json::Value) {
+    line(tagged(tag, fields));
+}
+
+/// An object with its tag.
+pub fn tagged(tag: &str, fields: serde_json::Value) -> serde_json::Value {
     let mut object = serde_json::Map::new();
     object.insert("type".into(), tag.into());
     if let serde_json::Value::Object(fields) = fields {
         object.extend(fields);
     }
-    line(serde_json::Value::Object(object));
+    serde_json::Value::Object(object)
 }
 
 /// Something the user should know, on standard error.
@@ -95,7 +100,12 @@ pub struct Progress {
     bar: Option<ProgressBar>,
     verbose: bool,
     json: bool,
-    started: Instant,
+    /// Since when, and from where, the time left is estimated.
+    started: Mutex<(Instant, u64)>,
+    /// What comes next was done earlier.
+    restarts: AtomicBool,
+    /// How the work stands.
+    said: Mutex<String>,
     total: AtomicU64,
     done: AtomicU64,
     told: Mutex<(Instant, u64)>,
@@ -118,7 +128,9 @@ impl Progress {
             bar,
             verbose,
             json,
-            started: Instant::now(),
+            started: Mutex::new((Instant::now(), 0)),
+            restarts: AtomicBool::new(false),
+            said: Mutex::default(),
             total: AtomicU64::new(0),
             done: AtomicU64::new(0),
             told: Mutex::new((Instant::now(), 0)),
@@ -129,12 +141,42 @@ impl Progress {
     pub fn set(&self, done: u64, total: u64) {
         self.total.store(total, Ordering::Relaxed);
         self.done.store(done, Ordering::Relaxed);
+        let restarts = self.restarts.swap(false, Ordering::Relaxed);
+        if restarts && let Ok(mut started) = self.started.lock() {
+            *started = (Instant::now(), done);
+        }
         match &self.bar {
             Some(bar) => {
                 bar.set_length(total);
                 bar.set_position(done);
+                if restarts {
+                    bar.reset_eta();
+                }
             }
             None => self.tell(done, total),
+        }
+    }
+
+    /// Shows how the work stands, from now on.
+    pub fn say(&self, text: &str) {
+        if let Ok(mut said) = self.said.lock() {
+            *said = text.into();
+        }
+        if let Some(bar) = &self.bar {
+            bar.set_message(text.to_owned());
+        }
+    }
+
+    /// What is done next was done earlier: how long it takes tells nothing of the rest.
+    pub fn restart(&self) {
+        self.restarts.store(true, Ordering::Relaxed);
+    }
+
+    /// An evaluation goes on behind so many finished parts.
+    pub fn resumed_parts(&self, parts: usize) {
+        self.print(&format!("going on behind {parts} finished parts"));
+        if self.json {
+            json("resumed", serde_json::json!({ "finished_parts": parts }));
         }
     }
 
@@ -143,9 +185,11 @@ impl Progress {
         let Ok(mut told) = self.told.lock() else { return };
         if percent > told.1 && told.0.elapsed() >= LINES_APART {
             *told = (Instant::now(), percent);
-            let gone = self.started.elapsed();
-            let left = gone.mul_f64((total - done) as f64 / done.max(1) as f64);
-            note(&format!("{percent}% done, about {} left", time(left)));
+            let Ok((started, from)) = self.started.lock().map(|started| *started) else { return };
+            let left = started.elapsed().mul_f64((total - done) as f64 / done.saturating_sub(from).max(1) as f64);
+            let said = self.said.lock().map_or_else(|_| String::new(), |said| said.clone());
+            let said = if said.is_empty() { said } else { format!("; {said}") };
+            note(&format!("{percent}% done, about {} left{said}", time(left)));
         }
     }
 

@@ -101,6 +101,10 @@ pub fn run(args: &Args) -> Result<()> {
         return Err(Error::usage("which types a target asks for has to be measured, and a plan reads headers only")
             .hint("`llmq quantize --dry-run` with the same options measures it; or plan for a --type"));
     }
+    if asked.outputs()?.beside().is_some() {
+        return Err(Error::usage("--format is for `llmq quantize`: a plan is made for a GGUF")
+            .hint("plan for --type Q4_0: a folder takes about as much time and memory"));
+    }
     super::use_threads(asked.threads)?;
     asked.how.samples()?;
     let given = asked.model.as_deref().unwrap_or(Path::new(""));

@@ -2,6 +2,8 @@
 
 mod asked;
 pub(super) mod corpus;
+mod outputs;
+mod provenance;
 pub(super) mod ram;
 
 use super::budget::{self, Target};
@@ -11,14 +13,13 @@ use super::rounding::How;
 use super::summary::{show, shown, signed, summary_json, tensor_json, tensor_line};
 use crate::error::{Error, Result};
 use crate::format;
-use crate::format::mix;
+use crate::format::{integer, mix};
 use crate::pipeline::choice::Choice;
-use crate::pipeline::journal::Journal;
+use crate::pipeline::journal::{self, Journal};
 use crate::pipeline::plan::{Plan, Planned};
 use crate::pipeline::{self, KEEP, Rounding};
 use crate::source::hub::{Found, Need, name_of};
 use crate::source::imatrix::Imatrix;
-use crate::writer::atomic::check_destination;
 use crate::writer::imatrix;
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -35,13 +36,24 @@ pub struct Args {
     #[arg(long)]
     pub(super) list_types: bool,
 
-    /// The file to write [default: NAME.TYPE.gguf in this folder]
-    #[arg(short, long, value_name = "FILE")]
-    output: Option<PathBuf>,
+    /// The file to write [default: NAME.TYPE.gguf in this folder]; with --format, the folder to make. Repeatable: one run makes a
+    /// GGUF (a name that ends in .gguf) and folders with the same codes
+    #[arg(short, long, value_name = "FILE|DIR")]
+    output: Vec<PathBuf>,
 
-    /// The type, or mix of types, by llama.cpp's name; --list-types shows them
-    #[arg(long = "type", value_name = "TYPE", default_value = "Q4_K_M", conflicts_with = "target")]
-    kind: String,
+    /// The type, or mix of types, by llama.cpp's name [default: Q4_K_M]; --list-types shows them. With --format, W4A16,
+    /// W4A16_ASYM (the default for awq) or W8A16, or Q4_0 or Q8_0 for the codes of a GGUF
+    #[arg(long = "type", value_name = "TYPE", conflicts_with = "target")]
+    kind: Option<String>,
+
+    /// Make a folder of safetensors instead, as transformers and vLLM load it: gptq, awq or compressed-tensors. Repeatable, each
+    /// with its -o
+    #[arg(long, value_name = "FORMAT")]
+    format: Vec<String>,
+
+    /// Columns that share a scale in such a folder: 32, 64 or 128 [default: 128; 32 for Q4_0 and Q8_0]
+    #[arg(long, value_name = "N")]
+    group_size: Option<usize>,
 
     #[command(flatten)]
     pub(super) target: Target,
@@ -179,19 +191,33 @@ pub fn run(args: &Args) -> Result<()> {
     let folder = found.path();
     let mut plan = Plan::new(folder, request)?;
     let name = target.as_ref().map_or(plan.mix.into(), |target| target.name.clone());
-    let output = args.output.clone().unwrap_or_else(|| default_output(folder, &name));
+    let wanted = args.outputs()?;
+    let own = default_output(folder, &name);
+    let folders = wanted.folders(&own.with_extension("").to_string_lossy(), args.max_shard_size);
+    // What an unfinished run is called after.
+    let output = match (&wanted.gguf, folders.first()) {
+        (Some(path), _) => path.clone().unwrap_or(own),
+        (None, Some(folder)) => folder.path.clone(),
+        (None, None) => own,
+    };
+    // Where there is to be no GGUF, it is only a draft, and in one piece.
+    let (file, most) = match wanted.gguf {
+        Some(_) => (output.clone(), args.max_shard_size),
+        None => (journal::folder(&output).join("draft.gguf"), None),
+    };
     let inputs: Vec<PathBuf> = inputs(args, folder, &plan);
     let inputs: Vec<&Path> = inputs.iter().map(PathBuf::as_path).collect();
     let check = |plan: &Plan, force: bool| {
-        let files = plan.files(&output, args.max_shard_size)?;
-        files.paths().chain(args.save_imatrix.as_deref()).try_for_each(|path| check_destination(path, &inputs, force))
+        let files = plan.files(&file, most)?;
+        let paths = files.paths().filter(|_| wanted.gguf.is_some()).chain(args.save_imatrix.as_deref());
+        outputs::check(paths, &folders, &inputs, force)
     };
     let calibrated = method.calibrated() && plan.has_grids();
     let mut force = args.force;
     let mut journal = None;
     if !args.dry_run {
         check(&plan, force || args.resume)?;
-        if calibrated {
+        if calibrated || !folders.is_empty() {
             let journal = journal.insert(Journal::claim(&output, args.work_dir.as_deref(), args.resume, args.force)?);
             // The last thing that a run does before it is over is to let the output appear.
             force |= journal.is_complete();
@@ -202,6 +228,7 @@ pub fn run(args: &Args) -> Result<()> {
         true => Some(corpus::read(args, &plan, if target.is_some() { budget::model(&plan)? } else { plan.model()? })?),
         false => None,
     };
+    calibration.iter().for_each(|text| provenance::calibrated(&mut plan.metadata, text));
     let rounding = Rounding {
         method,
         options,
@@ -213,14 +240,16 @@ pub fn run(args: &Args) -> Result<()> {
     };
     let chosen = match (target, &calibration) {
         (Some(target), Some(text)) => {
-            let size = |plan: &Plan| plan.files(&output, args.max_shard_size)?.size();
+            let size = |plan: &Plan| plan.files(&file, most)?.size();
             Some(budget::spend(&mut plan, &rounding, text, &target, args.allow_requantize, &size, args.json)?)
         }
         _ => None,
     };
     let rounding = Rounding { keep: ram::keep(args.ram, &plan, &rounding)?, ..rounding };
-    let files = plan.files(&output, args.max_shard_size)?;
-    let paths: Vec<PathBuf> = files.paths().map(Path::to_path_buf).collect();
+    let files = plan.files(&file, most)?;
+    let paths = files.paths().filter(|_| wanted.gguf.is_some());
+    let paths: Vec<PathBuf> =
+        paths.map(Path::to_path_buf).chain(folders.iter().map(|folder| folder.path.clone())).collect();
     if args.dry_run {
         return dry_run(args, &plan, chosen.as_ref(), &paths, files.size()?);
     }
@@ -233,7 +262,8 @@ pub fn run(args: &Args) -> Result<()> {
         output::note(&fallback(planned));
     }
     let progress = Progress::new(args.verbose, args.json);
-    let summary = pipeline::run(&plan, &rounding, files, journal, &progress)?;
+    let outputs = pipeline::Outputs { files, gguf: wanted.gguf.is_some(), folders: &folders };
+    let summary = pipeline::run(&plan, &rounding, outputs, journal, &progress)?;
     progress.finish();
     if let (Some(path), Some(statistics)) = (&args.save_imatrix, &summary.imatrix) {
         imatrix::write(path, statistics)?;
@@ -251,16 +281,17 @@ pub fn run(args: &Args) -> Result<()> {
 fn find(args: &Args, given: &Path, target: Option<&budget::Given>) -> Result<Found> {
     let need = if args.dry_run && target.is_none() { Need::Headers } else { Need::Weights };
     if let (Some(repository), false, None) = (hub::named(given), args.dry_run, args.max_shard_size) {
-        let name = target.map_or(mix::named(&args.kind)?.name, |target| &target.name);
-        let own = || format!("{}.{name}.gguf", repository.name()).into();
-        let output = args.output.clone().unwrap_or_else(own);
-        check_destination(&output, &[], args.force || args.resume)?;
+        let wanted = args.outputs()?;
+        let mix = wanted.mix(args.kind.as_deref(), args.group_size)?;
+        let own = format!("{}.{}", repository.name(), target.map_or(mix.name, |target| &target.name));
+        let gguf = wanted.gguf.as_ref().map(|path| path.clone().unwrap_or_else(|| format!("{own}.gguf").into()));
+        outputs::check(gguf.as_deref().into_iter(), &wanted.folders(&own, None), &[], args.force || args.resume)?;
     }
     hub::find(given, need)
 }
 
 /// A number of bytes as llama.cpp's gguf-split takes it: decimal, with K, M or G behind it, or nothing.
-fn size(text: &str) -> std::result::Result<u64, String> {
+pub(super) fn size(text: &str) -> std::result::Result<u64, String> {
     let (digits, unit) = match text.to_ascii_uppercase().trim_end_matches('B').chars().last() {
         Some('K') => (1, 1_000),
         Some('M') => (1, 1_000_000),
@@ -280,6 +311,7 @@ pub(super) fn list_types() -> Result<()> {
         let (name, base) = (mix.name, mix.base);
         output::line(format!("{name:8} {:6} bits per weight where nothing is raised ({})", base.bits(), base.name()));
     }
+    output::line(format!("for folders (--format): {}, and Q4_0 and Q8_0", integer::NAMES.join(", ")));
     Ok(())
 }
 

@@ -82,6 +82,30 @@ impl How {
         Ok(Options { damp: self.damp, order, sweeps, scales })
     }
 
+    /// The options that decide about the bytes of a file made with this method, as they are typed.
+    ///
+    /// # Errors
+    /// As [`How::samples`] and [`How::options`].
+    pub fn words(&self, method: &dyn Method) -> Result<Vec<String>> {
+        let mut words = vec!["--method".to_owned(), method.name().into()];
+        if !method.calibrated() {
+            return Ok(words);
+        }
+        let (options, usual) = (self.options()?, Options::default());
+        words.extend(["--samples".into(), self.samples()?.to_string()]);
+        words.extend(["--sweeps".into(), options.sweeps.to_string()]);
+        if options.damp != usual.damp {
+            words.extend(["--damp".into(), options.damp.to_string()]);
+        }
+        let flags = [
+            ("--no-order", !options.order),
+            ("--no-scale-sweeps", !options.scales),
+            ("--no-gptaq", !self.asymmetric(method)),
+        ];
+        words.extend(flags.into_iter().filter(|(_, given)| *given).map(|(flag, _)| flag.to_owned()));
+        Ok(words)
+    }
+
     /// Whether the original model runs beside the quantized one.
     pub fn asymmetric(&self, method: &dyn Method) -> bool {
         method.calibrated() && !self.no_gptaq

@@ -6,12 +6,14 @@ use crate::calib::sets::{self, Set};
 use crate::calib::text::utf8;
 use crate::error::{Context, Error, Result};
 use crate::eval::divergence::Reference;
+use crate::eval::histogram::Bin;
 use crate::eval::perplexity::{self, Protocol};
 use crate::eval::saved::SavedLogits;
 use crate::pipeline::subject::Subject;
 use crate::pipeline::weights::Weights;
 use crate::source::hub::Need;
 use clap::ValueEnum;
+use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
 /// A text that no calibration sees, written for llmq.
@@ -168,6 +170,11 @@ fn set(name: &str) -> Result<Set> {
 fn read(path: &Path) -> Result<String> {
     let bytes = std::fs::read(path).context(|| format!("cannot read {}", path.display()))?;
     utf8(path, bytes)
+}
+
+/// Bins as `[low, high, tokens]`.
+pub fn histogram(bins: &[Bin]) -> Value {
+    bins.iter().map(|bin| json!([bin.low, bin.high, bin.tokens])).collect()
 }
 
 /// What a model weighs.

@@ -12,7 +12,7 @@
 //! `− p + q` it is as large as the rounding.
 
 use super::logits::{Likelihood, log_add, logits, output_rows, pieces};
-use super::perplexity::{Protocol, STREAM, check, final_states, targets};
+use super::perplexity::{Parts, Protocol, check, final_states, targets, windows_of_a_part};
 use super::saved::SavedLogits;
 use super::statistics::Scored;
 use crate::error::{Context, Error, Result};
@@ -25,6 +25,9 @@ use rayon::prelude::*;
 
 /// Characters of a token's text that an error shows.
 const SHOWN: usize = 40;
+
+/// What to do about models that do not belong together.
+pub(super) const HINT: &str = "a reference is the model that the file was made from";
 
 /// A file to be judged, and what errors call it.
 #[derive(Clone, Copy)]
@@ -73,6 +76,22 @@ pub fn compare(
     states: &mut dyn FnMut(&Subject, &Tensor) -> Result<()>,
     progress: &dyn Fn(usize, usize),
 ) -> Result<Vec<Vec<Scored>>> {
+    compare_in_parts(files, reference, windows, protocol, states, &mut (), progress)
+}
+
+/// The same, some windows after the others; those that `parts` knows already are left out.
+///
+/// # Errors
+/// As [`compare`], or those of `parts`.
+pub fn compare_in_parts(
+    files: &[Candidate],
+    reference: &Reference,
+    windows: &[Vec<u32>],
+    protocol: Protocol,
+    states: &mut dyn FnMut(&Subject, &Tensor) -> Result<()>,
+    parts: &mut dyn Parts,
+    progress: &dyn Fn(usize, usize),
+) -> Result<Vec<Vec<Scored>>> {
     for file in files {
         check_vocabularies(file.subject, reference).context(|| format!("cannot judge {}", file.name))?;
     }
@@ -80,12 +99,17 @@ pub fn compare(
     let first = protocol.first(context);
     // An equal share of one model's residual stream for each.
     let widest = files.iter().map(|file| file.subject.model.hidden).fold(reference.hidden(), usize::max);
-    let group = (STREAM / (files.len() + 1) / (4 * context * widest).max(1)).max(1);
+    let group = windows_of_a_part(context, widest * (files.len() + 1));
     let groups = windows.len().div_ceil(group);
     let steps = reference.blocks() + files.iter().map(|file| file.subject.model.blocks).sum::<usize>() + 1;
     let mut scored = vec![Vec::new(); files.len()];
     for (g, windows) in windows.chunks(group).enumerate() {
         let tell = |step: usize| progress(g * steps + step, groups * steps);
+        if let Some(known) = parts.known(g) {
+            from_numbers(&known, &mut scored);
+            tell(steps);
+            continue;
+        }
         let original = match reference {
             Reference::Saved(saved) => Original::Saved(saved, g * group * (context - 1 - first)),
             Reference::Model(subject) => {
@@ -102,13 +126,22 @@ pub fn compare(
             done += file.subject.model.blocks;
         }
         let tokens = all(&original, &streams, &targets(windows, first))?;
-        for ((scored, tokens), file) in scored.iter_mut().zip(tokens).zip(files) {
-            check_numbers(&tokens, file, scored.len())?;
-            scored.extend(tokens);
+        for (tokens, (file, scored)) in tokens.iter().zip(files.iter().zip(&scored)) {
+            check_numbers(tokens, file, scored.len())?;
         }
+        parts.add(g, groups, &tokens.iter().flatten().flat_map(Scored::numbers).collect::<Vec<f64>>())?;
+        scored.iter_mut().zip(tokens).for_each(|(scored, tokens)| scored.extend(tokens));
         tell(steps);
     }
     Ok(scored)
+}
+
+/// Adds to each file's tokens those that [`Parts`] has been given as numbers.
+fn from_numbers(numbers: &[f64], scored: &mut [Vec<Scored>]) {
+    let files = scored.len().max(1);
+    for (scored, numbers) in scored.iter_mut().zip(numbers.chunks(numbers.len() / files)) {
+        scored.extend(numbers.as_chunks().0.iter().map(Scored::from_numbers));
+    }
 }
 
 /// Checks what became of tokens, the first of which is the `before`-th of all.
@@ -127,7 +160,6 @@ fn check_numbers(scored: &[Scored], file: &Candidate, before: usize) -> Result<(
 /// # Errors
 /// Another number of tokens, or a token that is another one.
 fn check_vocabularies(file: &Subject, reference: &Reference) -> Result<()> {
-    const HINT: &str = "a reference is the model that the file was made from";
     let ours = file.model.vocab;
     let theirs = match reference {
         Reference::Model(subject) => subject.model.vocab,
@@ -137,7 +169,18 @@ fn check_vocabularies(file: &Subject, reference: &Reference) -> Result<()> {
         let what = format!("its vocabulary has {ours} tokens, that of the reference {theirs}");
         return Err(Error::new(what).hint(HINT));
     }
-    let Reference::Model(reference) = reference else { return Ok(()) };
+    match reference {
+        Reference::Model(reference) => check_tokens(file, reference),
+        Reference::Saved(_) => Ok(()),
+    }
+}
+
+/// Checks that two models with as many tokens have the same ones.
+///
+/// # Errors
+/// A token that is another one.
+pub(super) fn check_tokens(file: &Subject, reference: &Subject) -> Result<()> {
+    let ours = file.model.vocab;
     for id in 0..ours as u32 {
         // Ids without a text are rows that only fill the matrix up; who wrote the file decides whether they have one.
         if let (Some(a), Some(b)) = (file.tokenizer.token(id), reference.tokenizer.token(id))
@@ -248,7 +291,7 @@ impl Token {
 type Adding = fn(&mut Token, &[f32], &[f32], usize, u32);
 
 /// What the reference makes of the tokens of some windows.
-enum Original<'a> {
+pub(super) enum Original<'a> {
     /// Its last hidden states, `[tokens, hidden]`.
     Hidden(&'a Subject, Tensor),
     /// Rows of saved logits from this one on.
@@ -257,7 +300,7 @@ enum Original<'a> {
 
 /// What the reference and each file make of each target, from the files' last hidden states, `[targets, hidden]` each. The
 /// reference's logits are computed once for all files.
-fn all(original: &Original, files: &[(&Subject, Tensor)], targets: &[u32]) -> Result<Vec<Vec<Scored>>> {
+pub(super) fn all(original: &Original, files: &[(&Subject, Tensor)], targets: &[u32]) -> Result<Vec<Vec<Scored>>> {
     let mut tokens = vec![vec![Token::UNSEEN; targets.len()]; files.len()];
     let models = files.iter().map(|(file, _)| &file.model);
     let (vocab, own) = match original {
@@ -270,7 +313,14 @@ fn all(original: &Original, files: &[(&Subject, Tensor)], targets: &[u32]) -> Re
             Original::Hidden(reference, _) => Some(output_rows(reference, rows.clone())?),
             Original::Saved(..) => None,
         };
-        let matrices = files.iter().map(|(file, _)| output_rows(file, rows.clone())).collect::<Result<Vec<_>>>()?;
+        // A file that shares the reference's output matrix needs no copy of it.
+        let shared =
+            |file: &Subject| matches!(original, Original::Hidden(reference, _) if std::ptr::eq(*reference, file));
+        let other = |file: &Subject| match shared(file) {
+            true => Ok(None),
+            false => output_rows(file, rows.clone()).map(Some),
+        };
+        let matrices = files.iter().map(|(file, _)| other(file)).collect::<Result<Vec<_>>>()?;
         for from in (0..targets.len()).step_by(BATCH) {
             let n = BATCH.min(targets.len() - from);
             let (a, add): (_, Adding) = match (original, &own) {
@@ -282,6 +332,7 @@ fn all(original: &Original, files: &[(&Subject, Tensor)], targets: &[u32]) -> Re
             };
             for (((file, hidden), matrix), tokens) in files.iter().zip(&matrices).zip(&mut tokens) {
                 interrupt::check()?;
+                let Some(matrix) = matrix.as_ref().or(own.as_ref()) else { continue };
                 let b = logits(&file.model, hidden, from, n, matrix)?;
                 tokens[from..from + n]
                     .par_iter_mut()

@@ -4,19 +4,50 @@
 //!   llama-perplexity.
 //! - `hf`: non-overlapping windows of 2048 tokens, every target scored. Comparable with the GPTQ and AWQ papers.
 //!
-//! Weights are read one block at a time, and the windows go through it together: memory is a function of one block and
-//! of the residual stream of some windows, not of the model.
+//! Windows go through the blocks together, some after the others. Matrices stay as they are in their file and are decoded on
+//! the way, so that memory is a function of the residual stream of some windows, not of the model.
 
 use super::logits::{Likelihood, each_row};
 use crate::error::{Context, Error, Result};
 use crate::interrupt;
-use crate::model::block::{Block, Frame};
+use crate::model::block::Frame;
 use crate::model::ends::LastNorm;
-use crate::pipeline::subject::Subject;
+use crate::pipeline::subject::{BATCH, Subject};
 use candle_core::{Device, Tensor};
 
 /// Bytes of residual stream that go through the model together.
 pub(super) const STREAM: usize = 1 << 30;
+
+/// Tokens of windows that go through the model together: a part of a long evaluation, which is told and kept when it is done.
+/// Each part reads the model anew, which these are enough to make up for.
+const PART: usize = 4 * BATCH;
+
+/// What becomes of the parts of a long evaluation. `()` does nothing with them.
+pub trait Parts {
+    /// What is known of a part already.
+    fn known(&mut self, part: usize) -> Option<Vec<f64>>;
+
+    /// Takes the numbers of a part of so many: a loss for each scored token, or for each file and token its loss, the reference's,
+    /// the divergence, and 1 if both have the same likeliest token.
+    ///
+    /// # Errors
+    /// They cannot be kept.
+    fn add(&mut self, part: usize, parts: usize, numbers: &[f64]) -> Result<()>;
+}
+
+impl Parts for () {
+    fn known(&mut self, _: usize) -> Option<Vec<f64>> {
+        None
+    }
+    fn add(&mut self, _: usize, _: usize, _: &[f64]) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// How many windows make a part. `hidden`: the numbers of a position of the residual streams that are there at once.
+pub(super) fn windows_of_a_part(context: usize, hidden: usize) -> usize {
+    (PART / context.max(1)).min(STREAM / (4 * context * hidden).max(1)).max(1)
+}
 
 /// Which tokens are scored, and after which.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -140,8 +171,23 @@ pub fn perplexity(
     states: &mut dyn FnMut(&Subject, &Tensor) -> Result<()>,
     progress: &dyn Fn(usize, usize),
 ) -> Result<Perplexity> {
+    perplexity_in_parts(subject, windows, protocol, states, &mut (), progress)
+}
+
+/// The same, some windows after the others; those that `parts` knows already are left out.
+///
+/// # Errors
+/// As [`perplexity`], or those of `parts`.
+pub fn perplexity_in_parts(
+    subject: &Subject,
+    windows: &[Vec<u32>],
+    protocol: Protocol,
+    states: &mut dyn FnMut(&Subject, &Tensor) -> Result<()>,
+    parts: &mut dyn Parts,
+    progress: &dyn Fn(usize, usize),
+) -> Result<Perplexity> {
     let first = protocol.first(windows.first().map_or(0, Vec::len));
-    let losses = losses_and_states(subject, windows, first, states, progress)?;
+    let losses = losses_and_states(subject, windows, first, states, parts, progress)?;
     Ok(Perplexity::from_losses(&losses, windows.len()))
 }
 
@@ -156,7 +202,7 @@ pub fn losses(
     first: usize,
     progress: &dyn Fn(usize, usize),
 ) -> Result<Vec<f64>> {
-    losses_and_states(subject, windows, first, &mut |_, _| Ok(()), progress)
+    losses_and_states(subject, windows, first, &mut |_, _| Ok(()), &mut (), progress)
 }
 
 fn losses_and_states(
@@ -164,20 +210,30 @@ fn losses_and_states(
     windows: &[Vec<u32>],
     first: usize,
     states: &mut dyn FnMut(&Subject, &Tensor) -> Result<()>,
+    parts: &mut dyn Parts,
     progress: &dyn Fn(usize, usize),
 ) -> Result<Vec<f64>> {
     let context = windows.first().map_or(0, Vec::len);
-    let group = (STREAM / (4 * context * subject.model.hidden).max(1)).max(1);
+    let group = windows_of_a_part(context, subject.model.hidden);
     let groups = windows.len().div_ceil(group);
     let steps = subject.model.blocks + 1;
     let mut losses = Vec::new();
     for (g, windows) in windows.chunks(group).enumerate() {
-        let hidden = final_states(subject, windows, first, &|block| progress(g * steps + block, groups * steps))?;
-        states(subject, &hidden)?;
-        losses.extend(negative_log_likelihoods(subject, &hidden, &targets(windows, first))?);
+        let own = match parts.known(g) {
+            Some(known) => known,
+            None => {
+                let tell = |block| progress(g * steps + block, groups * steps);
+                let hidden = final_states(subject, windows, first, &tell)?;
+                states(subject, &hidden)?;
+                let own = negative_log_likelihoods(subject, &hidden, &targets(windows, first))?;
+                check("likelihood", &own, losses.len())?;
+                parts.add(g, groups, &own)?;
+                own
+            }
+        };
+        losses.extend(own);
         progress((g + 1) * steps, groups * steps);
     }
-    check("likelihood", &losses, 0)?;
     Ok(losses)
 }
 
@@ -210,10 +266,7 @@ pub(super) fn final_states(
     let frame = Frame::new(model, subject.pairing(), context, &device)?;
     let mut batches = subject.embed(windows, &device)?;
     for i in 0..model.blocks {
-        let mut block = Block::new(&frame, i);
-        for spec in model.block(i) {
-            block.set(&spec, subject.read(&spec)?)?;
-        }
+        let block = subject.block(&frame, i).context(|| format!("block {i}"))?;
         for h in &mut batches {
             interrupt::check()?;
             *h = block.forward(h).context(|| format!("block {i}"))?;

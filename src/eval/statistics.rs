@@ -2,6 +2,7 @@
 //! perplexities and their ratio, Kullback-Leibler divergence, what the probability of the right token loses or gains
 //! (Δp), and how often both hold the same token to be the likeliest. Sums in `f64`.
 
+use super::histogram::{self, Bin};
 use super::perplexity::Perplexity;
 use std::ops::Range;
 
@@ -25,6 +26,16 @@ pub struct Scored {
 }
 
 impl Scored {
+    /// Loss, reference's loss, divergence, and 1 where the likeliest token is the same.
+    pub fn numbers(&self) -> [f64; 4] {
+        [self.loss, self.reference, self.divergence, f64::from(u8::from(self.same_top))]
+    }
+
+    /// The opposite of [`Scored::numbers`].
+    pub fn from_numbers(&[loss, reference, divergence, same]: &[f64; 4]) -> Scored {
+        Scored { loss, reference, divergence, same_top: same == 1.0 }
+    }
+
     /// Δp: the token's probability under the file less that under the reference.
     pub fn delta_p(&self) -> f64 {
         (-self.loss).exp() - (-self.reference).exp()
@@ -117,6 +128,8 @@ pub struct Statistics {
     pub difference: Mean,
     /// `KL(reference ‖ file)` in nats.
     pub divergence: Distribution,
+    /// How many tokens have a divergence of which size.
+    pub histogram: Vec<Bin>,
     /// Δp, −1 to 1.
     pub delta_p: Distribution,
     /// The root of the mean square of Δp.
@@ -141,13 +154,15 @@ impl Statistics {
         let weighed = of_pairs(&losses, &references, |a, b| perplexity.value * a - reference.value * b);
         let squares = Mean::of(&of(|t| t.delta_p().powi(2)));
         let rms = squares.value.sqrt();
+        let divergences = of(|t| t.divergence);
         Statistics {
             perplexity,
             reference,
             correlation: correlation(&losses, &references),
             ln_ratio: Mean::of(&of(|t| t.loss - t.reference)),
             difference: Mean { value: perplexity.value - reference.value, error: Mean::of(&weighed).error },
-            divergence: Distribution::of(&of(|t| t.divergence)),
+            divergence: Distribution::of(&divergences),
+            histogram: histogram::logarithmic(&divergences),
             delta_p: Distribution::of(&of(Scored::delta_p)),
             delta_p_rms: Mean { value: rms, error: if rms > 0.0 { 0.5 * squares.error / rms } else { 0.0 } },
             same_top: Mean::of(&of(same)),

@@ -39,7 +39,7 @@ impl Line {
         let (name, freedom, shape) = (kind.name(), grid.freedom(), grid.shape());
         let (least, most) = (-zero, i16::from(top) - zero);
         let (Levels::Uniform { lo, hi }, Supers::Half, (1.0, 1.0), true) =
-            (grid.levels(), freedom.supers, freedom.scales, shape.width == shape.group)
+            (grid.levels(), freedom.supers, freedom.scales, shape.width == shape.group && !freedom.one_super)
         else {
             return Err(format!("{name} has other scales"));
         };

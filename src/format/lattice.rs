@@ -54,6 +54,17 @@ pub fn line(grid: &dyn Grid, x: &[f32]) -> Option<RowSteps> {
     Some(RowSteps::line(d, m))
 }
 
+/// Recognizes a block that has one scale, in half precision, and one zero point.
+pub fn with_zero(grid: &dyn Grid, x: &[f32]) -> Option<RowSteps> {
+    let (top, (lowest, highest)) = (grid.levels().highest(), grid.freedom().mins);
+    // The largest step, for which the codes are nearest to each other.
+    let d = symmetric(x, -(top as i64), top as i64)?;
+    let steps = |x: &f32| if d == 0.0 { 0.0 } else { (x / d).round_ties_even() };
+    let (least, most) = x.iter().map(steps).fold((0.0f32, 0.0f32), |(a, b), q| (a.min(q), b.max(q)));
+    let zero = lowest.max(-least);
+    (zero <= highest && most + zero <= top).then(|| RowSteps::whole(d, zero))
+}
+
 /// The scale in half precision of a block of integers between `lo` and `hi`.
 fn symmetric(x: &[f32], lo: i64, hi: i64) -> Option<f32> {
     let step = step(x, 0.0, lo.unsigned_abs() as u32)?;

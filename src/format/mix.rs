@@ -238,6 +238,11 @@ pub fn named(name: &str) -> Result<Mix> {
 }
 
 impl Mix {
+    /// One type for every layer; the output matrix of a GGUF gets a better one, as in any mix.
+    pub fn even(name: &'static str, file_type: u32, base: Type) -> Mix {
+        Mix { name, file_type, base, raise: |_| None }
+    }
+
     /// The type of a matrix. `columns`: its row length; `stacked`: whether it is one of several in a tensor.
     pub fn choose(&self, name: &str, columns: usize, stacked: bool, facts: &Facts) -> Type {
         if !self.base.is_quantized() {

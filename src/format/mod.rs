@@ -9,6 +9,7 @@ mod codebook;
 pub mod exact;
 mod f16;
 mod f32;
+pub mod integer;
 mod iq1_m;
 mod iq1_s;
 mod iq2_s;

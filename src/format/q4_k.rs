@@ -19,11 +19,14 @@ impl Format for Q4K {
     }
     fn decode(&self, block: &[u8], out: &mut [f32]) {
         let (d, dmin) = (half_at(block, 0), half_at(block, 2));
-        for (i, x) in out.iter_mut().enumerate() {
-            let (scale, min) = sixes(&block[4..], i / GROUP);
-            let byte = block[16 + i / 64 * 32 + i % 32];
-            let q = if i % 64 < 32 { byte & 15 } else { byte >> 4 };
-            *x = d * f32::from(scale) * f32::from(q) - dmin * f32::from(min);
+        for (group, out) in out.chunks_exact_mut(GROUP).enumerate() {
+            let (scale, min) = sixes(&block[4..], group);
+            let (scale, min) = (d * f32::from(scale), dmin * f32::from(min));
+            // Two groups share their bytes.
+            let (bytes, shift) = (&block[16 + group / 2 * GROUP..][..GROUP], group % 2 * 4);
+            for (x, byte) in out.iter_mut().zip(bytes) {
+                *x = scale * f32::from(byte >> shift & 15) - min;
+            }
         }
     }
     fn encoding(&self) -> Encoding {

@@ -20,13 +20,16 @@ impl Format for Q6K {
     }
     fn decode(&self, block: &[u8], out: &mut [f32]) {
         let d = half_at(block, D);
-        for (i, x) in out.iter_mut().enumerate() {
-            let (half, l) = (i / 128, i % 128);
-            let byte = block[half * 64 + l % 64];
-            let low = if l < 64 { byte & 15 } else { byte >> 4 };
-            let high = block[128 + half * 32 + l % 32] >> (l / 32 * 2) & 3;
-            let q = f32::from(low | high << 4) - 32.0;
-            *x = d * f32::from(block[SCALES + i / GROUP] as i8) * q;
+        for (group, out) in out.chunks_exact_mut(GROUP).enumerate() {
+            let scale = d * f32::from(block[SCALES + group] as i8);
+            // Of each half of 128 columns, columns 64 apart share a byte of low bits, and columns 32 apart one of high bits.
+            let (half, column) = (group / 8, group % 8 * GROUP);
+            let low = &block[half * 64 + column % 64..][..GROUP];
+            let high = &block[128 + half * 32 + column % 32..][..GROUP];
+            let (of_low, of_high) = (column / 64 * 4, column / 32 * 2);
+            for (x, (low, high)) in out.iter_mut().zip(low.iter().zip(high)) {
+                *x = scale * (f32::from(low >> of_low & 15 | (high >> of_high & 3) << 4) - 32.0);
+            }
         }
     }
     fn encoding(&self) -> Encoding {

@@ -5,7 +5,7 @@
 //! them asks for; the nearest integers; then, in turns, each group's integers against their neighbours, and the super-scales
 //! by least squares with everything else held. No step is kept unless it lowers `Σ h·(w − ŵ)²`.
 
-use crate::grid::{Effort, F, GROUPS, Grid, Steps};
+use crate::grid::{Effort, F, GROUPS, Grid, Levels, Steps};
 use llmq_kernels::search::{asymmetric, error, moments, symmetric};
 
 /// Rounds of (integers against their neighbours, super-scales by least squares).
@@ -29,6 +29,35 @@ pub fn fit_line(grid: &dyn Grid, w: &[F], h: &[F], effort: Effort) -> Steps {
     let sums = moments(w, h, d, m, levels);
     let best = (sums.w - d * sums.q).div_or_zero(sums.h);
     Steps::line(d, F::ZERO.less(sums.h, best, m).to_f16())
+}
+
+/// A scale in half precision and the code that stands for zero, a whole number.
+///
+/// From the best line, the two zero points nearest to its own; and the middle one, with which there is nothing to lose against a
+/// grid without zero points. Each gets the scale that fits its codes best.
+pub fn fit_zero(grid: &dyn Grid, w: &[F], h: &[F], effort: Effort) -> Steps {
+    let (levels, (lowest, highest)) = (grid.levels(), grid.freedom().mins);
+    let middle = F::splat((levels.highest() + 1.0) / 2.0);
+    let (d, m) = asymmetric(w, h, levels.highest(), effort, false);
+    let nearest = (-m).div_or_zero(d).round().clamp(lowest, highest);
+    let above = nearest * d + m;
+    let other = (nearest + F::ZERO.less(above, F::splat(-1.0), F::splat(1.0))).clamp(lowest, highest);
+    let even = symmetric(w, h, Levels::Uniform { lo: -8, hi: 7 }, effort).to_f16();
+    let mut best = (even, middle, error(w, h, even, -(even * middle), levels));
+    for zero in [nearest, other] {
+        let mut d = d;
+        for _ in 0..=rounds(effort) {
+            let sums = moments(w, h, d, -(d * zero), levels);
+            // Σh·w·(q − zero) / Σh·(q − zero)²
+            let top = sums.wq - zero * sums.w;
+            let bottom = (zero * zero).mul_add(sums.h, sums.qq) - (zero + zero) * sums.q;
+            d = top.div_or_zero(bottom);
+            let half = d.to_f16();
+            let e = error(w, h, half, -(half * zero), levels);
+            best = (e.less(best.2, half, best.0), e.less(best.2, zero, best.1), best.2.min(e));
+        }
+    }
+    Steps { mins: [best.1; GROUPS], ..Steps::line(best.0, F::ZERO - best.0) }
 }
 
 /// A number for each group that there is.

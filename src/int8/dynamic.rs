@@ -17,7 +17,7 @@ use super::onnx::Graph;
 use super::onnx::node::{int, node};
 use super::onnx::proto::tensor_proto::DataType;
 use super::onnx::proto::{ModelProto, NodeProto};
-use super::onnx::tensor::{Tensor, type_of};
+use super::onnx::tensor::{self, Tensor, type_of};
 use super::operators::{FLOATS, Kind, check_is_float};
 use super::weights::{self, Channels, Levels};
 use crate::error::{Error, Result};
@@ -30,8 +30,8 @@ pub use report::{Done, Left, Report};
 /// `DynamicQuantizeLinear` came with this opset.
 pub const OPSET: i64 = 11;
 
-/// A table with fewer bytes than this stays float: two more nodes would cost more than it saves.
-const SMALLEST_TABLE: usize = 1 << 14;
+/// A table of fewer numbers than this stays float: three more nodes would cost more than it saves.
+const SMALLEST_TABLE: usize = 1 << 12;
 
 /// What is to be done.
 #[derive(Debug, Clone, Copy)]
@@ -130,6 +130,7 @@ impl Recipe<'_> {
         }
         let Some(kind) = Kind::of(&node, &self.graph) else { return Ok(()) };
         let done = match kind {
+            _ if node.output.first().is_none_or(String::is_empty) => Err("it has no output"),
             _ if self.options.exclude.iter().any(|name| name.is_match(node.label())) => Err("it was excluded"),
             Kind::MatMul => self.product(at, &node)?,
             Kind::Embedding => self.embedding(at, &node)?,
@@ -221,7 +222,7 @@ impl Recipe<'_> {
         if !matches!(node.int_or("axis", 0), 0 | -2) {
             return Ok(Err("it does not pick rows"));
         }
-        let small = |tensor: &_| Tensor::<f32>::read(tensor).is_ok_and(|t| t.data.len() * 4 < SMALLEST_TABLE);
+        let small = |table: &_| tensor::shape(table).is_ok_and(|(_, elements)| elements < SMALLEST_TABLE);
         if self.graph.constant(table).is_some_and(small) {
             return Ok(Err("its table is small"));
         }

@@ -7,11 +7,13 @@
 //! samples (.npz, .npy)    -> ranges -> qdq         calibration, and static quantization
 //!                         -> compare -> statistics what it costs, and whether that is sure
 //!                         -> sensitivity           which layers should stay float
+//! checkpoint                                       folders without a graph: compressed-tensors, and GGUF for BERT
 //! ```
 
 pub mod advise;
 pub mod bench;
 pub mod census;
+pub mod checkpoint;
 pub mod compare;
 pub mod cpu;
 pub mod diversity;

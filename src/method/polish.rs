@@ -151,9 +151,14 @@ impl Tile<'_> {
             }
             for (i, (u, codes)) in self.u.iter_mut().zip(codes).enumerate() {
                 *u = s.scales[i / group] * level(codes);
+                if free.one_super {
+                    *u = *u - s.mins[i / group];
+                }
             }
             s.d = self.step(first, width, s.d, |x| free.round_super(x), h, stride);
-            if has_minima(&free) {
+            if free.one_super {
+                s.dmin = s.d;
+            } else if has_minima(&free) {
                 for (i, u) in self.u.iter_mut().enumerate() {
                     *u = -s.mins[i / group];
                 }

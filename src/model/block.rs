@@ -3,7 +3,9 @@
 //! A block is two halves, attention and MLP. Each reads the residual stream `h` through a norm (its *input*), mixes it
 //! into what its last linear layer reads (its *inner*), and adds that layer's result to `h` (its *output*).
 
-use super::form::{HeadNorms, MlpLayers};
+use super::cache::{Cache, extended};
+use super::form::{HeadNorms, MlpLayers, Norm};
+use super::matrix::{Lent, Matrix, Rows};
 use super::ops;
 use super::{Kind, Model, Part, Role, Site, TensorSpec};
 use crate::error::{Context, Error, Result};
@@ -13,6 +15,7 @@ use llmq_kernels::elementwise::Pairing;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::collections::HashMap;
+use std::sync::Arc;
 
 /// The half of a block that a site belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,18 +99,19 @@ impl Frame {
     }
 }
 
-/// One block's weights in `f32`, and its forward pass. A clone shares them until one of the two gets others.
+/// One block's weights, in `f32` or lent, and its forward pass. A clone shares them until one of the two gets others.
 #[derive(Clone)]
 pub struct Block<'a> {
     pub(super) frame: &'a Frame,
     pub(super) index: usize,
     pub(super) tensors: HashMap<(Part, Kind), Tensor>,
+    lent: HashMap<Part, Lent<'a>>,
 }
 
 impl<'a> Block<'a> {
     /// Block `index` without weights; [`Block::set`] brings them.
     pub fn new(frame: &'a Frame, index: usize) -> Block<'a> {
-        Block { frame, index, tensors: HashMap::new() }
+        Block { frame, index, tensors: HashMap::new(), lent: HashMap::new() }
     }
 
     /// Replaces a tensor's numbers, in the shape that its description has.
@@ -122,6 +126,18 @@ impl<'a> Block<'a> {
             .context(|| format!("tensor '{}' of shape {:?}", spec.source, spec.shape))?;
         self.tensors.insert((part, kind), tensor);
         Ok(())
+    }
+
+    /// Lends a matrix, which takes the place of numbers. False if it is one that is used otherwise than by multiplying with it.
+    #[must_use]
+    pub fn lend(&mut self, spec: &TensorSpec, source: &Arc<dyn Rows + 'a>) -> bool {
+        let Role::Block(part, Kind::Weight) = spec.role else { return false };
+        // Those two are cut into heads, and the one of keys is turned over.
+        let only_multiplied = spec.shape.len() > 1 && !matches!(part, Part::KB | Part::VB);
+        if only_multiplied {
+            self.lent.insert(part, Lent::new(source.clone(), spec.rows(), spec.columns()));
+        }
+        only_multiplied
     }
 
     /// A tensor's numbers.
@@ -141,21 +157,37 @@ impl<'a> Block<'a> {
         self.tensors.get(&(part, Kind::Weight)).expect("every part of a block has a weight")
     }
 
+    /// Whether it has a weight for this part, held or lent.
+    pub(super) fn has(&self, part: Part) -> bool {
+        self.lent.contains_key(&part) || self.tensors.contains_key(&(part, Kind::Weight))
+    }
+
     pub(super) fn bias(&self, part: Part) -> Option<&Tensor> {
         self.tensors.get(&(part, Kind::Bias))
     }
 
-    pub(super) fn linear(&self, part: Part, x: &Tensor) -> candle_core::Result<Tensor> {
-        let y = ops::linear(x, self.weight(part))?;
+    pub(super) fn linear(&self, part: Part, x: &Tensor) -> Result<Tensor> {
+        let y = match self.lent.get(&part) {
+            Some(weight) => weight.linear(x)?,
+            None => ops::linear(x, self.weight(part))?,
+        };
         match self.bias(part) {
-            Some(bias) => y.broadcast_add(bias),
+            Some(bias) => Ok(y.broadcast_add(bias)?),
             None => Ok(y),
         }
     }
 
-    pub(super) fn norm(&self, part: Part, x: &Tensor) -> candle_core::Result<Tensor> {
+    /// One matrix of a stack of `count`, `[rows, columns]`.
+    pub(super) fn of_stack(&self, part: Part, i: usize, count: usize) -> Result<Matrix<'a>> {
+        match self.lent.get(&part) {
+            Some(stack) => Ok(Matrix::Lent(stack.get(i, count)?)),
+            None => Ok(Matrix::Held(self.weight(part).get(i)?)),
+        }
+    }
+
+    pub(super) fn norm(&self, part: Part, x: &Tensor) -> Result<Tensor> {
         let model = &self.frame.model;
-        ops::norm(model.form.norm, x, self.weight(part), self.bias(part), model.norm_eps)
+        Ok(ops::norm(model.form.norm, x, self.weight(part), self.bias(part), model.norm_eps)?)
     }
 
     /// What the first linear layers of a half read. `h`: the stream in front of the half, `[windows · positions, hidden]`;
@@ -170,10 +202,10 @@ impl<'a> Block<'a> {
             return Ok(h.clone());
         }
         let norm = match half {
-            Half::Attention => Part::AttnNorm,
-            Half::Mlp => Part::FfnNorm,
+            Half::Mlp if !form.shared_norm => Part::FfnNorm,
+            _ => Part::AttnNorm,
         };
-        Ok(self.norm(norm, h)?)
+        self.norm(norm, h)
     }
 
     /// What the last linear layer of a half reads. `x`: the half's input; result: `[windows · positions, columns]`.
@@ -186,15 +218,15 @@ impl<'a> Block<'a> {
 
     /// The same with something added to the output of one of the half's first linear layers.
     fn inner_moved(&self, half: Half, x: &Tensor, moved: Option<(Part, &Tensor)>) -> Result<Tensor> {
-        let linear = |part: Part| -> candle_core::Result<Tensor> {
+        let linear = |part: Part| -> Result<Tensor> {
             let y = self.linear(part, x)?;
             match moved {
-                Some((of, by)) if of == part => y + by,
+                Some((of, by)) if of == part => Ok((y + by)?),
                 _ => Ok(y),
             }
         };
         let y = match half {
-            Half::Attention => self.attention(linear)?,
+            Half::Attention => self.attention(linear, None)?,
             Half::Mlp => {
                 let mlp = self.frame.model.form.mlp;
                 match mlp.layers {
@@ -212,11 +244,16 @@ impl<'a> Block<'a> {
         Ok(y)
     }
 
-    fn attention(&self, linear: impl Fn(Part) -> candle_core::Result<Tensor>) -> candle_core::Result<Tensor> {
-        let Frame { model, pairing, positions, tables, .. } = self.frame;
+    /// What the attention's last layer reads. `cache`: the window's earlier positions; the input then is of those behind them.
+    pub(super) fn attention(
+        &self,
+        linear: impl Fn(Part) -> Result<Tensor>,
+        cache: Option<&mut Cache>,
+    ) -> Result<Tensor> {
+        let Frame { model, pairing, .. } = self.frame;
         let (form, heads, kv_heads, d) = (&model.form, model.heads, model.kv_heads, model.head_dim);
         if let Some(latent) = form.latent {
-            return self.latent_attention(latent, linear);
+            return self.latent_attention(latent, linear, cache);
         }
         let (mut q, mut k, v) = if form.fused_qkv {
             let all = linear(Part::Qkv)?;
@@ -226,17 +263,12 @@ impl<'a> Block<'a> {
             (linear(Part::Q)?, linear(Part::K)?, linear(Part::V)?)
         };
         if form.head_norms != HeadNorms::None {
-            let norm = |part: Part, x: &Tensor| {
-                let (shape, gain) = (x.shape().clone(), self.weight(part));
-                let rows = x.reshape((x.elem_count() / gain.elem_count(), gain.elem_count()))?;
-                ops::rms_norm(&rows, gain, model.norm_eps)?.reshape(shape)
-            };
-            (q, k) = (norm(Part::QNorm, &q)?, norm(Part::KNorm, &k)?);
+            (q, k) = (self.head_norm(Part::QNorm, &q)?, self.head_norm(Part::KNorm, &k)?);
         }
         let local = form.window.is_some_and(|window| window.holds(self.index));
-        if let Some(tables) = tables.as_ref().filter(|_| model.turns(self.index)) {
-            let (cos, sin) = &tables[usize::from(local)];
-            (q, k) = (ops::rope(&q, cos, sin, d, *pairing)?, ops::rope(&k, cos, sin, d, *pairing)?);
+        let positions = self.positions(&q, cache.as_deref());
+        if let Some((cos, sin)) = self.tables(local, &positions)? {
+            (q, k) = (ops::rope(&q, &cos, &sin, d, *pairing)?, ops::rope(&k, &cos, &sin, d, *pairing)?);
         }
         let scores = Scores {
             scale: form.attention_scale.unwrap_or(1.0 / (d as f32).sqrt()),
@@ -247,7 +279,21 @@ impl<'a> Block<'a> {
                 None => Vec::new(),
             },
         };
-        ops::attention(&q, &k, &v, Shape { positions: *positions, heads, kv_heads, d }, &scores)
+        let (k, v) = extended(cache, k, v)?;
+        let shape = Shape { positions: positions.len(), past: positions.start, heads, kv_heads, d };
+        Ok(ops::attention(&q, &k, &v, shape, &scores)?)
+    }
+
+    /// Queries or keys, `[tokens, heads · head_dim]`, behind their norm.
+    fn head_norm(&self, part: Part, x: &Tensor) -> candle_core::Result<Tensor> {
+        let (model, gain) = (&self.frame.model, self.weight(part));
+        // One gain for every row, and then one for each head.
+        let centred = model.form.head_norms == HeadNorms::Centred;
+        let shared = if centred { gain.get(0)?.ones_like()? } else { gain.clone() };
+        let rows = x.reshape(((), shared.elem_count()))?;
+        let kind = if centred { Norm::Layer } else { Norm::Rms };
+        let y = ops::norm(kind, &rows, &shared, None, model.norm_eps)?.reshape(x.shape())?;
+        if centred { y.broadcast_mul(&gain.flatten_all()?) } else { Ok(y) }
     }
 
     /// The residual stream after a half: `h` plus its last linear layer of `inner`.
@@ -286,7 +332,7 @@ impl<'a> Block<'a> {
     }
 
     pub(super) fn last(&self, half: Half, inner: &Tensor) -> Result<Tensor> {
-        Ok(self.linear(half.last(), inner)?)
+        self.linear(half.last(), inner)
     }
 
     /// What the half's last linear layer makes of a difference between two inners: the layer without its bias.
@@ -350,7 +396,7 @@ impl<'a> Block<'a> {
         half: Half,
         h: &Tensor,
         before: &Tensor,
-        weight: &dyn Fn(Part, usize) -> Result<Tensor>,
+        weight: &dyn Fn(Part, usize) -> Result<Matrix<'a>>,
     ) -> Result<Tensor> {
         let x = self.input(half, h, before)?;
         let y = match half {

@@ -3,7 +3,7 @@
 use super::form::{Experts, Latent, Scoring};
 use super::gguf_keys::Keys;
 use super::rope::{Rope, Scaling, Yarn};
-use super::{Architecture, Kind, Made, Model, Part, QueryRows, sizes};
+use super::{Architecture, Form, Kind, Made, Model, Part, QueryRows, sizes};
 use crate::error::Result;
 use crate::source::config::Config;
 use crate::source::value::Value;
@@ -25,20 +25,16 @@ impl Architecture for DeepSeek2 {
         "deepseek2"
     }
 
-    fn has_latent_attention(&self) -> bool {
-        true
-    }
-
-    fn has_experts(&self) -> bool {
-        true
-    }
-
     fn model_types(&self) -> &'static [&'static str] {
         &["deepseek_v2", "deepseek_v3"]
     }
 
     fn query_rows(&self) -> QueryRows {
         QueryRows::Neighbours
+    }
+
+    fn form(&self) -> Form {
+        Form { latent: Some(Latent::UNREAD), experts: Some(Experts::UNREAD), ..Form::PLAIN }
     }
 
     fn read(&'static self, config: &Config) -> Result<Model> {
@@ -85,6 +81,7 @@ impl Architecture for DeepSeek2 {
         model.form.latent = Some(latent);
         let sigmoid = config.string("model_type")? == "deepseek_v3";
         let of_shared = config.maybe_size("n_shared_experts")?.unwrap_or(0);
+        model.form.experts = None;
         if let Some(count) = config.maybe_size("n_routed_experts")? {
             let ffn = config.size("moe_intermediate_size")?;
             let groups = config.maybe_size("n_group")?.zip(config.maybe_size("topk_group")?).filter(|(n, _)| *n > 1);
@@ -137,6 +134,7 @@ impl Architecture for DeepSeek2 {
             *yarn = Yarn { magnitude: Some(1.0), ..*yarn };
         }
         model.form.attention_scale = Some(scale);
+        model.form.experts = None;
         if let Some(count) = keys.maybe_size("expert_count")? {
             let ffn = keys.size("expert_feed_forward_length")?;
             let sigmoid = keys.maybe("expert_gating_func").and_then(Value::as_u64) == Some(2);
@@ -171,6 +169,7 @@ impl Architecture for DeepSeek2 {
         }
         if let Some(experts) = &model.form.experts {
             keys.push(("leading_dense_block_count", size(experts.dense)));
+            keys.push(("expert_feed_forward_length", size(experts.ffn)));
             keys.push(("expert_shared_count", size(experts.shared / experts.ffn.max(1))));
             keys.push(("expert_weights_scale", Value::F32(experts.scale)));
             keys.push(("expert_weights_norm", Value::Bool(experts.normed)));

@@ -30,12 +30,17 @@ impl<'a> Start<'a> {
 
     /// Turns embedded tokens into the stream, in place. `x`: rows of the embedding, those of one window.
     pub fn apply(&self, x: &mut [f32]) {
+        self.apply_from(0, x);
+    }
+
+    /// The same for the tokens of a window from position `first` on.
+    pub fn apply_from(&self, first: usize, x: &mut [f32]) {
         let scale = self.model.form.embedding_scale;
         if scale != 1.0 {
             x.iter_mut().for_each(|x| *x *= scale);
         }
         if let Some(positions) = &self.positions {
-            x.iter_mut().zip(positions).for_each(|(x, p)| *x += p);
+            x.iter_mut().zip(&positions[first * self.model.hidden..]).for_each(|(x, p)| *x += p);
         }
     }
 }

@@ -1,5 +1,6 @@
 //! The variations of the decoder block: what one architecture does and another does not.
 
+use super::parts::{Part, Site};
 use llmq_kernels::elementwise::Activation;
 
 /// How a model's blocks differ from the plainest one, which is Llama's. Everything here is data; [`super::block`] acts on it.
@@ -13,6 +14,8 @@ pub struct Form {
     pub post_norms: bool,
     /// Attention and MLP both read the stream in front of the block.
     pub parallel: bool,
+    /// They read it through the same norm.
+    pub shared_norm: bool,
     /// q, k and v are one layer.
     pub fused_qkv: bool,
     /// Biases on q, k and v.
@@ -67,6 +70,8 @@ pub enum HeadNorms {
     None,
     /// Each head by itself, all with the same gain of `head_dim` numbers.
     PerHead,
+    /// Each head by itself, with a gain of its own, after its mean was subtracted.
+    Centred,
     /// All heads as one vector.
     Whole,
 }
@@ -146,8 +151,11 @@ pub enum Scoring {
 }
 
 impl Experts {
+    /// Those of a family whose models have different ones.
+    pub const UNREAD: Experts = Experts::plain(0, 0, 0);
+
     /// The plainest: a softmax over all, those that are used normed.
-    pub fn plain(count: usize, used: usize, ffn: usize) -> Experts {
+    pub const fn plain(count: usize, used: usize, ffn: usize) -> Experts {
         Experts {
             dense: 0,
             count,
@@ -178,6 +186,11 @@ pub struct Latent {
     pub value: usize,
 }
 
+impl Latent {
+    /// That of a family whose models have different ones.
+    pub const UNREAD: Latent = Latent { query: None, latent: 0, turned: 0, value: 0 };
+}
+
 impl Form {
     /// Llama's.
     pub const PLAIN: Form = Form {
@@ -185,6 +198,7 @@ impl Form {
         pre_norms: true,
         post_norms: false,
         parallel: false,
+        shared_norm: false,
         fused_qkv: false,
         qkv_bias: false,
         o_bias: false,
@@ -204,6 +218,27 @@ impl Form {
         positions: false,
         experts: None,
     };
+
+    /// The part that makes a site's activations, each channel by itself, so that it can absorb a factor for each: a norm's gain, or
+    /// the rows of a linear layer whose output only gets mixed or multiplied on its way. None where nothing can. `experts`: the
+    /// block has some.
+    pub fn absorber(&self, site: Site, experts: bool) -> Option<Part> {
+        // The layers of two sites would have to agree on a norm's factors.
+        let norms = self.pre_norms && !self.shared_norm;
+        match site {
+            Site::AttnIn => norms.then_some(Part::AttnNorm),
+            Site::AttnOut if self.latent.is_some() => None,
+            Site::AttnOut => Some(if self.fused_qkv { Part::Qkv } else { Part::V }),
+            // What goes to experts is not rounded together with what else reads the norm.
+            Site::FfnIn => (norms && !experts).then_some(Part::FfnNorm),
+            Site::FfnMid => match self.mlp.layers {
+                MlpLayers::Gated => Some(Part::Up),
+                MlpLayers::Fused => Some(Part::GateUp),
+                // An activation stands between.
+                MlpLayers::Plain => None,
+            },
+        }
+    }
 }
 
 #[cfg(test)]

@@ -34,10 +34,6 @@ pub fn metadata(model: &Model) -> Metadata {
     if let Some(experts) = &model.form.experts {
         put("expert_count", size(experts.count));
         put("expert_used_count", size(experts.used));
-        put("expert_feed_forward_length", size(experts.ffn));
-        if experts.shared > 0 {
-            put("expert_shared_feed_forward_length", size(experts.shared));
-        }
     }
     if model.explicit_head_dim {
         put("attention.key_length", size(model.head_dim));
@@ -58,6 +54,10 @@ pub fn metadata(model: &Model) -> Metadata {
                 put("rope.scaling.original_context_length", size(yarn.original as usize));
                 put("rope.scaling.yarn_beta_fast", Value::F32(yarn.fast as f32));
                 put("rope.scaling.yarn_beta_slow", Value::F32(yarn.slow as f32));
+                // llama.cpp multiplies the paper's growth by it; latent attention has another key for its own.
+                if let Some(growth) = yarn.magnitude.filter(|_| model.form.latent.is_none()) {
+                    put("rope.scaling.attn_factor", Value::F32((growth / yarn.usual_magnitude()) as f32));
+                }
             }
             Scaling::Long { original, magnitude, .. } => {
                 put("rope.scaling.original_context_length", size(*original));
@@ -205,10 +205,10 @@ pub fn read(file: &Gguf, vector: impl Fn(&str) -> Result<Option<Vec<f32>>>) -> R
         tied: !keys.has("output.weight"),
         renamed: ("", ""),
     };
-    let had_experts = model.form.experts.is_some();
+    let may_have_experts = model.form.experts.is_some();
     architecture.read_gguf(&keys, &mut model)?;
     match keys.maybe_size("expert_count").unwrap_or_default() {
-        Some(experts) if !had_experts && model.form.experts.is_none() => {
+        Some(experts) if !may_have_experts && model.form.experts.is_none() => {
             Err(keys.wrong(&format!("blocks with experts, here {experts} of them, are not supported")))
         }
         _ => Ok(model),
@@ -246,13 +246,18 @@ fn scaling(
     match keys.maybe("rope.scaling.type").and_then(Value::as_str) {
         None | Some("none") => Ok(Scaling::None),
         Some("linear") => Ok(Scaling::Linear(keys.maybe_number("rope.scaling.factor")?.unwrap_or(1.0))),
-        Some("yarn") => Ok(Scaling::Yarn(Yarn {
-            factor: keys.number("rope.scaling.factor")?,
-            original: keys.maybe_number("rope.scaling.original_context_length")?.unwrap_or(context as f64),
-            fast: keys.maybe_number("rope.scaling.yarn_beta_fast")?.unwrap_or(32.0),
-            slow: keys.maybe_number("rope.scaling.yarn_beta_slow")?.unwrap_or(1.0),
-            magnitude: None,
-        })),
+        Some("yarn") => {
+            let yarn = Yarn {
+                factor: keys.number("rope.scaling.factor")?,
+                original: keys.maybe_number("rope.scaling.original_context_length")?.unwrap_or(context as f64),
+                fast: keys.maybe_number("rope.scaling.yarn_beta_fast")?.unwrap_or(32.0),
+                slow: keys.maybe_number("rope.scaling.yarn_beta_slow")?.unwrap_or(1.0),
+                magnitude: None,
+            };
+            let grown = keys.maybe_number("rope.scaling.attn_factor")?;
+            let magnitude = grown.map(|factor| factor * yarn.usual_magnitude());
+            Ok(Scaling::Yarn(Yarn { magnitude, ..yarn }))
+        }
         Some(other) => Err(keys.wrong(&format!("rope scaling of type '{other}' is not supported"))),
     }
 }

@@ -18,17 +18,13 @@ impl Architecture for GptOss {
         "gpt-oss"
     }
 
-    fn has_experts(&self) -> bool {
-        true
-    }
-
     fn model_types(&self) -> &'static [&'static str] {
         &["gpt_oss"]
     }
 
     fn form(&self) -> Form {
         let mlp = Mlp { activation: Activation::SiluBounded, layers: MlpLayers::Gated };
-        Form { sinks: true, qkv_bias: true, o_bias: true, mlp, ..Form::PLAIN }
+        Form { experts: Some(Experts::UNREAD), sinks: true, qkv_bias: true, o_bias: true, mlp, ..Form::PLAIN }
     }
 
     fn read(&'static self, config: &Config) -> Result<Model> {
@@ -51,8 +47,9 @@ impl Architecture for GptOss {
     }
 
     fn keys(&self, model: &Model) -> Vec<(&'static str, Value)> {
-        let window = model.form.window.map(|window| ("attention.sliding_window", Value::U32(window.tokens as u32)));
-        window.into_iter().collect()
+        let window = model.form.window.map(|window| ("attention.sliding_window", window.tokens));
+        let inside = model.form.experts.map(|experts| ("expert_feed_forward_length", experts.ffn));
+        window.into_iter().chain(inside).map(|(key, n)| (key, Value::U32(n as u32))).collect()
     }
 
     fn source(&self, part: Part) -> &'static str {

@@ -1,8 +1,10 @@
 //! Attention whose keys and values come out of one narrow vector per token.
 
 use super::block::{Block, Frame};
+use super::cache::{Cache, extended};
 use super::form::Latent;
 use super::{Part, ops};
+use crate::error::Result;
 use candle_core::Tensor;
 use llmq_kernels::attention::{Scores, Shape};
 
@@ -12,9 +14,10 @@ impl Block<'_> {
     pub(super) fn latent_attention(
         &self,
         Latent { latent, turned, value, .. }: Latent,
-        linear: impl Fn(Part) -> candle_core::Result<Tensor>,
-    ) -> candle_core::Result<Tensor> {
-        let Frame { model, pairing, positions, tables, .. } = self.frame;
+        linear: impl Fn(Part) -> Result<Tensor>,
+        cache: Option<&mut Cache>,
+    ) -> Result<Tensor> {
+        let Frame { model, pairing, .. } = self.frame;
         let (heads, d) = (model.heads, model.head_dim);
         let still = d - turned;
         let q = match self.frame.model.form.latent.and_then(|latent| latent.query) {
@@ -27,9 +30,10 @@ impl Block<'_> {
         let q = q.reshape((n, heads, d))?;
         let mut q_turned = q.narrow(2, still, turned)?.contiguous()?.reshape((n, heads * turned))?;
         let mut k_turned = both.narrow(1, latent, turned)?.contiguous()?;
-        if let Some([(cos, sin), _]) = tables.as_ref().filter(|_| model.turns(self.index)) {
-            q_turned = ops::rope(&q_turned, cos, sin, turned, *pairing)?;
-            k_turned = ops::rope(&k_turned, cos, sin, turned, *pairing)?;
+        let positions = self.positions(&both, cache.as_deref());
+        if let Some((cos, sin)) = self.tables(false, &positions)? {
+            q_turned = ops::rope(&q_turned, &cos, &sin, turned, *pairing)?;
+            k_turned = ops::rope(&k_turned, &cos, &sin, turned, *pairing)?;
         }
         let q = Tensor::cat(&[q.narrow(2, 0, still)?, q_turned.reshape((n, heads, turned))?], 2)?;
         let (mut keys, mut values) = (Vec::new(), Vec::new());
@@ -41,11 +45,11 @@ impl Block<'_> {
             // Values are as wide as keys for the kernel.
             values.push(Tensor::cat(&[ops::linear(&c, &v)?, padding.clone()], 1)?);
         }
-        let (k, v) = (Tensor::cat(&keys, 1)?, Tensor::cat(&values, 1)?);
+        let (k, v) = extended(cache, Tensor::cat(&keys, 1)?, Tensor::cat(&values, 1)?)?;
         let scores =
             Scores { scale: model.form.attention_scale.unwrap_or(1.0 / (d as f32).sqrt()), ..Scores::default() };
-        let shape = Shape { positions: *positions, heads, kv_heads: heads, d };
+        let shape = Shape { positions: positions.len(), past: positions.start, heads, kv_heads: heads, d };
         let y = ops::attention(&q.reshape((n, heads * d))?.contiguous()?, &k, &v, shape, &scores)?;
-        y.reshape((n, heads, d))?.narrow(2, 0, value)?.contiguous()?.reshape((n, heads * value))
+        Ok(y.reshape((n, heads, d))?.narrow(2, 0, value)?.contiguous()?.reshape((n, heads * value))?)
     }
 }

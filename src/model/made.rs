@@ -45,7 +45,7 @@ pub enum Made {
         /// Rows of a head's key.
         still: usize,
     },
-    /// One tensor for each expert, `{}` in the name being its number; `[experts, rows, columns]` here.
+    /// One tensor for each expert, `{}` in the name being its number; `[experts, rows, columns]` here. Or one vector for each head.
     Stacked,
 }
 
@@ -164,6 +164,9 @@ impl TensorSpec {
                     row += run;
                 }
                 Ok(numbers)
+            }
+            Made::Stacked if self.shape.len() < 3 => {
+                self.by_matrix(rows, 1, |i, _| checkpoint.read(&self.of(i), &self.shape[1..]))
             }
             Made::Stacked => {
                 let read = |i: usize, rows| checkpoint.read_rows(&self.of(i), &self.shape[1..], rows);

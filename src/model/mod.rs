@@ -5,6 +5,7 @@
 //! ([`block::Block`]) for all of them. To add an architecture, write one file and add it to [`ARCHITECTURES`].
 
 pub mod block;
+pub mod cache;
 mod deepseek2;
 pub mod ends;
 pub mod form;
@@ -18,6 +19,7 @@ mod granite;
 mod latent;
 mod llama;
 pub mod made;
+pub mod matrix;
 mod olmo2;
 pub mod ops;
 pub mod orthogonal;
@@ -80,7 +82,8 @@ pub trait Architecture: Sync {
         QueryRows::Halves
     }
 
-    /// The variations that all of the family share; [`Architecture::read`] and [`Architecture::read_gguf`] fill in the others.
+    /// The variations that all of the family share; [`Architecture::read`] and [`Architecture::read_gguf`] fill in the others, and
+    /// the sizes of experts and of latent attention.
     fn form(&self) -> Form {
         Form::PLAIN
     }
@@ -107,16 +110,6 @@ pub trait Architecture: Sync {
     /// Whether GGUF has the key `rope.freq_base`; llama.cpp takes 10000 without it.
     fn writes_rope_base(&self) -> bool {
         true
-    }
-
-    /// Whether blocks of the family have experts, in all of its models.
-    fn has_experts(&self) -> bool {
-        false
-    }
-
-    /// Whether keys and values of the family come from a narrower vector.
-    fn has_latent_attention(&self) -> bool {
-        false
     }
 
     /// How many key and value heads GGUF names.
@@ -250,7 +243,7 @@ impl Model {
             None => {
                 let known: Vec<_> = ARCHITECTURES.iter().flat_map(|a| a.model_types()).copied().collect();
                 Err(Error::new(format!("{}: model_type '{found}' is not supported", config.path().display()))
-                    .hint(format!("the supported ones are: {}", known.join(", "))))
+                    .hint(format!("the supported ones are: {}; encoders are for llmq int8", known.join(", "))))
             }
         }
     }

@@ -4,10 +4,12 @@
 //! candle's operations in [`portable`]. Tests hold the two against each other.
 
 use super::form::Norm;
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
+use crate::error;
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Storage, Tensor, bail};
 use llmq_kernels::attention::{Scores, Shape as Windows, causal};
 use llmq_kernels::elementwise::{self, Activation, Pairing};
-use llmq_kernels::gemm;
+use llmq_kernels::{fused, gemm};
+use std::ops::Range;
 
 /// Rows of a tensor that lies in one piece on the CPU.
 fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
@@ -37,6 +39,28 @@ impl CustomOp2 for Linear {
 /// `x·wᵀ`. `x`: `[n, columns]`, `w`: `[rows, columns]`, result: `[n, rows]`.
 pub fn linear(x: &Tensor, w: &Tensor) -> Result<Tensor> {
     if x.device().is_cpu() { x.apply_op2_no_bwd(w, &Linear) } else { portable::linear(x, w) }
+}
+
+/// The same with rows of `w`, `[rows, columns]`, from `decode`, on the CPU; see [`fused::linear`].
+///
+/// # Errors
+/// Shapes that do not fit, or the error of `decode`.
+pub fn linear_of(
+    x: &Tensor,
+    rows: usize,
+    columns: usize,
+    decode: impl Fn(Range<usize>, &mut [f32]) -> error::Result<()> + Sync,
+) -> error::Result<Tensor> {
+    let (n, k) = x.dims2()?;
+    if k != columns {
+        return Err(error::Error::new(format!("a linear layer of {columns} columns on activations of {k}")));
+    }
+    let mut y = vec![0.0; n * rows];
+    match &*x.storage_and_layout().0 {
+        Storage::Cpu(storage) => fused::linear(slice(storage, x.layout())?, k, rows, decode, &mut y)?,
+        _ => return Err(error::Error::new("weights are decoded on the CPU only")),
+    }
+    Ok(Tensor::from_vec(y, (n, rows), x.device())?)
 }
 
 struct RmsNorm(f32);
@@ -188,7 +212,7 @@ impl CustomOp3 for Attention<'_> {
 
 /// Causal attention in windows of `shape.positions`.
 ///
-/// `q`: `[windows · positions, heads · d]`; `k`, `v`: `[windows · positions, kv_heads · d]`; result as `q`.
+/// `q`: `[windows · positions, heads · d]`; `k`, `v`: `[windows · (past + positions), kv_heads · d]`; result as `q`.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, shape: Windows, scores: &Scores) -> Result<Tensor> {
     if q.device().is_cpu() {
         q.apply_op3_no_bwd(k, v, &Attention(shape, scores))
@@ -265,27 +289,28 @@ pub mod portable {
 
     /// See [`super::attention`].
     pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, shape: Windows, how: &Scores) -> Result<Tensor> {
-        let Windows { positions, heads, kv_heads, d } = shape;
-        let n = q.dims2()?.0;
+        let Windows { positions, past, heads, kv_heads, d } = shape;
+        let (n, seen) = (q.dims2()?.0, past + positions);
         let windows = n / positions;
-        let split = |x: &Tensor, heads: usize| -> Result<Tensor> {
+        let split = |x: &Tensor, positions: usize, heads: usize| -> Result<Tensor> {
             x.reshape((windows, positions, heads, d))?.transpose(1, 2)?.contiguous()
         };
         let repeat = |x: Tensor| -> Result<Tensor> {
             let shared = heads / kv_heads;
-            x.unsqueeze(2)?.expand((windows, kv_heads, shared, positions, d))?.reshape((windows, heads, positions, d))
+            x.unsqueeze(2)?.expand((windows, kv_heads, shared, seen, d))?.reshape((windows, heads, seen, d))
         };
-        let (q, k, v) = (split(q, heads)?, repeat(split(k, kv_heads)?)?, repeat(split(v, kv_heads)?)?);
+        let (q, k, v) = (split(q, positions, heads)?, split(k, seen, kv_heads)?, split(v, seen, kv_heads)?);
+        let (k, v) = (repeat(k)?, repeat(v)?);
         let mut scores = (q.matmul(&k.t()?)? * f64::from(how.scale))?;
         if let Some(cap) = how.cap.map(f64::from) {
             scores = ((scores / cap)?.tanh()? * cap)?;
         }
-        let window = how.window.unwrap_or(positions);
+        let window = how.window.unwrap_or(seen);
         let hidden = |t: usize, u: usize| u > t || t - u >= window;
-        let mask: Vec<f32> = (0..positions * positions)
-            .map(|i| if hidden(i / positions, i % positions) { f32::NEG_INFINITY } else { 0.0 })
+        let mask: Vec<f32> = (0..positions * seen)
+            .map(|i| if hidden(past + i / seen, i % seen) { f32::NEG_INFINITY } else { 0.0 })
             .collect();
-        let mask = Tensor::from_vec(mask, (positions, positions), q.device())?.to_dtype(DType::F32)?;
+        let mask = Tensor::from_vec(mask, (positions, seen), q.device())?.to_dtype(DType::F32)?;
         let mut scores = scores.broadcast_add(&mask)?;
         if !how.sinks.is_empty() {
             let sinks = Tensor::from_slice(&how.sinks, (1, heads, 1, 1), q.device())?;
@@ -294,7 +319,7 @@ pub mod portable {
         }
         let e = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?)?.exp()?;
         let p = e.broadcast_div(&e.sum_keepdim(D::Minus1)?)?;
-        p.narrow(3, 0, positions)?.contiguous()?.matmul(&v.contiguous()?)?.transpose(1, 2)?.reshape((n, heads * d))
+        p.narrow(3, 0, seen)?.contiguous()?.matmul(&v.contiguous()?)?.transpose(1, 2)?.reshape((n, heads * d))
     }
 }
 
@@ -335,12 +360,15 @@ mod tests {
             }
         }
         let (k, v) = (tensor(24, 16, 0.4), tensor(24, 16, 0.8));
-        let shape = Windows { positions: 12, heads: 4, kv_heads: 2, d: 8 };
+        let whole = Windows { positions: 12, past: 0, heads: 4, kv_heads: 2, d: 8 };
+        let last = Windows { positions: 5, past: 7, ..whole };
         let plain = Scores { scale: 0.35, ..Scores::default() };
         let sinks = vec![0.5, -1.0, 0.0, 2.0];
         for how in [plain.clone(), Scores { cap: Some(1.5), window: Some(5), sinks, ..plain }] {
-            let ours = attention(&x, &k, &v, shape, &how).unwrap();
-            close(&ours, &portable::attention(&x, &k, &v, shape, &how).unwrap());
+            for (x, shape) in [(&x, whole), (&x.narrow(0, 7, 10).unwrap(), last)] {
+                let ours = attention(x, &k, &v, shape, &how).unwrap();
+                close(&ours, &portable::attention(x, &k, &v, shape, &how).unwrap());
+            }
         }
     }
 

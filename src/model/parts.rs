@@ -234,23 +234,9 @@ impl TensorSpec {
 }
 
 impl Model {
-    /// The part that makes a site's activations, each channel by itself, so that it can absorb a factor for each: a norm's gain, or
-    /// the rows of a linear layer whose output only gets mixed or multiplied on its way. None where nothing can.
+    /// What can absorb factors of a site's channels in a block ([`super::Form::absorber`]).
     pub fn absorber(&self, site: Site, block: usize) -> Option<Part> {
-        let form = &self.form;
-        match site {
-            Site::AttnIn => form.pre_norms.then_some(Part::AttnNorm),
-            Site::AttnOut if form.latent.is_some() => None,
-            Site::AttnOut => Some(if form.fused_qkv { Part::Qkv } else { Part::V }),
-            // What goes to experts is not rounded together with what else reads the norm.
-            Site::FfnIn => (form.pre_norms && self.experts(block).is_none()).then_some(Part::FfnNorm),
-            Site::FfnMid => match form.mlp.layers {
-                MlpLayers::Gated => Some(Part::Up),
-                MlpLayers::Fused => Some(Part::GateUp),
-                // An activation stands between.
-                MlpLayers::Plain => None,
-            },
-        }
+        self.form.absorber(site, self.experts(block).is_some())
     }
 
     /// Which channel of its [`Model::absorber`] makes each column of a site: query heads share those of their value head.

@@ -5,6 +5,7 @@ use super::gguf_keys::Keys;
 use super::{Architecture, Form, HeadNorms, Kind, Made, Model, Part, qwen, sizes};
 use crate::error::Result;
 use crate::source::config::Config;
+use crate::source::value::Value;
 
 /// Qwen 1.5 and 2 with experts, and one that every token goes to.
 pub struct Qwen2Moe;
@@ -46,6 +47,16 @@ fn read_gguf(keys: &Keys, model: &mut Model, normed: bool, shared: bool) -> Resu
     Ok(())
 }
 
+fn keys(model: &Model) -> Vec<(&'static str, Value)> {
+    let size = |n: usize| Value::U32(n as u32);
+    let Some(experts) = &model.form.experts else { return Vec::new() };
+    let mut keys = vec![("expert_feed_forward_length", size(experts.ffn))];
+    if experts.shared > 0 {
+        keys.push(("expert_shared_feed_forward_length", size(experts.shared)));
+    }
+    keys
+}
+
 fn made(part: Part) -> Made {
     if part.is_of_experts() { Made::Stacked } else { Made::AsIs }
 }
@@ -55,16 +66,12 @@ impl Architecture for Qwen2Moe {
         "qwen2moe"
     }
 
-    fn has_experts(&self) -> bool {
-        true
-    }
-
     fn model_types(&self) -> &'static [&'static str] {
         &["qwen2_moe"]
     }
 
     fn form(&self) -> Form {
-        Form { qkv_bias: true, ..Form::PLAIN }
+        Form { qkv_bias: true, experts: Some(Experts::UNREAD), ..Form::PLAIN }
     }
 
     fn read(&'static self, config: &Config) -> Result<Model> {
@@ -79,6 +86,10 @@ impl Architecture for Qwen2Moe {
         read_gguf(keys, model, false, true)
     }
 
+    fn keys(&self, model: &Model) -> Vec<(&'static str, Value)> {
+        keys(model)
+    }
+
     fn made(&self, _: &Model, part: Part, _: Kind) -> Made {
         made(part)
     }
@@ -89,16 +100,12 @@ impl Architecture for Qwen3Moe {
         "qwen3moe"
     }
 
-    fn has_experts(&self) -> bool {
-        true
-    }
-
     fn model_types(&self) -> &'static [&'static str] {
         &["qwen3_moe"]
     }
 
     fn form(&self) -> Form {
-        Form { head_norms: HeadNorms::PerHead, ..Form::PLAIN }
+        Form { head_norms: HeadNorms::PerHead, experts: Some(Experts::UNREAD), ..Form::PLAIN }
     }
 
     fn read(&'static self, config: &Config) -> Result<Model> {
@@ -113,6 +120,10 @@ impl Architecture for Qwen3Moe {
 
     fn read_gguf(&self, keys: &Keys, model: &mut Model) -> Result<()> {
         read_gguf(keys, model, true, false)
+    }
+
+    fn keys(&self, model: &Model) -> Vec<(&'static str, Value)> {
+        keys(model)
     }
 
     fn made(&self, _: &Model, part: Part, _: Kind) -> Made {

@@ -58,9 +58,13 @@ pub struct Yarn {
 }
 
 impl Yarn {
-    /// By what queries and keys grow (equation 22).
+    /// By what queries and keys grow in the paper (equation 22).
+    pub fn usual_magnitude(&self) -> f64 {
+        if self.factor > 1.0 { 0.1 * self.factor.ln() + 1.0 } else { 1.0 }
+    }
+
     fn magnitude(&self) -> f64 {
-        self.magnitude.unwrap_or(if self.factor > 1.0 { 0.1 * self.factor.ln() + 1.0 } else { 1.0 })
+        self.magnitude.unwrap_or(self.usual_magnitude())
     }
 
     /// What frequency `i` of `half` is divided by.

@@ -2,6 +2,7 @@
 
 use super::block::{Block, Half};
 use super::form::{Experts, Scoring};
+use super::matrix::Matrix;
 use super::ops;
 use super::{Kind, Part};
 use crate::error::{Error, Result};
@@ -16,7 +17,35 @@ pub struct Route {
     pub weights: Vec<f32>,
 }
 
-impl Block<'_> {
+impl Route {
+    /// The rows of `x`, `[tokens, columns]`, that go to the expert.
+    ///
+    /// # Errors
+    /// Shapes that do not fit.
+    pub fn select(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        x.index_select(&Tensor::from_slice(&self.tokens, self.tokens.len(), x.device())?, 0)
+    }
+
+    /// The expert's own rows, each multiplied by its weight.
+    ///
+    /// # Errors
+    /// Shapes that do not fit.
+    pub fn weigh(&self, rows: &Tensor) -> candle_core::Result<Tensor> {
+        rows.broadcast_mul(&Tensor::from_slice(&self.weights, (self.weights.len(), 1), rows.device())?)
+    }
+}
+
+impl<'a> Block<'a> {
+    /// Whether it has experts.
+    pub fn has_experts(&self) -> bool {
+        self.frame.model.experts(self.index).is_some()
+    }
+
+    /// Whether every token goes through an MLP beside the experts, or instead of them.
+    pub fn has_shared_expert(&self) -> bool {
+        self.frame.model.mlp_width(self.index) > 0
+    }
+
     /// Which tokens go to which expert: the ones that the router gives the most weight (Shazeer et al. 2017, section 2.1, without
     /// noise, the softmax before the choice; DeepSeek-AI 2024, section 2.1.2, for sigmoids, groups and favours).
     /// `x`: the MLP's input, `[tokens, hidden]`; result: one route per expert.
@@ -52,13 +81,18 @@ impl Block<'_> {
     ///
     /// # Errors
     /// Shapes that do not fit, or a matrix that cannot be read.
-    pub fn expert_inner(&self, expert: usize, x: &Tensor, weight: &dyn Fn(Part) -> Result<Tensor>) -> Result<Tensor> {
+    pub fn expert_inner(
+        &self,
+        expert: usize,
+        x: &Tensor,
+        weight: &dyn Fn(Part) -> Result<Matrix<'a>>,
+    ) -> Result<Tensor> {
         let of = |part: Part| self.expert_linear(part, expert, x, &weight(part)?);
         Ok(ops::gated(self.frame.model.form.mlp.activation, &of(Part::ExpertGates)?, &of(Part::ExpertUps)?)?)
     }
 
-    fn expert_linear(&self, part: Part, expert: usize, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
-        let y = ops::linear(x, weight)?;
+    fn expert_linear(&self, part: Part, expert: usize, x: &Tensor, weight: &Matrix<'_>) -> Result<Tensor> {
+        let y = weight.linear(x)?;
         match self.bias(part) {
             Some(bias) => Ok(y.broadcast_add(&bias.get(expert)?)?),
             None => Ok(y),
@@ -69,23 +103,23 @@ impl Block<'_> {
     ///
     /// # Errors
     /// There is no such expert.
-    pub fn expert(&self, part: Part, expert: usize) -> Result<Tensor> {
-        Ok(self.weight(part).get(expert)?)
+    pub fn expert(&self, part: Part, expert: usize) -> Result<Matrix<'a>> {
+        let count = self.frame.model.experts(self.index).map_or(0, |experts| experts.count);
+        self.of_stack(part, expert, count)
     }
 
     /// What all experts make of the MLP's input together, `[tokens, hidden]`. `weight`: a matrix of one of them.
-    pub(super) fn mixture(&self, x: &Tensor, weight: &dyn Fn(Part, usize) -> Result<Tensor>) -> Result<Tensor> {
+    pub(super) fn mixture(&self, x: &Tensor, weight: &dyn Fn(Part, usize) -> Result<Matrix<'a>>) -> Result<Tensor> {
         let mut y = x.zeros_like()?;
         for (expert, route) in self.routes(x)?.iter().enumerate().filter(|(_, route)| !route.tokens.is_empty()) {
-            let tokens = Tensor::from_slice(&route.tokens, route.tokens.len(), x.device())?;
-            let inner = self.expert_inner(expert, &x.index_select(&tokens, 0)?, &|part| weight(part, expert))?;
+            let inner = self.expert_inner(expert, &route.select(x)?, &|part| weight(part, expert))?;
             let own = self.expert_linear(Part::ExpertDowns, expert, &inner, &weight(Part::ExpertDowns, expert)?)?;
-            let weights = Tensor::from_slice(&route.weights, (route.weights.len(), 1), x.device())?;
-            y = y.index_add(&tokens, &own.broadcast_mul(&weights)?, 0)?;
+            let tokens = Tensor::from_slice(&route.tokens, route.tokens.len(), x.device())?;
+            y = y.index_add(&tokens, &route.weigh(&own)?, 0)?;
         }
-        if self.frame.model.mlp_width(self.index) > 0 {
+        if self.has_shared_expert() {
             let mut shared = self.last(Half::Mlp, &self.inner(Half::Mlp, x)?)?;
-            if self.tensors.contains_key(&(Part::SharedRouter, Kind::Weight)) {
+            if self.has(Part::SharedRouter) {
                 let open = (self.linear(Part::SharedRouter, x)?.neg()?.exp()? + 1.0)?.recip()?;
                 shared = shared.broadcast_mul(&open)?;
             }

@@ -135,6 +135,10 @@ impl Model {
         match form.head_norms {
             HeadNorms::None => {}
             HeadNorms::PerHead => [Part::QNorm, Part::KNorm].into_iter().for_each(|part| put(part, &[d], false)),
+            HeadNorms::Centred => {
+                put(Part::QNorm, &[self.heads, d], false);
+                put(Part::KNorm, &[self.kv_heads, d], false);
+            }
             HeadNorms::Whole => {
                 put(Part::QNorm, &[q], false);
                 put(Part::KNorm, &[kv], false);
@@ -147,7 +151,7 @@ impl Model {
         if form.post_norms {
             put(Part::AttnPostNorm, &[h], norm_bias);
         }
-        if form.pre_norms {
+        if form.pre_norms && !form.shared_norm {
             put(Part::FfnNorm, &[h], norm_bias);
         }
         let experts = self.experts(i);

@@ -15,6 +15,7 @@ use crate::grid::Grid;
 use crate::interrupt;
 use crate::method::{self, Layer, Sample, Site as Layers};
 use crate::model::block::{Block, Half};
+use crate::model::matrix::Matrix;
 use crate::model::routing::Route;
 use crate::model::{Kind, Part, Role};
 use crate::source::imatrix::Entry;
@@ -38,6 +39,10 @@ struct Evidence {
 impl Evidence {
     fn new(columns: usize) -> Evidence {
         Evidence { seen: Hessian::new(columns), held: Hessian::new(columns) }
+    }
+
+    fn of(&mut self, held: bool) -> &mut Hessian {
+        if held { &mut self.held } else { &mut self.seen }
     }
 
     /// The Hessians of the calibration windows and of those held out, shrunk towards their diagonals as far as few tokens
@@ -114,8 +119,8 @@ fn rows(tensor: &Planned, expert: usize) -> Range<usize> {
     expert * each..(expert + 1) * each
 }
 
-fn matrix(tensor: &Planned, numbers: Vec<f32>) -> Result<Tensor> {
-    Ok(Tensor::from_vec(numbers, (tensor.spec.shape[1], tensor.spec.shape[2]), &Device::Cpu)?)
+fn matrix<'a>(tensor: &Planned, numbers: Vec<f32>) -> Result<Matrix<'a>> {
+    Ok(Tensor::from_vec(numbers, (tensor.spec.shape[1], tensor.spec.shape[2]), &Device::Cpu)?.into())
 }
 
 impl Run<'_> {
@@ -140,17 +145,18 @@ impl Run<'_> {
         let ffn = stacks.downs.spec.columns();
         let at_once = (MEMORY / (8 * (hidden * hidden + ffn * ffn))).clamp(1, count);
         let mut everywhere: Option<Vec<f32>> = None;
+        let mut routes = Vec::new();
         for first in (0..count).step_by(at_once) {
             let group = first..(first + at_once).min(count);
             let mut inputs: Vec<Evidence> = group.clone().map(|_| Evidence::new(hidden)).collect();
             let mut squares = Squares::new(hidden);
-            self.walk(block, stream, &mut |held, x, routes| {
+            self.walk(block, stream, &mut routes, &mut |held, x, routes| {
                 if everywhere.is_none() {
                     squares.add(x)?;
                 }
                 for (evidence, route) in inputs.iter_mut().zip(&routes[group.clone()]) {
-                    if let Some(own) = weighed(x, route)? {
-                        if held { &mut evidence.held } else { &mut evidence.seen }.add(&own)?;
+                    if !route.tokens.is_empty() {
+                        evidence.of(held).add(&route.weigh(&route.select(x)?)?)?;
                     }
                 }
                 Ok(())
@@ -173,18 +179,13 @@ impl Run<'_> {
                 let at = if part == Part::ExpertGates { 0 } else { 1 };
                 matrix(tensor, tensor.kind.decode_all(&made[at].bytes[expert * each..(expert + 1) * each]))
             };
-            self.walk(block, stream, &mut |held, x, routes| {
+            self.walk(block, stream, &mut routes, &mut |held, x, routes| {
                 for (expert, evidence) in group.clone().zip(&mut inners) {
                     let route = &routes[expert];
-                    if route.tokens.is_empty() {
-                        continue;
+                    if !route.tokens.is_empty() {
+                        let inner = block.expert_inner(expert, &route.select(x)?, &|part| quantized(part, expert))?;
+                        evidence.of(held).add(&route.weigh(&inner)?)?;
                     }
-                    let index = Tensor::from_slice(&route.tokens, route.tokens.len(), &Device::Cpu)?;
-                    let inner =
-                        block.expert_inner(expert, &x.index_select(&index, 0)?, &|part| quantized(part, expert))?;
-                    let weights = Tensor::from_slice(&route.weights, (route.weights.len(), 1), &Device::Cpu)?;
-                    let own = inner.broadcast_mul(&weights)?;
-                    if held { &mut evidence.held } else { &mut evidence.seen }.add(&own)?;
                 }
                 Ok(())
             })
@@ -207,17 +208,26 @@ impl Run<'_> {
         self.behind_experts(stacks, block, original, stream, finished)
     }
 
-    /// Goes over the stream and tells what the MLP reads and where the router sends it.
-    fn walk(&mut self, block: &Block<'_>, stream: &Stream, tell: &mut Tell<'_>) -> Result<()> {
+    /// Goes over the stream and tells what the MLP reads and where the router sends it. `routes`: those of each batch, found the
+    /// first time.
+    fn walk(
+        &mut self,
+        block: &Block<'_>,
+        stream: &Stream,
+        routes: &mut Vec<Vec<Route>>,
+        tell: &mut Tell<'_>,
+    ) -> Result<()> {
         for (i, batch) in stream.batches().iter().enumerate() {
             interrupt::check()?;
             let position = stream.get(i)?;
             let started = self.clock.start();
             let x = block.input(Half::Mlp, &position.h, position.before())?;
-            let routes = block.routes(&x)?;
+            if i == routes.len() {
+                routes.push(block.routes(&x)?);
+            }
             self.clock.forward += started.elapsed();
             let started = self.clock.start();
-            tell(batch.held, &x, &routes)?;
+            tell(batch.held, &x, &routes[i])?;
             self.clock.hessian += started.elapsed();
         }
         Ok(())
@@ -345,16 +355,6 @@ impl Run<'_> {
             tokens.len()
         ));
     }
-}
-
-/// The rows of `x` that go to an expert, each multiplied by its weight; none if there are none.
-fn weighed(x: &Tensor, route: &Route) -> Result<Option<Tensor>> {
-    if route.tokens.is_empty() {
-        return Ok(None);
-    }
-    let index = Tensor::from_slice(&route.tokens, route.tokens.len(), x.device())?;
-    let weights = Tensor::from_slice(&route.weights, (route.weights.len(), 1), x.device())?;
-    Ok(Some(x.index_select(&index, 0)?.broadcast_mul(&weights)?))
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ pub mod speed;
 pub mod time;
 
 use super::experts::MEMORY;
-use super::subject::BATCH;
+use super::stream::Wants;
 use super::{PIECE, head, stream};
 use crate::method::{self, Method, Options, PART};
 use crate::model::Model;
@@ -127,27 +127,18 @@ impl<'a> Job<'a> {
         if self.model().is_none() {
             return Tokens::default();
         }
-        let (samples, positions) = (self.samples as u64, self.positions as u64);
-        let per_batch = (BATCH as u64 / positions).max(1);
-        let hold = self.method.chooses() || self.asymmetric;
-        let held = if hold { samples / stream::HELD as u64 } else { 0 };
-        let seen = samples - held;
-        let compared = match self.asymmetric {
-            false => 0,
-            true => {
-                let every = per_batch * stream::COMPARED as u64;
-                held + seen / every * per_batch + (seen % every).min(per_batch)
-            }
-        };
-        let ahead = if self.calibrates_tied() { samples.div_ceil(head::SHARE as u64) } else { 0 };
-        let of = |windows: u64| windows * positions;
-        Tokens {
-            all: of(samples),
-            held: of(held),
-            compared: of(compared),
-            ahead: of(ahead),
-            batch: of(per_batch.min(seen.max(held))),
+        let wants = Wants { hold: self.method.chooses() || self.asymmetric, compare: self.asymmetric };
+        let of = |windows: usize| windows as u64 * self.positions as u64;
+        let mut tokens = Tokens::default();
+        for share in wants.shares(self.samples, self.positions) {
+            let own = of(share.windows);
+            tokens.all += own;
+            tokens.held += if share.held { own } else { 0 };
+            tokens.compared += if share.compared { own } else { 0 };
+            tokens.batch = tokens.batch.max(own);
         }
+        tokens.ahead = if self.calibrates_tied() { of(self.samples.div_ceil(head::SHARE)) } else { 0 };
+        tokens
     }
 
     /// Whether the first tensor is an output matrix, too, and calibrated.
@@ -357,6 +348,7 @@ mod tests {
             requantize: false,
             rotate: None,
             keys: Vec::new(),
+            folders: None,
         };
         Plan::new(&folder, request).unwrap()
     }

@@ -69,6 +69,16 @@ pub fn folder(output: &Path) -> PathBuf {
     output.with_file_name(name)
 }
 
+/// How a run's settings differ from those of the one that it is to continue: the first that does.
+pub fn difference(before: &Settings, now: &Settings) -> Option<String> {
+    let name = before.keys().chain(now.keys()).find(|&name| before.get(name) != now.get(name))?;
+    let [was, is] = [before, now].map(|of| of.get(name).map_or("not there", String::as_str));
+    Some(match name.starts_with("the ") {
+        true => format!("{name} is not what it was"),
+        false => format!("{name} was {was} and is {is}"),
+    })
+}
+
 impl Journal {
     /// Takes possession of the folder for an output, which is made if it is not there. `resume`: go on with what is in it;
     /// `discard`: throw that away. `scratch`: another folder for the stream.
@@ -153,14 +163,7 @@ impl Journal {
             }
             return Ok(None);
         };
-        let names = before.keys().chain(self.settings.keys());
-        let changed = names.filter(|&name| before.get(name) != self.settings.get(name)).collect::<Vec<_>>();
-        let Some(name) = changed.first() else { return Ok(Some(state)) };
-        let [was, is] = [&before, &self.settings].map(|of| of.get(*name).map_or("not there", String::as_str));
-        let what = match name.starts_with("the ") {
-            true => format!("{name} is not what it was"),
-            false => format!("{name} was {was} and is {is}"),
-        };
+        let Some(what) = difference(&before, &self.settings) else { return Ok(Some(state)) };
         let shown = self.folder.display();
         Err(Error::usage(format!("cannot resume from {shown}: {what}"))
             .hint(format!("repeat the command of the unfinished run and add --resume, or start over: rm -r {shown}")))

@@ -1,29 +1,34 @@
 //! What will be done, from headers alone.
 
-use super::packed;
-use super::report::TensorReport;
+mod keys;
+mod planned;
+mod unknown;
+
 use super::rotated::{self, Rotated};
 use super::subject::{gguf_model, gguf_tokenizer};
 use super::weights::{Weights, open_gguf};
+use super::{folder, packed};
 use crate::error::{Context, Error, Result};
-use crate::format::mix::{Facts, block};
+use crate::format;
+use crate::format::mix::Facts;
 use crate::format::recipe::{Choice, Recipe};
-use crate::format::{self, Type};
 use crate::model::rotation::Rotation;
-use crate::model::{Made, Model, Role, RowOrder, TensorSpec, gguf_keys};
+use crate::model::{Model, TensorSpec, gguf_keys};
 use crate::source::checkpoint::Checkpoint;
 use crate::source::config::Config;
-use crate::source::gguf::{Gguf, TensorInfo};
-use crate::source::hub::name_of;
 use crate::source::imatrix::Imatrix;
 use crate::source::tokenizer::Tokenizer;
-use crate::source::value::{Metadata, Value};
+use crate::source::value::Metadata;
 use crate::source::vocabulary::Vocabulary;
 use crate::writer::gguf::TensorPlan;
 use crate::writer::shards::Files;
-use std::collections::{HashMap, HashSet};
+pub use keys::size_label;
+use keys::{general, is_kept};
+pub use planned::{Extra, Planned};
+use std::collections::HashMap;
 use std::ops::Range;
 use std::path::Path;
+use unknown::{facts_by_keys, spec_by_name, specs_of_model};
 
 /// A file that can be made: every tensor was found, has the right shape, and has its type.
 pub struct Plan {
@@ -66,81 +71,17 @@ pub struct Request<'a> {
     pub rotate: Option<u64>,
     /// Keys of the file that are replaced or added at the end.
     pub keys: Metadata,
+    /// Whether folders are to be made of what the layers become, and nothing else.
+    pub folders: Option<Folders>,
 }
 
-/// One tensor and its type.
-#[derive(Debug)]
-pub struct Planned {
-    /// What it is.
-    pub spec: TensorSpec,
-    /// Its type in the source.
-    pub from: String,
-    /// Its type in the file.
-    pub kind: Type,
-    /// The type that it should have had.
-    pub instead_of: Option<Type>,
-    /// Its codes go into the file as they are in the source: a GGUF, or a checkpoint that was quantized before.
-    pub copied: bool,
-    /// The user named no type for it, and it need not stay as it is.
-    pub free: bool,
-}
-
-/// A vector of single-precision numbers that GGUF wants and the checkpoint does not have.
-pub struct Extra {
-    /// Its name.
-    pub gguf: String,
-    /// Its numbers.
-    pub numbers: Vec<f32>,
-}
-
-impl Extra {
-    /// Its bytes in the file.
-    pub fn bytes(&self) -> Vec<u8> {
-        self.numbers.iter().flat_map(|x| x.to_le_bytes()).collect()
-    }
-}
-
-impl Planned {
-    /// Its entry in the file's header.
-    pub fn header(&self) -> TensorPlan {
-        TensorPlan {
-            name: self.spec.gguf.clone(),
-            dims: self.spec.shape.iter().rev().map(|&n| n as u64).collect(),
-            type_id: self.kind.id(),
-            bytes: self.bytes(),
-        }
-    }
-
-    /// Its bytes in the file.
-    pub fn bytes(&self) -> u64 {
-        self.kind.size(self.spec.elements() as u64)
-    }
-
-    /// Bytes that a fallback costs, where the type should have been another.
-    pub fn fallback_cost(&self) -> Option<i64> {
-        let wanted = self.instead_of?.bits() * self.spec.elements() as f64 / 8.0;
-        Some(self.bytes() as i64 - wanted.round() as i64)
-    }
-
-    /// Whether a method chooses its codes.
-    pub fn is_rounded(&self) -> bool {
-        self.kind.is_quantized() && !self.copied
-    }
-
-    /// The report about it.
-    pub fn report(&self, error: Option<f64>) -> TensorReport {
-        TensorReport {
-            name: self.spec.gguf.clone(),
-            shape: self.spec.shape.clone(),
-            from: self.from.clone(),
-            kind: self.kind,
-            instead_of: self.instead_of,
-            fallback_cost: self.fallback_cost(),
-            bytes: self.bytes(),
-            error,
-            method: None,
-        }
-    }
+/// What folders are made beside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Folders {
+    /// A GGUF, whose embedding and output have their usual types.
+    BesideGguf,
+    /// Nothing: embedding and output stay what they are.
+    Alone,
 }
 
 impl Plan {
@@ -152,6 +93,13 @@ impl Plan {
     /// be rotated.
     pub fn new(path: &Path, request: Request) -> Result<Plan> {
         let imatrix = request.imatrix;
+        if request.folders.is_some() && !path.is_dir() {
+            return Err(Error::usage(format!(
+                "{} is no checkpoint folder, from which alone --format makes another",
+                path.display()
+            ))
+            .hint("start from the original checkpoint, or leave out --format"));
+        }
         if request.rotate.is_some() {
             rotated::check(path, imatrix.map(|(from, _)| from))?;
         }
@@ -179,7 +127,13 @@ impl Plan {
             let spec = rotation.as_ref().map_or(spec.clone(), |rotation| rotation.stored(&spec));
             spec.check(&source)?;
             let from = dtypes.get(spec.first_source().as_str()).cloned().unwrap_or_default();
-            let choice = request.recipe.choose(&spec.gguf, &spec.shape, &facts);
+            let mut choice = request.recipe.choose(&spec.gguf, &spec.shape, &facts);
+            if request.folders.is_some() && folder::is_layer(&spec) {
+                folder::check(&source, &spec, request.recipe.mix().base)?;
+            } else if request.folders == Some(Folders::Alone) && choice.is_some() {
+                // Numbers that a folder takes from the checkpoint; the run has to see the same.
+                choice = Some(Choice { kind: format::by_name(&from).unwrap_or(single), instead_of: None, free: false });
+            }
             let Choice { kind, instead_of, free } =
                 choice.unwrap_or(Choice { kind: single, instead_of: None, free: false });
             let lost = rotation.as_ref().map(|_| "rotated weights are on no grid any more");
@@ -189,7 +143,7 @@ impl Plan {
         let extra = model.extras().into_iter().map(|(name, numbers)| Extra { gguf: name.into(), numbers }).collect();
         // Untying makes a file larger, but no other model of it.
         let elements = original.tensors().map(|spec| spec.elements() as u64).sum();
-        let mut metadata = general(folder, &model, elements);
+        let (mut metadata, of_keys) = general(folder, &model, elements, &vocabulary.tokens);
         metadata.extend(gguf_keys::metadata(&model));
         request.stamp(&mut metadata);
         metadata.extend(vocabulary.to_metadata());
@@ -203,7 +157,8 @@ impl Plan {
             }
         };
         let plan = Plan::finish(source, metadata, (tensors, extra), facts, Ok(model), tokenizer, request)?;
-        Ok(Plan { notes: [vocabulary.notes, notes].concat(), ..plan })
+        let notes = [vocabulary.notes, of_keys.into_iter().collect(), notes].concat();
+        Ok(Plan { notes, ..plan })
     }
 
     fn of_gguf(path: &Path, mut request: Request) -> Result<Plan> {
@@ -391,124 +346,5 @@ impl Plan {
 impl Request<'_> {
     fn knows_importance(&self) -> bool {
         self.calibrated || self.imatrix.is_some()
-    }
-
-    /// Writes what the file is into its keys.
-    fn stamp(&self, metadata: &mut Metadata) {
-        metadata.push(("general.file_type".into(), Value::U32(self.recipe.mix().file_type)));
-        metadata.push(("general.quantization_version".into(), Value::U32(2)));
-        if let Some((path, imatrix)) = self.imatrix {
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            metadata.push(("quantize.imatrix.file".into(), name.into()));
-            if let Some(dataset) = imatrix.datasets.first() {
-                metadata.push(("quantize.imatrix.dataset".into(), dataset.as_str().into()));
-            }
-            metadata.push(("quantize.imatrix.entries_count".into(), Value::U32(imatrix.entries.len() as u32)));
-            metadata.push(("quantize.imatrix.chunks_count".into(), Value::U32(imatrix.chunks)));
-        }
-    }
-}
-
-/// Whether a key of a GGUF holds for a file that is made from it.
-fn is_kept(key: &str) -> bool {
-    let own = ["general.file_type", "general.quantization_version"];
-    !own.contains(&key) && !key.starts_with("split.") && !key.starts_with("quantize.imatrix.")
-}
-
-/// The tensors of a GGUF that llmq can run, in the order in which it runs them; what else the file holds has its place
-/// behind the embedding or behind its block.
-fn specs_of_model(source: &Weights, file: &Gguf, model: &Model) -> Result<Vec<TensorSpec>> {
-    let named: Vec<TensorSpec> = model.tensors().map(|spec| TensorSpec { order: RowOrder::AsIs, ..spec }).collect();
-    for spec in &named {
-        source.check(spec)?;
-    }
-    let known: HashSet<&str> = named.iter().map(|spec| spec.gguf.as_str()).collect();
-    // A block that the model does not have is no block of it.
-    let of_the_model = |spec: TensorSpec| TensorSpec { block: spec.block.filter(|&i| i < model.blocks), ..spec };
-    let mut others: Vec<TensorSpec> =
-        file.tensors.iter().filter(|t| !known.contains(t.name.as_str())).map(spec_by_name).map(of_the_model).collect();
-    let mut specs: Vec<TensorSpec> = Vec::new();
-    let mut named = named.into_iter().peekable();
-    while let Some(spec) = named.next() {
-        let here = spec.block;
-        let last = named.peek().is_none_or(|next| next.block != here);
-        let embedding = spec.role == Role::Embedding;
-        specs.push(spec);
-        if embedding || last && here.is_some() {
-            let (now, later): (Vec<_>, Vec<_>) = others.into_iter().partition(|other| other.block == here);
-            specs.extend(now);
-            others = later;
-        }
-    }
-    Ok(specs)
-}
-
-fn spec_by_name(info: &TensorInfo) -> TensorSpec {
-    TensorSpec {
-        source: info.name.clone(),
-        gguf: info.name.clone(),
-        shape: info.dims.iter().rev().map(|&n| n as usize).collect(),
-        role: Role::Other,
-        block: block(&info.name),
-        order: RowOrder::AsIs,
-        made: Made::AsIs,
-    }
-}
-
-/// What mixes have to know of a model that llmq cannot run, as far as its keys say.
-fn facts_by_keys(file: &Gguf, importance: bool) -> Facts {
-    let architecture = file.get("general.architecture").and_then(Value::as_str).unwrap_or_default().to_owned();
-    let number = |key: &str| {
-        let value = file.get(&format!("{architecture}.{key}"))?;
-        // Some architectures have a number per block; mixes look at the first.
-        let first = value.as_array().and_then(|array| array.get(0));
-        first.as_ref().unwrap_or(value).as_u64().map(|n| n as usize)
-    };
-    let heads = number("attention.head_count").unwrap_or_default();
-    Facts {
-        blocks: number("block_count").unwrap_or_default(),
-        group: heads / number("attention.head_count_kv").filter(|&n| n > 0).unwrap_or(heads.max(1)),
-        experts: number("expert_count").unwrap_or_default(),
-        tied: file.tensor("output.weight").is_none(),
-        importance,
-        architecture,
-    }
-}
-
-fn general(folder: &Path, model: &Model, elements: u64) -> Metadata {
-    let snapshot = name_of(folder);
-    let folder = folder.canonicalize().unwrap_or_else(|_| folder.into());
-    let own = || folder.file_name().map_or("model".into(), |n| n.to_string_lossy().into_owned());
-    let name = snapshot.unwrap_or_else(own);
-    let text = |s: &str| Value::Str(s.into());
-    vec![
-        ("general.architecture".into(), text(model.architecture.gguf())),
-        ("general.type".into(), text("model")),
-        ("general.name".into(), Value::Str(name)),
-        ("general.size_label".into(), Value::Str(size_label(elements))),
-    ]
-}
-
-/// A number of weights as people write it: `22M`, `1.2B`, `70B`.
-pub fn size_label(elements: u64) -> String {
-    let n = elements as f64;
-    let (scaled, unit) = match n {
-        n if n >= 1e12 => (n / 1e12, "T"),
-        n if n >= 1e9 => (n / 1e9, "B"),
-        n if n >= 1e6 => (n / 1e6, "M"),
-        n => (n / 1e3, "K"),
-    };
-    if scaled < 9.95 { format!("{scaled:.1}{unit}") } else { format!("{scaled:.0}{unit}") }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sizes_are_labelled_as_people_write_them() {
-        for (n, label) in [(20_715_008, "21M"), (1_235_814_400, "1.2B"), (70_553_706_496, "71B"), (512, "0.5K")] {
-            assert_eq!(size_label(n), label);
-        }
     }
 }

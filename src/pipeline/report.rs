@@ -124,6 +124,12 @@ pub fn peak_memory() -> Option<u64> {
     status("VmHWM:")
 }
 
+/// Counts [`peak_memory`] from now on, where the system can do that.
+pub fn forget_peak_memory() {
+    // Elsewhere it stays that of the whole process.
+    std::fs::write("/proc/self/clear_refs", "5").ok();
+}
+
 /// The memory that this process has now, in bytes, mapped files not included; where the system tells.
 pub fn anonymous_memory() -> Option<u64> {
     status("RssAnon:")

@@ -14,6 +14,7 @@
 mod divergence;
 mod extent;
 mod feedback;
+mod inputs;
 
 use super::plan::{Plan, Planned};
 use super::subject::{embed, pairing};
@@ -26,11 +27,11 @@ use crate::interrupt;
 use crate::method::{Plain, plain, relative, weight_error};
 use crate::model::block::{Block, Frame, Half};
 use crate::model::ends::{LastNorm, Start};
-use crate::model::{Model, Role, Site, TensorSpec};
+use crate::model::{Model, Role, TensorSpec};
 use candle_core::{Device, Tensor};
 use divergence::{Moved, divergences};
 use extent::Extent;
-use feedback::Feedback;
+use inputs::{Inputs, Reads, observe};
 
 /// Rows of a tensor that errors are measured on.
 const ROWS: usize = 1 << 6;
@@ -61,10 +62,6 @@ pub fn measure(
     progress: &dyn Fn(usize, usize),
 ) -> Result<Vec<Sensitivity>> {
     let model = plan.model()?;
-    if let Some(experts) = &model.form.experts {
-        let what = format!("types cannot be chosen for a model with {} experts a block yet", experts.count);
-        return Err(Error::new(what).hint("name a mix of types: --type Q4_K_M"));
-    }
     let wanted = |t: &Planned| free(t) && t.spec.role != Role::Other && !candidates(t.spec.columns()).is_empty();
     let all = plan.tensors.iter().enumerate().filter(|(_, t)| wanted(t)).map(|(at, _)| at);
     let all: Vec<usize> = all.collect();
@@ -175,33 +172,31 @@ impl<'a> Walk<'a> {
         for (n, half) in Half::ALL.into_iter().enumerate() {
             let here = self.all.iter().copied().filter(|&at| self.plan.tensors[at].spec.block == Some(i));
             let here: Vec<usize> = here.collect();
-            let mut sites = Vec::new();
-            for site in [half.input(), half.inner()] {
-                let first = here.iter().find(|&&at| self.plan.tensors[at].spec.site() == Some(site));
-                let columns = first.map(|&at| self.plan.tensors[at].spec.columns());
-                sites.push(columns.map(|columns| Inputs::new(site, columns, self.rounding)).transpose()?);
+            let calibrated = self.rounding.method.calibrated();
+            let read = |at: usize| Reads::of(&self.plan.tensors[at].spec);
+            let mut all = Vec::new();
+            for reads in Reads::of_half(half) {
+                if let Some(&first) = here.iter().find(|&&at| read(at) == Some(reads)) {
+                    // What nobody looks at has no feedback.
+                    let fed = calibrated && reads != Reads::Narrow;
+                    all.push(Inputs::new(reads, self.plan.tensors[first].spec.columns(), fed)?);
+                }
             }
             for (h, before) in batches.iter_mut().zip(&all_before) {
                 interrupt::check()?;
-                let input = block.input(half, h, before)?;
-                let inner = block.inner(half, &input)?;
-                for (inputs, x) in sites.iter_mut().zip([&input, &inner]) {
-                    inputs.as_mut().map_or(Ok(()), |inputs| inputs.add(x))?;
-                }
-                *h = block.output(half, h, &inner)?;
+                *h = observe(block, half, h, before, &mut all)?;
             }
-            for inputs in sites.into_iter().flatten() {
-                let site = inputs.site;
+            for inputs in all {
+                let reads = inputs.reads;
                 let (squares, left) = inputs.finish();
-                for &at in here.iter().filter(|&&at| self.plan.tensors[at].spec.site() == Some(site)) {
+                for &at in here.iter().filter(|&&at| Reads::of(&self.plan.tensors[at].spec) == Some(reads)) {
                     interrupt::check()?;
                     let tensor = &self.plan.tensors[at];
                     let w = block.numbers(&tensor.spec)?;
-                    let calibrated = self.rounding.method.calibrated();
-                    let importance = if calibrated { Some(squares.clone()) } else { self.importance(tensor) };
+                    let importance = if calibrated { squares.clone() } else { self.importance(tensor) };
                     let prepared = self.plain(tensor, importance.as_deref());
-                    let errors =
-                        self.errors(tensor, &some_rows(&w, tensor.spec.columns()), &prepared, Some(&squares))?;
+                    let rows = some_rows(&w, tensor.spec.columns());
+                    let errors = self.errors(tensor, &rows, &prepared, squares.as_deref())?;
                     let rounded = self.rounded(tensor, errors.probe.0, &w, &self.plain(tensor, None));
                     block.set(&tensor.spec, rounded)?;
                     let states = through(block, &Half::ALL[n..], clean, &before)?;
@@ -312,31 +307,9 @@ impl<'a> Walk<'a> {
     }
 
     fn importance(&self, tensor: &Planned) -> Option<Vec<f32>> {
-        self.rounding.imatrix?.entries.get(&tensor.spec.gguf)?.means(0)
-    }
-}
-
-/// What a site's layers read.
-struct Inputs {
-    site: Site,
-    squares: Squares,
-    feedback: Option<Feedback>,
-}
-
-impl Inputs {
-    fn new(site: Site, columns: usize, rounding: &Rounding) -> Result<Inputs> {
-        let feedback = rounding.method.calibrated().then(|| Feedback::new(columns)).transpose()?;
-        Ok(Inputs { site, squares: Squares::new(columns), feedback })
-    }
-
-    fn add(&mut self, x: &Tensor) -> Result<()> {
-        self.squares.add(x)?;
-        self.feedback.as_mut().map_or(Ok(()), |feedback| feedback.add(x))
-    }
-
-    /// The sums of squares of each input, and what the method leaves of the error of rounding to nearest.
-    fn finish(self) -> (Vec<f32>, f64) {
-        (self.squares.sums(), self.feedback.map_or(1.0, Feedback::left))
+        let entry = self.rounding.imatrix?.entries.get(&tensor.spec.gguf)?;
+        // Experts have one each, of which none stands for the others.
+        if entry.counts.len() == 1 { entry.means(0) } else { None }
     }
 }
 

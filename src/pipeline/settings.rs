@@ -1,6 +1,7 @@
 //! Every setting of a run that decides about the bytes of its output, by the name under which a user knows it.
 
 use super::Rounding;
+use super::folder::Folder;
 use super::journal::Settings;
 use super::plan::Plan;
 use super::weights::Weights;
@@ -8,7 +9,7 @@ use crate::error::{Context, Result};
 use crate::writer::shards::Files;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// What is hashed of a large file: pieces of this size, and how many of them.
 const PIECE: u64 = 1 << 16;
@@ -18,22 +19,25 @@ const PIECES: u64 = 64;
 ///
 /// # Errors
 /// A file of the model cannot be read any more.
-pub(super) fn of(plan: &Plan, rounding: &Rounding, windows: &[Vec<u32>], files: &Files) -> Result<Settings> {
-    let mut model = blake3::Hasher::new();
-    for path in plan.source.files() {
-        sample(&path, &mut model).context(|| format!("cannot read {}", path.display()))?;
-    }
+pub(super) fn of(
+    plan: &Plan,
+    rounding: &Rounding,
+    windows: &[Vec<u32>],
+    files: &Files,
+    folders: &[Folder],
+) -> Result<Settings> {
     let tensors: Vec<_> = plan.tensors.iter().map(|t| (&t.spec.gguf, &t.spec.shape, t.kind.name())).collect();
     let names: Vec<_> = files.paths().map(|path| path.file_name().unwrap_or_default()).collect();
     let options = &rounding.options;
     let text = |x: &dyn ToString| x.to_string();
     let mut settings = vec![
         ("llmq --version", text(&env!("CARGO_PKG_VERSION"))),
-        ("the model", text(&model.finalize())),
+        ("the model", of_files(&plan.source.files())?),
         ("--type", text(&plan.mix)),
         ("the choice of the tensors' types", hash(&tensors)),
         ("the keys of the output", hash(&plan.metadata)),
         ("the name of the output, or --max-shard-size,", hash(&names)),
+        ("--format", folders.iter().map(|folder| folder.packing.name()).collect::<Vec<_>>().join(", ")),
         ("--rotate", text(&matches!(plan.source, Weights::Rotated(_)))),
         ("--method", text(&rounding.method.name())),
         ("--damp", text(&options.damp)),
@@ -55,8 +59,20 @@ pub(super) fn of(plan: &Plan, rounding: &Rounding, windows: &[Vec<u32>], files: 
     Ok(settings.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
 }
 
+/// A hash by which files are known again: of their lengths, and of parts of them.
+///
+/// # Errors
+/// One that cannot be read.
+pub fn of_files(paths: &[PathBuf]) -> Result<String> {
+    let mut hasher = blake3::Hasher::new();
+    for path in paths {
+        sample(path, &mut hasher).context(|| format!("cannot read {}", path.display()))?;
+    }
+    Ok(hasher.finalize().to_string())
+}
+
 /// The hash of what a thing looks like.
-fn hash(of: &dyn std::fmt::Debug) -> String {
+pub fn hash(of: &dyn std::fmt::Debug) -> String {
     struct Sink(blake3::Hasher);
     impl std::fmt::Write for Sink {
         fn write_str(&mut self, part: &str) -> std::fmt::Result {

@@ -17,11 +17,11 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 /// One window in so many is kept out of every Hessian, where a method has to choose.
-pub(super) const HELD: usize = 8;
+const HELD: usize = 8;
 
 /// One batch in so many, of those that are not held out, also goes through the original model: how activations drift is a
 /// smooth thing, and running two models is twice the work.
-pub(super) const COMPARED: usize = 4;
+const COMPARED: usize = 4;
 
 /// What the two files are called.
 const NAMES: [&str; 2] = ["stream-0", "stream-1"];
@@ -86,10 +86,33 @@ pub struct Wants {
     pub compare: bool,
 }
 
+/// The windows of a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Share {
+    /// How many.
+    pub windows: usize,
+    /// They are kept out of every Hessian.
+    pub held: bool,
+    /// The original model runs on them, too.
+    pub compared: bool,
+}
+
 impl Wants {
     /// How many of so many windows are held out.
     fn held(self, windows: usize) -> usize {
         if self.hold { windows / HELD } else { 0 }
+    }
+
+    /// How windows of `positions` tokens go into batches, those that are held out last.
+    pub fn shares(self, windows: usize, positions: usize) -> impl Iterator<Item = Share> {
+        let (held, each) = (self.held(windows), (BATCH / positions.max(1)).max(1));
+        [(windows - held, false), (held, true)].into_iter().flat_map(move |(count, held)| {
+            (0..count.div_ceil(each)).map(move |i| Share {
+                windows: each.min(count - i * each),
+                held,
+                compared: self.compare && (held || i % COMPARED == 0),
+            })
+        })
     }
 }
 
@@ -216,17 +239,11 @@ impl Stream {
         let (device, model) = (Device::Cpu, plan.model()?);
         let positions = windows.first().map_or(1, Vec::len).max(1);
         let frame = Frame::new(model, pairing(&plan.source, model), positions, &device)?;
-        let out = wants.held(windows.len());
         let mut batches: Vec<Batch> = Vec::new();
-        for (count, held) in [(windows.len() - out, false), (out, true)] {
-            let each = (BATCH / positions).max(1);
-            for i in 0..count.div_ceil(each) {
-                let windows = each.min(count - i * each);
-                let compared = wants.compare && (held || i % COMPARED == 0);
-                let offset = batches.last().map_or(0, |batch| batch.offset + batch.bytes());
-                let (tokens, hidden) = (windows * positions, model.hidden);
-                batches.push(Batch { held, compared, windows, tokens, hidden, offset });
-            }
+        for Share { windows, held, compared } in wants.shares(windows.len(), positions) {
+            let offset = batches.last().map_or(0, |batch| batch.offset + batch.bytes());
+            let (tokens, hidden) = (windows * positions, model.hidden);
+            batches.push(Batch { held, compared, windows, tokens, hidden, offset });
         }
         let files = NAMES.map(|name| Scratch::open(&named(folder.0, folder.1, name), batches.len()));
         let [a, b] = files;

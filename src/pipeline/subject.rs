@@ -1,8 +1,11 @@
 //! A model that can be run: a checkpoint folder or a GGUF, with its tokenizer.
 
 use super::weights::{Weights, open_gguf, vector};
+use crate::calib::chat::Chat;
 use crate::error::{Context, Error, Result};
+use crate::model::block::{Block, Frame};
 use crate::model::ends::Start;
+use crate::model::matrix::{Lent, Matrix};
 use crate::model::{Model, QueryRows, TensorSpec, gguf_keys};
 use crate::source::checkpoint::Checkpoint;
 use crate::source::config::Config;
@@ -23,6 +26,8 @@ pub struct Subject {
     pub model: Model,
     /// Its tokenizer.
     pub tokenizer: Tokenizer,
+    /// Its chat template, if it has one that can be used.
+    chat: Result<Option<Chat>>,
     weights: Weights,
 }
 
@@ -101,17 +106,24 @@ impl Subject {
             model.settle(|name| weights.contains(name));
             let vocabulary = Vocabulary::from_files(path, model.vocab, config.json(), pre)?;
             let tokenizer = Tokenizer::open(path, &vocabulary)?;
-            Subject { model, tokenizer, weights: Weights::Checkpoint(weights) }
+            let chat = Chat::of(&vocabulary.to_metadata(), tokenizer.bos().is_some());
+            Subject { model, tokenizer, chat, weights: Weights::Checkpoint(weights) }
         } else {
             let file = open_gguf(path)?;
             let model = gguf_model(&file)?;
             let tokenizer = gguf_tokenizer(&file, &model, pre)?;
-            Subject { model, tokenizer, weights: Weights::Gguf(file) }
+            let chat = Chat::of(&file.metadata, tokenizer.bos().is_some());
+            Subject { model, tokenizer, chat, weights: Weights::Gguf(file) }
         };
         for spec in subject.model.tensors() {
             subject.weights.check(&spec)?;
         }
         Ok(subject)
+    }
+
+    /// Its chat template, or why the one that it has cannot be used.
+    pub fn chat(&self) -> &Result<Option<Chat>> {
+        &self.chat
     }
 
     /// Where its numbers are.
@@ -131,6 +143,33 @@ impl Subject {
     /// As [`Subject::rows`].
     pub fn embed(&self, windows: &[Vec<u32>], device: &Device) -> Result<Vec<Tensor>> {
         embed(&self.weights, &self.model, windows, device)
+    }
+
+    /// Block `i` with what it needs: its matrices stay as they are in their file where they can, and are decoded on the way.
+    ///
+    /// # Errors
+    /// As [`Subject::rows`].
+    pub fn block<'a>(&'a self, frame: &'a Frame, i: usize) -> Result<Block<'a>> {
+        let mut block = Block::new(frame, i);
+        for spec in self.model.block(i) {
+            match self.weights.lend(&spec)? {
+                Some(rows) if block.lend(&spec, &rows) => {}
+                _ => block.set(&spec, self.read(&spec)?)?,
+            }
+        }
+        Ok(block)
+    }
+
+    /// The output matrix, `[vocab, hidden]`, likewise.
+    ///
+    /// # Errors
+    /// As [`Subject::rows`].
+    pub fn output(&self) -> Result<Matrix<'_>> {
+        let spec = self.model.output();
+        match self.weights.lend(&spec)? {
+            Some(rows) => Ok(Matrix::Lent(Lent::new(rows, spec.rows(), spec.columns()))),
+            None => Ok(Tensor::from_vec(self.read(&spec)?, spec.shape.as_slice(), &Device::Cpu)?.into()),
+        }
     }
 
     /// Rows of a matrix, decoded. The whole of a vector counts as its rows.

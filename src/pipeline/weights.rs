@@ -142,11 +142,7 @@ impl Weights {
                 let numbers = decode(file, info, rows)?;
                 match first_non_finite(&numbers) {
                     None => Ok(numbers),
-                    Some(at) => {
-                        let (path, name) = (file.path.display(), &spec.gguf);
-                        let what = format!("{path}: tensor '{name}' holds {} at element {}", numbers[at], first + at);
-                        Err(Error::new(what).hint("the file is damaged: compare its checksum, or make it again"))
-                    }
+                    Some(at) => Err(non_finite(file, &spec.gguf, numbers[at], first + at)),
                 }
             }
         }
@@ -169,12 +165,18 @@ pub fn vector(file: &Gguf, name: &str) -> Result<Option<Vec<f32>>> {
     file.tensor(name).map(|info| decode(file, info, 0..1)).transpose()
 }
 
-fn info<'a>(file: &'a Gguf, name: &str) -> Result<&'a TensorInfo> {
+/// What is said of NaN or infinity at an element of a tensor.
+pub(super) fn non_finite(file: &Gguf, name: &str, number: f32, element: usize) -> Error {
+    Error::new(format!("{}: tensor '{name}' holds {number} at element {element}", file.path.display()))
+        .hint("the file is damaged: compare its checksum, or make it again")
+}
+
+pub(super) fn info<'a>(file: &'a Gguf, name: &str) -> Result<&'a TensorInfo> {
     file.tensor(name).ok_or_else(|| Error::new(format!("{}: there is no tensor '{name}'", file.path.display())))
 }
 
 /// Where rows are in a tensor's data.
-fn byte_range(info: &TensorInfo, rows: Range<usize>) -> Range<usize> {
+pub(super) fn byte_range(info: &TensorInfo, rows: Range<usize>) -> Range<usize> {
     let all = info.dims.iter().skip(1).product::<u64>().max(1) as usize;
     let row = info.bytes as usize / all;
     rows.start * row..rows.end * row

@@ -3,9 +3,10 @@
 //! The files are safetensors or what `torch.save` wrote, and weights may be packed by some other quantizer. Whoever asks for a
 //! weight by name gets its numbers and need not know.
 
-mod awq;
-mod compressed;
-mod gptq;
+pub mod awq;
+mod coded;
+pub mod compressed;
+pub mod gptq;
 mod header;
 mod mxfp4;
 mod packed;
@@ -14,13 +15,17 @@ mod place;
 mod quantization;
 mod scaled;
 mod torch;
+pub mod words;
 
 use crate::error::{Context, Error, Result};
+use coded::Coded;
+pub use coded::Lines;
 use llmq_kernels::elementwise::first_non_finite;
-pub use packed::Lines;
-use packed::{Coded, PACKINGS, Packed, Parts};
+use packed::{PACKINGS, Packed, Parts};
 use place::{Place, Shard, is_float};
 use quantization::Quantization;
+use safetensors::tensor::Dtype;
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -240,6 +245,32 @@ impl Checkpoint {
         Some(Grouped { shards: &self.shards, weight })
     }
 
+    /// The program's name for how the checkpoint is quantized; none if it says nothing of the kind.
+    pub fn quantization(&self) -> Option<String> {
+        self.quantization.as_ref().map(Quantization::name)
+    }
+
+    /// The type and the bytes of a tensor that is stored as plain numbers of whatever type, in the order of its shape; none
+    /// for a packed weight, or if there is no such tensor.
+    pub fn bytes(&self, name: &str) -> Option<(Dtype, Cow<'_, [u8]>)> {
+        let place = self.tensors.get(name)?;
+        let rows = place.shape.first().copied().unwrap_or(1);
+        Some((place.dtype, place.rows(&self.shards, 0..rows).0))
+    }
+
+    /// As [`Checkpoint::bytes`], of a tensor that has to be there.
+    ///
+    /// # Errors
+    /// It is missing or packed.
+    pub fn raw(&self, name: &str) -> Result<(Dtype, Cow<'_, [u8]>)> {
+        self.bytes(name).ok_or_else(|| {
+            let (folder, what) =
+                (self.folder.display(), self.packed.get(name).map_or("missing", |weight| weight.kind()));
+            Error::new(format!("{folder}: tensor '{name}' is {what}, and cannot be copied as it is"))
+                .hint("start from the original checkpoint in 16 bits")
+        })
+    }
+
     /// One tensor in `f32`.
     ///
     /// # Errors
@@ -295,7 +326,7 @@ impl Stored<'_> {
 #[derive(Clone, Copy)]
 pub struct Grouped<'a> {
     shards: &'a [Shard],
-    weight: &'a dyn Coded,
+    weight: &'a Coded,
 }
 
 impl Grouped<'_> {

@@ -6,6 +6,7 @@
 
 mod cache;
 mod client;
+mod digest;
 mod environment;
 mod failure;
 mod files;

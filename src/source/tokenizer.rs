@@ -41,6 +41,7 @@ impl Tokenizer {
         let inner = match vocabulary.kind {
             Kind::ByteLevel => Inner::HuggingFace(vocabulary.tokenizer()?.into()),
             Kind::SentencePiece => Inner::Spm(vocabulary.spm_encoder()),
+            Kind::WordPiece => return Err(Error::new("text is not encoded with a GGUF's word pieces")),
         };
         Ok(Self::new(inner, vocabulary))
     }

@@ -3,7 +3,8 @@
 //! It has two sources, the files of a checkpoint ([`Vocabulary::from_files`]) and the metadata of a GGUF
 //! ([`Vocabulary::from_metadata`]), and two uses: to be written ([`Vocabulary::to_metadata`]) and to encode text
 //! ([`Vocabulary::tokenizer`], [`Vocabulary::spm_encoder`]). Two kinds are supported: byte-level BPE, which GGUF calls
-//! `gpt2`, and SentencePiece, which it calls `llama`.
+//! `gpt2`, and SentencePiece, which it calls `llama`. A third, the word pieces of encoders, is only written
+//! ([`Vocabulary::of_word_pieces`]).
 
 mod encoder;
 mod files;
@@ -15,6 +16,7 @@ mod special;
 mod spm;
 mod spm_files;
 mod templates;
+mod word_pieces;
 
 use super::pre_tokenizer;
 use super::value::{self, Metadata, Value};
@@ -29,16 +31,20 @@ pub enum Kind {
     ByteLevel,
     /// Whole texts are merged character by character, the pair of the highest score first.
     SentencePiece,
+    /// Words are cut into the longest pieces that are there, from the left. Only written, never read back.
+    WordPiece,
 }
 
 impl Kind {
-    const ALL: [Kind; 2] = [Kind::ByteLevel, Kind::SentencePiece];
+    /// Those that text is encoded with here.
+    const READ: [Kind; 2] = [Kind::ByteLevel, Kind::SentencePiece];
 
     /// GGUF's name (`tokenizer.ggml.model`).
     pub fn name(self) -> &'static str {
         match self {
             Kind::ByteLevel => "gpt2",
             Kind::SentencePiece => "llama",
+            Kind::WordPiece => "bert",
         }
     }
 }
@@ -104,8 +110,19 @@ pub struct Vocabulary {
     pub chat_template: Option<String>,
     /// Further chat templates with their names.
     pub named_templates: Vec<(String, String)>,
+    /// What happens to a text before its words are cut into pieces; none for other kinds.
+    pub normalizer: Option<Normalizer>,
     /// Where llama.cpp will not do what the checkpoint's own tokenizer does; no part of the metadata.
     pub notes: Vec<String>,
+}
+
+/// What happens to a text before its words are cut into pieces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Normalizer {
+    /// Capitals become small letters.
+    pub lowercase: bool,
+    /// Accents are taken off.
+    pub strip_accents: bool,
 }
 
 impl Vocabulary {
@@ -120,6 +137,7 @@ impl Vocabulary {
         let (implied, usual) = match self.kind {
             Kind::ByteLevel => (pre_tokenizer::by_name(&self.pre).is_some_and(|pre| pre.add_bos), None),
             Kind::SentencePiece => (true, Some(1).filter(|id| (*id as usize) < self.tokens.len())),
+            Kind::WordPiece => (true, None),
         };
         self.special("bos").or(usual).filter(|_| self.add_bos.unwrap_or(implied))
     }
@@ -144,6 +162,10 @@ impl Vocabulary {
         for (key, flag) in FLAGS.iter().zip([self.add_bos, self.add_eos, self.add_sep, self.add_space_prefix]) {
             metadata.extend(flag.map(|flag| ((*key).to_owned(), flag.into())));
         }
+        if let Some(Normalizer { lowercase, strip_accents }) = self.normalizer {
+            metadata.push(("tokenizer.ggml.normalizer.lowercase".into(), lowercase.into()));
+            metadata.push(("tokenizer.ggml.normalizer.strip_accents".into(), strip_accents.into()));
+        }
         for (name, template) in &self.named_templates {
             metadata.push((format!("{TEMPLATE}.{name}"), template.as_str().into()));
         }
@@ -162,7 +184,7 @@ impl Vocabulary {
         let strings = |key: &str| optional(metadata, key, "[str]", Value::as_strs);
 
         let model = required("tokenizer.ggml.model", text("tokenizer.ggml.model")?)?;
-        let kind = Kind::ALL.into_iter().find(|kind| kind.name() == model).ok_or_else(|| {
+        let kind = Kind::READ.into_iter().find(|kind| kind.name() == model).ok_or_else(|| {
             Error::new(format!("the GGUF's vocabulary is of kind `{model}` (tokenizer.ggml.model)"))
                 .hint("only byte-level BPE and SentencePiece are supported, which GGUF calls `gpt2` and `llama`")
         })?;
@@ -204,7 +226,7 @@ impl Vocabulary {
         let [add_bos, add_eos, add_sep, add_space_prefix] = FLAGS.map(flag);
         let merges = match kind {
             Kind::ByteLevel => required(MERGES, strings(MERGES)?)?.to_vec(),
-            Kind::SentencePiece => Vec::new(),
+            Kind::SentencePiece | Kind::WordPiece => Vec::new(),
         };
         Ok(Self {
             kind,
@@ -220,6 +242,7 @@ impl Vocabulary {
             add_space_prefix: add_space_prefix?,
             chat_template: text(TEMPLATE)?.map(str::to_owned),
             named_templates: names.iter().map(named).collect::<Result<_>>()?,
+            normalizer: None,
             notes: Vec::new(),
         })
     }

@@ -1,6 +1,7 @@
-//! Files that are there completely or not at all: written beside their final place, made durable, renamed.
+//! Files and folders that are there completely or not at all: written beside their final place, made durable, renamed.
 
 mod destination;
+mod folder;
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -10,7 +11,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tempfile::{NamedTempFile, TempPath};
 
-pub use self::destination::check_destination;
+pub use self::destination::{check_destination, check_folder};
+pub use self::folder::AtomicFolder;
 use crate::error::{Context, Error, Result};
 
 /// Bytes collected before they go to the system.
@@ -289,7 +291,7 @@ impl Unfinished {
         self.closed = true;
         for path in std::mem::take(&mut self.paths) {
             // On the way out there is nobody left to tell.
-            fs::remove_file(path).ok();
+            fs::remove_file(&path).or_else(|_| fs::remove_dir_all(&path)).ok();
         }
     }
 }

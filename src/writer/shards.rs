@@ -185,6 +185,11 @@ impl Writer {
         writer.as_mut().ok_or_else(|| Error::new(format!("{} is finished already", path.display())))
     }
 
+    /// Whether every file is still a draft: none has appeared at its place.
+    pub fn is_in_drafts(&self) -> bool {
+        self.drafts && self.writers.iter().all(|(_, writer)| writer.is_some())
+    }
+
     /// Makes all that has been written durable, and says how far each file is. To be called between two tensors.
     ///
     /// # Errors

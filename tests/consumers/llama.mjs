@@ -7,7 +7,8 @@
 //
 // Request: model (path); texts, logprobs and vocab_size may be left out. vocab_size, when given, must be the number of
 // logits that the model returns. Instead of the list there may be one object with texts and a list of paths, vocabularies, of
-// which only the vocabulary is loaded; the answers are then tokens_special and warnings.
+// which only the vocabulary is loaded; the answers are then tokens_special and warnings. Or there may be an object with texts and a
+// list of paths, encoders; the answers are then embeddings, a vector per text, tokens as below, and warnings.
 //
 // Answer:
 //   tokens          per text, its ids; "<|special|>" text is read as plain text. BOS is never added: a caller who wants it
@@ -110,6 +111,26 @@ async function tokenize({vocabularies, texts}) {
     return results;
 }
 
+/** What encoders make of texts. */
+async function embed({encoders, texts}) {
+    const warnings = [];
+    const llama = await start(warnings);
+    const results = [];
+    for (const modelPath of encoders) {
+        const model = await llama.loadModel({modelPath});
+        const context = await model.createEmbeddingContext({contextSize: 256});
+        const embeddings = [];
+        for (const text of texts)
+            embeddings.push([...(await context.getEmbeddingFor(text)).vector]);
+        const tokens = texts.map((text) => [...model.tokenize(text, false)]);
+        results.push({embeddings, tokens, warnings: warnings.splice(0)});
+        await context.dispose();
+        await model.dispose();
+    }
+    await llama.dispose();
+    return results;
+}
+
 async function answers(requests) {
     const warnings = [];
     const llama = await start(warnings);
@@ -145,7 +166,8 @@ async function answer(llama, {model: modelPath, texts = [], logprobs = [], vocab
 
 try {
     const request = JSON.parse(readFileSync(0, "utf8"));
-    const result = await (request.vocabularies ? tokenize(request) : answers(request));
+    const run = request.vocabularies ? tokenize : request.encoders ? embed : answers;
+    const result = await run(request);
     const plain = (_, value) => (typeof value === "bigint" ? Number(value) : value); // 64-bit metadata
     process.stdout.write(JSON.stringify(result, plain) + "\n");
 } catch (error) {

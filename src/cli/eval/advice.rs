@@ -2,11 +2,11 @@
 
 use super::Results;
 use super::show::rounded;
+use crate::cli::shell::word;
 use crate::eval::perplexity::Protocol;
 use crate::eval::saved::SavedLogits;
 use crate::eval::verdict::{Grade, Verdict};
 use crate::format::mix;
-use std::path::Path;
 
 /// A suggestion.
 #[derive(Debug, PartialEq)]
@@ -26,7 +26,7 @@ pub fn next_steps(results: &Results, verdict: &Verdict) -> Vec<Step> {
     let worst = verdict.grades.1;
     // Saved logits cannot be quantized, and bring no more text.
     let reference = match results.args.reference.as_deref() {
-        Some(path) if !SavedLogits::is_one(path) => typed(path),
+        Some(path) if !SavedLogits::is_one(path) => word(path),
         _ => "ORIGINAL".into(),
     };
     if let Some(more) = verdict.more.filter(|more| *more < 1e9) {
@@ -59,10 +59,10 @@ fn longer(results: &Results, reference: &str, more: f64) -> Step {
     let perplexity = results.measured.perplexity();
     let scored = perplexity.tokens as f64 / perplexity.windows as f64;
     let windows = perplexity.windows as u64 + rounded((more / scored).ceil());
-    let mut command = format!("llmq eval {} --perplexity --reference {reference}", typed(&args.model));
+    let mut command = format!("llmq eval {} --perplexity --reference {reference}", word(&args.model));
     match &args.text.file {
         // There may be more of it than was asked for.
-        Some(file) if args.text.chunks.is_some() => command += &format!(" -f {}", typed(file)),
+        Some(file) if args.text.chunks.is_some() => command += &format!(" -f {}", word(file)),
         _ => command += " -f LONGER.txt",
     }
     if let Some(context) = args.text.context {
@@ -75,23 +75,9 @@ fn longer(results: &Results, reference: &str, more: f64) -> Step {
     Step { why: "more text".into(), command }
 }
 
-/// A path as a shell takes it.
-fn typed(path: &Path) -> String {
-    let text = path.display().to_string();
-    let plain = |c: char| c.is_alphanumeric() || "/._-+@:,=%".contains(c);
-    if !text.is_empty() && text.chars().all(plain) { text } else { format!("'{}'", text.replace('\'', r"'\''")) }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn paths_are_quoted_for_the_shell_where_needed() {
-        assert_eq!(typed(Path::new("a/b-1.Q4_0.gguf")), "a/b-1.Q4_0.gguf");
-        assert_eq!(typed(Path::new("my model")), "'my model'");
-        assert_eq!(typed(Path::new("it's")), r"'it'\''s'");
-    }
 
     #[test]
     fn every_step_of_the_ladder_is_a_mix_with_more_bits_than_the_one_before() {

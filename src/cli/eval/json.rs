@@ -1,6 +1,7 @@
 //! The results of `llmq eval` as JSON.
 
 use super::{Measured, Results};
+use crate::cli::scoring::histogram;
 use crate::eval::statistics::{Distribution, Mean, Part, QUANTILES, Statistics};
 use crate::eval::verdict::{CONFIDENCE, PROMISE, Verdict};
 use serde_json::{Map, Value, json};
@@ -10,19 +11,20 @@ pub fn summary(results: &Results) -> Value {
     let args = results.args;
     let mut fields = json!({ "model": args.model });
     let perplexity = results.measured.perplexity();
-    if args.perplexity {
+    if args.tells_perplexity() {
         fields["perplexity"] = perplexity.value.into();
         fields["perplexity_error"] = perplexity.error.into();
     }
     if let Measured::Against(statistics, _) = &results.measured {
         fields["reference"] = json!(args.reference);
-        if args.perplexity {
+        if args.tells_perplexity() {
             ratio(&mut fields, statistics);
         }
         fields["kl_divergence"] = statistics.divergence.mean.value.into();
         fields["kl_error"] = statistics.divergence.mean.error.into();
         fields["kl_p99"] = statistics.divergence.quantile(0.99).into();
         fields["kl"] = distribution(&statistics.divergence);
+        fields["kl_histogram"] = histogram(&statistics.histogram);
         fields["delta_p"] = distribution(&statistics.delta_p);
         fields["delta_p"]["rms"] = mean(&statistics.delta_p_rms);
         fields["same_top"] = statistics.same_top.value.into();

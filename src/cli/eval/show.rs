@@ -1,6 +1,6 @@
 //! The results of `llmq eval` as people read them.
 
-use super::{Measured, Results};
+use super::{Measured, Results, layers};
 use crate::cli::output::line;
 use crate::eval::perplexity::Perplexity;
 use crate::eval::statistics::{Mean, Statistics};
@@ -13,7 +13,7 @@ pub fn show(results: &Results) {
     match &results.measured {
         Measured::Alone(_) => line(format!("perplexity      {value:.4} ± {error:.4}")),
         Measured::Against(statistics, _) => {
-            if args.perplexity {
+            if args.tells_perplexity() {
                 ratio(statistics);
             }
             distances(statistics);
@@ -23,6 +23,9 @@ pub fn show(results: &Results) {
     line(format!("measured on     {windows} windows of {context} tokens, {tokens} scored, protocol {protocol}"));
     if let (Measured::Against(statistics, _), true) = (&results.measured, args.verbose) {
         positions(statistics);
+    }
+    if let Some(layers) = &results.layers {
+        layers::show(layers);
     }
     if let (Measured::Against(statistics, _), Some(verdict)) = (&results.measured, results.verdict()) {
         line("");

@@ -1,8 +1,9 @@
-//! `llmq int8`: models that are no LLMs. One file per subcommand.
+//! `llmq int8`: models that are no LLMs. One file per subcommand; without one, a checkpoint folder.
 
 mod advise;
 mod bench;
 mod calibration;
+mod checkpoint;
 mod dynamic;
 mod qdq;
 mod sensitivity;
@@ -12,9 +13,13 @@ use crate::error::Result;
 use clap::Subcommand;
 
 #[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub struct Args {
     #[command(subcommand)]
-    command: Command,
+    command: Option<Command>,
+
+    #[command(flatten)]
+    checkpoint: Option<checkpoint::CheckpointArgs>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -34,12 +39,14 @@ enum Command {
 }
 
 pub fn run(args: &Args) -> Result<()> {
-    match &args.command {
-        Command::Dynamic(args) => dynamic::run(args),
-        Command::Static(args) => qdq::run(args),
-        Command::Validate(args) => validate::run(args),
-        Command::Sensitivity(args) => sensitivity::run(args),
-        Command::Advise(args) => advise::run(args),
-        Command::Bench(args) => bench::run(args),
+    match (&args.command, &args.checkpoint) {
+        (Some(Command::Dynamic(args)), _) => dynamic::run(args),
+        (Some(Command::Static(args)), _) => qdq::run(args),
+        (Some(Command::Validate(args)), _) => validate::run(args),
+        (Some(Command::Sensitivity(args)), _) => sensitivity::run(args),
+        (Some(Command::Advise(args)), _) => advise::run(args),
+        (Some(Command::Bench(args)), _) => bench::run(args),
+        (None, Some(args)) => checkpoint::run(args),
+        (None, None) => unreachable!("clap asks for a folder where there is no subcommand"),
     }
 }

@@ -1,9 +1,9 @@
 //! What the options of `llmq quantize` ask for; `llmq plan` has the same ones.
 
-use super::Args;
+use super::{Args, provenance};
 use crate::cli::{output, override_kv};
 use crate::error::{Error, Result};
-use crate::format::mix::{self, Mix};
+use crate::format::mix::Mix;
 use crate::format::recipe::{Recipe, Wishes, overrides_in};
 use crate::format::{self, Type};
 use crate::method::Method;
@@ -22,14 +22,21 @@ impl Args {
         method: &dyn Method,
         imatrix: Option<&'a Imatrix>,
     ) -> Result<Request<'a>> {
+        let outputs = self.outputs()?;
         Ok(Request {
-            recipe: self.recipe(mix::named(&self.kind)?)?,
+            folders: outputs.beside(),
+            recipe: self.recipe(outputs.mix(self.kind.as_deref(), self.group_size)?)?,
             pre: self.pre.as_deref(),
             calibrated: method.calibrated(),
             imatrix: self.imatrix.as_deref().zip(imatrix),
             requantize: self.allow_requantize,
             rotate: self.rotate.then_some(self.seed),
-            keys: self.override_kv.iter().map(|text| override_kv::parse(text)).collect::<Result<Metadata>>()?,
+            // Later ones replace earlier ones.
+            keys: [
+                provenance::keys(self, method)?,
+                self.override_kv.iter().map(|text| override_kv::parse(text)).collect::<Result<Metadata>>()?,
+            ]
+            .concat(),
         })
     }
 

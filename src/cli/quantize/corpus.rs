@@ -75,6 +75,14 @@ fn one(text: &str) -> Result<Named> {
     }
 }
 
+impl Named {
+    /// Its name without folders, and its share.
+    pub(super) fn short(&self) -> String {
+        let name = self.what.short();
+        self.weight.map_or(name.clone(), |weight| format!("{name}:{weight}"))
+    }
+}
+
 impl What {
     fn name(&self) -> String {
         match self {

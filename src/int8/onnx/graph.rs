@@ -143,6 +143,7 @@ impl Graph {
     /// Adds an initializer under a name like `base`, and gives that name.
     pub fn add(&mut self, base: &str, tensor: impl FnOnce(&str) -> TensorProto) -> String {
         let name = self.fresh(base);
+        self.initializers.insert(name.clone(), self.proto.initializer.len());
         self.proto.initializer.push(tensor(&name));
         name
     }

@@ -68,7 +68,7 @@ impl Speed {
         let (mut sum, summed) = (vec![0.0; k * k], (SUMMED / (k * k)).clamp(1, tokens));
         let (heads, d) = (2, 64);
         let q = numbers(tokens * heads * d);
-        let shape = Shape { positions: POSITIONS, heads, kv_heads: heads, d };
+        let shape = Shape { positions: POSITIONS, past: 0, heads, kv_heads: heads, d };
         let mut rounding = Rounding::new(hidden, kind, *options, threads);
         let how = Scores { scale: 0.125, ..Scores::default() };
         let [mut linear, mut outer, mut attention, mut elementwise] = [Timer::default(); 4];

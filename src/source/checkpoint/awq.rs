@@ -1,23 +1,26 @@
 //! AWQ, as AutoAWQ stores it for its GEMM kernel: `qweight` `[in, out/8]`, `qzeros` `[groups, out/8]`, `scales`
 //! `[groups, out]`. Neighbours along the outputs share a word, in the order that its kernel unpacks them.
 
-use super::packed::{
-    Axis, Coded, FLOATS, Found, Lines, Named, Packed, Packing, Parts, Words, decoded, in_order, scales,
-};
-use super::place::{Place, Shard};
+use super::coded::{Coded, Groups, Zeros};
+use super::packed::{FLOATS, Found, Named, Packing, Parts};
+use super::place::Place;
 use super::quantization::Quantization;
+use super::words::{Axis, Layout, Words};
 use crate::error::Result;
 use safetensors::tensor::Dtype;
-use std::ops::Range;
 
 /// The packing.
 pub struct Awq;
 
-const BITS: usize = 4;
+/// Bits of a code.
+pub const BITS: usize = 4;
 const PER_WORD: usize = 32 / BITS;
 
 /// Which nibble each of eight neighbours has: the kernel writes the outputs 0, 2, 4, 6, 1, 3, 5, 7 from the lowest bits on.
 const ORDER: [usize; PER_WORD] = [0, 4, 1, 5, 2, 6, 3, 7];
+
+/// How `qweight` holds the codes, and `qzeros` the zero points.
+pub const LAYOUT: Layout = Layout { bits: BITS, along: Axis::Second, order: Some(&ORDER), outputs: Axis::Second };
 
 impl Packing for Awq {
     fn reads(&self, quantization: &Quantization) -> bool {
@@ -49,74 +52,19 @@ impl Packing for Awq {
         };
         let count = columns.div_ceil(size);
         let scales = parts.shaped(&part("scales"), &FLOATS, &[count, rows])?;
-        let zeros = parts.shaped(&part("qzeros"), &[Dtype::I32], &[count, words])?;
-        let words = |place: &Place, shape| Words {
-            place: place.clone(),
-            shape,
-            along: Axis::Second,
-            bits: BITS,
-            order: Some(&ORDER),
-            outputs: Axis::Second,
-        };
-        let weight = Weight {
+        let zeros = parts.shaped(&part("qzeros"), &[Dtype::I32], &LAYOUT.shape(rows, count))?;
+        let words = |place: &Place, other| Words { place: place.clone(), layout: LAYOUT, other };
+        let weight = Coded {
+            kind: "AWQ4".into(),
             shape: [rows, columns],
-            size,
-            codes: words(codes, [columns, rows]),
-            zeros: words(zeros, [count, rows]),
+            codes: words(codes, columns),
             scales: Named { name: part("scales"), place: scales.clone() },
+            rows_of_scales: Axis::Second,
+            zeros: Zeros::Words { name: part("qzeros"), words: words(zeros, count), less: 0 },
+            groups: Groups::Neighbours(size),
+            count,
         };
         let parts = vec![name.to_owned(), part("scales"), part("qzeros")];
         Ok(Some(Found { name: part("weight"), weight: Box::new(weight), parts }))
-    }
-}
-
-struct Weight {
-    shape: [usize; 2],
-    /// Columns per group.
-    size: usize,
-    codes: Words,
-    zeros: Words,
-    scales: Named,
-}
-
-impl Packed for Weight {
-    fn kind(&self) -> &str {
-        "AWQ4"
-    }
-
-    fn shape(&self) -> &[usize] {
-        &self.shape
-    }
-
-    fn parts(&self) -> Vec<&Place> {
-        vec![&self.codes.place, &self.zeros.place, &self.scales.place]
-    }
-
-    fn numbers(&self, shards: &[Shard], rows: Range<usize>) -> Result<Vec<f32>> {
-        decoded(self, shards, rows)
-    }
-
-    fn codes(&self) -> Option<&dyn Coded> {
-        Some(self)
-    }
-}
-
-impl Coded for Weight {
-    fn top(&self) -> u8 {
-        (1 << BITS) - 1
-    }
-
-    fn read_codes(&self, shards: &[Shard], rows: Range<usize>) -> Vec<u8> {
-        self.codes.read(shards, rows)
-    }
-
-    fn read_lines(&self, shards: &[Shard], rows: Range<usize>) -> Result<Lines> {
-        Ok(Lines {
-            groups: in_order(self.shape[1], self.size),
-            count: self.scales.place.shape[0],
-            scales: scales(&self.scales, Axis::Second, shards, rows.clone())?,
-            // Four bits cannot hold more than the codes do.
-            zeros: self.zeros.read(shards, rows).into_iter().map(i16::from).collect(),
-        })
     }
 }

@@ -2,6 +2,7 @@
 
 use super::cache::Kept;
 use super::client::{Client, Facts, Stream};
+use super::digest;
 use super::environment::Environment;
 use super::failure::Failure;
 use super::transfer::{self, Failures, Wanted, patiently};
@@ -230,6 +231,7 @@ impl Remote<'_> {
     /// Puts a file that has come to its end where other tools look for it.
     fn complete(&self, file: &File, path: &Path) -> Result<()> {
         let facts = self.facts.clone().unwrap_or_default();
+        digest::check(path, &self.name, &facts)?;
         let (blob, _) = self.kept.blob(&self.name, &facts)?;
         let moved = match blob.parent() {
             Some(parent) => std::fs::create_dir_all(parent),

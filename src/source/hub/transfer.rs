@@ -3,6 +3,7 @@
 
 use super::cache::Kept;
 use super::client::{Client, Facts};
+use super::digest;
 use super::failure::Failure;
 use super::{Repository, Watch};
 use crate::error::{Error, Result};
@@ -87,6 +88,7 @@ pub fn fetch(client: &Client, kept: &Kept, wanted: &Wanted, watch: &dyn Watch) -
     if !blob.exists() {
         let file = complete(client, kept, wanted, &part, watch)?;
         // A blob is trusted for ever, so it must not be there before its content is.
+        digest::check(&part, &wanted.file, &wanted.facts)?;
         file.sync_all().and_then(|()| std::fs::rename(&part, &blob)).map_err(|cause| kept.unwritable(cause))?;
     }
     Ok(kept.link(&wanted.commit, &wanted.file, &blob)?)

@@ -44,6 +44,7 @@ impl Vocabulary {
         let mut tokenizer = Tokenizer::new(model);
         tokenizer
             .with_normalizer(pre.nfc.then_some(NFC))
+            .context(|| "the vocabulary's tokens cannot be normalized".into())?
             .with_pre_tokenizer(Some(pre.build()?))
             .with_decoder(Some(ByteLevel::default()))
             .with_post_processor(self.template(pre.add_bos)?);
@@ -51,7 +52,7 @@ impl Vocabulary {
         let added: Vec<_> = added
             .map(|((text, kind), _)| AddedToken::from(text.clone(), *kind == token_type::CONTROL).normalized(false))
             .collect();
-        tokenizer.add_tokens(&added);
+        tokenizer.add_tokens(added).context(|| "the vocabulary's own tokens cannot be added".into())?;
         Ok(tokenizer)
     }
 

@@ -54,7 +54,7 @@ impl Vocabulary {
         check_pre(kind, pre)?;
         let (pre, merges, gathered) = match kind {
             Kind::ByteLevel => files.byte_level(pre).context(|| format!("cannot use {}", path.display()))?,
-            Kind::SentencePiece => {
+            _ => {
                 // Only here, because some checkpoints of the other kind have other things under this name.
                 files.model = SentencePiece::open(&folder.join("tokenizer.model"))?;
                 (DEFAULT_PRE, Vec::new(), files.sentencepiece(folder)?)
@@ -78,6 +78,7 @@ impl Vocabulary {
             add_space_prefix: (kind == Kind::SentencePiece).then_some(add_space_prefix),
             chat_template,
             named_templates,
+            normalizer: None,
             notes,
         })
     }

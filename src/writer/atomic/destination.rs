@@ -51,6 +51,50 @@ pub fn check_destination(output: &Path, inputs: &[&Path], force: bool) -> Result
     Ok(())
 }
 
+/// The same for a folder. An empty one may be there; with `force`, so may a quantized checkpoint: whatever else is in a folder
+/// would be lost.
+///
+/// # Errors
+/// The output is no folder, or one that holds something else or an input; or the folder around it is missing or not writable.
+pub fn check_folder(output: &Path, inputs: &[&Path], force: bool) -> Result<()> {
+    let shown = output.display();
+    let (Some(_), around) = (output.file_name(), folder_of(output)) else {
+        return Err(Error::usage(format!("the output {shown} has no name")).hint("name a new folder with -o"));
+    };
+    if !around.is_dir() {
+        return Err(Error::usage(format!("cannot write {shown}: the folder {} does not exist", around.display()))
+            .hint(format!("mkdir -p {}", around.display())));
+    }
+    if let Ok(found) = fs::symlink_metadata(output) {
+        let place = fs::canonicalize(output).unwrap_or_else(|_| output.into());
+        let within = |input: &&&Path| {
+            fs::canonicalize(input).is_ok_and(|path| path.starts_with(&place)) || input.starts_with(output)
+        };
+        if let Some(input) = inputs.iter().find(within) {
+            return Err(Error::usage(format!("the output {shown} holds the input {}", input.display()))
+                .hint("choose another name with -o"));
+        }
+        if fs::read_dir(output).is_ok_and(|mut entries| entries.next().is_none()) {
+            return Ok(());
+        }
+        if !force {
+            return Err(Error::usage(format!("the output {shown} already exists"))
+                .hint("add --force to replace it, or choose another name with -o"));
+        }
+        let config = fs::read_to_string(output.join("config.json")).unwrap_or_default();
+        if !found.is_dir() || !config.contains("\"quantization_config\"") {
+            return Err(Error::usage(format!("the output {shown} is there, and no quantized checkpoint"))
+                .hint("remove it yourself if it can go, or choose another name with -o"));
+        }
+    }
+    if let Err(cause) = tempfile::tempfile_in(around) {
+        return Err(Error::usage(format!("cannot write {shown}: no file can be made in {}", around.display()))
+            .hint("choose another folder with -o")
+            .because(cause));
+    }
+    Ok(())
+}
+
 /// Whether both paths lead to one file, through links of any kind.
 fn same_file(a: &Path, b: &Path) -> bool {
     #[cfg(unix)]
@@ -90,6 +134,30 @@ mod tests {
         assert!(refusal(&missing, false).contains("mkdir -p"));
         assert_eq!(check_destination(&old, &[], false).unwrap_err().kind(), crate::error::Kind::Usage);
         assert_eq!(fs::read_dir(&folder).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn only_quantized_checkpoints_are_replaced_and_never_what_holds_an_input() {
+        let root = tempfile::tempdir().unwrap();
+        let [new, old, other, around, empty] =
+            ["new", "old", "other", "around", "empty"].map(|name| root.path().join(name));
+        [&old, &other, &around, &empty].into_iter().for_each(|path| fs::create_dir(path).unwrap());
+        fs::write(other.join("precious"), "").unwrap();
+        let input = around.join("input");
+        fs::write(&input, "").unwrap();
+        let quantized = "{ \"quantization_config\": {} }";
+        [&old, &around].into_iter().for_each(|path| fs::write(path.join("config.json"), quantized).unwrap());
+        let refusal = |output: &Path, force| match check_folder(output, &[&input], force) {
+            Ok(()) => String::new(),
+            Err(error) => format!("{error}; {}", error.hint_text().unwrap()),
+        };
+        assert_eq!([refusal(&new, false), refusal(&old, true), refusal(&empty, false)], [""; 3]);
+        assert!(refusal(&old, false).contains("--force"));
+        assert!(refusal(&other, true).contains("no quantized checkpoint"));
+        assert!(refusal(&input, true).contains("holds the input"));
+        assert!(refusal(&around, true).contains("holds the input"));
+        assert!(refusal(&root.path().join("missing/new"), true).contains("mkdir -p"));
+        assert!(refusal(Path::new("/"), true).contains("has no name"));
     }
 
     #[cfg(unix)]

@@ -81,6 +81,7 @@ fn edits_take_effect_together_and_nothing_unread_stays() {
     let mut graph = Graph::take(&mut model).unwrap();
     let half = graph.add("w", |name| Tensor::vector(vec![0.5f32, 1.0]).proto(name));
     assert_eq!(half, "w_1");
+    assert!(graph.constant(&half).is_some());
     assert_eq!(graph.fresh("w"), "w_2");
     let [scaled, sum] = ["a_scaled", "sum"].map(|base| graph.fresh(base));
     graph.insert_before(1, [node("Mul", "mul", &["x", &half], &[&scaled], vec![])]);

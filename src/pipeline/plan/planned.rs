@@ -1,0 +1,81 @@
+//! One tensor of a file to be made.
+
+use super::super::report::TensorReport;
+use crate::format::Type;
+use crate::model::TensorSpec;
+use crate::writer::gguf::TensorPlan;
+
+/// One tensor and its type.
+#[derive(Debug)]
+pub struct Planned {
+    /// What it is.
+    pub spec: TensorSpec,
+    /// Its type in the source.
+    pub from: String,
+    /// Its type in the file.
+    pub kind: Type,
+    /// The type that it should have had.
+    pub instead_of: Option<Type>,
+    /// Its codes go into the file as they are in the source: a GGUF, or a checkpoint that was quantized before.
+    pub copied: bool,
+    /// The user named no type for it, and it need not stay as it is.
+    pub free: bool,
+}
+
+/// A vector of single-precision numbers that GGUF wants and the checkpoint does not have.
+pub struct Extra {
+    /// Its name.
+    pub gguf: String,
+    /// Its numbers.
+    pub numbers: Vec<f32>,
+}
+
+impl Extra {
+    /// Its bytes in the file.
+    pub fn bytes(&self) -> Vec<u8> {
+        self.numbers.iter().flat_map(|x| x.to_le_bytes()).collect()
+    }
+}
+
+impl Planned {
+    /// Its entry in the file's header.
+    pub fn header(&self) -> TensorPlan {
+        TensorPlan {
+            name: self.spec.gguf.clone(),
+            dims: self.spec.shape.iter().rev().map(|&n| n as u64).collect(),
+            type_id: self.kind.id(),
+            bytes: self.bytes(),
+        }
+    }
+
+    /// Its bytes in the file.
+    pub fn bytes(&self) -> u64 {
+        self.kind.size(self.spec.elements() as u64)
+    }
+
+    /// Bytes that a fallback costs, where the type should have been another.
+    pub fn fallback_cost(&self) -> Option<i64> {
+        let wanted = self.instead_of?.bits() * self.spec.elements() as f64 / 8.0;
+        Some(self.bytes() as i64 - wanted.round() as i64)
+    }
+
+    /// Whether a method chooses its codes.
+    pub fn is_rounded(&self) -> bool {
+        self.kind.is_quantized() && !self.copied
+    }
+
+    /// The report about it.
+    pub fn report(&self, error: Option<f64>) -> TensorReport {
+        TensorReport {
+            name: self.spec.gguf.clone(),
+            shape: self.spec.shape.clone(),
+            from: self.from.clone(),
+            kind: self.kind,
+            instead_of: self.instead_of,
+            fallback_cost: self.fallback_cost(),
+            bytes: self.bytes(),
+            error,
+            method: None,
+        }
+    }
+}
