@@ -1,6 +1,6 @@
 //! `llmq int8 dynamic`: an ONNX model with INT8 weights, and activations quantized while it runs.
 
-use crate::cli::output::{self, bytes, line};
+use crate::cli::output::{self, bytes, line, ratio};
 use crate::error::{Context, Error, Result};
 use crate::int8::cpu::Cpu;
 use crate::int8::dynamic::{self, OPSET, Options, Report};
@@ -123,13 +123,7 @@ fn check_exclusions(args: &Args, model: &crate::int8::onnx::proto::ModelProto) -
 }
 
 fn show(args: &Args, report: &Report, before: u64, after: u64, levels: Levels, cpu: Cpu) {
-    line(format!(
-        "{}: {} -> {} ({:.2}x smaller)",
-        args.output.display(),
-        bytes(before),
-        bytes(after),
-        before as f64 / after as f64
-    ));
+    line(format!("{}: {} -> {} ({})", args.output.display(), bytes(before), bytes(after), ratio(before, after)));
     for kind in Kind::ALL {
         let done: Vec<_> = report.done.iter().filter(|done| done.kind == kind).collect();
         if !done.is_empty() {

@@ -1,7 +1,7 @@
 //! `llmq int8 static`: calibrated INT8 for ONNX graphs.
 
 use super::calibration::Options;
-use crate::cli::output::{self, bytes, line};
+use crate::cli::output::{self, bytes, line, ratio};
 use crate::error::{Error, Result};
 use crate::int8::onnx::OnnxFile;
 use crate::int8::onnx::file::Destination;
@@ -137,12 +137,7 @@ impl Summary<'_> {
     fn show(&self) {
         let (from, to) = (self.file.bytes, self.size);
         let output = self.args.output.as_deref().unwrap_or(&self.args.model).display();
-        line(format!(
-            "written        {output}, {} instead of {} ({:.2} times smaller)",
-            bytes(to),
-            bytes(from),
-            from as f64 / to as f64
-        ));
+        line(format!("written        {output}, {} instead of {} ({})", bytes(to), bytes(from), ratio(from, to)));
         let layers: Vec<String> = self.layers().iter().map(|(op, n)| format!("{n} {op}")).collect();
         line(format!("in integers    {}; {} other nodes between them", layers.join(", "), self.others()));
         line(format!("               {}", self.words));
