@@ -135,21 +135,22 @@ fn a_convolutional_network_runs_in_integers_from_end_to_end() {
     assert_eq!(ops(&out, "BatchNormalization"), 0);
     // The input, three convolutions, the sum, the pool and the Flatten.
     assert_eq!(ops(&out, "QuantizeLinear"), 7);
-    assert!(case.sqnr() > 30.0, "{}", case.sqnr());
+    assert!(case.sqnr() > 38.0, "{}", case.sqnr());
     let bytes = fs::read(case.path("out.onnx")).unwrap();
     case.quantize(&["--target", "vnni", "--threads", "1"]).ok();
     assert!(bytes == fs::read(case.path("out.onnx")).unwrap(), "other bytes with another number of threads");
 
     let arm = case.quantize(&["--target", "arm"]).ok();
     assert!(arm.summary()["integers"].as_str().unwrap().starts_with("S8 activations"));
-    assert!(case.sqnr() > 30.0, "{}", case.sqnr());
+    assert!(case.sqnr() > 38.0, "{}", case.sqnr());
 }
 
 #[test]
 fn every_calibrator_gives_a_working_model() {
     let case = Case::cnn();
+    // The images are quiet and loud: the mean of their extremes cuts the loud ones off.
     for (calibrator, least) in
-        [("minmax", 30.0), ("average", 20.0), ("percentile", 30.0), ("entropy", 10.0), ("mse", 30.0)]
+        [("minmax", 38.0), ("average", 10.0), ("percentile", 38.0), ("entropy", 36.0), ("mse", 38.0)]
     {
         case.quantize(&["--target", "vnni", "--calibrator", calibrator]).ok();
         let sqnr = case.sqnr();
@@ -172,7 +173,7 @@ fn an_encoder_keeps_its_residual_stream_and_attention_in_floats() {
     assert_eq!(ops(&out, "Add"), ops(&encoder(), "Add"));
     // Query, key and value read the same quantized activations.
     assert_eq!(ops(&out, "QuantizeLinear"), LAYERS * 4);
-    assert!(case.sqnr() > 25.0, "{}", case.sqnr());
+    assert!(case.sqnr() > 28.0, "{}", case.sqnr());
 }
 
 /// The class that the float model gives each test image.
@@ -229,7 +230,7 @@ fn sensitivity_writes_a_list_that_static_takes() {
     let run = case.quantize(&["--target", "vnni", "--exclude-file", list.to_str().unwrap()]).ok();
     assert_eq!(run.lines("float").iter().filter(|left| left["why"] == "excluded").count(), excluded);
     assert!(case.sqnr() > all, "{} {all}", case.sqnr());
-    sensitivity("500").failed(1, &["even with all 4 layers in floats the target is missed"]);
+    sensitivity("500").failed(1, &["only with all 4 layers in floats"]);
 }
 
 #[test]

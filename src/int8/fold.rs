@@ -98,7 +98,7 @@ fn fold(graph: &mut Graph, conv: usize, norm: usize) -> Result<Option<NodeProto>
 #[cfg(test)]
 mod tests {
     use super::super::engine::{Engine, Value};
-    use super::super::onnx::node::{float, node};
+    use super::super::onnx::node::{float, ints, node};
     use super::super::onnx::proto::tensor_proto::DataType;
     use super::super::onnx::proto::{GraphProto, OperatorSetIdProto};
     use super::super::onnx::shape::{Dim, declare};
@@ -109,9 +109,9 @@ mod tests {
         let vector = |name: &str, x: [f32; 3]| Tensor::vector(x.to_vec()).proto(name);
         let image = |c| [Dim::Fixed(1), Dim::Fixed(c), Dim::Fixed(2), Dim::Fixed(1)];
         let inputs: &[&str] = if bias { &["x", "w", "b"] } else { &["x", "w"] };
-        let graph = GraphProto {
+        let mut graph = GraphProto {
             node: vec![
-                node("Conv", "conv", inputs, &["c"], vec![]),
+                node("Conv", "conv", inputs, &["c"], vec![ints("kernel_shape", &[1, 1])]),
                 node(
                     "BatchNormalization",
                     "bn",
@@ -132,6 +132,8 @@ mod tests {
             output: vec![declare("y", DataType::Float, &image(3))],
             ..Default::default()
         };
+        // What nothing reads in the first place would stay.
+        graph.initializer.retain(|tensor| bias || tensor.name() != "b");
         ModelProto {
             ir_version: Some(8),
             opset_import: vec![OperatorSetIdProto { domain: None, version: Some(17) }],

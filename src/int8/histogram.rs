@@ -34,10 +34,11 @@ impl Histogram {
     /// Counts numbers whose smallest and largest are known, all finite.
     pub fn add(&mut self, x: &[f32], min: f32, max: f32) {
         self.grow(min, max);
-        let inverse = f32::from_bits(((127 - self.exponent) as u32) << 23); // 2^−exponent, exactly
+        let inverse = 2f64.powi(-self.exponent);
         for &x in x {
-            // A product with a power of two is exact, and the bin is within the range that has just been made.
-            let bin = (x * inverse).floor() as i64 - self.first;
+            // Exact in double precision; in single, a tiny negative number would become zero and change its bin. The bin is
+            // within the range that has just been made.
+            let bin = (f64::from(x) * inverse).floor() as i64 - self.first;
             self.counts[bin as usize] += 1;
             self.zeros += u64::from(x == 0.0);
         }

@@ -120,7 +120,7 @@ pub type Judge<'a> = &'a mut dyn FnMut(&HashSet<&str>) -> Result<(f64, bool)>;
 /// is given the excluded ones and says what it measured and whether that is enough.
 ///
 /// # Errors
-/// `judge` failed, or even the float model does not pass.
+/// `judge` failed, or nothing but the float model passes, or not even that.
 pub fn search(ranked: &[Ranked], judge: Judge, step: &mut dyn FnMut(&Step)) -> Result<Step> {
     let mut excluded: Vec<&str> = Vec::new();
     let mut try_with = |excluded: &[&str]| -> Result<Step> {
@@ -154,6 +154,11 @@ pub fn search(ranked: &[Ranked], judge: Judge, step: &mut dyn FnMut(&Step)) -> R
             (excluded, best) = (fewer, tried);
         }
     }
+    if best.excluded.len() == ranked.len() && !ranked.is_empty() {
+        let layers = ranked.len();
+        return Err(Error::new(format!("the target is reached only with all {layers} layers in floats"))
+            .hint("ask for less: nothing would run in integers"));
+    }
     Ok(best)
 }
 
@@ -181,5 +186,8 @@ mod tests {
         assert!(none.excluded.is_empty());
         let never = search(&ranked(&["a", "b"]), &mut |_| Ok((1.5, false)), &mut |_| ()).unwrap_err();
         assert!(never.to_string().contains("all 2 layers in floats the target is missed: 1.50"));
+        let mut float = |excluded: &HashSet<&str>| Ok((0.0, excluded.len() == 2));
+        let nothing = search(&ranked(&["a", "b"]), &mut float, &mut |_| ()).unwrap_err();
+        assert!(nothing.to_string().contains("only with all 2 layers in floats"));
     }
 }

@@ -6,6 +6,7 @@ quantize_static (U8S8, per channel) with each of its calibrators.
 """
 
 import collections
+import contextlib
 import json
 import os
 import sys
@@ -61,17 +62,19 @@ with tempfile.TemporaryDirectory() as folder:
         if method == CalibrationMethod.Distribution:  # for 8-bit floats only
             continue
         try:
-            quantize_static(
-                path("prepared.onnx"),
-                path("theirs.onnx"),
-                Reader(),
-                quant_format=QuantFormat.QDQ,
-                per_channel=True,
-                reduce_range=reduce_range,
-                activation_type=QuantType.QUInt8,
-                weight_type=QuantType.QInt8,
-                calibrate_method=method,
-            )
+            # It tells on standard output what it does, where only the JSON belongs.
+            with contextlib.redirect_stdout(sys.stderr):
+                quantize_static(
+                    path("prepared.onnx"),
+                    path("theirs.onnx"),
+                    Reader(),
+                    quant_format=QuantFormat.QDQ,
+                    per_channel=True,
+                    reduce_range=reduce_range,
+                    activation_type=QuantType.QUInt8,
+                    weight_type=QuantType.QInt8,
+                    calibrate_method=method,
+                )
             theirs[method.name] = sqnr(wanted, outputs(path("theirs.onnx")))
         except Exception as error:  # said, not hidden: the caller decides
             theirs[method.name] = str(error)
