@@ -23,6 +23,7 @@ use crate::pipeline::subject::Subject;
 use crate::writer::atomic::check_destination;
 use advice::Step;
 use candle_core::Tensor;
+pub(super) use show::grouped;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 

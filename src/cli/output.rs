@@ -84,6 +84,16 @@ pub fn bytes(n: u64) -> String {
     format!("{scaled:.2} {unit}")
 }
 
+/// How a size compares with the one before, in words: a small model, whose scales outweigh what is saved, may grow.
+pub fn ratio(before: u64, after: u64) -> String {
+    let (before, after) = (before as f64, after as f64);
+    if after <= before {
+        format!("{:.2} times smaller", before / after)
+    } else {
+        format!("{:.2} times as large", after / before)
+    }
+}
+
 /// A time as people read it.
 pub fn time(t: Duration) -> String {
     let s = t.as_secs();

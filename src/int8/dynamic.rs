@@ -63,6 +63,26 @@ pub fn quantize(model: &mut ModelProto, options: &Options) -> Result<Report> {
     Ok(report)
 }
 
+/// Quantizes the embeddings alone, but for the nodes that `excluded` names.
+///
+/// # Errors
+/// The graph cannot run, a table is damaged, or Ctrl-C.
+pub fn embeddings(model: &mut ModelProto, excluded: &dyn Fn(&str) -> bool) -> Result<Vec<Done>> {
+    let options = Options { levels: Levels::Full, exclude: &[] };
+    let (graph, report) = (Graph::take(model)?, Report::default());
+    let mut recipe = Recipe { graph, options: &options, report, weights: HashMap::new(), activations: HashMap::new() };
+    for at in 0..recipe.graph.nodes().len() {
+        interrupt::check()?;
+        let node = &recipe.graph.nodes()[at];
+        if Kind::of(node, &recipe.graph) == Some(Kind::Embedding) && !excluded(node.label()) {
+            recipe.visit(at)?;
+        }
+    }
+    let Recipe { graph, report, .. } = recipe;
+    graph.finish(model)?;
+    Ok(report.done)
+}
+
 /// A weight in the graph that is being made.
 #[derive(Debug, Clone)]
 struct Weight {

@@ -4,6 +4,9 @@
 //! onnx (files and graphs) -> weights -> dynamic    MatMulInteger, INT8 embeddings
 //!                         -> engine -> bench       runs a graph; latencies, and what really runs in INT8
 //!                         -> census -> advise      what a graph consists of; what fits a model, a task and a machine
+//! samples (.npz, .npy)    -> ranges -> qdq         calibration, and static quantization
+//!                         -> compare -> statistics what it costs, and whether that is sure
+//!                         -> sensitivity           which layers should stay float
 //! checkpoint                                       folders without a graph: compressed-tensors, and GGUF for BERT
 //! ```
 
@@ -11,9 +14,21 @@ pub mod advise;
 pub mod bench;
 pub mod census;
 pub mod checkpoint;
+pub mod compare;
 pub mod cpu;
+pub mod diversity;
 pub mod dynamic;
 pub mod engine;
+pub mod feed;
+pub mod fold;
+pub mod histogram;
+pub mod npy;
+pub mod npz;
 pub mod onnx;
 pub mod operators;
+pub mod qdq;
+pub mod ranges;
+pub mod samples;
+pub mod sensitivity;
+pub mod statistics;
 pub mod weights;

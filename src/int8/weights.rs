@@ -73,7 +73,7 @@ pub fn quantize(name: &str, weight: &Tensor<f32>, channels: Channels, levels: Le
     let by_row = |data: &[f32], length: usize| -> (Vec<i8>, Vec<f32>) {
         let mut codes = vec![0; data.len()];
         let pairs = codes.par_chunks_mut(length.max(1)).zip(data.par_chunks(length.max(1)));
-        let scales = pairs.map(|(codes, row)| channel(row, codes, levels)).collect();
+        let scales = pairs.map(|(codes, row)| channel(row, codes, levels, 0.0)).collect();
         (codes, scales)
     };
     let (codes, scales) = match channels {
@@ -86,18 +86,20 @@ pub fn quantize(name: &str, weight: &Tensor<f32>, channels: Channels, levels: Le
     Ok(Quantized { codes: Tensor::new([rows, columns], codes), scales })
 }
 
-/// Rounds one channel into `codes` and gives its scale.
-fn channel(row: &[f32], codes: &mut [i8], levels: Levels) -> f32 {
+/// Rounds one channel into `codes` and gives its scale, which is at least `least`.
+pub fn channel(row: &[f32], codes: &mut [i8], levels: Levels, least: f32) -> f32 {
     let largest = f32::from(levels.largest());
     let peak = row.iter().fold(0.0f32, |peak, x| peak.max(x.abs()));
+    let least = least.max(f32::MIN_POSITIVE);
     if peak == 0.0 {
-        return 1.0;
+        codes.fill(0);
+        return if least > f32::MIN_POSITIVE { least } else { 1.0 };
     }
     // Never so small that it is rounded itself.
-    let covering = (peak / largest).max(f32::MIN_POSITIVE);
+    let covering = (peak / largest).max(least);
     let code = |x: f32, scale: f32| (x / scale).round_ties_even().clamp(-largest, largest);
     let error = |scale: f32| row.iter().map(|&x| f64::from(x - scale * code(x, scale)).powi(2)).sum::<f64>();
-    let candidates = SHRINK.map(|part| (covering * part).max(f32::MIN_POSITIVE));
+    let candidates = SHRINK.map(|part| (covering * part).max(least));
     let errors = candidates.map(error);
     let best = (0..SHRINK.len()).min_by(|&a, &b| errors[a].total_cmp(&errors[b])).unwrap_or(0);
     let scale = candidates[best];

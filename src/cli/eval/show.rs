@@ -144,7 +144,7 @@ pub fn rounded(n: f64) -> u64 {
 }
 
 /// The same with its digits in groups of three.
-fn grouped(n: f64) -> String {
+pub fn grouped(n: f64) -> String {
     let digits = rounded(n).to_string();
     let parts: Vec<&str> =
         digits.as_bytes().rchunks(3).rev().filter_map(|part| std::str::from_utf8(part).ok()).collect();

@@ -1,6 +1,6 @@
 //! `llmq int8 dynamic`: an ONNX model with INT8 weights, and activations quantized while it runs.
 
-use crate::cli::output::{self, bytes, line};
+use crate::cli::output::{self, bytes, line, ratio};
 use crate::error::{Context, Error, Result};
 use crate::int8::cpu::Cpu;
 use crate::int8::dynamic::{self, OPSET, Options, Report};
@@ -49,7 +49,7 @@ pub struct Args {
 
 /// Where a model is going to run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Target {
+pub enum Target {
     /// The CPU of this machine
     This,
     /// x86 with VNNI: servers since 2019, desktops since 2021
@@ -61,7 +61,7 @@ enum Target {
 }
 
 impl Target {
-    fn cpu(self) -> Cpu {
+    pub fn cpu(self) -> Cpu {
         match self {
             Self::This => Cpu::this(),
             Self::Vnni => Cpu::Vnni,
@@ -72,7 +72,7 @@ impl Target {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Reduce {
+pub enum Reduce {
     /// Where the target needs it
     Auto,
     /// Always
@@ -81,18 +81,24 @@ enum Reduce {
     Off,
 }
 
+impl Reduce {
+    /// How large codes may get on a CPU.
+    pub fn levels(self, cpu: Cpu) -> Levels {
+        match self {
+            Self::Auto if cpu.needs_reduced_range() => Levels::Reduced,
+            Self::On => Levels::Reduced,
+            Self::Auto | Self::Off => Levels::Full,
+        }
+    }
+}
+
 pub fn run(args: &Args) -> Result<()> {
     crate::cli::use_threads(args.threads)?;
     let mut file = OnnxFile::open(&args.model)?;
     file.need_opset(OPSET, "dynamic quantization")?;
     let destination = Destination::new(&args.output, &file, args.force)?;
     let cpu = args.target.cpu();
-    let reduced = match args.reduce_range {
-        Reduce::Auto => cpu.needs_reduced_range(),
-        Reduce::On => true,
-        Reduce::Off => false,
-    };
-    let levels = if reduced { Levels::Reduced } else { Levels::Full };
+    let levels = args.reduce_range.levels(cpu);
     let options = Options { levels, exclude: &args.exclude };
     let mut model = std::mem::take(&mut file.model);
     check_exclusions(args, &model)?;
@@ -117,13 +123,7 @@ fn check_exclusions(args: &Args, model: &crate::int8::onnx::proto::ModelProto) -
 }
 
 fn show(args: &Args, report: &Report, before: u64, after: u64, levels: Levels, cpu: Cpu) {
-    line(format!(
-        "{}: {} -> {} ({:.2}x smaller)",
-        args.output.display(),
-        bytes(before),
-        bytes(after),
-        before as f64 / after as f64
-    ));
+    line(format!("{}: {} -> {} ({})", args.output.display(), bytes(before), bytes(after), ratio(before, after)));
     for kind in Kind::ALL {
         let done: Vec<_> = report.done.iter().filter(|done| done.kind == kind).collect();
         if !done.is_empty() {

@@ -2,8 +2,12 @@
 
 mod advise;
 mod bench;
+mod calibration;
 mod checkpoint;
 mod dynamic;
+mod qdq;
+mod sensitivity;
+mod validate;
 
 use crate::error::Result;
 use clap::Subcommand;
@@ -22,6 +26,12 @@ pub struct Args {
 enum Command {
     /// Quantize an ONNX model's weights, and its activations while it runs: BERT and other transformers
     Dynamic(dynamic::Args),
+    /// Quantize an ONNX model with ranges of activations that calibration finds: convolutional networks above all
+    Static(qdq::Args),
+    /// Compare a quantized ONNX model with its original, and say whether it is good enough
+    Validate(validate::Args),
+    /// Find the layers that lose most, and the shortest list of those that have to stay float
+    Sensitivity(sensitivity::Args),
     /// Say what fits a model, a target and a tolerance: FP16, dynamic or static INT8, training, or nothing
     Advise(advise::Args),
     /// Measure what quantizing brought: sizes, latencies, and what runs in INT8
@@ -31,6 +41,9 @@ enum Command {
 pub fn run(args: &Args) -> Result<()> {
     match (&args.command, &args.checkpoint) {
         (Some(Command::Dynamic(args)), _) => dynamic::run(args),
+        (Some(Command::Static(args)), _) => qdq::run(args),
+        (Some(Command::Validate(args)), _) => validate::run(args),
+        (Some(Command::Sensitivity(args)), _) => sensitivity::run(args),
         (Some(Command::Advise(args)), _) => advise::run(args),
         (Some(Command::Bench(args)), _) => bench::run(args),
         (None, Some(args)) => checkpoint::run(args),

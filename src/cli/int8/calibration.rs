@@ -1,0 +1,120 @@
+//! The options of the commands that calibrate.
+
+use super::dynamic::{Reduce, Target};
+use crate::cli::output::{self, Progress};
+use crate::error::{Error, Result};
+use crate::int8::cpu::Cpu;
+use crate::int8::engine::Engine;
+use crate::int8::feed;
+use crate::int8::qdq::Float;
+use crate::int8::qdq::observe::Seen;
+use crate::int8::qdq::rewrite::Integers;
+use crate::int8::ranges::Calibrator;
+use crate::int8::samples::Samples;
+use crate::int8::weights::Levels;
+use clap::ValueEnum;
+use serde_json::json;
+use std::path::PathBuf;
+
+#[derive(Debug, clap::Args)]
+pub struct Options {
+    /// Calibration inputs: .npz or .npy files, or a folder of them; their arrays have the names of the graph's inputs, and
+    /// their first axis counts samples
+    #[arg(long, value_name = "FILES", num_args = 1.., required_unless_present = "list")]
+    pub calib: Vec<PathBuf>,
+
+    /// How ranges are chosen from what calibration saw
+    #[arg(long, value_name = "NAME", default_value = "minmax")]
+    calibrator: Named,
+
+    /// With --calibrator percentile: how much of all numbers a range holds
+    #[arg(long, value_name = "PERCENT", default_value_t = Calibrator::PERCENTILE)]
+    percentile: f64,
+
+    /// The CPU that the model is going to run on
+    #[arg(long, value_name = "CPU", default_value = "this")]
+    target: Target,
+
+    /// Weights in 7 bits, so that x86 without VNNI does not cut sums off
+    #[arg(long, value_name = "WHEN", default_value = "auto")]
+    reduce_range: Reduce,
+
+    /// List the layers that can be quantized, and do no more
+    #[arg(long)]
+    pub list: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Named {
+    Minmax,
+    Average,
+    Percentile,
+    Entropy,
+    Mse,
+}
+
+impl Options {
+    pub fn calibrator(&self) -> Result<Calibrator> {
+        Ok(match self.calibrator {
+            Named::Minmax => Calibrator::MinMax,
+            Named::Average => Calibrator::Average,
+            Named::Entropy => Calibrator::Entropy,
+            Named::Mse => Calibrator::Mse,
+            Named::Percentile if self.percentile > 0.0 && self.percentile <= 100.0 => {
+                Calibrator::Percentile(self.percentile)
+            }
+            Named::Percentile => {
+                let percent = self.percentile;
+                return Err(Error::usage(format!("--percentile {percent} is not above 0 and at most 100")));
+            }
+        })
+    }
+
+    /// The integers for the target, and in words why.
+    pub fn integers(&self) -> (Integers, String) {
+        let cpu = self.target.cpu();
+        let levels = self.reduce_range.levels(cpu);
+        let signed = matches!(cpu, Cpu::Arm | Cpu::ArmDot);
+        let (activations, bits) = (if signed { "S8" } else { "U8" }, if levels == Levels::Reduced { 7 } else { 8 });
+        let words =
+            format!("{activations} activations, S8 weights of {bits} bits per channel, for {}; S32 biases", cpu.name());
+        (Integers { signed, levels }, words)
+    }
+
+    /// Opens the samples and runs the float model on them; tells the user what is wrong with them.
+    pub fn calibrate(&self, float: &Float, json: bool) -> Result<(Samples, Seen)> {
+        let engine = float.engine()?;
+        let samples = open(&self.calib, &engine)?;
+        let progress = Progress::new(false, json);
+        let total = samples.len() as u64;
+        let show = &mut |done: usize| progress.set(done as u64, total);
+        let seen = float.calibrate(&engine, &samples, self.calibrator()?, show)?;
+        progress.finish();
+        for warning in &seen.warnings {
+            warn(warning, json);
+        }
+        Ok((samples, seen))
+    }
+}
+
+/// Opens samples; tells the user what of them is not used.
+pub fn open(paths: &[PathBuf], engine: &Engine) -> Result<Samples> {
+    let samples = feed::open(paths, engine)?;
+    if !samples.unused.is_empty() {
+        output::note(&format!("note: these arrays are no inputs of the graph: {}", samples.unused.join(", ")));
+    }
+    if samples.left_over() > 0 {
+        let (rows, batch) = (samples.left_over(), samples.batch());
+        output::note(&format!(
+            "note: the graph takes {batch} samples at a time; {rows} at the ends of files are left over"
+        ));
+    }
+    Ok(samples)
+}
+
+pub fn warn(text: &str, json: bool) {
+    output::note(&format!("warning: {text}"));
+    if json {
+        output::json("warning", json!({ "text": text }));
+    }
+}

@@ -1,0 +1,165 @@
+//! Static quantization of an ONNX graph: every activation that an integer kernel reads has one scale, found by calibration,
+//! and QuantizeLinear and DequantizeLinear say so in the file (the QDQ form). An engine with integer kernels replaces what
+//! stands between such a pair; one without computes the same in floats.
+//!
+//! ```text
+//! fold BatchNorm -> plan (which nodes) -> observe (ranges) -> rewrite (the pairs, weights, biases)
+//! ```
+
+pub mod exclude;
+pub mod observe;
+pub mod plan;
+pub mod rewrite;
+pub mod weights;
+
+use super::dynamic::{self, Done};
+use super::engine::Engine;
+use super::fold;
+use super::onnx::proto::ModelProto;
+use super::onnx::{Graph, OnnxFile};
+use super::operators::check_is_float;
+use super::ranges::{Calibrator, Range};
+use super::samples::Samples;
+use crate::error::{Context, Error, Result};
+use observe::Seen;
+use plan::{Plan, Role};
+use rewrite::{Integers, rewrite};
+use std::collections::HashMap;
+
+/// DequantizeLinear has a scale for each channel since this opset.
+const OPSET: i64 = 13;
+
+/// A graph that is ready to be calibrated.
+#[derive(Debug)]
+pub struct Float {
+    model: ModelProto,
+    /// How many normalizations were folded into convolutions.
+    pub folded: usize,
+    /// What could run in integers, nothing being excluded.
+    pub plan: Plan,
+    /// Those of its nodes that have weights.
+    pub layers: Vec<Layer>,
+}
+
+/// A node with weights that can run in integers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layer {
+    /// How messages call it.
+    pub name: String,
+    /// Its operator.
+    pub op: String,
+    /// How many weights it has.
+    pub weights: usize,
+}
+
+/// A quantized graph.
+#[derive(Debug)]
+pub struct Quantized {
+    /// The model.
+    pub model: ModelProto,
+    /// What runs in integers, and what does not.
+    pub plan: Plan,
+    /// The tables whose rows are in INT8.
+    pub embeddings: Vec<Done>,
+}
+
+impl Float {
+    /// Prepares a model.
+    ///
+    /// # Errors
+    /// Its opset is too old, it is quantized already, damaged, or has nothing to quantize.
+    pub fn new(file: &OnnxFile) -> Result<Float> {
+        file.need_opset(OPSET, "static quantization, with a scale for each channel,")?;
+        let path = file.path.display();
+        let mut model = file.model.clone();
+        check_is_float(&model).context(|| format!("cannot quantize {path}"))?;
+        let folded = fold::batch_norms(&mut model)?;
+        let (plan, layers) = with_graph(&mut model, |graph| {
+            let plan = Plan::of(graph, &|_| false);
+            let layers = layers(graph, &plan);
+            Ok((plan, layers))
+        })?;
+        if layers.is_empty() {
+            let mut why: Vec<String> =
+                plan.left.iter().take(5).map(|left| format!("'{}' ({}): {}", left.node, left.op, left.why)).collect();
+            if why.is_empty() {
+                why.push("it has no Conv, Gemm or MatMul".into());
+            }
+            return Err(Error::new(format!("nothing in {path} can run in integers: {}", why.join("; "))));
+        }
+        Ok(Float { model, folded, plan, layers })
+    }
+
+    /// The float model, normalizations folded.
+    pub fn model(&self) -> &ModelProto {
+        &self.model
+    }
+
+    /// An engine that gives every value of it.
+    ///
+    /// # Errors
+    /// It uses what the engine does not know.
+    pub fn engine(&self) -> Result<Engine> {
+        Engine::with_intermediates(&self.model)
+    }
+
+    /// Finds the range of each value that may be quantized.
+    ///
+    /// # Errors
+    /// As for [`observe::observe`].
+    pub fn calibrate(
+        &self,
+        engine: &Engine,
+        samples: &Samples,
+        calibrator: Calibrator,
+        done: &mut dyn FnMut(usize),
+    ) -> Result<Seen> {
+        let values: Vec<&str> = self.plan.observed().collect();
+        let mut seen = observe::observe(engine, samples, &values, calibrator, done)?;
+        // A value that has another's scale when all is quantized may need its own when some is not: it has the same range.
+        for (value, root) in &self.plan.shares {
+            if let Some(&range) = seen.ranges.get(root) {
+                seen.ranges.insert(value.clone(), range);
+            }
+        }
+        Ok(seen)
+    }
+
+    /// Quantizes all but the nodes that `excluded` names; embeddings are those of dynamic quantization.
+    ///
+    /// # Errors
+    /// A range is missing, or a tensor is damaged.
+    pub fn quantized(
+        &self,
+        ranges: &HashMap<String, Range>,
+        integers: Integers,
+        excluded: &dyn Fn(&str) -> bool,
+    ) -> Result<Quantized> {
+        let mut model = self.model.clone();
+        let mut graph = Graph::take(&mut model)?;
+        let plan = Plan::of(&graph, &|node| excluded(node.label()));
+        rewrite(&mut graph, &plan, ranges, integers)?;
+        graph.finish(&mut model)?;
+        let embeddings = dynamic::embeddings(&mut model, excluded)?;
+        Ok(Quantized { model, plan, embeddings })
+    }
+}
+
+/// Reads a model's graph and puts it back as it was.
+fn with_graph<T>(model: &mut ModelProto, read: impl FnOnce(&Graph) -> Result<T>) -> Result<T> {
+    let graph = Graph::take(model)?;
+    let found = read(&graph);
+    graph.finish(model)?;
+    found
+}
+
+fn layers(graph: &Graph, plan: &Plan) -> Vec<Layer> {
+    let weighted = plan.roles.iter().filter(|(_, role)| role.weighted());
+    let layer = |(&at, _): (&usize, &Role)| {
+        let node = &graph.nodes()[at];
+        let tensor = node.input_at(1).and_then(|name| graph.constant(name));
+        let weights = tensor.map_or(0, |tensor| tensor.dims.iter().map(|&n| n.max(0) as usize).product());
+        Layer { name: node.label().to_owned(), op: node.op_type().to_owned(), weights }
+    };
+    weighted.map(layer).collect()
+}

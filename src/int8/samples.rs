@@ -1,0 +1,386 @@
+//! Calibration inputs: `.npz` and `.npy` files, alone or in a folder, whose arrays carry the names of the graph's inputs.
+//!
+//! The first axis of each array counts samples. They are read one at a time, in the order of the files' names, so that
+//! memory does not depend on how many there are; every header is checked before the first is read.
+
+use super::npy::Header;
+use super::npz::{self, Entry};
+use crate::error::{Error, Result};
+use llmq_kernels::elementwise::first_non_finite;
+use std::fs::File;
+use std::io::{BufReader, Read};
+use std::path::{Path, PathBuf};
+
+/// The names under which a file may hold the class of each sample.
+const LABELS: [&str; 2] = ["labels", "label"];
+
+/// The numbers of an array.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Values {
+    /// For inputs of floating-point numbers.
+    Float(Vec<f32>),
+    /// For inputs of integers and truth values.
+    Integer(Vec<i32>),
+}
+
+/// One input of the graph.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Array {
+    /// The axes, the batch first.
+    pub shape: Vec<usize>,
+    /// Row-major.
+    pub values: Values,
+}
+
+/// What the graph asks of an input.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wanted {
+    /// Its name.
+    pub name: String,
+    /// Floating-point numbers rather than integers.
+    pub float: bool,
+    /// The axes where the graph knows them, the batch first; `None` within for one of any length.
+    pub shape: Option<Vec<Option<usize>>>,
+}
+
+impl Wanted {
+    /// As people write it: `float32 [?, 3, 224, 224]`.
+    fn describe(&self) -> String {
+        let kind = if self.float { "float" } else { "integer" };
+        let Some(shape) = &self.shape else { return format!("'{}' ({kind})", self.name) };
+        let axes: Vec<String> = shape.iter().map(|n| n.map_or("?".into(), |n| n.to_string())).collect();
+        format!("'{}' ({kind} [{}])", self.name, axes.join(", "))
+    }
+
+    /// How many rows of a file make one run of the graph, where the length of its first axis is fixed.
+    fn rows(&self) -> Option<usize> {
+        self.shape.as_ref().and_then(|shape| *shape.first()?)
+    }
+}
+
+/// What one run of the graph takes.
+#[derive(Debug, Clone)]
+pub struct Sample {
+    /// In the order in which inputs were asked for.
+    pub inputs: Vec<Array>,
+    /// The true class of each row, where the file has labels.
+    pub labels: Vec<i64>,
+    /// The file and the row in it, for messages.
+    pub place: String,
+}
+
+/// An array of a file.
+#[derive(Debug, Clone)]
+struct Column {
+    /// None for a `.npy`, which is all there is.
+    entry: Option<Entry>,
+    header: Header,
+    /// What one row of it has, the batch axis excluded.
+    row: Vec<usize>,
+}
+
+/// A file whose header has been checked.
+#[derive(Debug, Clone)]
+struct Part {
+    path: PathBuf,
+    rows: usize,
+    columns: Vec<Column>,
+    labels: Option<Column>,
+}
+
+/// All samples of some files.
+#[derive(Debug, Clone)]
+pub struct Samples {
+    wanted: Vec<Wanted>,
+    /// Rows of a run.
+    batch: usize,
+    parts: Vec<Part>,
+    /// Arrays that no input asked for, by name.
+    pub unused: Vec<String>,
+}
+
+impl Samples {
+    /// Reads the headers of `paths`, each a file or a folder.
+    ///
+    /// # Errors
+    /// No file, a damaged one, or one whose arrays are not what the graph wants.
+    pub fn open(paths: &[PathBuf], wanted: Vec<Wanted>) -> Result<Samples> {
+        let mut files = Vec::new();
+        for path in paths {
+            if path.is_dir() { files.extend(folder(path)?) } else { files.push(path.clone()) }
+        }
+        if files.is_empty() {
+            return Err(Error::usage("no calibration inputs were given"));
+        }
+        let batch = wanted.iter().find_map(Wanted::rows).unwrap_or(1).max(1);
+        if let Some(other) = wanted.iter().find(|w| w.rows().is_some_and(|rows| rows != batch)) {
+            return Err(Error::new(format!(
+                "the graph's inputs take different numbers of samples at a time: {batch}, and {}",
+                other.describe()
+            )));
+        }
+        let mut samples = Samples { wanted, batch, parts: Vec::new(), unused: Vec::new() };
+        for path in files {
+            let part = samples.part(&path)?;
+            samples.parts.push(part);
+        }
+        let labelled = samples.parts.iter().filter(|p| p.labels.is_some()).count();
+        if labelled != 0 && labelled != samples.parts.len() {
+            let without = samples.parts.iter().find(|p| p.labels.is_none()).map(|p| p.path.display().to_string());
+            return Err(Error::new(format!("{} has no labels, but other files have", without.unwrap_or_default())));
+        }
+        if samples.is_empty() {
+            let rows: usize = samples.parts.iter().map(|p| p.rows).sum();
+            return Err(Error::new(format!("{rows} samples were found; the graph takes {batch} at a time")));
+        }
+        Ok(samples)
+    }
+
+    /// How many runs of the graph they make.
+    pub fn len(&self) -> usize {
+        self.parts.iter().map(|part| part.rows / self.batch).sum()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Rows at the ends of files that make no whole run of a graph whose batch is fixed.
+    pub fn left_over(&self) -> usize {
+        self.parts.iter().map(|part| part.rows % self.batch).sum()
+    }
+
+    /// Rows of one run.
+    pub fn batch(&self) -> usize {
+        self.batch
+    }
+
+    /// Whether the true classes are known.
+    pub fn labelled(&self) -> bool {
+        self.parts.iter().all(|part| part.labels.is_some())
+    }
+
+    /// Reads them, one after the other.
+    pub fn iter(&self) -> impl Iterator<Item = Result<Sample>> {
+        self.parts.iter().flat_map(|part| Rows { samples: self, part, readers: None, next: 0 })
+    }
+
+    /// Checks one file.
+    fn part(&mut self, path: &Path) -> Result<Part> {
+        let fail = |what: String| Error::new(format!("{}: {what}", path.display()));
+        let is_npy = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("npy"));
+        let (mut columns, mut labels) = (Vec::new(), None);
+        if is_npy {
+            let [only] = &self.wanted[..] else {
+                return Err(fail(format!("it holds one array, but the graph has {} inputs", self.wanted.len()))
+                    .hint("save all in one file with np.savez, under the names of the inputs"));
+            };
+            let file = File::open(path).map_err(|cause| fail("cannot be opened".into()).because(cause))?;
+            let header = Header::read(&mut BufReader::new(file)).map_err(fail)?;
+            columns.push(column(only, None, header).map_err(fail)?);
+        } else {
+            let entries = npz::entries(path).map_err(|what| {
+                fail(what).hint("calibration inputs are .npz or .npy files, made with np.savez or np.save")
+            })?;
+            let header = |entry: &Entry| {
+                npz::open(path, entry)
+                    .and_then(|mut from| Header::read(&mut from))
+                    .map_err(|what| fail(format!("'{}' {what}", entry.name)))
+            };
+            for wanted in &self.wanted {
+                let Some(entry) = entries.iter().find(|e| e.name == wanted.name) else {
+                    return Err(self.missing(path, wanted, &entries));
+                };
+                columns.push(column(wanted, Some(entry.clone()), header(entry)?).map_err(fail)?);
+            }
+            for entry in entries.iter().filter(|e| self.wanted.iter().all(|w| w.name != e.name)) {
+                if LABELS.contains(&entry.name.as_str()) && labels.is_none() {
+                    labels = Some(label_column(entry.clone(), header(entry)?).map_err(fail)?);
+                } else if !self.unused.contains(&entry.name) {
+                    self.unused.push(entry.name.clone());
+                }
+            }
+        }
+        let rows = columns.first().map_or(0, |(_, rows)| *rows);
+        for ((column, other), wanted) in columns.iter().zip(&self.wanted) {
+            if *other != rows {
+                let (first, this) = (&self.wanted[0].name, &wanted.name);
+                let shape = &column.header.shape;
+                return Err(fail(format!("'{first}' has {rows} samples, but '{this}' {shape:?} has {other}")));
+            }
+        }
+        if let Some((column, other)) = labels.as_ref().filter(|(_, other)| *other != rows) {
+            let shape = &column.header.shape;
+            return Err(fail(format!("there are {rows} samples, but {other} labels {shape:?}")));
+        }
+        let columns = columns.into_iter().map(|(column, _)| column).collect();
+        Ok(Part { path: path.to_owned(), rows, columns, labels: labels.map(|(column, _)| column) })
+    }
+
+    fn missing(&self, path: &Path, wanted: &Wanted, entries: &[Entry]) -> Error {
+        let has: Vec<String> = entries.iter().map(|e| format!("'{}'", e.name)).collect();
+        let wants: Vec<String> = self.wanted.iter().map(Wanted::describe).collect();
+        Error::new(format!(
+            "{}: there is no array '{}': it holds {}, but the graph's inputs are {}",
+            path.display(),
+            wanted.name,
+            if has.is_empty() { "none".into() } else { has.join(", ") },
+            wants.join(", ")
+        ))
+        .hint(format!("save it under the input's name: np.savez(path, **{{{:?}: x}})", wanted.name))
+    }
+}
+
+/// Checks an array against what the graph wants, and says how many rows it has.
+fn column(wanted: &Wanted, entry: Option<Entry>, header: Header) -> Result<(Column, usize), String> {
+    let name = &wanted.name;
+    if header.kind.is_float() != wanted.float {
+        let kind = header.kind.name();
+        let wants = if wanted.float { "floating-point numbers" } else { "integers" };
+        return Err(format!("'{name}' holds {kind}, but the graph wants {wants}"));
+    }
+    let shape = &header.shape;
+    let axes = wanted.shape.as_ref().map(Vec::len);
+    // An array that lacks just the batch axis is one sample.
+    let (rows, row) = match (axes, &shape[..]) {
+        (Some(axes), all) if all.len() + 1 == axes => (1, all),
+        (_, [rows, row @ ..]) => (*rows, row),
+        (_, []) => return Err(format!("'{name}' is a single number, but the first axis has to count samples")),
+    };
+    let fits = wanted.shape.as_ref().is_none_or(|wanted| {
+        wanted.len() == row.len() + 1 && wanted[1..].iter().zip(row).all(|(w, &n)| w.is_none_or(|w| w == n))
+    });
+    if !fits {
+        return Err(format!("'{name}' has the shape {shape:?}, but the graph wants {}", wanted.describe()));
+    }
+    Ok((Column { entry, row: row.to_vec(), header }, rows))
+}
+
+fn label_column(entry: Entry, header: Header) -> Result<(Column, usize), String> {
+    let (name, shape) = (&entry.name, &header.shape);
+    if header.kind.is_float() {
+        return Err(format!("'{name}' holds {}, but classes are integers", header.kind.name()));
+    }
+    match shape[..] {
+        [rows] | [rows, 1] => Ok((Column { entry: Some(entry), row: Vec::new(), header }, rows)),
+        _ => Err(format!("'{name}' has the shape {shape:?}, but each sample needs one class")),
+    }
+}
+
+/// The files of a folder, by name.
+fn folder(path: &Path) -> Result<Vec<PathBuf>> {
+    let fail = |cause| Error::new(format!("the folder {} cannot be read", path.display())).because(cause);
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(path).map_err(fail)? {
+        let file = entry.map_err(fail)?.path();
+        let known = |e: &std::ffi::OsStr| e.eq_ignore_ascii_case("npz") || e.eq_ignore_ascii_case("npy");
+        if file.extension().is_some_and(known) {
+            files.push(file);
+        }
+    }
+    files.sort();
+    if files.is_empty() {
+        return Err(Error::new(format!("there are no .npz or .npy files in {}", path.display()))
+            .hint("save inputs with np.savez, under the names of the graph's inputs"));
+    }
+    Ok(files)
+}
+
+/// The samples of one file.
+struct Rows<'a> {
+    samples: &'a Samples,
+    part: &'a Part,
+    /// One for each column, the labels last; opened with the first sample.
+    readers: Option<Vec<Box<dyn Read>>>,
+    next: usize,
+}
+
+impl Iterator for Rows<'_> {
+    type Item = Result<Sample>;
+
+    fn next(&mut self) -> Option<Result<Sample>> {
+        if self.next + self.samples.batch > self.part.rows {
+            return None;
+        }
+        let sample = self.read();
+        self.next = if sample.is_ok() { self.next + self.samples.batch } else { self.part.rows };
+        Some(sample)
+    }
+}
+
+impl Rows<'_> {
+    fn read(&mut self) -> Result<Sample> {
+        let (part, batch, next) = (self.part, self.samples.batch, self.next);
+        let place = if part.rows == 1 {
+            part.path.display().to_string()
+        } else {
+            format!("{}, sample {next}", part.path.display())
+        };
+        let fail = |name: &str, what: String| Error::new(format!("{place}: '{name}' {what}"));
+        let mut readers = match self.readers.take() {
+            Some(readers) => readers,
+            None => part.open()?,
+        };
+        let mut inputs = Vec::with_capacity(part.columns.len());
+        for ((column, wanted), from) in part.columns.iter().zip(&self.samples.wanted).zip(&mut readers) {
+            let count = column.row.iter().product::<usize>().saturating_mul(batch);
+            let read = column.header.values(from, count, wanted.float);
+            let values = read.map_err(|what| fail(&wanted.name, what))?;
+            if let Values::Float(x) = &values
+                && let Some(at) = first_non_finite(x)
+            {
+                let row = &column.row;
+                let mut index = index_of(at, &[&[batch], &row[..]].concat());
+                index[0] += next;
+                return Err(fail(&wanted.name, format!("holds {} at {index:?}", x[at]))
+                    .hint("inputs have to be finite: look at how they were preprocessed"));
+            }
+            inputs.push(Array { shape: [&[batch], &column.row[..]].concat(), values });
+        }
+        let mut labels = Vec::new();
+        if let (Some(column), Some(from)) = (&part.labels, readers.last_mut()) {
+            let name = column.entry.as_ref().map_or("labels", |e| &e.name);
+            if let Values::Integer(x) = column.header.values(from, batch, false).map_err(|what| fail(name, what))? {
+                labels.extend(x.into_iter().map(i64::from));
+            }
+        }
+        self.readers = Some(readers);
+        Ok(Sample { inputs, labels, place })
+    }
+}
+
+impl Part {
+    /// One stream for each column, at its first number.
+    fn open(&self) -> Result<Vec<Box<dyn Read>>> {
+        let open = |column: &Column| {
+            let mut from: Box<dyn Read> = match &column.entry {
+                Some(entry) => npz::open(&self.path, entry)?,
+                None => {
+                    let file = File::open(&self.path).map_err(|cause| format!("cannot be opened: {cause}"))?;
+                    Box::new(BufReader::new(file))
+                }
+            };
+            let header = Header::read(&mut from)?;
+            if header != column.header { Err("has changed meanwhile".to_owned()) } else { Ok(from) }
+        };
+        let columns = self.columns.iter().chain(&self.labels);
+        columns
+            .map(open)
+            .collect::<Result<_, _>>()
+            .map_err(|what| Error::new(format!("{}: it {what}", self.path.display())))
+    }
+}
+
+/// The index along each axis of the number at a place.
+fn index_of(mut at: usize, axes: &[usize]) -> Vec<usize> {
+    let mut index = vec![0; axes.len()];
+    for (i, &n) in index.iter_mut().zip(axes).rev() {
+        *i = at % n;
+        at /= n;
+    }
+    index
+}
+
+#[cfg(test)]
+mod tests;

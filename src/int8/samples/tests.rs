@@ -1,0 +1,129 @@
+use super::*;
+use crate::int8::npy::npy;
+use std::io::Write;
+use tempfile::TempDir;
+use zip::write::SimpleFileOptions;
+
+fn floats(x: &[f32]) -> Vec<u8> {
+    x.iter().flat_map(|x| x.to_le_bytes()).collect()
+}
+
+fn longs(x: &[i64]) -> Vec<u8> {
+    x.iter().flat_map(|x| x.to_le_bytes()).collect()
+}
+
+/// Writes arrays as `np.savez` does.
+fn npz(path: &Path, arrays: &[(&str, Vec<u8>)]) {
+    let mut zip = zip::ZipWriter::new(File::create(path).unwrap());
+    for (name, bytes) in arrays {
+        let options = SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
+        zip.start_file(format!("{name}.npy"), options).unwrap();
+        zip.write_all(bytes).unwrap();
+    }
+    zip.finish().unwrap();
+}
+
+fn image() -> Vec<Wanted> {
+    vec![Wanted { name: "x".into(), float: true, shape: Some(vec![None, Some(2)]) }]
+}
+
+fn read(paths: &[PathBuf], wanted: Vec<Wanted>) -> Result<Vec<Sample>> {
+    Samples::open(paths, wanted)?.iter().collect()
+}
+
+fn message(paths: &[PathBuf], wanted: Vec<Wanted>) -> String {
+    read(paths, wanted).unwrap_err().to_string()
+}
+
+#[test]
+fn samples_come_one_at_a_time_with_their_labels() {
+    let dir = TempDir::new().unwrap();
+    let (a, b) = (dir.path().join("a.npz"), dir.path().join("b.npz"));
+    let x = npy(&[3, 2], "<f4", &floats(&[0.0, 1.0, 2.0, 3.0, 4.0, 5.0]));
+    npz(&a, &[("extra", npy(&[1], "|u1", &[0])), ("labels", npy(&[3], "<i8", &longs(&[7, 8, 9]))), ("x", x)]);
+    npz(&b, &[("x", npy(&[1, 2], "<f4", &floats(&[6.0, 7.0]))), ("labels", npy(&[1, 1], "<i8", &longs(&[1])))]);
+    let samples = Samples::open(&[dir.path().into()], image()).unwrap();
+    assert_eq!((samples.len(), samples.labelled(), &samples.unused[..]), (4, true, &["extra".to_owned()][..]));
+    let all: Vec<Sample> = samples.iter().collect::<Result<_>>().unwrap();
+    for (i, sample) in all.iter().enumerate() {
+        let wanted = Values::Float(vec![2.0 * i as f32, 2.0 * i as f32 + 1.0]);
+        assert_eq!(sample.inputs, [Array { shape: vec![1, 2], values: wanted }]);
+        assert_eq!(sample.labels, [[7, 8, 9, 1][i]]);
+    }
+}
+
+#[test]
+fn a_fixed_batch_takes_as_many_rows_and_an_array_without_batch_is_one_sample() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("x.npy");
+    std::fs::write(&path, npy(&[5, 2], "<f4", &floats(&[0.0; 10]))).unwrap();
+    let batched = vec![Wanted { shape: Some(vec![Some(2), Some(2)]), ..image().remove(0) }];
+    let samples = Samples::open(std::slice::from_ref(&path), batched).unwrap();
+    assert_eq!((samples.len(), samples.left_over(), samples.batch()), (2, 1, 2));
+    assert_eq!(samples.iter().next().unwrap().unwrap().inputs[0].shape, [2, 2]);
+    std::fs::write(&path, npy(&[2], "<f4", &floats(&[3.0, 4.0]))).unwrap();
+    let all = read(&[path], image()).unwrap();
+    assert_eq!(all[0].inputs, [Array { shape: vec![1, 2], values: Values::Float(vec![3.0, 4.0]) }]);
+}
+
+#[test]
+fn what_does_not_fit_the_graph_is_named() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("c.npz");
+    let x = |shape: &[usize]| npy(shape, "<f4", &floats(&vec![0.0; shape.iter().product()]));
+    let two = vec![image().remove(0), Wanted { name: "mask".into(), float: false, shape: None }];
+    let mask = npy(&[3], "|b1", &[0; 3]);
+    for (arrays, graph, wanted) in [
+        (vec![("y", x(&[1, 2]))], image(), "no array 'x': it holds 'y', but the graph's inputs are 'x' (float [?, 2])"),
+        (vec![("x", x(&[1, 3]))], image(), "'x' has the shape [1, 3], but the graph wants 'x' (float [?, 2])"),
+        (vec![("x", npy(&[1, 2], "|u1", &[0; 2]))], image(), "'x' holds uint8, but the graph wants floating"),
+        (vec![("x", x(&[2, 2])), ("mask", mask.clone())], two.clone(), "'x' has 2 samples, but 'mask' [3] has 3"),
+        (vec![("x", x(&[2, 2])), ("label", mask)], image(), "there are 2 samples, but 3 labels [3]"),
+        (vec![("x", x(&[0, 2]))], image(), "0 samples were found"),
+        (vec![("x", npy(&[3, 2], "<f4", &[0; 20]))], image(), "c.npz, sample 2: 'x' ends before its last sample"),
+        (
+            vec![("x", npy(&[2, 2], "<f4", &floats(&[0.0, 0.0, 0.0, f32::NAN])))],
+            image(),
+            "c.npz, sample 1: 'x' holds NaN at [1, 1]",
+        ),
+    ] {
+        npz(&path, &arrays);
+        let message = message(std::slice::from_ref(&path), graph);
+        assert!(message.contains(wanted), "{wanted}: {message}");
+    }
+    std::fs::write(&path, "no zip").unwrap();
+    assert!(message(std::slice::from_ref(&path), image()).contains("is no whole zip"));
+    std::fs::write(dir.path().join("x.npy"), x(&[1, 2])).unwrap();
+    assert!(message(&[dir.path().join("x.npy")], two).contains("one array, but the graph has 2 inputs"));
+    assert!(message(&[TempDir::new().unwrap().path().into()], image()).contains("there are no .npz or .npy"));
+}
+
+#[test]
+fn compressed_arrays_are_read_as_streams() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("c.npz");
+    // As np.savez_compressed writes it: x = [[0 .. 63], [64 .. 127]] in single precision.
+    let numbers: Vec<f32> = (0..128).map(|i| i as f32).collect();
+    deflated(&path, "x.npy", &npy(&[2, 64], "<f4", &floats(&numbers)));
+    let graph = vec![Wanted { name: "x".into(), float: true, shape: None }];
+    let all = read(&[path], graph).unwrap();
+    assert_eq!(all[1].inputs[0].values, Values::Float(numbers[64..].to_vec()));
+}
+
+/// A zip of one deflated entry, by hand: the `zip` crate is built without compression.
+fn deflated(path: &Path, name: &str, bytes: &[u8]) {
+    let mut encoder = flate2::write::DeflateEncoder::new(Vec::new(), flate2::Compression::default());
+    encoder.write_all(bytes).unwrap();
+    let data = encoder.finish().unwrap();
+    let mut crc = flate2::Crc::new();
+    crc.update(bytes);
+    let mut fields = [20u16, 0, 8, 0, 0].iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
+    fields.extend([crc.sum(), data.len() as u32, bytes.len() as u32].iter().flat_map(|x| x.to_le_bytes()));
+    fields.extend([name.len() as u16, 0].iter().flat_map(|x| x.to_le_bytes()));
+    let local = [b"PK\x03\x04", &fields[..], name.as_bytes(), &data].concat();
+    let central = [b"PK\x01\x02\x14\x00", &fields[..], &[0; 14], name.as_bytes()].concat();
+    let mut end = b"PK\x05\x06\0\0\0\0\x01\0\x01\0".to_vec();
+    end.extend([central.len() as u32, local.len() as u32].iter().flat_map(|x| x.to_le_bytes()));
+    end.extend([0, 0]);
+    std::fs::write(path, [local, central, end].concat()).unwrap();
+}
