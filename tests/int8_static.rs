@@ -262,7 +262,9 @@ fn bad_input_is_refused_and_nothing_is_left() {
     nothing.graph.as_mut().unwrap().node[0].output[0] = "logits".into();
     let done = Case::cnn();
     done.quantize(&[]).ok();
-    let cases: [(ModelProto, Vec<(&str, Vec<u8>)>, &[&str]); 9] = [
+    // A model, files of samples, and what is told.
+    type Bad<'a> = (ModelProto, Vec<(&'a str, Vec<u8>)>, &'a [&'a str]);
+    let cases: [Bad; 9] = [
         (cnn(), vec![("picture", images(1, 1))], &["no array 'image'", "it holds 'picture'", "np.savez"]),
         (cnn(), image(floats(&[1, 3, 8, 8], &[0.0; 192])), &["shape [1, 3, 8, 8]", "[?, 3, 16, 16]"]),
         (cnn(), image(floats(&[2, 3, 16, 16], &nan)), &["calib.npz, sample 1: 'image' holds NaN at [1, 1, 2, 12]"]),
