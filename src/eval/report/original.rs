@@ -15,7 +15,7 @@ const TAKEN: [&str; 5] = ["license", "license_name", "license_link", "language",
 pub struct Facts {
     /// `org/name` on the hub.
     pub repository: Option<String>,
-    /// Front matter that is taken over: keys of [`TAKEN`], and one value or several.
+    /// Front matter that is taken over: keys of `TAKEN`, and one value or several.
     pub matter: Vec<(String, Vec<String>)>,
 }
 

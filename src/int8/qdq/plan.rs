@@ -30,9 +30,9 @@ pub enum Role {
         /// The axis of the weights along which each channel has a scale.
         axis: usize,
     },
-    /// An operator of [`JOINS`].
+    /// An operator of `JOINS`.
     Join,
-    /// An operator of [`MOVES`].
+    /// An operator of `MOVES`.
     Move,
 }
 
@@ -220,7 +220,7 @@ fn weighted(graph: &Graph, node: &NodeProto) -> Option<Result<Role, &'static str
     })
 }
 
-/// Whether all that an operator of [`JOINS`] reads comes out of integers.
+/// Whether all that an operator of `JOINS` reads comes out of integers.
 fn joins(graph: &Graph, node: &NodeProto, integer: &HashSet<String>) -> bool {
     JOINS.iter().any(|op| node.is(op))
         && !node.input.is_empty()
