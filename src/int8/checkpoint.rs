@@ -9,7 +9,11 @@ pub mod layers;
 pub mod rows;
 pub mod scheme;
 
+use crate::error::{Context, Error, Result};
+use crate::source::checkpoint::Checkpoint;
+use crate::source::config::Config;
 use layers::Role;
+use std::path::Path;
 
 /// One tensor of a checkpoint, and what became of it.
 #[derive(Debug, Clone)]
@@ -60,5 +64,22 @@ impl Summary {
     pub fn mean_error(&self) -> Option<f64> {
         let errors: Vec<f64> = self.tensors.iter().filter_map(|tensor| tensor.error).collect();
         (!errors.is_empty()).then(|| errors.iter().sum::<f64>() / errors.len() as f64)
+    }
+}
+
+/// A checkpoint folder and its configuration.
+///
+/// # Errors
+/// The folder holds no checkpoint, or one that is quantized already.
+fn open(folder: &Path) -> Result<(Config, Checkpoint)> {
+    let config = Config::open(&folder.join(companions::CONFIG))
+        .context(|| format!("{} is not a checkpoint folder", folder.display()))?;
+    let checkpoint = Checkpoint::open(folder)?;
+    match checkpoint.quantization() {
+        None => Ok((config, checkpoint)),
+        Some(method) => {
+            Err(Error::new(format!("{}: the checkpoint is quantized already, with {method}", folder.display()))
+                .hint("start from the original checkpoint"))
+        }
     }
 }

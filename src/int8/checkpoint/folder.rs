@@ -75,16 +75,7 @@ impl Plan {
     /// The folder holds no checkpoint, one that is quantized already, or one without linear layers or whose weights are for
     /// the most part not in such.
     pub fn new(folder: &Path, options: Options) -> Result<Plan> {
-        let config = Config::open(&folder.join("config.json"))
-            .context(|| format!("{} is not a checkpoint folder", folder.display()))?;
-        let checkpoint = Checkpoint::open(folder)?;
-        if let Some(method) = checkpoint.quantization() {
-            return Err(Error::new(format!(
-                "{}: the checkpoint is quantized already, with {method}",
-                folder.display()
-            ))
-            .hint("start from the original checkpoint"));
-        }
+        let (config, checkpoint) = super::open(folder)?;
         let mut tensors = Vec::new();
         let shapes: BTreeMap<&str, &[usize]> = checkpoint.tensors().map(|t| (t.name, t.shape)).collect();
         let vocab = vocabulary(&config)?;

@@ -9,7 +9,6 @@ use crate::interrupt;
 use crate::method::Plain;
 use crate::pipeline::plan::size_label;
 use crate::source::checkpoint::Checkpoint;
-use crate::source::config::Config;
 use crate::source::value::{Metadata, Value};
 use crate::writer::atomic::check_destination;
 use crate::writer::gguf::{GgufWriter, TensorPlan};
@@ -37,16 +36,7 @@ impl Plan {
             return Err(Error::usage(format!("encoders are not written as {}", mix.name))
                 .hint("the types are Q8_0, F16, BF16 and F32"));
         }
-        let config = Config::open(&folder.join("config.json"))
-            .context(|| format!("{} is not a checkpoint folder", folder.display()))?;
-        let checkpoint = Checkpoint::open(folder)?;
-        if let Some(method) = checkpoint.quantization() {
-            return Err(Error::new(format!(
-                "{}: the checkpoint is quantized already, with {method}",
-                folder.display()
-            ))
-            .hint("start from the original checkpoint"));
-        }
+        let (config, checkpoint) = super::open(folder)?;
         let Bert { metadata: own, tensors, mut notes } = Bert::open(&checkpoint, &config, pooling)?;
         let [single, half] = ["F32", "F16"].map(format::by_name);
         let (single, half) = (single?, half?);
