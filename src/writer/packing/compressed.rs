@@ -19,10 +19,6 @@ impl Packing for Compressed {
         "W4A16"
     }
 
-    fn misfit(&self, _: Content) -> Option<String> {
-        None
-    }
-
     fn parts(&self, stem: &str, rows: usize, columns: usize, content: Content) -> Vec<TensorPlan> {
         let groups = columns / content.group;
         let mut parts = vec![

@@ -64,7 +64,9 @@ pub trait Packing: Sync {
     fn usual(&self) -> &'static str;
 
     /// Why it cannot hold such groups; none if it can.
-    fn misfit(&self, content: Content) -> Option<String>;
+    fn misfit(&self, _content: Content) -> Option<String> {
+        None
+    }
 
     /// The tensors that a weight becomes. `stem`: its name without `.weight`.
     fn parts(&self, stem: &str, rows: usize, columns: usize, content: Content) -> Vec<TensorPlan>;
