@@ -54,24 +54,31 @@ def row(what, target, ours=None, theirs=None, unit="", ratio=None, missing=None)
     return f"| {what} | {shown(ours)} | {shown(theirs)} | {'' if ratio is None else f'{ratio:.2f}'} | {target} |"
 
 
+TORCH = ("import torch, time, sys\ntorch.set_num_threads(int(sys.argv[1])); n, k, m = map(int, sys.argv[2:5])\n"
+         "kind = getattr(torch, sys.argv[5]); x, w = torch.randn(n, k).to(kind), torch.randn(m, k).to(kind)\nts = []\nx @ w.t()\n"
+         "for _ in range(5):\n s = time.perf_counter(); x @ w.t(); ts.append(time.perf_counter() - s)\n"
+         "print(2e-9 * n * m * k / min(ts))")
+
+
+def torch_rate(n, k, m, kind="float32"):
+    """GFLOP/s of torch's product [n, k] x [k, m]; nothing without TORCH_PYTHON."""
+    torch = os.environ.get("TORCH_PYTHON")
+    return float(run([torch, "-c", TORCH, str(CORES), str(n), str(k), str(m), kind])) if torch else None
+
+
 def products(a):
     """Matrix products, against torch and the gemm crate; sums of outer products against the full product."""
     bench = run(["cargo", "bench", "--quiet", "--manifest-path", os.path.join(ROOT, "Cargo.toml"), "-p", "llmq-kernels"])
     found = re.findall(r"^(linear|syrk|cholesky) (.*?)\s+([\d.]+) GFLOP/s\s+([\d.]+) x (.*)$", bench, re.M)
     lines = []
-    torch = os.environ.get("TORCH_PYTHON")
-    script = ("import torch, time, sys\ntorch.set_num_threads(int(sys.argv[1])); n, k, m = map(int, sys.argv[2:])\n"
-              "x, w = torch.randn(n, k), torch.randn(m, k)\nts = []\nx @ w.t()\n"
-              "for _ in range(5):\n s = time.perf_counter(); x @ w.t(); ts.append(time.perf_counter() - s)\n"
-              "print(2e-9 * n * m * k / min(ts))")
     for kind, shape, rate, ratio, other in found:
         rate, ratio = float(rate), float(ratio)
         target = {"linear": "≥ 1.0", "syrk": "≥ 1.7"}.get(kind, "")
         lines.append(row(f"{kind} {shape}, against {other}", target, rate, rate / ratio, "GFLOP/s", ratio))
         if kind == "linear" and "4096" in shape:
             what = f"linear {shape}, f32, against torch"
-            if torch:
-                theirs = float(run([torch, "-c", script, str(CORES), *re.findall(r"\d+", shape)]))
+            theirs = torch_rate(*re.findall(r"\d+", shape))
+            if theirs:
                 lines.append(row(what, "≥ 0.9", rate, theirs, "GFLOP/s", rate / theirs))
             else:
                 lines.append(row(what, "≥ 0.9", missing="TORCH_PYTHON"))
@@ -134,9 +141,19 @@ def gptq(a, work):
         run([imatrix, "-m", source, "-f", a.text, "-o", matrix, "-c", "512", "--chunks", "128", "-t", str(CORES), "-ngl", "0"])
         run([quantize, "--imatrix", matrix, source, out, "Q4_K_M", str(CORES)])
     calls = [lambda options=options: run([*common, *options]) and None for options in runs.values()]
+    peak = torch_rate(2048, 2048, 2048)
     *ours, theirs = in_turns(*calls, peer, rounds=1)
-    return [row(f"{name}, 128 x 512, against llama-imatrix and llama-quantize", "≤ 1.5", seconds, theirs, "s", seconds / theirs)
-            for name, seconds in zip(runs, ours)]
+    lines = [row(f"{name}, 128 x 512, against llama-imatrix and llama-quantize", "≤ 1.5", seconds, theirs, "s", seconds / theirs)
+             for name, seconds in zip(runs, ours)]
+    for (name, options), seconds in zip(runs.items(), ours):
+        what = f"{name}: its products and factorizations, against torch's product of 2048 x 2048 x 2048"
+        if not peak:
+            lines.append(row(what, "≥ 0.5", missing="TORCH_PYTHON"))
+            continue
+        counted = json.loads(run([LLMQ, "plan", *common[2:5], *common[8:], *options, "--json"]).splitlines()[-1])
+        rate = 2e-9 * counted["forecasts"][0]["multiplications"] / seconds
+        lines.append(row(what, "≥ 0.5", rate, peak, "GFLOP/s", rate / peak))
+    return lines
 
 
 def anonymous(command):

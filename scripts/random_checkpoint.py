@@ -2,7 +2,7 @@
 """Makes a Llama-shaped checkpoint of random BF16 weights, of any size, for benchmarks: nothing of it is committed.
 
   .consumers/python/bin/python scripts/random_checkpoint.py OUT_DIR [--blocks 4] [--hidden 1024] [--ffn 2816] [--heads 16] [--kv-heads 8]
-      [--experts 0] [--used 2]
+      [--vocab 2048] [--experts 0] [--used 2]
 
 With experts it is one of Mixtral's shape, and --ffn is the width of an expert.
 The tokenizer is that of eval/tiny. Weights are written one tensor at a time.
@@ -17,6 +17,7 @@ a.add_argument("--hidden", type=int, default=1024)
 a.add_argument("--ffn", type=int, default=2816)
 a.add_argument("--heads", type=int, default=16)
 a.add_argument("--kv-heads", type=int, default=8)
+a.add_argument("--vocab", type=int, help="rows of the embedding, of which the tokenizer may have fewer [default: as many]")
 a.add_argument("--experts", type=int, default=0)
 a.add_argument("--used", type=int, default=2)
 a = a.parse_args()
@@ -29,6 +30,8 @@ config = json.load(open(os.path.join(tiny, "config.json")))
 head_dim = a.hidden // a.heads
 config |= dict(hidden_size=a.hidden, intermediate_size=a.ffn, num_hidden_layers=a.blocks, num_attention_heads=a.heads,
                num_key_value_heads=a.kv_heads, head_dim=head_dim, max_position_embeddings=4096)
+if a.vocab:
+    config["vocab_size"] = a.vocab
 if a.experts:
     config |= dict(architectures=["MixtralForCausalLM"], model_type="mixtral", num_local_experts=a.experts, num_experts_per_tok=a.used)
 json.dump(config, open(os.path.join(a.out, "config.json"), "w"), indent=1)

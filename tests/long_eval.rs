@@ -104,6 +104,37 @@ fn killed_at_any_moment_it_goes_on_to_the_very_same_result() {
 }
 
 #[test]
+fn a_comparison_goes_on_and_only_with_the_same_files() {
+    let setup = Setup::new();
+    let other = setup.root.path().join("other.gguf");
+    llmq!["quantize", &setup.model, "-o", &other, "--type", "Q8_0", "--method", "rtn"].ok();
+    let compare = |files: &[&Path], options: &[&str]| {
+        let mut command = Command::new(BINARY);
+        command.arg("compare").args(files).args(setup.against()).args(["--json", "-c", "64", "-f"]).arg(&setup.text);
+        command.args(options).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    };
+    let (both, kept) = ([&*setup.file, &*other], setup.root.path().join("q.gguf.compare-unfinished"));
+    let table = |run: &Run| [run.lines("file"), run.lines("pair")];
+    let wanted = table(&run(&mut compare(&both, &[])).ok());
+    let mut child = compare(&both, &[]).spawn().unwrap();
+    let started = Instant::now();
+    while !kept.exists() {
+        assert!(started.elapsed() < Duration::from_secs(60), "no part is finished");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let turned = [&*other, &*setup.file];
+    fs::copy(&kept, setup.root.path().join("other.gguf.compare-unfinished")).unwrap();
+    run(&mut compare(&turned, &["--resume"])).failed(2, &["what is evaluated is not what it was", "hint: "]);
+    let resumed = run(&mut compare(&both, &["--resume"])).ok();
+    assert!(resumed.lines("resumed")[0]["finished_parts"].as_u64().unwrap() >= 1);
+    assert_eq!(table(&resumed), wanted);
+    assert!(!kept.exists());
+}
+
+#[test]
 fn ctrl_c_says_how_to_go_on_and_what_is_left_is_mentioned() {
     let setup = Setup::new();
     let wanted = result(&setup.eval(&[]).ok());

@@ -1,6 +1,6 @@
 //! `llmq compare`: which of several files is nearest to their original.
 
-use super::following::Following;
+use super::following::{Following, Keeping};
 use super::output::{self, Progress, line};
 use super::publish::{self, Basis, Entry, Publish};
 use super::scoring::{self, Setting, Size, Text};
@@ -34,6 +34,9 @@ pub struct Args {
 
     #[command(flatten)]
     text: Text,
+
+    #[command(flatten)]
+    keeping: Keeping,
 
     /// The pre-tokenizer's name in llama.cpp, if the models' is not known
     #[arg(long, value_name = "NAME")]
@@ -87,10 +90,16 @@ pub fn run(args: &Args) -> Result<()> {
         subjects.iter().zip(&names).map(|(subject, name)| Candidate { subject, name }).collect();
     let progress = Progress::new(false, args.json);
     let show = |done: usize, total: usize| progress.set(done as u64, total as u64);
-    let mut following = Following::new(&progress, files.len(), None);
+    let models: Vec<_> = paths.iter().copied().zip(&subjects).collect();
+    let unfinished = args.keeping.open(&models, (Some(&args.reference), Some(&reference)), &setting, &windows)?;
+    let mut following = Following::new(&progress, files.len(), unfinished);
     let (protocol, parts) = (setting.protocol, &mut following);
-    let scored = divergence::compare_in_parts(&files, &reference, &windows, protocol, &mut |_, _| Ok(()), parts, &show)
-        .context(|| format!("cannot compare with {}", args.reference.display()))?;
+    let scored = divergence::compare_in_parts(&files, &reference, &windows, protocol, &mut |_, _| Ok(()), parts, &show);
+    let scored = match scored.context(|| format!("cannot compare with {}", args.reference.display())) {
+        Err(error) => return Err(following.give_up(error)),
+        Ok(scored) => scored,
+    };
+    following.finish();
 
     let first = setting.protocol.first(setting.context);
     let rows = files.iter().zip(&scored).enumerate().map(|(i, (file, tokens))| Row {

@@ -188,7 +188,7 @@ fn measure<'a>(
     let unfinished = match args.save_logits {
         None => {
             let original = (args.reference.as_deref(), reference);
-            args.keeping.open((&args.model, subject), original, &setting, &windows)?
+            args.keeping.open(&[(&args.model, subject)], original, &setting, &windows)?
         }
         Some(_) => None,
     };

@@ -31,14 +31,14 @@ impl Keeping {
         self.resume
     }
 
-    /// `MODEL.eval-unfinished`, beside it; for a model on the hub, in the current folder.
-    fn path(&self, model: &Path) -> PathBuf {
+    /// `MODEL.eval-unfinished`, beside it; for a model on the hub, in the current folder. `command`: `eval` or `compare`.
+    fn path(&self, model: &Path, command: &str) -> PathBuf {
         let whole = if model.exists() { model.canonicalize().ok() } else { None };
         let mut name = match &whole {
             Some(path) => path.file_name().unwrap_or_default().to_os_string(),
             None => model.to_string_lossy().replace(['/', '@'], "--").into(),
         };
-        name.push(".eval-unfinished");
+        name.push(format!(".{command}-unfinished"));
         match (&self.work_dir, whole) {
             (Some(folder), _) => folder.join(name),
             (None, Some(path)) => path.with_file_name(name),
@@ -46,13 +46,13 @@ impl Keeping {
         }
     }
 
-    /// What is finished of the evaluation of a model over these windows.
+    /// What is finished of the evaluation of a model, or of the comparison of several, over these windows.
     ///
     /// # Errors
     /// With `--resume`: what is there belongs to another evaluation, is damaged, or in use.
     pub fn open(
         &self,
-        (model, subject): (&Path, &Subject),
+        models: &[(&Path, &Subject)],
         (from, reference): (Option<&Path>, Option<&Reference>),
         setting: &Setting,
         windows: &[Vec<u32>],
@@ -62,11 +62,12 @@ impl Keeping {
             (Some(Reference::Saved(_)), Some(path)) => of_files(&[path.to_path_buf()])?,
             _ => "none".into(),
         };
+        let contents = models.iter().map(|(_, subject)| of_files(&subject.weights().files()));
         let settings = Settings::from(
             [
                 ("llmq --version", env!("CARGO_PKG_VERSION").into()),
                 ("the instruction set of the machine", format!("{:?}", llmq_kernels::Isa::best())),
-                ("the model", of_files(&subject.weights().files())?),
+                ("what is evaluated", contents.collect::<Result<Vec<_>>>()?.join(" ")),
                 ("the reference", original),
                 ("--protocol", setting.protocol.name().into()),
                 ("-c", setting.context.to_string()),
@@ -74,7 +75,7 @@ impl Keeping {
             ]
             .map(|(name, value): (&str, String)| (name.to_owned(), value)),
         );
-        let path = self.path(model);
+        let path = self.path(models[0].0, if models.len() > 1 { "compare" } else { "eval" });
         let left = path.exists();
         match Unfinished::open(&path, &settings, self.resume) {
             Err(error) if self.resume => Err(error),

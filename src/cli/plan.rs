@@ -84,6 +84,7 @@ struct Forecast {
     /// Windows of calibration text.
     samples: usize,
     times: Times,
+    multiplications: f64,
     peak: Peak,
     /// Bytes on the disk beside the output, while it is at work.
     scratch: u64,
@@ -140,13 +141,17 @@ pub fn run(args: &Args) -> Result<()> {
     let sizes = sizes(&plan, |mix| asked.recipe(mix))?;
     let chosen = sizes.iter().position(|size| size.mix.name == plan.mix).expect("every mix has a size");
     let source = source_bytes(&plan);
-    let forecast = |name: String, job: Job| Forecast {
-        name,
-        method: job.method.name(),
-        samples: job.samples,
-        times: job.work(&shapes, source, sizes[chosen].bytes).at(&speed),
-        peak: job.peak(&shapes, own),
-        scratch: job.scratch(),
+    let forecast = |name: String, job: Job| {
+        let work = job.work(&shapes, source, sizes[chosen].bytes);
+        Forecast {
+            name,
+            method: job.method.name(),
+            samples: job.samples,
+            times: work.at(&speed),
+            multiplications: work.multiplications(),
+            peak: job.peak(&shapes, own),
+            scratch: job.scratch(),
+        }
     };
     let mut forecasts = vec![forecast("as asked for".into(), job)];
     if method.calibrated() {

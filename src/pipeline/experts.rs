@@ -5,6 +5,7 @@
 //! towards its diagonal; one that hardly any go to is rounded by how large the inputs of all experts are.
 
 use super::plan::Planned;
+use super::report::Clock;
 use super::stream::{Position, Stream};
 use super::{Finished, Run, check_range};
 use crate::calib::hessian::Hessian;
@@ -75,8 +76,8 @@ fn shrink(hessian: &mut [f32], n: usize, tokens: usize) {
     }
 }
 
-/// Is told of a batch whether it is held out, what the MLP reads there, and where the router sends it.
-type Tell<'a> = dyn FnMut(bool, &Tensor, &[Route]) -> Result<()> + 'a;
+/// Is told of a batch whether it is held out, what the MLP reads there, and where the router sends it; books its time.
+type Tell<'a> = dyn FnMut(&mut Clock, bool, &Tensor, &[Route]) -> Result<()> + 'a;
 
 /// The three tensors of a block's experts.
 #[derive(Clone, Copy)]
@@ -150,7 +151,8 @@ impl Run<'_> {
             let group = first..(first + at_once).min(count);
             let mut inputs: Vec<Evidence> = group.clone().map(|_| Evidence::new(hidden)).collect();
             let mut squares = Squares::new(hidden);
-            self.walk(block, stream, &mut routes, &mut |held, x, routes| {
+            self.walk(block, stream, &mut routes, &mut |clock, held, x, routes| {
+                let started = clock.start();
                 if everywhere.is_none() {
                     squares.add(x)?;
                 }
@@ -159,6 +161,7 @@ impl Run<'_> {
                         evidence.of(held).add(&route.weigh(&route.select(x)?)?)?;
                     }
                 }
+                clock.hessian += started.elapsed();
                 Ok(())
             })
             .context(place)?;
@@ -179,12 +182,16 @@ impl Run<'_> {
                 let at = if part == Part::ExpertGates { 0 } else { 1 };
                 matrix(tensor, tensor.kind.decode_all(&made[at].bytes[expert * each..(expert + 1) * each]))
             };
-            self.walk(block, stream, &mut routes, &mut |held, x, routes| {
+            self.walk(block, stream, &mut routes, &mut |clock, held, x, routes| {
                 for (expert, evidence) in group.clone().zip(&mut inners) {
                     let route = &routes[expert];
                     if !route.tokens.is_empty() {
+                        let started = clock.start();
                         let inner = block.expert_inner(expert, &route.select(x)?, &|part| quantized(part, expert))?;
+                        clock.forward += started.elapsed();
+                        let started = clock.start();
                         evidence.of(held).add(&route.weigh(&inner)?)?;
+                        clock.hessian += started.elapsed();
                     }
                 }
                 Ok(())
@@ -226,9 +233,7 @@ impl Run<'_> {
                 routes.push(block.routes(&x)?);
             }
             self.clock.forward += started.elapsed();
-            let started = self.clock.start();
-            tell(batch.held, &x, &routes[i])?;
-            self.clock.hessian += started.elapsed();
+            tell(&mut self.clock, batch.held, &x, &routes[i])?;
         }
         Ok(())
     }

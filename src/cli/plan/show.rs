@@ -200,6 +200,7 @@ impl Forecast {
             "method": self.method,
             "samples": self.samples,
             "scratch_bytes": self.scratch,
+            "multiplications": self.multiplications,
             "seconds": self.times.total(),
             "seconds_in": seconds,
             "peak_memory_bytes": self.peak.bytes(),

@@ -88,6 +88,12 @@ impl Times {
 }
 
 impl Work {
+    /// Multiplications of all products and factorizations, each with its addition: what can be held against the machine's
+    /// peak.
+    pub fn multiplications(&self) -> f64 {
+        self.linear + self.attention + self.outer + self.product + self.tile + self.factor
+    }
+
     /// How long it takes.
     pub fn at(&self, speed: &Speed) -> Times {
         Times {
