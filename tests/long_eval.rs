@@ -127,7 +127,7 @@ fn a_comparison_goes_on_and_only_with_the_same_files() {
     child.wait().unwrap();
     let turned = [&*other, &*setup.file];
     fs::copy(&kept, setup.root.path().join("other.gguf.compare-unfinished")).unwrap();
-    run(&mut compare(&turned, &["--resume"])).failed(2, &["what is evaluated is not what it was", "hint: "]);
+    run(&mut compare(&turned, &["--resume"])).failed(2, &["the set of files is not what it was", "hint: "]);
     let resumed = run(&mut compare(&both, &["--resume"])).ok();
     assert!(resumed.lines("resumed")[0]["finished_parts"].as_u64().unwrap() >= 1);
     assert_eq!(table(&resumed), wanted);

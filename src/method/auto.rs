@@ -20,6 +20,10 @@ impl Method for Auto {
         true
     }
 
+    fn scales(&self) -> bool {
+        true
+    }
+
     fn rows(&self, hessian: &[f32], columns: usize, grid: &dyn Grid, options: &Options) -> (Rows, Option<String>) {
         Rows::fed(hessian, columns, grid, options)
     }

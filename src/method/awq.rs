@@ -22,6 +22,10 @@ impl Method for Awq {
         "awq"
     }
 
+    fn scales(&self) -> bool {
+        true
+    }
+
     fn quantize(&self, site: &Site, _: &Options) -> Result<Solution> {
         let scales = plain_scales(site);
         let plain = weighed(&diagonal(site.seen.hessian, site.columns), scales.as_deref());
@@ -42,6 +46,10 @@ pub struct AwqGptq;
 impl Method for AwqGptq {
     fn name(&self) -> &'static str {
         "awq+gptq"
+    }
+
+    fn scales(&self) -> bool {
+        true
     }
 
     fn rows(&self, hessian: &[f32], columns: usize, grid: &dyn Grid, options: &Options) -> (Rows, Option<String>) {

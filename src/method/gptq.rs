@@ -10,7 +10,7 @@ use super::factor::{LADDER, inverse_factor, mended, size};
 use super::polish::{self, polish};
 use super::rounded::{Part, Rounded};
 use super::rtn::Plain;
-use super::{Method, Options, Rows, Site, Solution, Solved, diagonal};
+use super::{BAND, Method, Options, Rows, Site, Solution, Solved, diagonal};
 use crate::error::Result;
 use crate::grid::{Effort, F, GROUPS, Grid, LANES};
 use llmq_kernels::column;
@@ -121,15 +121,23 @@ impl Solver {
     pub fn times_inverse(&self, m: Vec<f32>) -> Option<Vec<f32>> {
         let n = self.columns;
         let Walk { order, u, .. } = self.walks.first()?;
-        let u = View::new(u, n, n, n);
         let mut out = m;
         out.par_chunks_mut(ROWS * n).for_each(|m| {
             let rows = m.len() / n;
             let mut a: Vec<f32> = m.chunks(n).flat_map(|row| order.iter().map(|&j| row[j])).collect(); // in the walk's order
             let mut b = vec![0.0; a.len()];
-            // M·UᵀU
-            product(&mut b, n, Old::Replaced, 1.0, View::new(&a, rows, n, n), u.t());
-            product(&mut a, n, Old::Replaced, 1.0 / self.size, View::new(&b, rows, n, n), u);
+            // M·UᵀU, of which no column needs what is zero in U.
+            for first in (0..n).step_by(BAND) {
+                let width = BAND.min(n - first);
+                let u = View::new(&u[first * n + first..], width, n - first, n);
+                let a = View::new(&a[first..], rows, n - first, n);
+                product(&mut b[first..], n, Old::Replaced, 1.0, a, u.t());
+            }
+            for first in (0..n).step_by(BAND) {
+                let width = BAND.min(n - first);
+                let u = View::new(&u[first..], first + width, width, n);
+                product(&mut a[first..], n, Old::Replaced, 1.0 / self.size, View::new(&b, rows, first + width, n), u);
+            }
             for (row, a) in m.chunks_mut(n).zip(a.chunks(n)) {
                 order.iter().zip(a).for_each(|(&j, &a)| row[j] = a);
             }

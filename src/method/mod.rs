@@ -147,6 +147,11 @@ pub trait Method: Sync {
         false
     }
 
+    /// Whether it may scale the inputs of a site, and so ask the tensor before it to take the scales in.
+    fn scales(&self) -> bool {
+        false
+    }
+
     /// How it rounds the rows of a matrix that comes in pieces, and what the user should know about that.
     fn rows(&self, hessian: &[f32], columns: usize, _: &dyn Grid, _: &Options) -> (Rows, Option<String>) {
         (Rows::Plain(Plain::new(columns, Some(&diagonal(hessian, columns)))), None)
@@ -223,13 +228,29 @@ pub fn output_error(w: &[f32], q: &[f32], columns: usize, hessian: &[f32]) -> (f
     })
 }
 
-/// `tr(X H Xᵀ)`. `x`: `[rows, columns]`.
+/// `tr(X H Xᵀ)`. `x`: `[rows, columns]`; `hessian`: `[columns, columns]`, symmetric, so that what lies below its diagonal blocks
+/// is multiplied once and counts twice.
 fn energy(x: &[f32], columns: usize, hessian: &[f32]) -> f64 {
-    let mut y = vec![0.0; x.len()]; // [rows, columns]
-    let h = View::new(hessian, columns, columns, columns);
-    product(&mut y, columns, Old::Replaced, 1.0, View::new(x, x.len() / columns, columns, columns), h);
-    inner(x, &y)
+    let (n, rows) = (columns, x.len() / columns);
+    let mut y = vec![0.0; rows * BAND.min(n)]; // [rows, width]
+    let mut sum = 0.0;
+    for first in (0..n).step_by(BAND) {
+        let last = (first + BAND).min(n);
+        let width = last - first;
+        for (from, to, times) in [(first, last, 1.0), (last, n, 2.0)] {
+            if from < to {
+                let h = View::new(&hessian[from * n + first..], to - from, width, n);
+                product(&mut y, width, Old::Replaced, 1.0, View::new(&x[from..], rows, to - from, n), h);
+                let own = x.chunks(n).map(|row| &row[first..last]).zip(y.chunks(width));
+                sum += times * own.map(|(x, y)| inner(x, y)).sum::<f64>();
+            }
+        }
+    }
+    sum
 }
+
+/// Columns that a product with a symmetric or triangular matrix takes at once.
+const BAND: usize = 512;
 
 /// The sum of the products of numbers in the same place.
 fn inner(x: &[f32], y: &[f32]) -> f64 {

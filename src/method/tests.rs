@@ -104,3 +104,29 @@ fn damped(h: &[f32], damp: f64) -> Vec<f32> {
     (0..n).for_each(|j| h[j * n + j] += unit as f32);
     h
 }
+
+#[test]
+fn what_is_symmetric_or_triangular_is_multiplied_in_bands() {
+    let (n, rows) = (BAND + 64, 5);
+    let h = hessian(n, 2 * n);
+    let x = noise(rows * n, 3);
+    let y: Vec<f64> = (0..rows * n)
+        .map(|at| (0..n).map(|k| f64::from(x[at / n * n + k]) * f64::from(h[k * n + at % n])).sum())
+        .collect();
+    let whole: f64 = x.iter().zip(&y).map(|(x, y)| f64::from(*x) * y).sum();
+    assert!((energy(&x, n, &h) / whole - 1.0).abs() < 1e-5, "{} {whole}", energy(&x, n, &h));
+    // M·H⁻¹·H = M, with what damping adds to H.
+    for order in [false, true] {
+        let solver = Solver::new(&h, n, &[32], &Options { order, ..PAPER });
+        let damped = 0.01 * (0..n).map(|j| f64::from(h[j * n + j])).sum::<f64>() / n as f64;
+        let solved = solver.times_inverse(y.iter().map(|y| *y as f32).collect()).unwrap();
+        let mut off = 0.0;
+        for (at, y) in y.iter().enumerate() {
+            let (row, j) = (&solved[at / n * n..][..n], at % n);
+            let back: f64 = (0..n).map(|k| f64::from(row[k]) * f64::from(h[k * n + j])).sum();
+            off += (back + damped * f64::from(row[j]) - y).powi(2);
+        }
+        let size: f64 = y.iter().map(|y| y * y).sum();
+        assert!(off < 1e-8 * size, "{off} of {size}");
+    }
+}

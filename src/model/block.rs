@@ -140,6 +140,13 @@ impl<'a> Block<'a> {
         only_multiplied
     }
 
+    /// Drops the matrices that a half's [`output`](Self::output) does not need: all but its last.
+    pub fn keep_last(&mut self, half: Half) {
+        let last = half.last();
+        self.tensors.retain(|(part, _), tensor| *part == last || tensor.rank() < 2);
+        self.lent.retain(|part, _| *part == last);
+    }
+
     /// A tensor's numbers.
     ///
     /// # Errors

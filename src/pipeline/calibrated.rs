@@ -45,8 +45,9 @@ impl Run<'_> {
             // Only one half's weights are there at a time.
             let mut block = Block::new(&frame, i);
             self.load(half, tensors, &mut block, &mut finished)?;
-            let original = block.clone();
+            let mut original = block.clone();
             let mut pending: HashMap<&str, Pending> = HashMap::new();
+            let routed = half == Half::Mlp && self.plan.model()?.experts(i).is_some();
             // Both sites of the half in turn; the second sees what the first has become.
             let mut inner = None;
             for site in [half.input(), half.inner()] {
@@ -55,6 +56,11 @@ impl Run<'_> {
                 let keep = is_inner && tokens * width(tensors, site) * 4 <= self.rounding.keep;
                 let kept = self.see(site, half, tensors, &block, &original, stream, keep).context(place)?;
                 let Some((statistics, kept)) = kept else { continue };
+                if keep && !routed && !self.rounding.method.scales() {
+                    // What goes into its last layer stays what it is.
+                    block.keep_last(half);
+                    original.keep_last(half);
+                }
                 let weights = match is_inner {
                     true => vec![1.0],
                     false => responses(half, tensors, &block, &stream.get(0)?, frame.positions())?,
@@ -68,7 +74,7 @@ impl Run<'_> {
                 let tensor = tensors.iter().find(|t| t.spec.gguf == name).expect("it was solved as one of these");
                 finished.insert(name, self.finish(tensor, &pending)?);
             }
-            if half == Half::Mlp && self.plan.model()?.experts(i).is_some() {
+            if routed {
                 self.experts(i, tensors, &block, &original, stream, &mut finished)?;
                 stream.end_of_block();
                 self.observer.advance(work);

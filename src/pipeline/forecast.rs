@@ -231,11 +231,12 @@ impl<'a> Job<'a> {
     fn half(&self, model: &Model, block: &BlockShape, half: Half, base: &Peak, moments: &mut Vec<Peak>) {
         let tokens = self.tokens();
         let elements: u64 = block.sites(half).map(|site| site.all_elements()).sum();
-        let mut base = base.clone().with("half a block in single precision", elements * SINGLE);
+        let mut without = base.clone();
         if half == Half::Mlp {
             let done: u64 = block.sites(Half::Attention).map(|site| site.bytes()).sum();
-            base = base.with("quantized layers of the first half", done);
+            without = without.with("quantized layers of the first half", done);
         }
+        let mut base = without.clone().with("half a block in single precision", elements * SINGLE);
         let compared = tokens.compared > 0;
         if let Some(experts) = block.experts.as_ref().filter(|_| half == Half::Mlp) {
             let each: u64 = experts.sites.iter().map(|site| (site.columns * site.columns) as u64 * 2 * SINGLE).sum();
@@ -253,14 +254,20 @@ impl<'a> Job<'a> {
             let drifting = if site.is_inner() { model.hidden as u64 } else { n };
             let sums = n * n + if compared { drifting * n } else { 0 };
             let samples = 1 + u64::from(tokens.held > 0);
-            let base_of_site = base
-                .clone()
-                .with("inner activations that are kept", kept)
-                .with("Hessians and drifts, seen and held", sums * samples * SINGLE);
+            let collected = |base: &Peak| {
+                let base = base.clone().with("inner activations that are kept", kept);
+                base.with("Hessians and drifts, seen and held", sums * samples * SINGLE)
+            };
             let activations = self.activations(model, half, compared);
-            moments.push(base_of_site.clone().at(&place("the statistics")).with("activations of a batch", activations));
+            moments.push(collected(&base).at(&place("the statistics")).with("activations of a batch", activations));
             let weights = site.elements();
-            let mut solving = base_of_site
+            if kept > 0 && !self.method.scales() && block.experts.is_none() {
+                // The matrices before the last one are done with; of the first site the codes and the bytes stay.
+                let done: u64 = block.sites(half).filter(|s| !s.is_inner()).map(|s| s.codes() + s.bytes()).sum();
+                base = without.clone().with("half a block in single precision", site.all_elements() * SINGLE);
+                base = base.with("quantized layers of this half", done);
+            }
+            let mut solving = collected(&base)
                 .with("copies of the site's weights", weights * SINGLE)
                 .with("freed activations that the allocator keeps", self.unreturned(model, half, activations));
             moments.push(factorization(solving.clone().at(&place("factoring")), n, site.widths()));
@@ -270,7 +277,7 @@ impl<'a> Job<'a> {
                 solving = solving.with("targets of the site's layers", weights * each * SINGLE);
             }
             let solving = solving.with("solver", solver(n, site.widths()));
-            if site.scalable && (self.method.chooses() || self.method.name().contains("awq")) {
+            if site.scalable && self.method.scales() {
                 // A thread that waits inside one candidate begins another, so that there are more than threads.
                 let most = method::FIRST.min((method::FIRST + self.threads) / 2) as u64;
                 let at_once = (method::MEMORY as u64 / (2 * SINGLE * n * n)).clamp(1, most);
@@ -279,7 +286,7 @@ impl<'a> Job<'a> {
             }
             // The best so far, the next, and up to three ways to round the largest layer with the numbers they stand for.
             let (all, largest) = (site.codes(), site.largest());
-            let scaled = if site.scalable && self.method.name() != "gptq" { solver(n, site.widths()) } else { 0 };
+            let scaled = if site.scalable && self.method.scales() { solver(n, site.widths()) } else { 0 };
             let rounded = if self.method.chooses() { 2 * all + 3 * largest.codes() } else { all };
             moments.push(
                 solving

@@ -216,12 +216,12 @@ impl Job<'_> {
         let chooses = self.method.chooses();
         if compared {
             // The pull of seen and held windows, where it is not collected directly; the step, with both halves of the inverse;
-            // and what it is worth.
+            // and what it is worth. Triangles and symmetric matrices cost half.
             let pulls = if site.is_inner() { 0.0 } else { 2.0 };
-            work.product += (pulls + 3.0) * weights * n;
+            work.product += (pulls + 1.5) * weights * n;
         }
         let fed = chooses || self.method.name().contains("gptq");
-        let scales = site.scalable && (chooses || self.method.name().contains("awq"));
+        let scales = site.scalable && self.method.scales();
         if fed || compared {
             work.factor += factorization(site.columns) * site.widths() as f64;
         }
@@ -244,20 +244,20 @@ impl Job<'_> {
         work.plain += plain * weights;
         work.tile += feedback * (WALK + products) * weights * n;
         if chooses {
-            work.product += (feedback + plain) * weights * n;
+            work.product += (feedback + plain) / 2.0 * weights * n;
         }
-        // The error that is reported: two products.
-        work.product += 2.0 * weights * n;
+        // The error that is reported: two products with a symmetric matrix.
+        work.product += weights * n;
         if scales {
             let candidates = method::CANDIDATES as f64;
             if fed {
                 work.walk += candidates * sample;
                 work.tile += candidates * WALK * sample * n;
-                work.product += candidates * sample * n;
+                work.product += candidates / 2.0 * sample * n;
             }
             if chooses || !fed {
                 work.plain += candidates * sample;
-                work.product += candidates * sample * n;
+                work.product += candidates / 2.0 * sample * n;
             }
         }
     }
