@@ -6,14 +6,15 @@
 //! multiplied right there.
 
 use crate::dispatch::kernel;
-use crate::gemm;
+use crate::gemm::{self, STRIP, View};
 use crate::lanes::{F, LANES, whole};
+use crate::micro::Micro;
+use crate::pack::Out;
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// Rows of weights that a task decodes at once for a matrix product. A constant, so that results do not depend on the number
-/// of threads; a panel of 4096 columns is 1 MiB.
-const PANEL: usize = 64;
+/// Rows of activations that weights are decoded, or packed, once for.
+pub(crate) const AT_ONCE: usize = 2048;
 
 /// Up to so many rows of activations each decoded row is multiplied with by itself.
 pub const FEW: usize = 8;
@@ -56,17 +57,25 @@ fn many<E: Send>(
     decode: &(impl Fn(Range<usize>, &mut [f32]) -> Result<(), E> + Sync),
     y: &mut [f32],
 ) -> Result<(), E> {
-    let strips = gemm::strips(y, m, PANEL);
-    let failed = strips.into_par_iter().enumerate().find_map_first(|(i, mut strip)| {
-        let rows = i * PANEL..((i + 1) * PANEL).min(m);
-        let mut panel = vec![0.0; rows.len() * k]; // [rows, k]
-        if let Err(error) = decode(rows.clone(), &mut panel) {
-            return Some(error);
+    let micro = Micro::best();
+    for (x, y) in x.chunks((AT_ONCE * k).max(1)).zip(y.chunks_mut(AT_ONCE * m)) {
+        let n = y.len() / m;
+        let left = gemm::pack_all(View::new(x, n, k, k), micro.rows);
+        let strips = Out::new(y, n, m, m).strips(STRIP);
+        let failed = strips.into_par_iter().enumerate().find_map_first(|(i, mut out)| {
+            let rows = i * STRIP..((i + 1) * STRIP).min(m);
+            let mut panel = vec![0.0; rows.len() * k]; // [rows, k]
+            if let Err(error) = decode(rows.clone(), &mut panel) {
+                return Some(error);
+            }
+            gemm::strip(micro, &left, View::new(&panel, rows.len(), k, k), &mut out);
+            None
+        });
+        if let Some(error) = failed {
+            return Err(error);
         }
-        strip.product(gemm::View::new(x, x.len() / k, k, k), gemm::View::new(&panel, rows.len(), k, k).t());
-        None
-    });
-    failed.map_or(Ok(()), Err)
+    }
+    Ok(())
 }
 
 fn few<E: Send>(

@@ -1,35 +1,25 @@
 //! Matrix products of `f32`, row-major.
+//!
+//! Both operands are packed for the loop in [`crate::micro`], as much of them at once as stays in the second cache. Each number of the
+//! output is added up in the same order at any number of threads.
 
-use faer::linalg::matmul::matmul;
-use faer::reborrow::ReborrowMut;
-use faer::{Accum, MatMut, MatRef, Par};
+use crate::fused::{self, FEW};
+use crate::micro::{Micro, Tile};
+pub use crate::pack::View;
+use crate::pack::{Out, packed};
 use rayon::prelude::*;
+use std::cell::RefCell;
 
-/// Rows of the output that one task computes. A constant, so that results do not depend on the number of threads.
-const TILE: usize = 256;
+/// Columns of `A` and rows of `B` that are packed at once: a tile's part of `A` fills half of a usual nearest cache.
+pub(crate) const DEPTH: usize = 384;
 
-/// A read-only matrix inside a slice.
-#[derive(Debug, Clone, Copy)]
-pub struct View<'a>(MatRef<'a, f32>);
+/// Rows of `A`, and columns of `B`, that one thread holds packed: 0.3 and 1.2 MB.
+const ROWS: usize = 192;
+const COLUMNS: usize = 768;
 
-impl<'a> View<'a> {
-    /// `data` as `[rows, columns]` with rows `stride` apart.
-    ///
-    /// # Panics
-    /// If the matrix does not lie inside `data`.
-    pub fn new(data: &'a [f32], rows: usize, columns: usize, stride: usize) -> Self {
-        assert!(columns <= stride || rows <= 1, "rows that overlap");
-        // The last row need not be followed by the rest of its stride, but faer counts whole rows.
-        let used = if rows == 0 { 0 } else { (rows - 1) * stride + columns };
-        Self(MatRef::from_row_major_slice_with_stride(&data[..used], rows, columns, stride))
-    }
-
-    /// The transposed matrix.
-    #[must_use]
-    pub fn t(self) -> Self {
-        Self(self.0.transpose())
-    }
-}
+/// Columns of the output that one task of a layer computes. A constant, so that results do not depend on the number of
+/// threads.
+pub(crate) const STRIP: usize = 64;
 
 /// What happens to the old content of a product's output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,36 +37,92 @@ pub enum Old {
 /// # Panics
 /// If the shapes do not fit.
 pub fn product(c: &mut [f32], stride: usize, old: Old, alpha: f32, a: View<'_>, b: View<'_>) {
-    let (m, n) = (a.0.nrows(), b.0.ncols());
-    let used = if m == 0 { 0 } else { (m - 1) * stride + n };
-    // Row-major is the transpose of column-major; faer 0.24's own row-major constructor for mutable slices forgets that.
-    let c = MatMut::from_column_major_slice_with_stride_mut(&mut c[..used], n, m, stride).transpose_mut();
-    let accum = if old == Old::Kept { Accum::Add } else { Accum::Replace };
-    matmul(c, accum, a.0, b.0, alpha, Par::Seq);
+    on(Micro::best(), c, stride, old, alpha, a, b);
 }
 
-/// Some columns of all rows of an output.
-pub(crate) struct Strip<'a>(MatMut<'a, f32>);
+fn on(micro: Micro, c: &mut [f32], stride: usize, old: Old, alpha: f32, a: View<'_>, b: View<'_>) {
+    thread_local! {
+        static PACKED: RefCell<[Vec<f32>; 2]> = const { RefCell::new([Vec::new(), Vec::new()]) };
+    }
+    let (m, n, k) = (a.rows, b.columns, a.columns);
+    assert_eq!(k, b.rows, "shapes of a product");
+    let mut out = Out::new(c, m, n, stride);
+    if k == 0 && old == Old::Replaced {
+        out.clear();
+    }
+    PACKED.with_borrow_mut(|[left, right]| {
+        for first in (0..n).step_by(COLUMNS) {
+            let columns = first..(first + COLUMNS).min(n);
+            for from in (0..k).step_by(DEPTH) {
+                let depth = from..(from + DEPTH).min(k);
+                let right = room(right, packed(columns.len(), depth.len(), micro.columns));
+                b.part(depth.clone(), columns.clone()).t().pack(micro.columns, right);
+                for top in (0..m).step_by(ROWS) {
+                    let rows = top..(top + ROWS).min(m);
+                    let left = room(left, packed(rows.len(), depth.len(), micro.rows));
+                    a.part(rows, depth.clone()).pack(micro.rows, left);
+                    let add = old == Old::Kept || from > 0;
+                    tiles(micro, depth.len(), (left, right), alpha, add, (top, first), &mut out);
+                }
+            }
+        }
+    });
+}
 
-impl Strip<'_> {
-    /// The product `A·B` takes the place of what is there.
-    pub fn product(&mut self, a: View<'_>, b: View<'_>) {
-        matmul(self.0.rb_mut(), Accum::Replace, a.0, b.0, 1.0, Par::Seq);
+/// The first numbers of a buffer, which is made as long as that.
+fn room(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
+    if buffer.len() < len {
+        buffer.resize(len, 0.0);
+    }
+    &mut buffer[..len]
+}
+
+/// Every tile of packed operands: `left`: `[_, depth, rows]`; `right`: `[_, depth, columns]`. The first tile belongs `at`.
+pub(crate) fn tiles(
+    micro: Micro,
+    depth: usize,
+    (left, right): (&[f32], &[f32]),
+    alpha: f32,
+    add: bool,
+    at: (usize, usize),
+    out: &mut Out<'_>,
+) {
+    let mut tile = Tile::default();
+    for (i, left) in left.chunks_exact(depth * micro.rows).enumerate() {
+        for (j, right) in right.chunks_exact(depth * micro.columns).enumerate() {
+            micro.run(left, right, &mut tile);
+            out.put((at.0 + i * micro.rows, at.1 + j * micro.columns), &tile, micro.columns, alpha, add);
+        }
     }
 }
 
-/// The columns of `c`, `[rows, columns]`, in strips of `width`; the last may be narrower.
-pub(crate) fn strips(c: &mut [f32], columns: usize, width: usize) -> Vec<Strip<'_>> {
-    let rows = c.len() / columns;
-    let mut rest = MatMut::from_column_major_slice_mut(c, columns, rows).transpose_mut();
-    let mut strips = Vec::new();
-    while rest.ncols() > width {
-        let (strip, others) = rest.split_at_col_mut(width);
-        strips.push(Strip(strip));
-        rest = others;
+/// All rows of a view, packed on all threads, in pieces of [`DEPTH`] columns one behind the other.
+pub(crate) fn pack_all(view: View<'_>, width: usize) -> Vec<f32> {
+    let mut out = vec![0.0; packed(view.rows, view.columns, width)];
+    let of_piece = packed(view.rows, DEPTH, width).max(1);
+    for (piece, out) in out.chunks_mut(of_piece).enumerate() {
+        let first = piece * DEPTH;
+        let view = view.part(0..view.rows, first..(first + DEPTH).min(view.columns));
+        let panels = out.par_chunks_mut(view.columns * width).enumerate();
+        panels.with_min_len(8).for_each(|(p, out)| view.pack_panel(p, width, out));
     }
-    strips.push(Strip(rest));
-    strips
+    out
+}
+
+/// `C = A·Bᵀ` for some columns of the output. `left`: all of `A`, from [`pack_all`] with the tile's rows; `b`: `[columns, k]`.
+pub(crate) fn strip(micro: Micro, left: &[f32], b: View<'_>, out: &mut Out<'_>) {
+    let ((m, n), k) = (out.shape(), b.columns);
+    if k == 0 {
+        out.clear();
+    }
+    let mut right = vec![0.0; packed(n, DEPTH.min(k), micro.columns)];
+    for from in (0..k).step_by(DEPTH) {
+        let depth = DEPTH.min(k - from);
+        let right = &mut right[..packed(n, depth, micro.columns)];
+        b.part(0..n, from..from + depth).pack(micro.columns, right);
+        let left = &left[packed(m, from, micro.rows)..][..packed(m, depth, micro.rows)];
+        tiles(micro, depth, (left, right), 1.0, from > 0, (0, 0), out);
+    }
 }
 
 /// `Y = X·Wᵀ`, a linear layer without bias, on all threads.
@@ -91,15 +137,29 @@ pub fn linear(x: &[f32], w: &[f32], k: usize, y: &mut [f32]) {
     }
     let m = w.len() / k;
     assert_eq!((w.len(), x.len() / k * m), (m * k, y.len()), "shapes of a linear layer");
-    let w = View::new(w, m, k, k);
-    y.par_chunks_mut(TILE * m).zip(x.par_chunks(TILE * k)).for_each(|(y, x)| {
-        product(y, m, Old::Replaced, 1.0, View::new(x, x.len() / k, k, k), w.t());
+    let n = y.len() / m;
+    if n <= FEW {
+        let copy = |rows: std::ops::Range<usize>, out: &mut [f32]| -> Result<(), std::convert::Infallible> {
+            out.copy_from_slice(&w[rows.start * k..rows.end * k]);
+            Ok(())
+        };
+        return fused::linear(x, k, m, copy, y).unwrap_or_else(|never| match never {});
+    }
+    let micro = Micro::best();
+    y.chunks_mut(fused::AT_ONCE * m).zip(x.chunks(fused::AT_ONCE * k)).for_each(|(y, x)| {
+        let n = x.len() / k;
+        let left = pack_all(View::new(x, n, k, k), micro.rows);
+        Out::new(y, n, m, m).strips(STRIP).into_par_iter().enumerate().for_each(|(i, mut out)| {
+            let rows = i * STRIP..((i + 1) * STRIP).min(m);
+            strip(micro, &left, View::new(&w[rows.start * k..rows.end * k], rows.len(), k, k), &mut out);
+        });
     });
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Isa;
 
     fn numbers(n: usize, seed: u32) -> Vec<f32> {
         let mut s = seed.wrapping_mul(2_654_435_761).wrapping_add(1);
@@ -113,7 +173,7 @@ mod tests {
 
     #[test]
     fn a_linear_layer_equals_the_sums_it_stands_for() {
-        for (n, m, k) in [(1, 1, 1), (3, 5, 7), (129, 33, 65), (300, 16, 31)] {
+        for (n, m, k) in [(1, 1, 1), (3, 5, 7), (129, 33, 65), (300, 16, 31), (9, 130, 800), (1030, 3, 5)] {
             let (x, w) = (numbers(n * k, 1), numbers(m * k, 2));
             let mut y = vec![f32::NAN; n * m];
             linear(&x, &w, k, &mut y);
@@ -121,6 +181,34 @@ mod tests {
                 for j in 0..m {
                     let want: f64 = (0..k).map(|p| f64::from(x[i * k + p]) * f64::from(w[j * k + p])).sum();
                     assert!((f64::from(y[i * m + j]) - want).abs() < 1e-5 * k as f64, "{n} {m} {k} at {i} {j}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_instruction_set_gives_the_product_with_tails_and_transposed() {
+        for (m, n, k) in [(1, 1, 1), (2, 3, 0), (15, 33, 7), (6, 16, 400), (200, 50, 13), (5, 800, 9), (30, 70, 900)] {
+            let (a, b) = (numbers(m * k, 1), numbers(k * n, 2));
+            let turned = |x: &[f32], rows: usize, columns: usize| -> Vec<f32> {
+                (0..x.len()).map(|at| x[at % rows * columns + at / rows]).collect()
+            };
+            let (at, bt) = (turned(&a, m, k), turned(&b, k, n));
+            let lefts = [View::new(&a, m, k, k), View::new(&at, k, m, m).t()];
+            let rights = [View::new(&b, k, n, n), View::new(&bt, n, k, k).t()];
+            let old = numbers(m * n, 3);
+            for isa in Isa::available() {
+                for (a_view, b_view) in lefts.into_iter().flat_map(|a| rights.map(|b| (a, b))) {
+                    for kept in [Old::Kept, Old::Replaced] {
+                        let mut c = if kept == Old::Kept { old.clone() } else { vec![f32::NAN; m * n] };
+                        on(Micro::on(isa), &mut c, n, kept, -0.5, a_view, b_view);
+                        for (i, j) in (0..m).flat_map(|i| (0..n).map(move |j| (i, j))) {
+                            let sum: f64 = (0..k).map(|p| f64::from(a[i * k + p]) * f64::from(b[p * n + j])).sum();
+                            let before = if kept == Old::Kept { f64::from(old[i * n + j]) } else { 0.0 };
+                            let off = (f64::from(c[i * n + j]) - (before - 0.5 * sum)).abs();
+                            assert!(off < 1e-5 * (k + 1) as f64, "{isa:?} {m} {n} {k} at {i} {j}: {off}");
+                        }
+                    }
                 }
             }
         }
@@ -144,11 +232,5 @@ mod tests {
         let mut c = [10.0, 10.0, -1.0, 10.0, 10.0, -1.0]; // [2, 2] in rows of 3
         product(&mut c, 3, Old::Kept, -1.0, View::new(&a, 2, 2, 2), View::new(&b, 2, 2, 2));
         assert_eq!(c, [9.0, 8.0, -1.0, 7.0, 6.0, -1.0]);
-    }
-
-    #[test]
-    #[should_panic(expected = "out of range")]
-    fn a_view_beyond_its_slice_is_refused() {
-        let _ = View::new(&[0.0; 5], 2, 3, 3);
     }
 }

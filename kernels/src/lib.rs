@@ -16,6 +16,8 @@ pub mod fused;
 pub mod gemm;
 pub mod lanes;
 pub mod levels;
+mod micro;
+mod pack;
 pub mod search;
 pub mod squares;
 pub mod syrk;

@@ -1,10 +1,14 @@
 //! Sums of outer products: `H += XᵀX` and `C += AᵀB`.
 
-use crate::gemm::{Old, View, product};
+use crate::micro::{Micro, Tile};
+use crate::pack::{Out, View, packed};
 use rayon::prelude::*;
 
-/// Rows of `H` that one task computes. A constant, so that results do not depend on the number of threads.
-const PANEL: usize = 64;
+/// Rows of `H` that one task computes, in tiles. A constant, so that results do not depend on the number of threads.
+const TILES: usize = 8;
+
+/// Rows of `X` that are added at once.
+const DEPTH: usize = 512;
 
 /// Adds `XᵀX` to the lower triangle of `H` (the diagonal included), on all threads.
 ///
@@ -13,15 +17,8 @@ const PANEL: usize = 64;
 /// # Panics
 /// If the lengths do not fit.
 pub fn syrk(x: &[f32], k: usize, h: &mut [f32]) {
-    let n = x.len() / k;
-    assert_eq!((x.len(), h.len()), (n * k, k * k), "shapes of a sum of outer products");
-    h.par_chunks_mut(PANEL * k).enumerate().for_each(|(p, panel)| {
-        let first = p * PANEL;
-        let rows = panel.len() / k;
-        let left = View::new(&x[first..], n, rows, k); // [n, rows]
-        let right = View::new(x, n, first + rows, k); // [n, first + rows]
-        product(panel, k, Old::Kept, 1.0, left.t(), right);
-    });
+    assert_eq!((x.len(), h.len()), (x.len() / k * k, k * k), "shapes of a sum of outer products");
+    sums(x, k, x, k, h, true);
 }
 
 /// Adds `AᵀB` to `C`, on all threads.
@@ -33,11 +30,37 @@ pub fn syrk(x: &[f32], k: usize, h: &mut [f32]) {
 pub fn outer(a: &[f32], m: usize, b: &[f32], n: usize, c: &mut [f32]) {
     let t = b.len() / n;
     assert_eq!((a.len(), b.len(), c.len()), (t * m, t * n, m * n), "shapes of a sum of outer products");
-    c.par_chunks_mut(PANEL * n).enumerate().for_each(|(p, panel)| {
-        let rows = panel.len() / n;
-        let left = View::new(&a[p * PANEL..], t, rows, m); // [t, rows]
-        product(panel, n, Old::Kept, 1.0, left.t(), View::new(b, t, n, n));
-    });
+    sums(a, m, b, n, c, false);
+}
+
+/// Adds `AᵀB` to `C`; if only the lower triangle is wanted, without the tiles above it.
+fn sums(a: &[f32], m: usize, b: &[f32], n: usize, c: &mut [f32], lower: bool) {
+    let micro = Micro::best();
+    for (a, b) in a.chunks(DEPTH * m).zip(b.chunks(DEPTH * n)) {
+        let depth = b.len() / n;
+        let packed = |x: &[f32], columns: usize, width: usize| {
+            let mut out = vec![0.0; packed(columns, depth, width)];
+            let x = View::new(x, depth, columns, columns).t();
+            out.par_chunks_mut(depth * width).enumerate().for_each(|(p, out)| x.pack_panel(p, width, out));
+            out
+        };
+        let (left, right) = (packed(a, m, micro.rows), packed(b, n, micro.columns));
+        let rows = TILES * micro.rows;
+        c.par_chunks_mut(rows * n).zip(left.par_chunks(rows * depth)).enumerate().for_each(|(p, (c, left))| {
+            let mut out = Out::new(c, c.len() / n, n, n);
+            let mut tile = Tile::default();
+            for (j, right) in right.chunks_exact(depth * micro.columns).enumerate() {
+                for (i, left) in left.chunks_exact(depth * micro.rows).enumerate() {
+                    let last = p * rows + (i + 1) * micro.rows - 1;
+                    if lower && j * micro.columns > last {
+                        continue;
+                    }
+                    micro.run(left, right, &mut tile);
+                    out.put((i * micro.rows, j * micro.columns), &tile, micro.columns, 1.0, true);
+                }
+            }
+        });
+    }
 }
 
 /// Copies the lower triangle of `h` (`[k, k]`) to the upper one.

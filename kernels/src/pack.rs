@@ -1,0 +1,204 @@
+//! Operands of a matrix product as its innermost loop reads them, and the output that it writes.
+
+use crate::micro::Tile;
+use std::marker::PhantomData;
+
+/// A read-only matrix inside a slice.
+#[derive(Debug, Clone, Copy)]
+pub struct View<'a> {
+    data: &'a [f32],
+    pub(crate) rows: usize,
+    pub(crate) columns: usize,
+    /// From a row to the next, and from a column to the next; one of them is one.
+    steps: (usize, usize),
+}
+
+impl<'a> View<'a> {
+    /// `data` as `[rows, columns]` with rows `stride` apart.
+    ///
+    /// # Panics
+    /// If the matrix does not lie inside `data`.
+    pub fn new(data: &'a [f32], rows: usize, columns: usize, stride: usize) -> Self {
+        assert!(columns <= stride || rows <= 1, "rows that overlap");
+        View { data: &data[..used(rows, columns, stride)], rows, columns, steps: (stride, 1) }
+    }
+
+    /// The transposed matrix.
+    #[must_use]
+    pub fn t(self) -> Self {
+        View { rows: self.columns, columns: self.rows, steps: (self.steps.1, self.steps.0), ..self }
+    }
+
+    /// Some rows and some columns of it.
+    pub(crate) fn part(self, rows: std::ops::Range<usize>, columns: std::ops::Range<usize>) -> Self {
+        assert!(rows.end <= self.rows && columns.end <= self.columns, "a part of a matrix");
+        let empty = rows.is_empty() || columns.is_empty();
+        let first = if empty { self.data.len() } else { rows.start * self.steps.0 + columns.start * self.steps.1 };
+        View { data: &self.data[first..], rows: rows.len(), columns: columns.len(), ..self }
+    }
+
+    /// Its rows in panels of `width`, each `[columns, width]`, the last one filled up with zeros: what stands in `out`
+    /// afterwards is `[⌈rows / width⌉, columns, width]`.
+    pub(crate) fn pack(self, width: usize, out: &mut [f32]) {
+        for (p, out) in
+            out[..packed(self.rows, self.columns, width)].chunks_mut((self.columns * width).max(1)).enumerate()
+        {
+            self.pack_panel(p, width, out);
+        }
+    }
+
+    /// Panel `p` of [`pack`](Self::pack): `out`: `[columns, width]`.
+    pub(crate) fn pack_panel(self, p: usize, width: usize, out: &mut [f32]) {
+        let first = p * width;
+        let rows = width.min(self.rows - first);
+        if rows < width {
+            out.fill(0.0);
+        }
+        if self.steps.0 == 1 {
+            // What is to lie side by side does so already.
+            for (j, out) in out.chunks_exact_mut(width).enumerate() {
+                let from = first + j * self.steps.1;
+                out[..rows].copy_from_slice(&self.data[from..from + rows]);
+            }
+            return;
+        }
+        // A few columns of all rows at once, so that what is written stays in the nearest cache.
+        for at in (0..self.columns).step_by(SIDE) {
+            let count = SIDE.min(self.columns - at);
+            let out = &mut out[at * width..(at + count) * width];
+            for i in 0..rows {
+                let from = (first + i) * self.steps.0 + at;
+                let row = &self.data[from..from + count];
+                row.iter().zip(out[i..].iter_mut().step_by(width)).for_each(|(from, to)| *to = *from);
+            }
+        }
+    }
+}
+
+/// Columns that are turned over at once.
+const SIDE: usize = 16;
+
+/// Numbers of a matrix's panels.
+pub(crate) fn packed(rows: usize, columns: usize, width: usize) -> usize {
+    rows.next_multiple_of(width) * columns
+}
+
+/// Numbers from a matrix's first to its last.
+fn used(rows: usize, columns: usize, stride: usize) -> usize {
+    if rows == 0 || columns == 0 { 0 } else { (rows - 1) * stride + columns }
+}
+
+/// Some columns of all rows of an output, which only this value may write to.
+pub(crate) struct Out<'a> {
+    first: *mut f32,
+    rows: usize,
+    columns: usize,
+    stride: usize,
+    of: PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: it stands for numbers that are borrowed mutably, each by one value only, and numbers may go to other threads.
+unsafe impl Send for Out<'_> {}
+
+impl<'a> Out<'a> {
+    /// `data` as `[rows, columns]` with rows `stride` apart.
+    ///
+    /// # Panics
+    /// If the matrix does not lie inside `data`.
+    pub fn new(data: &'a mut [f32], rows: usize, columns: usize, stride: usize) -> Out<'a> {
+        assert!(columns <= stride || rows <= 1, "rows that overlap");
+        assert!(used(rows, columns, stride) <= data.len(), "an output out of range");
+        Out { first: data.as_mut_ptr(), rows, columns, stride, of: PhantomData }
+    }
+
+    /// The same, cut into strips of `width` columns; the last may be narrower.
+    pub fn strips(self, width: usize) -> Vec<Out<'a>> {
+        let strip = |at: usize| Out {
+            // SAFETY: `at` is below the columns, so that this is a number of the first row. Where there are no rows it is
+            // not used.
+            first: if self.rows == 0 { self.first } else { unsafe { self.first.add(at) } },
+            columns: width.min(self.columns - at),
+            ..self
+        };
+        (0..self.columns).step_by(width).map(strip).collect()
+    }
+
+    /// A few numbers of a row.
+    fn row(&mut self, i: usize, columns: std::ops::Range<usize>) -> &mut [f32] {
+        assert!(i < self.rows && columns.start <= columns.end && columns.end <= self.columns, "an output's row");
+        // SAFETY: the line above, and what `new` has seen: all of it lies inside the data that is borrowed. No other strip has
+        // these columns, and this one is borrowed mutably.
+        unsafe { std::slice::from_raw_parts_mut(self.first.add(i * self.stride + columns.start), columns.len()) }
+    }
+
+    /// Puts a tile, `[_, width]`, times `alpha` where it belongs, as far as it lies inside; or adds it to what is there.
+    pub fn put(&mut self, (i, j): (usize, usize), tile: &Tile, width: usize, alpha: f32, add: bool) {
+        let columns = j..(j + width).min(self.columns);
+        for (i, tile) in (i..self.rows).zip(tile.0.chunks_exact(width)) {
+            let row = self.row(i, columns.clone()).iter_mut().zip(tile);
+            match add {
+                true => row.for_each(|(to, from)| *to += alpha * from),
+                false => row.for_each(|(to, from)| *to = alpha * from),
+            }
+        }
+    }
+
+    /// Zero everywhere.
+    pub fn clear(&mut self) {
+        (0..self.rows).for_each(|i| self.row(i, 0..self.columns).fill(0.0));
+    }
+
+    /// How many rows and columns it has.
+    pub fn shape(&self) -> (usize, usize) {
+        (self.rows, self.columns)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn panels_hold_every_number_once_and_zeros_behind_the_last_row() {
+        for (rows, columns, width) in [(1, 1, 4), (4, 3, 4), (5, 40, 4), (14, 17, 14), (33, 2, 32)] {
+            let stride = columns + 3;
+            let data: Vec<f32> = (0..rows * stride).map(|i| i as f32 + 1.0).collect();
+            let view = View::new(&data, rows, columns, stride);
+            let turned: Vec<f32> = (0..columns * rows).map(|at| data[at % rows * stride + at / rows]).collect();
+            for view in [view, View::new(&turned, columns, rows, rows).t()] {
+                let mut out = vec![f32::NAN; packed(rows, columns, width)];
+                view.pack(width, &mut out);
+                for (at, got) in out.iter().enumerate() {
+                    let (row, column) = (at / (columns * width) * width + at % width, at / width % columns);
+                    let want = if row < rows { data[row * stride + column] } else { 0.0 };
+                    assert_eq!(*got, want, "{rows} x {columns} in panels of {width}, at {row} {column}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_tile_is_cut_at_the_edges_of_its_strip() {
+        let mut data = vec![0.5; 3 * 7];
+        let mut tile = Tile::default();
+        (0..14 * 32).for_each(|i| tile.0[i] = i as f32);
+        for (s, mut strip) in Out::new(&mut data, 3, 6, 7).strips(4).into_iter().enumerate() {
+            strip.put((1, 1), &tile, 4, 2.0, s == 0);
+        }
+        // Rows 1 and 2 of the strips 0..4 (added to) and 4..6 (replaced) of rows of 7.
+        let rows = [[0.5; 7], [0.5, 0.5, 2.5, 4.5, 0.5, 0.0, 0.5], [0.5, 8.5, 10.5, 12.5, 0.5, 8.0, 0.5]];
+        assert_eq!(data, rows.concat());
+    }
+
+    #[test]
+    #[should_panic(expected = "out of range")]
+    fn a_view_beyond_its_slice_is_refused() {
+        let _ = View::new(&[0.0; 5], 2, 3, 3);
+    }
+
+    #[test]
+    #[should_panic(expected = "out of range")]
+    fn an_output_beyond_its_slice_is_refused() {
+        let _ = Out::new(&mut [0.0; 5], 2, 3, 3);
+    }
+}
