@@ -4,42 +4,19 @@
 
 mod common;
 
-use common::npz::{floats, integers, npz};
-use common::onnx::{self, LAYERS, LINEARS, VOCABULARY, cnn, encoder};
+use common::npz::{floats, images, integers, npz, sentences};
+use common::onnx::{self, LAYERS, LINEARS, cnn, encoder};
 use common::{Run, folder, llmq, names};
 use llmq::int8::engine::Engine;
 use llmq::int8::feed;
 use llmq::int8::onnx::OnnxFile;
 use llmq::int8::onnx::node::node;
 use llmq::int8::onnx::proto::ModelProto;
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha8Rng;
 use serde_json::Value as Json;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use tempfile::TempDir;
-
-/// Images of smooth patterns and noise, for [`cnn`].
-fn images(count: usize, seed: u64) -> Vec<u8> {
-    let mut random = ChaCha8Rng::seed_from_u64(seed);
-    let mut x = Vec::new();
-    for _ in 0..count {
-        let [a, b, size]: [f32; 3] = std::array::from_fn(|_| random.random_range(0.1..1.5));
-        for at in 0..3 * 16 * 16 {
-            let wave = (a * (at % 16) as f32).sin() + (b * (at / 16 % 16) as f32 + (at / 256) as f32).cos();
-            x.push(size * (wave + random.random_range(-0.5..0.5)));
-        }
-    }
-    floats(&[count, 3, 16, 16], &x)
-}
-
-/// Sentences of 12 tokens, for [`encoder`].
-fn sentences(count: usize, seed: u64) -> Vec<u8> {
-    let mut random = ChaCha8Rng::seed_from_u64(seed);
-    let ids: Vec<i64> = (0..12 * count).map(|_| random.random_range(0..VOCABULARY as i64)).collect();
-    integers(&[count, 12], &ids)
-}
 
 /// A folder with a model and inputs to calibrate and to test with.
 struct Case {

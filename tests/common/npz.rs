@@ -1,5 +1,8 @@
 //! Files of arrays as NumPy writes them.
 
+use super::onnx::VOCABULARY;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 use std::fs::File;
 use std::io::Write;
 use std::path::Path;
@@ -30,4 +33,25 @@ pub fn npz(path: &Path, arrays: &[(&str, Vec<u8>)]) {
         zip.write_all(bytes).unwrap();
     }
     zip.finish().unwrap();
+}
+
+/// Images of smooth patterns and noise, for [`cnn`](super::onnx::cnn).
+pub fn images(count: usize, seed: u64) -> Vec<u8> {
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
+    let mut x = Vec::new();
+    for _ in 0..count {
+        let [a, b, size]: [f32; 3] = std::array::from_fn(|_| random.random_range(0.1..1.5));
+        for at in 0..3 * 16 * 16 {
+            let wave = (a * (at % 16) as f32).sin() + (b * (at / 16 % 16) as f32 + (at / 256) as f32).cos();
+            x.push(size * (wave + random.random_range(-0.5..0.5)));
+        }
+    }
+    floats(&[count, 3, 16, 16], &x)
+}
+
+/// Sentences of 12 tokens, for [`encoder`](super::onnx::encoder).
+pub fn sentences(count: usize, seed: u64) -> Vec<u8> {
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
+    let ids: Vec<i64> = (0..12 * count).map(|_| random.random_range(0..VOCABULARY as i64)).collect();
+    integers(&[count, 12], &ids)
 }

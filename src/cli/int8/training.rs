@@ -12,19 +12,20 @@ use std::collections::HashMap;
 
 #[derive(Debug, clap::Args)]
 pub struct Training {
-    /// Train for a few epochs with the rounding in place: the float model teaches, on the calibration inputs, without labels
+    /// Train the weights for some steps with the rounding in place: the float model teaches, on the calibration inputs,
+    /// without labels. What is not better on samples held out is not kept
     #[arg(long)]
     pub qat: bool,
 
-    /// With --qat: how often each sample is seen
-    #[arg(long, value_name = "N", default_value_t = qat::Options::EPOCHS, requires = "qat")]
-    epochs: usize,
+    /// With --qat: how many steps, of 16 samples each
+    #[arg(long, value_name = "N", default_value_t = qat::Options::STEPS, requires = "qat")]
+    steps: usize,
 
     /// With --qat: what a step changes at first, as a part of the size of a tensor's numbers
     #[arg(long, value_name = "RATE", default_value_t = qat::Options::RATE, requires = "qat")]
     learning_rate: f64,
 
-    /// With --qat: of the order of the samples
+    /// With --qat: of the order of the samples, and of the choice of those held out
     #[arg(long, value_name = "N", default_value_t = 0, requires = "qat")]
     seed: u64,
 }
@@ -36,10 +37,10 @@ impl Training {
         if !(rate > 0.0 && rate <= 1.0) {
             return Err(Error::usage(format!("--learning-rate {rate} is not above 0 and at most 1")));
         }
-        if self.epochs == 0 {
-            return Err(Error::usage("--epochs 0 would train nothing").hint("leave out --qat"));
+        if self.steps == 0 {
+            return Err(Error::usage("--steps 0 would train nothing").hint("leave out --qat"));
         }
-        Ok(self.qat.then_some(qat::Options { epochs: self.epochs, rate, seed: self.seed }))
+        Ok(self.qat.then_some(qat::Options { steps: self.steps, rate, seed: self.seed }))
     }
 }
 
@@ -72,12 +73,12 @@ pub fn show(report: &Report) {
     let Report { samples, held_out, parameters, steps, .. } = report;
     line(format!("trained        {parameters} numbers in {steps} steps on {samples} samples; {held_out} others judge"));
     let (before, after) = (percent(report.before), percent(report.after));
-    match report.epoch {
+    match report.kept {
         0 => line(format!(
-            "               no epoch was better than none: the error stays {before} of the outputs' variance"
+            "               no step was better than none: the weights stay, and the error is {before} of the outputs' variance"
         )),
-        epoch => line(format!(
-            "               error on those: {after} of the outputs' variance after epoch {epoch}, {before} without training"
+        step => line(format!(
+            "               error on those: {after} of the outputs' variance after step {step}, {before} without training"
         )),
     }
     if report.left_out > 0 {
@@ -92,7 +93,7 @@ pub fn tell(report: &Report) -> Value {
         "left_out": report.left_out,
         "parameters": report.parameters,
         "steps": report.steps,
-        "epoch": report.epoch,
+        "kept": report.kept,
         "error_before": report.before,
         "error": report.after,
     })

@@ -1,5 +1,6 @@
 //! What training learns from: for each sample, what the trained part of the graph reads and what the float model answers.
 
+use super::LEAST_SAMPLES;
 use super::operand::Operand;
 use super::program::Program;
 use crate::error::{Error, Result};
@@ -59,11 +60,11 @@ impl Engines {
         floats(program, self.student.run(&feed::inputs(&self.student, sample)?)?)
     }
 
-    /// Runs all samples, or as many as fit the memory. `done` is told after each how many there have been.
+    /// Runs all samples, or as many as fit the memory.
     ///
     /// # Errors
-    /// A sample cannot be read, or a graph cannot be run on it.
-    pub fn cases(&self, program: &Program, samples: &Samples, done: &mut dyn FnMut(usize)) -> Result<Vec<Case>> {
+    /// A sample cannot be read, a graph cannot be run on it, or too few fit.
+    pub fn cases(&self, program: &Program, samples: &Samples) -> Result<Vec<Case>> {
         let (mut cases, mut bytes) = (Vec::new(), 0);
         for sample in samples.iter() {
             interrupt::check()?;
@@ -74,9 +75,15 @@ impl Engines {
                 break;
             }
             cases.push(case);
-            done(cases.len());
         }
-        Ok(cases)
+        match cases.len() {
+            fit if fit < LEAST_SAMPLES => Err(Error::new(format!(
+                "only {fit} samples fit the {} GiB that training may take, and it needs {LEAST_SAMPLES}",
+                MOST >> 30
+            ))
+            .hint("train with smaller inputs, or leave out --qat")),
+            _ => Ok(cases),
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! Quantization-aware training: a few epochs in which the weights learn to live with the rounding (Jacob et al. 2018,
+//! Quantization-aware training: some steps in which the weights learn to live with the rounding (Jacob et al. 2018,
 //! "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference", section 3). The float
 //! model is the teacher (Hinton et al. 2015, "Distilling the Knowledge in a Neural Network"), the calibration inputs are what
 //! it teaches with: no labels are needed.
@@ -6,7 +6,7 @@
 //! ```text
 //! program (the part of the graph to go through) -> ops -> fake (activations in 8 bits)
 //! cases (inputs and the float model's answers)
-//! parameters (what is trained, rounded as the file will have it) -> adam -> train
+//! parameters (what is trained, rounded as the file will have it) -> adam -> trainer
 //! ```
 //!
 //! What comes out is a float model with other weights and ranges, which is then quantized as any other: the file has the same
@@ -19,8 +19,8 @@ mod operand;
 mod ops;
 mod parameters;
 mod program;
+mod trainer;
 
-use super::dynamic;
 use super::engine::Engine;
 use super::feed;
 use super::onnx::Graph;
@@ -30,20 +30,16 @@ use super::qdq::rewrite::Integers;
 use super::qdq::{Float, Quantized};
 use super::ranges::Range;
 use super::samples::Samples;
+use super::{dynamic, qat::trainer::Trainer};
 use crate::error::{Context, Error, Result};
 use crate::interrupt;
-use adam::Adam;
 use cases::{Case, Engines, Loss};
-use parameters::{Leaves, Parameters};
+use parameters::Parameters;
 use program::{Precision, Program};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
-use rayon::prelude::*;
 use std::collections::HashMap;
-
-/// Samples of a step.
-const BATCH: usize = 16;
 
 /// One in so many samples is held out, to judge by.
 const HELD_OUT: usize = 5;
@@ -51,24 +47,24 @@ const HELD_OUT: usize = 5;
 /// The fewest samples to train with.
 pub const LEAST_SAMPLES: usize = 10;
 
-/// By how much of an output's size the interpreter may differ from the engine.
+/// By how much of an output's squares the interpreter may differ from the engine.
 const SAME: f64 = 1e-5;
 
 /// How to train.
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
-    /// How often each sample is seen.
-    pub epochs: usize,
+    /// How many steps to make.
+    pub steps: usize,
     /// What a step changes, as a part of the root mean square of a tensor's numbers; ends of ranges move ten times as fast.
     /// It falls to zero as a cosine.
     pub rate: f64,
-    /// Of the order of the samples.
+    /// Of the choice of the samples held out, and of the order of the others.
     pub seed: u64,
 }
 
 impl Options {
     /// Unless one asks for others.
-    pub const EPOCHS: usize = 20;
+    pub const STEPS: usize = 300;
     /// Unless one asks for another.
     pub const RATE: f64 = 1e-3;
 }
@@ -86,8 +82,8 @@ pub struct Report {
     pub parameters: usize,
     /// How many steps were made.
     pub steps: usize,
-    /// The epoch whose weights were kept; 0 if they are those from before.
-    pub epoch: usize,
+    /// After how many steps the weights were best and kept; 0 if they are those from before.
+    pub kept: usize,
     /// The error of the quantized model on the samples held out, as a part of the variance of its outputs, without training.
     pub before: f64,
     /// The same with what was kept.
@@ -107,15 +103,6 @@ pub struct Trained {
 
 /// How training stands: steps made, of how many, and the error on the samples held out.
 pub type Told<'a> = &'a mut dyn FnMut(usize, usize, f64);
-
-/// What is trained and what with.
-struct Trainer {
-    program: Program,
-    parameters: Parameters,
-    loss: Loss,
-    training: Vec<Case>,
-    held_out: Vec<Case>,
-}
 
 /// Trains a model that would be quantized with these ranges; never to be worse on the samples held out than it would be
 /// without.
@@ -148,30 +135,23 @@ pub fn train(
     let engines = Engines { teacher: Engine::new(float.model())?, student: Engine::with_intermediates(&student)? };
     agree(&engines, &program, &parameters, samples)?;
     let mut random = ChaCha8Rng::seed_from_u64(options.seed);
-    let mut cases = engines.cases(&program, samples, &mut |_| {})?;
+    let mut cases = engines.cases(&program, samples)?;
     let used = cases.len();
-    if used < LEAST_SAMPLES {
-        return Err(Error::new(format!("only {used} samples fit the memory that training may take"))
-            .hint("leave out --qat, or train with smaller inputs"));
-    }
     let loss = Loss::of(&cases)?;
-    let mut order: Vec<usize> = (0..used).collect();
-    order.shuffle(&mut random);
-    let apart = used.div_ceil(HELD_OUT);
-    let mut judges = order[..apart].to_vec();
-    judges.sort_unstable();
+    let judges = held_out(used, &mut random);
     let held_out: Vec<Case> = judges.iter().rev().map(|&at| cases.remove(at)).collect();
     let mut trainer = Trainer { program, parameters, loss, training: cases, held_out };
-    let (steps, epoch) = trainer.train(options, &mut random, told)?;
+    let kept = trainer.train(options, &mut random, told)?;
+
+    let judge = |quantized: &Quantized| judge(&trainer, &engines.teacher, &quantized.model, samples, &judges);
     let before = float.quantized(ranges, integers, excluded)?;
-    let judge = |quantized: &Quantized| trainer.judge(&engines.teacher, &quantized.model, samples, &judges);
     let mut report = Report {
         samples: trainer.training.len(),
         held_out: judges.len(),
         left_out: samples.len() - used,
         parameters: trainer.parameters.count(),
-        steps,
-        epoch,
+        steps: options.steps,
+        kept,
         before: judge(&before)?,
         after: f64::INFINITY,
     };
@@ -181,12 +161,21 @@ pub fn train(
     learned.extend(trainer.parameters.ranges());
     let after = float.quantized_from(model, &learned, integers, excluded)?;
     report.after = judge(&after)?;
-    // The interpreter has chosen by its own results; the file's are what counts.
-    if epoch == 0 || report.after.is_nan() || report.after >= report.before {
-        (report.after, report.epoch) = (report.before, 0);
+    // Training has chosen by its own results; the file's are what counts.
+    if kept == 0 || report.after.is_nan() || report.after >= report.before {
+        (report.after, report.kept) = (report.before, 0);
         return Ok(Trained { quantized: before, ranges: ranges.clone(), report });
     }
     Ok(Trained { quantized: after, ranges: learned, report })
+}
+
+/// The samples to judge by, in order.
+fn held_out(samples: usize, random: &mut ChaCha8Rng) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..samples).collect();
+    order.shuffle(random);
+    order.truncate(samples.div_ceil(HELD_OUT));
+    order.sort_unstable();
+    order
 }
 
 /// Refuses to train on the ground of results that are not the engine's.
@@ -208,90 +197,21 @@ fn agree(engines: &Engines, program: &Program, parameters: &Parameters, samples:
     Ok(())
 }
 
-impl Trainer {
-    /// Makes all steps, and keeps the parameters of the epoch with the least error on the samples held out. Gives the steps
-    /// made and that epoch.
-    fn train(&mut self, options: Options, random: &mut ChaCha8Rng, told: Told) -> Result<(usize, usize)> {
-        let batches = self.training.len().div_ceil(BATCH);
-        let total = batches * options.epochs;
-        let mut best = (self.error()?, 0, self.parameters.clone());
-        let (mut adam, mut step, mut last) = (Adam::default(), 0, best.0);
-        let mut order: Vec<usize> = (0..self.training.len()).collect();
-        for epoch in 1..=options.epochs {
-            order.shuffle(random);
-            for batch in order.chunks(BATCH) {
-                interrupt::check()?;
-                let mut gradients = self.gradients(batch)?;
-                let rate = options.rate * 0.5 * (1.0 + (std::f64::consts::PI * step as f64 / total as f64).cos());
-                adam.steps(&mut gradients, |at| rate * self.parameters.all[at].unit);
-                self.parameters.take_off(&gradients);
-                step += 1;
-                told(step, total, last);
-            }
-            last = self.error()?;
-            if last < best.0 {
-                best = (last, epoch, self.parameters.clone());
-            }
+/// The mean error of a finished model on the samples held out, by the engine.
+fn judge(trainer: &Trainer, teacher: &Engine, model: &ModelProto, samples: &Samples, judges: &[usize]) -> Result<f64> {
+    let engine = Engine::new(model)?;
+    let mut sum = 0.0;
+    for (at, sample) in samples.iter().enumerate().take_while(|(at, _)| judges.last() >= Some(at)) {
+        interrupt::check()?;
+        let sample = sample?;
+        if judges.binary_search(&at).is_err() {
+            continue;
         }
-        self.parameters = best.2;
-        Ok((step, best.1))
+        let inputs = feed::inputs(teacher, &sample)?;
+        let [wanted, found] = [teacher.run(&inputs)?, engine.run(&inputs)?].map(|x| cases::floats(&trainer.program, x));
+        sum += trainer.loss.number(&found?, &wanted?).context(|| sample.place.clone())?;
     }
-
-    /// The sum of the gradients of some samples: always in the order of the samples, however many threads compute them.
-    fn gradients(&self, batch: &[usize]) -> Result<Vec<Vec<f32>>> {
-        let leaves = self.parameters.leaves(true)?;
-        let mut sums = vec![Vec::new(); self.parameters.all.len()];
-        for together in batch.chunks(rayon::current_num_threads().max(1)) {
-            let found = together.par_iter().map(|&at| {
-                let case = &self.training[at];
-                let outputs = self.program.run(&case.given, &leaves, Precision::Integers)?;
-                let loss = self.loss.tensor(&outputs, &case.targets)?;
-                finite(f64::from(loss.to_scalar::<f32>()?))?;
-                Ok(loss.backward()?)
-            });
-            for gradients in found.collect::<Result<Vec<_>>>()? {
-                leaves.collect(&gradients, &mut sums)?;
-            }
-        }
-        Ok(sums)
-    }
-
-    /// The mean error on the samples held out.
-    fn error(&self) -> Result<f64> {
-        let leaves: Leaves = self.parameters.leaves(false)?;
-        let errors = self.held_out.par_iter().map(|case| {
-            let outputs = self.program.run(&case.given, &leaves, Precision::Integers)?;
-            self.loss.number(&outputs, &case.targets)
-        });
-        let errors = errors.collect::<Result<Vec<f64>>>()?;
-        finite(errors.iter().sum::<f64>() / errors.len().max(1) as f64)
-    }
-
-    /// The same of a finished model, by the engine.
-    fn judge(&self, teacher: &Engine, model: &ModelProto, samples: &Samples, judges: &[usize]) -> Result<f64> {
-        let engine = Engine::new(model)?;
-        let mut sum = 0.0;
-        for (at, sample) in samples.iter().enumerate().take_while(|(at, _)| judges.last() >= Some(at)) {
-            interrupt::check()?;
-            let sample = sample?;
-            if judges.binary_search(&at).is_err() {
-                continue;
-            }
-            let inputs = feed::inputs(teacher, &sample)?;
-            let [wanted, found] =
-                [teacher.run(&inputs)?, engine.run(&inputs)?].map(|x| cases::floats(&self.program, x));
-            sum += self.loss.number(&found?, &wanted?).context(|| sample.place.clone())?;
-        }
-        Ok(sum / judges.len().max(1) as f64)
-    }
-}
-
-fn finite(error: f64) -> Result<f64> {
-    match error.is_finite() {
-        true => Ok(error),
-        false => Err(Error::new("training diverged: the error is no longer a finite number")
-            .hint("try a smaller --learning-rate")),
-    }
+    Ok(sum / judges.len().max(1) as f64)
 }
 
 #[cfg(test)]

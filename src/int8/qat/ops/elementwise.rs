@@ -31,6 +31,12 @@ pub(super) fn rule(op: &str) -> Option<Rule> {
         },
         "HardSwish" => |i| one(i.x(0)?.mul(&hard_sigmoid(i.x(0)?, 1.0 / 6.0, 0.5)?)?),
         "Where" => |i| one(choose(i)?),
+        "PRelu" => |i| one(x_and_slope(i.x(0)?, i.x(1)?)?),
+        "Elu" => |i| one(i.x(0)?.elu(f64::from(i.node.float_or("alpha", 1.0)))?),
+        "Softplus" => |i| one(softplus(i.x(0)?)?),
+        "Min" => |i| one(together(i, Tensor::broadcast_minimum)?),
+        "Max" => |i| one(together(i, Tensor::broadcast_maximum)?),
+        "Sum" => |i| one(together(i, Tensor::broadcast_add)?),
         // At inference, a dropout lets everything through.
         "Identity" | "Cast" | "Dropout" => |i| one(i.x(0)?.clone()),
         _ => return None,
@@ -65,6 +71,25 @@ fn sigmoid(x: &Tensor) -> Result<Tensor> {
 fn leaky_relu(x: &Tensor, alpha: f32) -> Result<Tensor> {
     let alpha = f64::from(alpha);
     Ok((x.relu()? * (1.0 - alpha))?.add(&(x * alpha)?)?)
+}
+
+fn x_and_slope(x: &Tensor, slope: &Tensor) -> Result<Tensor> {
+    Ok(x.relu()?.sub(&x.neg()?.relu()?.broadcast_mul(slope)?)?)
+}
+
+/// `ln(1 + eˣ)`, which is `max(x, 0) + ln(1 + e^-|x|)`: that does not overflow.
+fn softplus(x: &Tensor) -> Result<Tensor> {
+    let small = (x.abs()?.neg()?.exp()? + 1.0)?.log()?;
+    Ok(x.relu()?.add(&small)?)
+}
+
+/// Any number of inputs, from the left to the right.
+fn together(i: &Inputs, two: fn(&Tensor, &Tensor) -> candle_core::Result<Tensor>) -> Result<Tensor> {
+    let mut sum = i.x(0)?.clone();
+    for at in 1..i.values.len() {
+        sum = two(&sum, i.x(at)?)?;
+    }
+    Ok(sum)
 }
 
 /// The larger, or the smaller, of each number and a limit.

@@ -3,19 +3,21 @@
 use super::Rule;
 use super::elementwise::one;
 use crate::error::Result;
-use crate::int8::qat::operand::{Inputs, axes};
+use crate::int8::qat::operand::{Inputs, Operand, axes};
 use candle_core::Tensor;
 
 pub(super) fn rule(op: &str) -> Option<Rule> {
     Some(match op {
         "ReduceMean" => |i| one(reduce(i, true)?),
         "ReduceSum" => |i| one(reduce(i, false)?),
+        "ReduceL2" => |i| one(reduce(&squared(i)?, false)?.sqrt()?),
         "GlobalAveragePool" => |i| {
             let x = i.x(0)?;
             let spatial: Vec<usize> = (2..x.rank()).collect();
             one(x.mean_keepdim(&spatial[..])?)
         },
         "Softmax" => |i| one(softmax(i)?),
+        "LogSoftmax" => |i| one(log_softmax(i)?),
         "LayerNormalization" => |i| one(layer_norm(i)?),
         "BatchNormalization" => |i| one(batch_norm(i)?),
         _ => return None,
@@ -41,12 +43,26 @@ fn reduce(i: &Inputs, mean: bool) -> Result<Tensor> {
     Ok(y)
 }
 
+/// The same node with the squares of its input.
+fn squared<'a>(i: &Inputs<'a>) -> Result<Inputs<'a>> {
+    let mut values = i.values.clone();
+    values[0] = Some(Operand::Float(i.x(0)?.sqr()?));
+    Ok(Inputs { node: i.node, values })
+}
+
 fn softmax(i: &Inputs) -> Result<Tensor> {
     let x = i.x(0)?;
     let axis = i.axis(-1, x.rank())?;
     // Any constant may be taken off; no gradient is lost with it.
     let e = x.broadcast_sub(&x.max_keepdim(axis)?.detach())?.exp()?;
     Ok(e.broadcast_div(&e.sum_keepdim(axis)?)?)
+}
+
+fn log_softmax(i: &Inputs) -> Result<Tensor> {
+    let x = i.x(0)?;
+    let axis = i.axis(-1, x.rank())?;
+    let x = x.broadcast_sub(&x.max_keepdim(axis)?.detach())?;
+    Ok(x.broadcast_sub(&x.exp()?.sum_keepdim(axis)?.log()?)?)
 }
 
 fn layer_norm(i: &Inputs) -> Result<Tensor> {

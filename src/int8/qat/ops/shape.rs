@@ -17,6 +17,7 @@ pub(super) fn rule(op: &str) -> Option<Rule> {
         "Gather" => |i| one(gather(i)?),
         "Slice" => |i| one(slice(i)?),
         "Split" => split,
+        "Pad" => |i| one(pad(i)?),
         "Expand" => |i| one(expand(i)?),
         _ => return None,
     })
@@ -147,6 +148,33 @@ fn split(i: &Inputs) -> Result<Vec<Tensor>> {
         Ok(x.narrow(at, from - size, size)?.contiguous()?)
     };
     sizes.iter().map(part).collect()
+}
+
+fn pad(i: &Inputs) -> Result<Tensor> {
+    let mut x = i.x(0)?.clone();
+    let mode = i.node.attribute("mode").and_then(|attribute| attribute.s.as_deref()).unwrap_or(b"constant");
+    if mode != b"constant" {
+        return Err(Error::new(format!("mode {} is not supported", String::from_utf8_lossy(mode))));
+    }
+    let pads = &i.whole(1).ok_or_else(|| missing("the widths"))?.data;
+    let value = i.scalar(2, "value")?.unwrap_or(0.0);
+    let all: Vec<i64> = (0..x.rank() as i64).collect();
+    let along = i.whole(3).map_or(all, |x| x.data.clone());
+    for (pair, &along) in along.iter().enumerate() {
+        let at = axis(along, x.rank())?;
+        // Widths before all axes, then those after all.
+        let around = [pair, pair + pads.len() / 2].map(|place| pads.get(place).copied().unwrap_or(0));
+        let full = |n: i64| -> Result<Tensor> {
+            let mut dims = x.dims().to_vec();
+            dims[at] =
+                usize::try_from(n).map_err(|_| Error::new(format!("a negative width, {n}, is not supported")))?;
+            Ok(Tensor::full(value, dims, &Device::Cpu)?)
+        };
+        let (before, after) = (full(around[0])?, full(around[1])?);
+        let parts = [before, x.clone(), after].into_iter().filter(|part| part.elem_count() > 0);
+        x = Tensor::cat(&parts.collect::<Vec<_>>(), at)?;
+    }
+    Ok(x)
 }
 
 fn expand(i: &Inputs) -> Result<Tensor> {

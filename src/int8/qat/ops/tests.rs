@@ -33,12 +33,7 @@ use Given::{B, C, I, Missing, One, X};
 
 fn text(name: &str, value: &str) -> AttributeProto {
     let kind = Some(AttributeType::String as i32);
-    AttributeProto {
-        name: Some(name.into()),
-        r#type: kind,
-        s: Some(value.as_bytes().to_vec().into()),
-        ..Default::default()
-    }
+    AttributeProto { name: Some(name.into()), r#type: kind, s: Some(value.as_bytes().to_vec()), ..Default::default() }
 }
 
 fn number(name: &str, value: f32) -> AttributeProto {
@@ -161,13 +156,19 @@ fn gradient(
 fn elementwise() {
     let x = X(&[2, 3, 4], -2.0, 2.0);
     let positive = X(&[2, 3, 4], 0.5, 3.0);
-    for op in ["Erf", "Tanh", "Sigmoid", "Relu", "Neg", "Abs", "Exp", "Gelu", "HardSwish", "Identity"] {
+    for op in
+        ["Erf", "Tanh", "Sigmoid", "Relu", "Neg", "Abs", "Exp", "Gelu", "HardSwish", "Identity", "Elu", "Softplus"]
+    {
         check(op, vec![], &[x], 1);
     }
     for op in ["Sqrt", "Log", "Reciprocal"] {
         check(op, vec![], &[positive], 1);
     }
     check("Gelu", vec![text("approximate", "tanh")], &[x], 1);
+    check("PRelu", vec![], &[x, X(&[3, 1], 0.1, 0.5)], 1);
+    for op in ["Min", "Max", "Sum"] {
+        check(op, vec![], &[x, X(&[3, 1], -1.0, 1.0), X(&[4], -1.0, 1.0)], 1);
+    }
     check("LeakyRelu", vec![number("alpha", 0.2)], &[x], 1);
     check("HardSigmoid", vec![number("alpha", 0.3), number("beta", 0.4)], &[x], 1);
     check("Clip", vec![], &[x, C(&[], &[-0.5]), C(&[], &[1.25])], 1);
@@ -213,6 +214,8 @@ fn norms_and_reductions() {
     let x = X(&[2, 3, 4], -2.0, 2.0);
     check("Softmax", vec![int("axis", -1)], &[x], 1);
     check("Softmax", vec![int("axis", 1)], &[x], 1);
+    check("LogSoftmax", vec![int("axis", 1)], &[x], 1);
+    check("ReduceL2", vec![ints("axes", &[-1]), int("keepdims", 0)], &[x], 1);
     check("LayerNormalization", vec![int("axis", -1)], &[x, X(&[4], 0.5, 2.0), X(&[4], -1.0, 1.0)], 1);
     check("LayerNormalization", vec![number("epsilon", 0.1)], &[x, X(&[4], 0.5, 2.0)], 1);
     let image = X(&[1, 3, 2, 2], -2.0, 2.0);
@@ -243,37 +246,62 @@ fn numbers_that_are_moved() {
     check("Slice", vec![], &[x, I(&[0]), I(&[4]), I(&[2]), I(&[3])], 1);
     check("Split", vec![int("axis", 2)], &[x, I(&[1, 3])], 2);
     check("Split", vec![int("axis", 2)], &[x], 2);
+    check("Pad", vec![], &[x, I(&[0, 1, 0, 2, 0, 3]), C(&[], &[-1.5])], 1);
+    check("Pad", vec![], &[x, I(&[0, 0, 1, 0, 0, 0])], 1);
     check("Expand", vec![], &[X(&[3, 1], -1.0, 1.0), I(&[2, 1, 4])], 1);
+}
+
+/// The engine wants to be told strides and sizes of windows, though ONNX lets one leave them out.
+fn window(kernel: &[i64], strides: &[i64], more: Vec<AttributeProto>) -> Vec<AttributeProto> {
+    [vec![ints("kernel_shape", kernel), ints("strides", strides)], more].concat()
 }
 
 #[test]
 fn convolutions() {
     let x = X(&[1, 4, 6, 5], -1.0, 1.0);
-    let (bias, none) = (X(&[6], -1.0, 1.0), vec![]);
-    check("Conv", none, &[x, X(&[6, 4, 1, 1], -1.0, 1.0), bias], 1);
-    check("Conv", vec![ints("pads", &[1, 1, 1, 1])], &[x, X(&[6, 4, 3, 3], -1.0, 1.0), bias], 1);
-    let strided = vec![ints("pads", &[0, 1, 2, 1]), ints("strides", &[2, 1])];
-    check("Conv", strided, &[x, X(&[6, 4, 3, 2], -1.0, 1.0)], 1);
-    check("Conv", vec![ints("dilations", &[2, 1]), int("group", 2)], &[x, X(&[6, 2, 2, 3], -1.0, 1.0), bias], 1);
-    check("Conv", vec![int("group", 4), ints("pads", &[1; 4])], &[x, X(&[4, 1, 3, 3], -1.0, 1.0)], 1);
+    let weights = |dims| X(dims, -1.0, 1.0);
+    let bias = X(&[6], -1.0, 1.0);
+    check("Conv", window(&[1, 1], &[1, 1], vec![]), &[x, weights(&[6, 4, 1, 1]), bias], 1);
+    let padded = || vec![ints("pads", &[1; 4])];
+    check("Conv", window(&[3, 3], &[1, 1], padded()), &[x, weights(&[6, 4, 3, 3]), bias], 1);
+    let uneven = vec![ints("pads", &[0, 1, 2, 1])];
+    check("Conv", window(&[3, 2], &[2, 1], uneven), &[x, weights(&[6, 4, 3, 2])], 1);
+    let apart = vec![ints("dilations", &[2, 1]), int("group", 2)];
+    check("Conv", window(&[2, 3], &[1, 1], apart), &[x, weights(&[6, 2, 2, 3]), bias], 1);
+    let depthwise = [padded(), vec![int("group", 4)]].concat();
+    check("Conv", window(&[3, 3], &[1, 1], depthwise), &[x, weights(&[4, 1, 3, 3])], 1);
     let two = X(&[2, 4, 3, 3], -1.0, 1.0);
-    check("Conv", vec![ints("strides", &[2, 2])], &[two, X(&[6, 4, 1, 1], -1.0, 1.0), bias], 1);
-    for side in ["SAME_UPPER", "SAME_LOWER"] {
-        check("Conv", vec![text("auto_pad", side), ints("strides", &[2, 2])], &[x, X(&[6, 4, 3, 3], -1.0, 1.0)], 1);
-    }
+    check("Conv", window(&[1, 1], &[2, 2], vec![]), &[two, weights(&[6, 4, 1, 1]), bias], 1);
+    let same = window(&[3, 3], &[2, 2], vec![text("auto_pad", "SAME_UPPER")]);
+    check("Conv", same, &[x, weights(&[6, 4, 3, 3])], 1);
     let sequence = X(&[1, 4, 9], -1.0, 1.0);
-    check("Conv", vec![ints("pads", &[2, 1]), ints("strides", &[2])], &[sequence, X(&[6, 4, 3], -1.0, 1.0), bias], 1);
+    check("Conv", window(&[3], &[2], vec![ints("pads", &[2, 1])]), &[sequence, weights(&[6, 4, 3]), bias], 1);
+}
+
+/// The engine takes the one for the other, so that there is nothing to compare with but widths in numbers.
+#[test]
+fn same_lower_has_the_odd_row_above() {
+    let ones =
+        |dims: &[usize]| Some(Operand::Float(Tensor::ones(dims, candle_core::DType::F32, &Device::Cpu).unwrap()));
+    let convolved = |attribute| {
+        let node = node::node("Conv", "conv", &["x", "w"], &["y"], window(&[3, 3], &[2, 2], vec![attribute]));
+        let y = apply(&node, vec![ones(&[1, 1, 6, 5]), ones(&[1, 1, 3, 3])]).unwrap();
+        y[0].flatten_all().unwrap().to_vec1::<f32>().unwrap()
+    };
+    let lower = convolved(text("auto_pad", "SAME_LOWER"));
+    assert_eq!(lower, convolved(ints("pads", &[1, 1, 0, 1])));
+    assert_ne!(lower, convolved(text("auto_pad", "SAME_UPPER")));
 }
 
 #[test]
 fn pools() {
     let x = X(&[1, 3, 6, 7], -1.0, 1.0);
-    let kernel = |n: &[i64]| ints("kernel_shape", n);
-    check("MaxPool", vec![kernel(&[3, 3]), ints("strides", &[2, 2]), ints("pads", &[1; 4])], &[x], 1);
-    check("MaxPool", vec![kernel(&[2, 2]), ints("strides", &[2, 2])], &[x], 1);
-    check("AveragePool", vec![kernel(&[2, 3])], &[x], 1);
-    check("AveragePool", vec![kernel(&[3, 3]), ints("strides", &[2, 2]), ints("pads", &[1; 4])], &[x], 1);
-    let all = vec![kernel(&[3, 3]), ints("pads", &[1; 4]), int("count_include_pad", 1)];
+    let kernel = |n: &[i64], strides: &[i64], pads: &[i64]| window(n, strides, vec![ints("pads", pads)]);
+    check("MaxPool", kernel(&[3, 3], &[2, 2], &[1; 4]), &[x], 1);
+    check("MaxPool", kernel(&[2, 2], &[2, 2], &[0; 4]), &[x], 1);
+    check("AveragePool", kernel(&[2, 3], &[1, 1], &[0; 4]), &[x], 1);
+    check("AveragePool", kernel(&[3, 3], &[2, 2], &[1; 4]), &[x], 1);
+    let all = [kernel(&[3, 3], &[1, 1], &[1; 4]), vec![int("count_include_pad", 1)]].concat();
     check("AveragePool", all, &[x], 1);
 }
 
