@@ -32,9 +32,13 @@ struct Activation {
 }
 
 impl Activation {
-    /// The code of a number, before it is clipped, its zero point taken off.
+    /// The code of a number, its zero point taken off; one too small or too large stands for all outside of the range.
     fn code(&self, x: f32) -> f32 {
-        (x / self.scale).round_ties_even()
+        let (least, most) = self.codes();
+        // Adding 1.5 · 2^23 leaves no bits for fractions, so that the sum is rounded to an even whole number where two are as
+        // near. Many CPUs' instructions for that are not in the baseline that programs are compiled for, this is.
+        const SHIFT: f32 = 12_582_912.0;
+        ((x / self.scale).clamp(least - 1.0, most + 1.0) + SHIFT) - SHIFT
     }
 
     /// The smallest and the largest code, the zero point taken off.
@@ -106,6 +110,13 @@ mod tests {
         let grads = loss.backward().unwrap();
         let of = |x: &Tensor| grads.get(x).unwrap().to_vec1::<f32>().unwrap();
         (of(&x), of(&ends), y.to_vec1().unwrap())
+    }
+
+    #[test]
+    fn halves_become_even_and_what_is_far_outside_stays_there() {
+        let activation = Activation { range: Range::new(0.0, 255.0), scale: 1.0, zero: 5.0 };
+        let x = [0.5, 1.5, 2.5, -0.5, -2.5, 0.499_999_97, 248.5, 300.0, 1e30, f32::MIN];
+        assert_eq!(x.map(|x| activation.code(x)), [0.0, 2.0, 2.0, 0.0, -2.0, 0.0, 248.0, 251.0, 251.0, -6.0]);
     }
 
     #[test]

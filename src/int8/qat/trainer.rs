@@ -14,8 +14,9 @@ use rayon::prelude::*;
 /// Samples of a step.
 const BATCH: usize = 16;
 
-/// How often the samples held out are asked.
+/// How often the samples held out are asked, and the fewest steps in between: each time costs about as much as a few steps.
 const LOOKS: usize = 20;
+const BETWEEN: usize = 5;
 
 /// What is trained and what with.
 #[derive(Debug)]
@@ -39,7 +40,7 @@ impl Trainer {
     /// # Errors
     /// It diverges.
     pub fn train(&mut self, options: Options, random: &mut ChaCha8Rng, told: super::Told) -> Result<usize> {
-        let every = options.steps.div_ceil(LOOKS).max(1);
+        let every = options.steps.div_ceil(LOOKS).max(BETWEEN);
         let mut best = (self.error()?, 0, self.parameters.clone());
         let (mut adam, mut last, mut order) = (Adam::default(), best.0, Vec::new());
         for step in 0..options.steps {
