@@ -123,7 +123,7 @@ fn an_encoder_gets_back_what_ranges_too_narrow_cost() {
     let run = case.quantize(&with(&NARROW, &["--qat", "--steps", "10", "--learning-rate", "0.003"])).ok();
     let found = case.sqnr();
     println!("{lost:.2} dB without training, {found:.2} dB with: {}", run.summary()["trained"]);
-    assert!(found > lost + 2.0, "{found} dB, and {lost} without training");
+    assert!(found > lost + 1.0, "{found} dB, and {lost} without training");
 }
 
 #[test]
@@ -166,8 +166,9 @@ fn what_training_cannot_do_is_told_and_nothing_is_left() {
     let mut model = cnn();
     let nodes = &mut model.graph.as_mut().unwrap().node;
     let pool = nodes.iter_mut().find(|node| node.op_type() == "GlobalAveragePool").unwrap();
-    let options = vec![ints("kernel_shape", &[3, 3]), ints("strides", &[16, 16]), int("ceil_mode", 1)];
+    let sizes = vec![ints("kernel_shape", &[3, 3]), ints("strides", &[16, 16])];
+    let options = [sizes, vec![int("ceil_mode", 1), int("count_include_pad", 1)]].concat();
     *pool = node("AveragePool", "/pool", &["two.relu"], &["pooled"], options);
     let ceil = Case::new(&model, "image", images, 12);
-    refused(&ceil, &["--qat"], 1, &["node '/pool' (AveragePool)", "ceil_mode is not supported"]);
+    refused(&ceil, &["--qat"], 1, &["node '/pool' (AveragePool)", "ceil_mode with count_include_pad", "--refine"]);
 }

@@ -199,5 +199,5 @@ fn refuse_unknown(steps: &[Step]) -> Result<()> {
         _ => format!("{op} (node '{}' and {} more)", nodes[0], nodes.len() - 1),
     });
     Err(Error::new(format!("training cannot go through these operators: {}", shown.collect::<Vec<_>>().join(", ")))
-        .hint("leave out --qat: without training these nodes do no harm, and --refine improves the others"))
+        .hint(ops::HINT))
 }

@@ -11,9 +11,12 @@ mod shape;
 mod window;
 
 use super::operand::{Inputs, Operand};
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, Result};
 use crate::int8::onnx::proto::NodeProto;
 use candle_core::Tensor;
+
+/// What to do about a node that training cannot go through.
+pub const HINT: &str = "leave out --qat: without training the node does no harm, and --refine improves the others";
 
 /// Computes the outputs of a node.
 type Rule = fn(&Inputs) -> Result<Vec<Tensor>>;
@@ -67,8 +70,8 @@ fn rule(node: &NodeProto) -> Option<Rule> {
 /// The operator or one of its options is not known, or its inputs do not fit.
 pub fn apply(node: &NodeProto, values: Vec<Option<Operand>>) -> Result<Vec<Tensor>> {
     let what = || format!("training cannot go through node '{}' ({})", node.label(), node.op_type());
-    let Some(rule) = rule(node) else { return Err(crate::error::Error::new(what())) };
-    rule(&Inputs { node, values }).context(what)
+    let Some(rule) = rule(node) else { return Err(Error::new(what()).hint(HINT)) };
+    rule(&Inputs { node, values }).context(what).map_err(|error| error.hint(HINT))
 }
 
 #[cfg(test)]

@@ -299,6 +299,7 @@ fn pools() {
     let kernel = |n: &[i64], strides: &[i64], pads: &[i64]| window(n, strides, vec![ints("pads", pads)]);
     check("MaxPool", kernel(&[3, 3], &[2, 2], &[1; 4]), &[x], 1);
     check("MaxPool", kernel(&[2, 2], &[2, 2], &[0; 4]), &[x], 1);
+    check("MaxPool", [kernel(&[3, 3], &[2, 2], &[0; 4]), vec![int("ceil_mode", 1)]].concat(), &[x], 1);
     check("AveragePool", kernel(&[2, 3], &[1, 1], &[0; 4]), &[x], 1);
     check("AveragePool", kernel(&[3, 3], &[2, 2], &[1; 4]), &[x], 1);
     let all = [kernel(&[3, 3], &[1, 1], &[1; 4]), vec![int("count_include_pad", 1)]].concat();
@@ -324,7 +325,8 @@ fn what_is_not_supported_names_the_node() {
         apply(&node, vec![Some(x)]).unwrap_err().chain().join(": ")
     };
     assert!(refused("Wonder", vec![]).starts_with("training cannot go through node 'the node' (Wonder)"));
-    let ceil = vec![ints("kernel_shape", &[3, 3]), int("ceil_mode", 1)];
-    assert!(refused("MaxPool", ceil).ends_with("'the node' (MaxPool): ceil_mode is not supported"));
+    let ceil = vec![ints("kernel_shape", &[3, 3]), int("ceil_mode", 1), int("count_include_pad", 1)];
+    let told = refused("AveragePool", ceil);
+    assert!(told.ends_with("'the node' (AveragePool): ceil_mode with count_include_pad is not supported"), "{told}");
     assert!(refused("MatMul", vec![]).ends_with("input 1 is missing"));
 }

@@ -29,8 +29,9 @@ impl Windows {
         if kernel.len() != axes || !(1..=2).contains(&axes) {
             return Err(Error::new(format!("a window of {kernel:?} on an image of {image:?}")));
         }
-        if node.int_or("ceil_mode", 0) != 0 {
-            return Err(Error::new("ceil_mode is not supported"));
+        let ceil = node.int_or("ceil_mode", 0) != 0;
+        if ceil && node.int_or("count_include_pad", 0) != 0 {
+            return Err(Error::new("ceil_mode with count_include_pad is not supported"));
         }
         let padded = |values: &[usize], fill: usize| match values {
             [one] => [fill, *one],
@@ -64,7 +65,10 @@ impl Windows {
         }
         let out = [0, 1].map(|at| {
             let reach = (kernel[at].max(1) - 1) * dilations[at] + 1;
-            (size[at] + all[at] - reach) / strides[at] + 1
+            let moves = size[at] + all[at] - reach;
+            let windows = if ceil { moves.div_ceil(strides[at]) } else { moves / strides[at] } + 1;
+            // One more may hang over the end, but not lie behind it.
+            if ceil && (windows - 1) * strides[at] >= size[at] + before[at] { windows - 1 } else { windows }
         });
         Ok(Windows { size, kernel, strides, dilations, pads: before, out })
     }
