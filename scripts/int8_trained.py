@@ -31,7 +31,7 @@ EPOCHS = {"cnn": 4, "bert": 3}
 # A calibrator that keeps this part of all numbers: the rest is cut off.
 NARROW = {"cnn": "90", "bert": "60"}
 # Channels are multiplied by numbers between this and its inverse.
-APART = {"cnn": 8, "bert": 30}
+APART = {"cnn": 14, "bert": 30}
 
 
 def images(count, seed):
