@@ -5,6 +5,7 @@
 //!                         -> engine -> bench       runs a graph; latencies, and what really runs in INT8
 //!                         -> census -> advise      what a graph consists of; what fits a model, a task and a machine
 //! samples (.npz, .npy)    -> ranges -> qdq         calibration, and static quantization
+//!                                   -> qat         a short training with the rounding in place
 //!                         -> compare -> statistics what it costs, and whether that is sure
 //!                         -> sensitivity           which layers should stay float
 //! checkpoint                                       folders without a graph: compressed-tensors, and GGUF for BERT
@@ -26,6 +27,7 @@ pub mod npy;
 pub mod npz;
 pub mod onnx;
 pub mod operators;
+pub mod qat;
 pub mod qdq;
 pub mod ranges;
 pub mod samples;

@@ -7,6 +7,7 @@ mod checkpoint;
 mod dynamic;
 mod qdq;
 mod sensitivity;
+mod training;
 mod validate;
 
 use crate::error::Result;

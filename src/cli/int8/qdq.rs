@@ -1,10 +1,12 @@
 //! `llmq int8 static`: calibrated INT8 for ONNX graphs.
 
 use super::calibration::Options;
+use super::training::{self, Training};
 use crate::cli::output::{self, bytes, line, ratio};
 use crate::error::{Error, Result};
 use crate::int8::onnx::OnnxFile;
 use crate::int8::onnx::file::Destination;
+use crate::int8::qat;
 use crate::int8::qdq::exclude::{self, Exclusions};
 use crate::int8::qdq::observe::Seen;
 use crate::int8::qdq::plan::{Plan, Role};
@@ -25,6 +27,9 @@ pub struct Args {
 
     #[command(flatten)]
     calibration: Options,
+
+    #[command(flatten)]
+    training: Training,
 
     /// Layers that stay float: names, or regular expressions that match whole names
     #[arg(long, value_name = "NODE")]
@@ -56,6 +61,7 @@ pub fn run(args: &Args) -> Result<()> {
         list(&float, args.json);
         return Ok(());
     }
+    let training = args.training.options()?;
     let Some(output) = &args.output else { return Err(Error::usage("--output is missing")) };
     let mut patterns = args.exclude.clone();
     if let Some(path) = &args.exclude_file {
@@ -66,10 +72,18 @@ pub fn run(args: &Args) -> Result<()> {
         return Err(Error::new("every layer is excluded: nothing would run in integers"));
     }
     let destination = Destination::new(output, &file, args.force)?;
-    let (_, seen) = args.calibration.calibrate(&float, args.json)?;
+    let (samples, mut seen) = args.calibration.calibrate(&float, args.json)?;
     let (integers, words) = args.calibration.integers();
-    let Quantized { model, plan, embeddings } =
-        float.quantized(&seen.ranges, integers, &|name| exclusions.contains(name))?;
+    let excluded = |name: &str| exclusions.contains(name);
+    let (quantized, trained) = match training {
+        None => (float.quantized(&seen.ranges, integers, &excluded)?, None),
+        Some(options) => {
+            let trained = training::train(&float, &samples, &seen.ranges, integers, &excluded, options, args.json)?;
+            seen.ranges = trained.ranges;
+            (trained.quantized, Some(trained.report))
+        }
+    };
+    let Quantized { model, plan, embeddings } = quantized;
     let size = destination.write(model)?;
     let summary = Summary {
         args,
@@ -80,6 +94,7 @@ pub fn run(args: &Args) -> Result<()> {
         size,
         words,
         embeddings: embeddings.len(),
+        trained: trained.as_ref(),
     };
     if args.json {
         summary.tell(started)
@@ -116,6 +131,7 @@ struct Summary<'a> {
     size: u64,
     words: String,
     embeddings: usize,
+    trained: Option<&'a qat::Report>,
 }
 
 impl Summary<'_> {
@@ -147,6 +163,9 @@ impl Summary<'_> {
             self.seen.samples,
             self.plan.observed().count()
         ));
+        if let Some(report) = self.trained {
+            training::show(report);
+        }
         if self.embeddings > 0 {
             line(format!("embeddings     {} in INT8, a scale for each row", self.embeddings));
         }
@@ -193,6 +212,7 @@ impl Summary<'_> {
                 "embeddings": self.embeddings,
                 "left_float": self.plan.left.len(),
                 "folded": self.float.folded,
+                "trained": self.trained.map(training::tell),
                 "integers": self.words,
                 "warnings": self.seen.warnings,
                 "seconds": started.elapsed().as_secs_f64(),
