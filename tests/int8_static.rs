@@ -4,70 +4,19 @@
 
 mod common;
 
-use common::onnx::{self, LAYERS, LINEARS, VOCABULARY, cnn, encoder};
+use common::npz::{floats, images, integers, npz, sentences};
+use common::onnx::{self, LAYERS, LINEARS, cnn, encoder};
 use common::{Run, folder, llmq, names};
 use llmq::int8::engine::Engine;
 use llmq::int8::feed;
 use llmq::int8::onnx::OnnxFile;
 use llmq::int8::onnx::node::node;
 use llmq::int8::onnx::proto::ModelProto;
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha8Rng;
 use serde_json::Value as Json;
-use std::fs::{self, File};
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::path::PathBuf;
 use std::process::Command;
 use tempfile::TempDir;
-use zip::write::SimpleFileOptions;
-
-/// An array as NumPy writes it.
-fn npy(descr: &str, shape: &[usize], data: Vec<u8>) -> Vec<u8> {
-    let axes: String = shape.iter().map(|n| format!("{n}, ")).collect();
-    let header = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': ({axes}), }}\n");
-    let length = (header.len() as u16).to_le_bytes();
-    [b"\x93NUMPY\x01\x00", &length[..], header.as_bytes(), &data].concat()
-}
-
-fn floats(shape: &[usize], x: &[f32]) -> Vec<u8> {
-    npy("<f4", shape, x.iter().flat_map(|x| x.to_le_bytes()).collect())
-}
-
-fn integers(shape: &[usize], x: &[i64]) -> Vec<u8> {
-    npy("<i8", shape, x.iter().flat_map(|x| x.to_le_bytes()).collect())
-}
-
-/// As `np.savez` writes it.
-fn npz(path: &Path, arrays: &[(&str, Vec<u8>)]) {
-    let mut zip = zip::ZipWriter::new(File::create(path).unwrap());
-    for (name, bytes) in arrays {
-        let stored = SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
-        zip.start_file(format!("{name}.npy"), stored).unwrap();
-        zip.write_all(bytes).unwrap();
-    }
-    zip.finish().unwrap();
-}
-
-/// Images of smooth patterns and noise, for [`cnn`].
-fn images(count: usize, seed: u64) -> Vec<u8> {
-    let mut random = ChaCha8Rng::seed_from_u64(seed);
-    let mut x = Vec::new();
-    for _ in 0..count {
-        let [a, b, size]: [f32; 3] = std::array::from_fn(|_| random.random_range(0.1..1.5));
-        for at in 0..3 * 16 * 16 {
-            let wave = (a * (at % 16) as f32).sin() + (b * (at / 16 % 16) as f32 + (at / 256) as f32).cos();
-            x.push(size * (wave + random.random_range(-0.5..0.5)));
-        }
-    }
-    floats(&[count, 3, 16, 16], &x)
-}
-
-/// Sentences of 12 tokens, for [`encoder`].
-fn sentences(count: usize, seed: u64) -> Vec<u8> {
-    let mut random = ChaCha8Rng::seed_from_u64(seed);
-    let ids: Vec<i64> = (0..12 * count).map(|_| random.random_range(0..VOCABULARY as i64)).collect();
-    integers(&[count, 12], &ids)
-}
 
 /// A folder with a model and inputs to calibrate and to test with.
 struct Case {

@@ -5,6 +5,7 @@
 //!                         -> engine -> bench       runs a graph; latencies, and what really runs in INT8
 //!                         -> census -> advise      what a graph consists of; what fits a model, a task and a machine
 //! samples (.npz, .npy)    -> ranges -> qdq         calibration, and static quantization
+//!                                   -> refine        better rounding, biases and balance, from calibration inputs alone
 //!                         -> compare -> statistics what it costs, and whether that is sure
 //!                         -> sensitivity           which layers should stay float
 //! checkpoint                                       folders without a graph: compressed-tensors, and GGUF for BERT
@@ -28,6 +29,7 @@ pub mod onnx;
 pub mod operators;
 pub mod qdq;
 pub mod ranges;
+pub mod refine;
 pub mod samples;
 pub mod sensitivity;
 pub mod statistics;

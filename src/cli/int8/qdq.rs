@@ -1,6 +1,7 @@
 //! `llmq int8 static`: calibrated INT8 for ONNX graphs.
 
 use super::calibration::Options;
+use super::refining;
 use crate::cli::output::{self, bytes, line, ratio};
 use crate::error::{Error, Result};
 use crate::int8::onnx::OnnxFile;
@@ -9,6 +10,7 @@ use crate::int8::qdq::exclude::{self, Exclusions};
 use crate::int8::qdq::observe::Seen;
 use crate::int8::qdq::plan::{Plan, Role};
 use crate::int8::qdq::{Float, Layer, Quantized};
+use crate::int8::refine::{self, Given};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -25,6 +27,11 @@ pub struct Args {
 
     #[command(flatten)]
     calibration: Options,
+
+    /// Make the result better with what the calibration inputs tell: balance between activations and weights, rounding with
+    /// error feedback, and bias correction. Each is kept only if it helps on samples held out
+    #[arg(long, conflicts_with = "list")]
+    refine: bool,
 
     /// Layers that stay float: names, or regular expressions that match whole names
     #[arg(long, value_name = "NODE")]
@@ -66,10 +73,20 @@ pub fn run(args: &Args) -> Result<()> {
         return Err(Error::new("every layer is excluded: nothing would run in integers"));
     }
     let destination = Destination::new(output, &file, args.force)?;
-    let (_, seen) = args.calibration.calibrate(&float, args.json)?;
+    let (samples, mut seen) = args.calibration.calibrate(&float, args.json)?;
     let (integers, words) = args.calibration.integers();
-    let Quantized { model, plan, embeddings } =
-        float.quantized(&seen.ranges, integers, &|name| exclusions.contains(name))?;
+    let excluded = |name: &str| exclusions.contains(name);
+    let (quantized, refined) = if args.refine {
+        let calibrator = args.calibration.calibrator()?;
+        let (float, samples, ranges) = (&float, &samples, &seen.ranges);
+        let given = Given { float, samples, ranges, calibrator, integers, excluded: &excluded };
+        let refined = refining::refine(given, args.json)?;
+        seen.ranges = refined.ranges;
+        (refined.quantized, Some(refined.report))
+    } else {
+        (float.quantized(&seen.ranges, integers, &excluded)?, None)
+    };
+    let Quantized { model, plan, embeddings } = quantized;
     let size = destination.write(model)?;
     let summary = Summary {
         args,
@@ -80,6 +97,7 @@ pub fn run(args: &Args) -> Result<()> {
         size,
         words,
         embeddings: embeddings.len(),
+        refined: refined.as_ref(),
     };
     if args.json {
         summary.tell(started)
@@ -116,6 +134,7 @@ struct Summary<'a> {
     size: u64,
     words: String,
     embeddings: usize,
+    refined: Option<&'a refine::Report>,
 }
 
 impl Summary<'_> {
@@ -147,6 +166,9 @@ impl Summary<'_> {
             self.seen.samples,
             self.plan.observed().count()
         ));
+        if let Some(report) = self.refined {
+            refining::show(report, self.seen.samples);
+        }
         if self.embeddings > 0 {
             line(format!("embeddings     {} in INT8, a scale for each row", self.embeddings));
         }
@@ -193,6 +215,7 @@ impl Summary<'_> {
                 "embeddings": self.embeddings,
                 "left_float": self.plan.left.len(),
                 "folded": self.float.folded,
+                "refined": self.refined.map(refining::tell),
                 "integers": self.words,
                 "warnings": self.seen.warnings,
                 "seconds": started.elapsed().as_secs_f64(),

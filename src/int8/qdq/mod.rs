@@ -135,7 +135,20 @@ impl Float {
         integers: Integers,
         excluded: &dyn Fn(&str) -> bool,
     ) -> Result<Quantized> {
-        let mut model = self.model.clone();
+        self.quantized_from(self.model.clone(), ranges, integers, excluded)
+    }
+
+    /// The same with another model, whose constants have other values and which is the same otherwise.
+    ///
+    /// # Errors
+    /// A range is missing, or a tensor is damaged.
+    pub fn quantized_from(
+        &self,
+        mut model: ModelProto,
+        ranges: &HashMap<String, Range>,
+        integers: Integers,
+        excluded: &dyn Fn(&str) -> bool,
+    ) -> Result<Quantized> {
         let mut graph = Graph::take(&mut model)?;
         let plan = Plan::of(&graph, &|node| excluded(node.label()));
         rewrite(&mut graph, &plan, ranges, integers)?;
