@@ -17,8 +17,19 @@ const NOTHING: f64 = 1e-12;
 /// The errors of a quantized model on the samples that judge.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Verdict {
-    /// For each sample, for each output: the sums of the squares of the float model's numbers, and of the differences.
-    sums: Vec<Vec<(f64, f64)>>,
+    /// For each sample, for each output.
+    sums: Vec<Vec<Sums>>,
+}
+
+/// What is known of an output for a sample.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Sums {
+    /// The sum of the squares of the float model's numbers.
+    signal: f64,
+    /// That of the differences.
+    noise: f64,
+    /// How many numbers.
+    count: f64,
 }
 
 /// Runs both models.
@@ -39,7 +50,8 @@ pub fn judge(float: &Engine, quantized: &ModelProto, samples: &Samples, chosen: 
             }
             let square = |x: f32| f64::from(x) * f64::from(x);
             let pairs = numbers(a).into_iter().zip(numbers(b));
-            outputs.push(pairs.fold((0.0, 0.0), |(s, n), (a, b)| (s + square(a), n + square(a - b))));
+            let (signal, noise) = pairs.fold((0.0, 0.0), |(s, n), (a, b)| (s + square(a), n + square(a - b)));
+            outputs.push(Sums { signal, noise, count: a.dims().iter().product::<usize>() as f64 });
         }
         sums.push(outputs);
         Ok(())
@@ -52,8 +64,8 @@ impl Verdict {
     pub fn sqnr(&self) -> f64 {
         let outputs = self.sums.first().map_or(0, Vec::len);
         let ratio = |at: usize| {
-            let (signal, noise) =
-                self.sums.iter().map(|sums| sums[at]).fold((0.0, 0.0), |(a, b), (s, n)| (a + s, b + n));
+            let sums = self.sums.iter().map(|sums| sums[at]);
+            let (signal, noise) = sums.fold((0.0, 0.0), |(s, n), sums| (s + sums.signal, n + sums.noise));
             if noise == 0.0 { f64::INFINITY } else { decibels(signal / noise) }
         };
         (0..outputs).map(ratio).fold(f64::INFINITY, |a, b| if b.is_nan() { b } else { a.min(b) })
@@ -71,15 +83,17 @@ impl Verdict {
     }
 }
 
-/// By how many dB the outputs of a sample are nearer, in the mean.
-fn gain(new: &[(f64, f64)], old: &[(f64, f64)]) -> f64 {
-    let of = |(new, old): (&(f64, f64), &(f64, f64))| {
-        let least = (NOTHING * new.0).max(f64::MIN_POSITIVE);
+/// By how many dB the outputs of a sample are nearer, in the mean. An output counts by how many numbers it has: the noise of a
+/// few says little about one sample.
+fn gain(new: &[Sums], old: &[Sums]) -> f64 {
+    let of = |(new, old): (&Sums, &Sums)| {
+        let least = (NOTHING * new.signal).max(f64::MIN_POSITIVE);
         // Not by `max`, which would lose what is not a number.
         let at_least = |noise: f64| if noise < least { least } else { noise };
-        decibels(at_least(old.1) / at_least(new.1))
+        new.count * decibels(at_least(old.noise) / at_least(new.noise))
     };
-    new.iter().zip(old).map(of).sum::<f64>() / new.len().max(1) as f64
+    let count = new.iter().map(|sums| sums.count).sum::<f64>();
+    new.iter().zip(old).map(of).sum::<f64>() / count.max(1.0)
 }
 
 fn decibels(ratio: f64) -> f64 {
@@ -90,8 +104,12 @@ fn decibels(ratio: f64) -> f64 {
 mod tests {
     use super::*;
 
+    fn sums(noise: f64) -> Sums {
+        Sums { signal: 1.0, noise, count: 1.0 }
+    }
+
     fn verdict(noises: &[f64]) -> Verdict {
-        Verdict { sums: noises.iter().map(|&noise| vec![(1.0, noise)]).collect() }
+        Verdict { sums: noises.iter().map(|&noise| vec![sums(noise)]).collect() }
     }
 
     #[test]
@@ -110,7 +128,7 @@ mod tests {
 
     #[test]
     fn the_worst_output_speaks_for_all() {
-        let two = |a: f64, b: f64| Verdict { sums: vec![vec![(1.0, a), (1.0, b)]; 4] };
+        let two = |a: f64, b: f64| Verdict { sums: vec![vec![sums(a), sums(b)]; 4] };
         assert!((two(1e-4, 1e-2).sqnr() - 20.0).abs() < 1e-9);
         assert!(!two(1e-6, 2e-2).better_than(&two(1e-4, 1e-2)));
         assert!(two(1e-4, 5e-3).better_than(&two(1e-4, 1e-2)));

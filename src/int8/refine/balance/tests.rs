@@ -136,7 +136,8 @@ fn balanced(model: &ModelProto, x: &Tensor<f32>) -> (ModelProto, Done) {
 
 /// By how much the largest channel of a value is larger than the smallest.
 fn spread(model: &ModelProto, x: &Tensor<f32>, site: &Site) -> f64 {
-    let found = Engine::with_intermediates(model).unwrap().run_for(&[("x", Value::F32(x.clone()))], &[&site.value]).unwrap();
+    let found =
+        Engine::with_intermediates(model).unwrap().run_for(&[("x", Value::F32(x.clone()))], &[&site.value]).unwrap();
     let value = found[0].floats().unwrap();
     let none = Channel { low: 0.0, high: 0.0, squares: 0.0 };
     let mut channels = Channels { all: vec![none; site.channels], count: 0.0 };
@@ -161,7 +162,9 @@ fn the_function_stays_and_channels_come_nearer() {
             let (before, after) = (spread(&model, &x, site), spread(&new, &x, site));
             assert!(after < 0.5 * before, "{}: {before} {after}", site.value);
         }
-        let nodes = |model: &ModelProto| model.graph.as_ref().unwrap().node.iter().map(|n| n.op_type().to_owned()).collect::<Vec<_>>();
+        let nodes = |model: &ModelProto| {
+            model.graph.as_ref().unwrap().node.iter().map(|n| n.op_type().to_owned()).collect::<Vec<_>>()
+        };
         assert_eq!(nodes(&model), nodes(&new));
     }
 }
