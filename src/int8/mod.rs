@@ -6,6 +6,7 @@
 //!                         -> census -> advise      what a graph consists of; what fits a model, a task and a machine
 //! samples (.npz, .npy)    -> ranges -> qdq         calibration, and static quantization
 //!                                   -> qat         a short training with the rounding in place
+//!                                   -> refine      better rounding, biases and balance, from calibration inputs alone
 //!                         -> compare -> statistics what it costs, and whether that is sure
 //!                         -> sensitivity           which layers should stay float
 //! checkpoint                                       folders without a graph: compressed-tensors, and GGUF for BERT
@@ -30,6 +31,7 @@ pub mod operators;
 pub mod qat;
 pub mod qdq;
 pub mod ranges;
+pub mod refine;
 pub mod samples;
 pub mod sensitivity;
 pub mod statistics;

@@ -110,7 +110,7 @@ pub fn channel(row: &[f32], codes: &mut [i8], levels: Levels, least: f32) -> f32
 }
 
 /// `[rows, columns]` as `[columns, rows]`, in tiles that fit the cache.
-fn transpose<T: Copy + Default + Send + Sync>(data: &[T], rows: usize, columns: usize) -> Vec<T> {
+pub fn transpose<T: Copy + Default + Send + Sync>(data: &[T], rows: usize, columns: usize) -> Vec<T> {
     const TILE: usize = 32;
     let mut out = vec![T::default(); data.len()];
     if data.is_empty() {

@@ -6,6 +6,7 @@
 mod auto;
 mod awq;
 mod factor;
+mod fixed;
 mod gptq;
 mod polish;
 mod rounded;
@@ -15,6 +16,7 @@ mod target;
 use crate::error::{Error, Result};
 use crate::grid::Grid;
 pub use awq::{CANDIDATES, FIRST, MEMORY, SAMPLE, over, times};
+pub use fixed::Fixed;
 pub use gptq::Solver;
 use llmq_kernels::gemm::{Old, View, product};
 use llmq_kernels::squares;

@@ -1,6 +1,7 @@
 //! What holds for every method on every grid.
 
 mod awq;
+mod fixed;
 mod gptq;
 mod odd;
 mod rows;

@@ -6,6 +6,7 @@ mod calibration;
 mod checkpoint;
 mod dynamic;
 mod qdq;
+mod refining;
 mod sensitivity;
 mod training;
 mod validate;

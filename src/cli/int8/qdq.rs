@@ -1,6 +1,7 @@
 //! `llmq int8 static`: calibrated INT8 for ONNX graphs.
 
 use super::calibration::Options;
+use super::refining;
 use super::training::{self, Training};
 use crate::cli::output::{self, bytes, line, ratio};
 use crate::error::{Error, Result};
@@ -11,6 +12,7 @@ use crate::int8::qdq::exclude::{self, Exclusions};
 use crate::int8::qdq::observe::Seen;
 use crate::int8::qdq::plan::{Plan, Role};
 use crate::int8::qdq::{Float, Layer, Quantized};
+use crate::int8::refine::{self, Given};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -30,6 +32,11 @@ pub struct Args {
 
     #[command(flatten)]
     training: Training,
+
+    /// Make the result better with what the calibration inputs tell: balance between activations and weights, rounding with
+    /// error feedback, and bias correction. Each is kept only if it helps on samples held out
+    #[arg(long, conflicts_with_all = ["list", "qat"])]
+    refine: bool,
 
     /// Layers that stay float: names, or regular expressions that match whole names
     #[arg(long, value_name = "NODE")]
@@ -75,13 +82,22 @@ pub fn run(args: &Args) -> Result<()> {
     let (samples, mut seen) = args.calibration.calibrate(&float, args.json)?;
     let (integers, words) = args.calibration.integers();
     let excluded = |name: &str| exclusions.contains(name);
-    let (quantized, trained) = match training {
-        None => (float.quantized(&seen.ranges, integers, &excluded)?, None),
-        Some(options) => {
-            let trained = training::train(&float, &samples, &seen.ranges, integers, &excluded, options, args.json)?;
-            seen.ranges = trained.ranges;
-            (trained.quantized, Some(trained.report))
-        }
+    let (mut trained, mut refined) = (None, None);
+    let quantized = if let Some(options) = training {
+        let found = training::train(&float, &samples, &seen.ranges, integers, &excluded, options, args.json)?;
+        seen.ranges = found.ranges;
+        trained = Some(found.report);
+        found.quantized
+    } else if args.refine {
+        let calibrator = args.calibration.calibrator()?;
+        let (float, samples, ranges) = (&float, &samples, &seen.ranges);
+        let given = Given { float, samples, ranges, calibrator, integers, excluded: &excluded };
+        let found = refining::refine(given, args.json)?;
+        seen.ranges = found.ranges;
+        refined = Some(found.report);
+        found.quantized
+    } else {
+        float.quantized(&seen.ranges, integers, &excluded)?
     };
     let Quantized { model, plan, embeddings } = quantized;
     let size = destination.write(model)?;
@@ -95,6 +111,7 @@ pub fn run(args: &Args) -> Result<()> {
         words,
         embeddings: embeddings.len(),
         trained: trained.as_ref(),
+        refined: refined.as_ref(),
     };
     if args.json {
         summary.tell(started)
@@ -132,6 +149,7 @@ struct Summary<'a> {
     words: String,
     embeddings: usize,
     trained: Option<&'a qat::Report>,
+    refined: Option<&'a refine::Report>,
 }
 
 impl Summary<'_> {
@@ -165,6 +183,9 @@ impl Summary<'_> {
         ));
         if let Some(report) = self.trained {
             training::show(report);
+        }
+        if let Some(report) = self.refined {
+            refining::show(report, self.seen.samples);
         }
         if self.embeddings > 0 {
             line(format!("embeddings     {} in INT8, a scale for each row", self.embeddings));
@@ -213,6 +234,7 @@ impl Summary<'_> {
                 "left_float": self.plan.left.len(),
                 "folded": self.float.folded,
                 "trained": self.trained.map(training::tell),
+                "refined": self.refined.map(refining::tell),
                 "integers": self.words,
                 "warnings": self.seen.warnings,
                 "seconds": started.elapsed().as_secs_f64(),
