@@ -6,6 +6,7 @@
 pub mod checkpoint;
 pub mod golden;
 pub mod hub;
+pub mod npz;
 pub mod onnx;
 pub mod packing;
 pub mod torch;
