@@ -5,7 +5,7 @@ use super::feed;
 use super::onnx::proto::{ModelProto, NodeProto};
 use super::samples::{Sample, Samples};
 use super::statistics::{Likeness, Paired, largest};
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Result};
 use crate::interrupt;
 
 /// What is known about an output.
@@ -72,7 +72,10 @@ pub fn compare(
         interrupt::check()?;
         let sample = sample?;
         let inputs = feed::inputs(original, &sample)?;
-        let (a, b) = (original.run(&inputs)?, quantized.run(&inputs)?);
+        let run = |engine: &Engine, whose: &str| {
+            engine.run(&inputs).context(|| format!("{}: {whose} cannot be run", sample.place))
+        };
+        let (a, b) = (run(original, "the original")?, run(quantized, "the quantized model")?);
         for ((output, a), b) in outputs.iter_mut().zip(&a).zip(&b) {
             add(output, a, b, samples.batch(), &sample)?;
         }

@@ -18,7 +18,7 @@ use super::onnx::node::{int, node};
 use super::onnx::proto::tensor_proto::DataType;
 use super::onnx::proto::{ModelProto, NodeProto};
 use super::onnx::tensor::{self, Tensor, type_of};
-use super::operators::{FLOATS, Kind, check_is_float};
+use super::operators::{FLOATS, Kind, check_is_float, count};
 use super::weights::{self, Channels, Levels};
 use crate::error::{Error, Result};
 use crate::interrupt;
@@ -128,7 +128,10 @@ impl Recipe<'_> {
                 self.report.leave(inside, "it is inside a subgraph");
             }
         }
-        let Some(kind) = Kind::of(&node, &self.graph) else { return Ok(()) };
+        let Some(kind) = Kind::of(&node, &self.graph) else {
+            count(&mut self.report.others, &node);
+            return Ok(());
+        };
         let done = match kind {
             _ if node.output.first().is_none_or(String::is_empty) => Err("it has no output"),
             _ if self.options.exclude.iter().any(|name| name.is_match(node.label())) => Err("it was excluded"),
@@ -248,6 +251,7 @@ impl Recipe<'_> {
     fn check(&self, weight: &str) -> Result<(), &'static str> {
         let Some(tensor) = self.graph.constant(weight) else {
             return Err(match self.graph.kind(weight) {
+                _ if self.graph.is_input(weight) => "its weight is an input of the graph, which a caller may replace",
                 Some(kind) if !FLOATS.contains(&kind) => "it computes with integers",
                 _ => "both sides are activations",
             });

@@ -9,10 +9,14 @@ use super::onnx::proto::{ModelProto, ValueInfoProto};
 use super::onnx::shape::{self, Dim, shown};
 use super::onnx::tensor::Tensor;
 use crate::error::{Context, Error, Result};
+use guard::guarded;
 use prost::Message;
 use rten::{Model, ModelOptions, NodeId, RunOptions, ThreadPool};
 use std::collections::HashMap;
 use std::sync::Arc;
+
+mod complete;
+mod guard;
 
 /// A value that goes into a graph or comes out of it. The engine knows no other types: 64-bit integers and truth values come out as
 /// 32-bit integers, and half and double precision as floats.
@@ -142,7 +146,8 @@ impl Engine {
         let given = |input: &&ValueInfoProto| graph.initializer.iter().all(|tensor| tensor.name() != input.name());
         let inputs = graph.input.iter().filter(given).map(Input::of).collect();
         let outputs = graph.output.iter().map(|output| output.name().to_owned()).collect();
-        let loaded = ModelOptions::with_all_ops().enable_optimization(fuse).load(model.encode_to_vec());
+        let bytes = complete::with_kernel_shapes(model).encode_to_vec();
+        let loaded = guarded(|| ModelOptions::with_all_ops().enable_optimization(fuse).load(bytes));
         let model = loaded.map_err(|cause| cannot("load", cause))?;
         let threads = Arc::new(ThreadPool::with_num_threads(rayon::current_num_threads()));
         Ok(Self { model, inputs, outputs, threads })
@@ -180,8 +185,8 @@ impl Engine {
         once.dedup();
         let given = inputs.iter().map(|(name, value)| Ok((self.id(name)?, into_rten(value.clone())?.into())));
         let options = RunOptions::default().with_thread_pool(Some(self.threads.clone()));
-        let results = self.model.run(given.collect::<Result<Vec<_>>>()?, &once, Some(options));
-        let results = results.map_err(|cause| cannot("run", cause))?;
+        let given = given.collect::<Result<Vec<_>>>()?;
+        let results = guarded(|| self.model.run(given, &once, Some(options))).map_err(|cause| cannot("run", cause))?;
         let mut found = once.into_iter().zip(results).map(|(id, value)| Ok((id, from_rten(value)?)));
         let mut found = found.by_ref().collect::<Result<HashMap<NodeId, Value>>>()?;
         let give = |(at, id): (usize, &NodeId)| match ids[at + 1..].contains(id) {
@@ -214,10 +219,10 @@ impl Engine {
     }
 }
 
-fn cannot(what: &str, cause: impl std::error::Error + Send + Sync + 'static) -> Error {
-    Error::new(format!("the built-in engine cannot {what} this graph"))
-        .because(cause)
-        .hint("the engine is rten, which knows most of ONNX's operators but not all")
+fn cannot(what: &str, cause: Error) -> Error {
+    let usual = "the engine is rten, which knows most of ONNX's operators but not all";
+    let hint = cause.hint_text().unwrap_or(usual).to_owned();
+    Error::new(format!("the built-in engine cannot {what} this graph")).because(cause).hint(hint)
 }
 
 fn into_rten(value: Value) -> Result<rten::Value> {

@@ -18,7 +18,7 @@ pub fn open(paths: &[PathBuf], engine: &Engine) -> Result<Samples> {
     let wanted = engine.inputs().iter().map(|input| Wanted {
         name: input.name.clone(),
         float: matches!(input.kind, None | Some(DataType::Float | DataType::Float16 | DataType::Double)),
-        shape: input.dims.as_ref().map(|dims| dims.iter().map(|dim| dim.fixed()).collect()),
+        shape: input.dims.clone(),
     });
     Samples::open(paths, wanted.collect())
 }

@@ -2,9 +2,10 @@
 
 use super::onnx::Graph;
 use super::onnx::proto::tensor_proto::DataType;
-use super::onnx::proto::{ModelProto, NodeProto};
+use super::onnx::proto::{GraphProto, ModelProto, NodeProto};
 use super::onnx::tensor::type_of;
 use crate::error::{Error, Result};
+use std::collections::BTreeMap;
 
 /// Operators that occur only in graphs that someone has quantized; those of other domains included.
 const QUANTIZED: [&str; 14] = [
@@ -34,14 +35,37 @@ pub fn is_quantized(node: &NodeProto) -> bool {
 /// # Errors
 /// It is.
 pub fn check_is_float(model: &ModelProto) -> Result<()> {
-    let nodes = model.graph.iter().flat_map(|graph| &graph.node);
+    let main = model.graph.iter().flat_map(within);
     let functions = model.functions.iter().flat_map(|function| &function.node);
-    let mut found = nodes.chain(functions).filter(|node| is_quantized(node));
+    let mut found = main.chain(functions).filter(|node| is_quantized(node));
     let Some(first) = found.next() else { return Ok(()) };
     let (op, label, more) = (first.op_type(), first.label(), found.count());
     let others = if more > 0 { format!(" and {more} other nodes") } else { String::new() };
     Err(Error::new(format!("the graph is already quantized: {op} node '{label}'{others}"))
         .hint("start from the float model that it was made from"))
+}
+
+/// All nodes of a graph and of those inside it.
+fn within<'a>(graph: &'a GraphProto) -> Box<dyn Iterator<Item = &'a NodeProto> + 'a> {
+    let and_inside = |node: &'a NodeProto| std::iter::once(node).chain(node.subgraphs().flat_map(within));
+    Box::new(graph.node.iter().flat_map(and_inside))
+}
+
+/// How many nodes there are of each operator.
+pub type Counts = BTreeMap<String, usize>;
+
+/// Counts a node; one of another domain than ONNX's own under both names. Constants do not count.
+pub fn count(counts: &mut Counts, node: &NodeProto) {
+    if !node.is("Constant") {
+        let domain = Some(node.domain()).filter(|domain| !matches!(*domain, "" | "ai.onnx"));
+        let name = domain.map_or(node.op_type().into(), |domain| format!("{domain}.{}", node.op_type()));
+        *counts.entry(name).or_default() += 1;
+    }
+}
+
+/// As messages list them: `2 Add, 1 Softmax`.
+pub fn listed(counts: &Counts) -> String {
+    counts.iter().map(|(op, n)| format!("{n} {op}")).collect::<Vec<_>>().join(", ")
 }
 
 /// The types that weights have before they are quantized.

@@ -10,6 +10,11 @@ use llmq_kernels::elementwise::first_non_finite;
 use std::fs::File;
 use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
+use wanted::{column, same_sizes};
+
+pub use wanted::Wanted;
+
+mod wanted;
 
 /// The names under which a file may hold the class of each sample.
 const LABELS: [&str; 2] = ["labels", "label"];
@@ -30,32 +35,6 @@ pub struct Array {
     pub shape: Vec<usize>,
     /// Row-major.
     pub values: Values,
-}
-
-/// What the graph asks of an input.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Wanted {
-    /// Its name.
-    pub name: String,
-    /// Floating-point numbers rather than integers.
-    pub float: bool,
-    /// The axes where the graph knows them, the batch first; `None` within for one of any length.
-    pub shape: Option<Vec<Option<usize>>>,
-}
-
-impl Wanted {
-    /// As people write it: `float32 [?, 3, 224, 224]`.
-    fn describe(&self) -> String {
-        let kind = if self.float { "float" } else { "integer" };
-        let Some(shape) = &self.shape else { return format!("'{}' ({kind})", self.name) };
-        let axes: Vec<String> = shape.iter().map(|n| n.map_or("?".into(), |n| n.to_string())).collect();
-        format!("'{}' ({kind} [{}])", self.name, axes.join(", "))
-    }
-
-    /// How many rows of a file make one run of the graph, where the length of its first axis is fixed.
-    fn rows(&self) -> Option<usize> {
-        self.shape.as_ref().and_then(|shape| *shape.first()?)
-    }
 }
 
 /// What one run of the graph takes.
@@ -210,6 +189,7 @@ impl Samples {
                 return Err(fail(format!("'{first}' has {rows} samples, but '{this}' {shape:?} has {other}")));
             }
         }
+        same_sizes(columns.iter().map(|(column, _)| column).zip(&self.wanted)).map_err(fail)?;
         if let Some((column, other)) = labels.as_ref().filter(|(_, other)| *other != rows) {
             let shape = &column.header.shape;
             return Err(fail(format!("there are {rows} samples, but {other} labels {shape:?}")));
@@ -230,31 +210,6 @@ impl Samples {
         ))
         .hint(format!("save it under the input's name: np.savez(path, **{{{:?}: x}})", wanted.name))
     }
-}
-
-/// Checks an array against what the graph wants, and says how many rows it has.
-fn column(wanted: &Wanted, entry: Option<Entry>, header: Header) -> Result<(Column, usize), String> {
-    let name = &wanted.name;
-    if header.kind.is_float() != wanted.float {
-        let kind = header.kind.name();
-        let wants = if wanted.float { "floating-point numbers" } else { "integers" };
-        return Err(format!("'{name}' holds {kind}, but the graph wants {wants}"));
-    }
-    let shape = &header.shape;
-    let axes = wanted.shape.as_ref().map(Vec::len);
-    // An array that lacks just the batch axis is one sample.
-    let (rows, row) = match (axes, &shape[..]) {
-        (Some(axes), all) if all.len() + 1 == axes => (1, all),
-        (_, [rows, row @ ..]) => (*rows, row),
-        (_, []) => return Err(format!("'{name}' is a single number, but the first axis has to count samples")),
-    };
-    let fits = wanted.shape.as_ref().is_none_or(|wanted| {
-        wanted.len() == row.len() + 1 && wanted[1..].iter().zip(row).all(|(w, &n)| w.is_none_or(|w| w == n))
-    });
-    if !fits {
-        return Err(format!("'{name}' has the shape {shape:?}, but the graph wants {}", wanted.describe()));
-    }
-    Ok((Column { entry, row: row.to_vec(), header }, rows))
 }
 
 fn label_column(entry: Entry, header: Header) -> Result<(Column, usize), String> {

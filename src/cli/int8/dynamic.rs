@@ -6,7 +6,7 @@ use crate::int8::cpu::Cpu;
 use crate::int8::dynamic::{self, OPSET, Options, Report};
 use crate::int8::onnx::OnnxFile;
 use crate::int8::onnx::file::Destination;
-use crate::int8::operators::Kind;
+use crate::int8::operators::{Kind, listed};
 use crate::int8::weights::Levels;
 use clap::ValueEnum;
 use regex::Regex;
@@ -135,6 +135,9 @@ fn show(args: &Args, report: &Report, before: u64, after: u64, levels: Levels, c
         let more = if count > 1 { format!(" and {} more", count - 1) } else { String::new() };
         line(format!("left float: {op} {first}{more}: {reason}"));
     }
+    if !report.others.is_empty() {
+        line(format!("without weights, as before: {}", listed(&report.others)));
+    }
     let range = match levels {
         Levels::Full => "8 bits",
         Levels::Reduced => "7 bits, since sums of two products would be cut off",
@@ -165,6 +168,7 @@ fn tell(args: &Args, report: &Report, before: u64, after: u64, levels: Levels, c
             "bytes_after": after,
             "quantized": report.done.len(),
             "left_float": report.left.len(),
+            "others": report.others,
             "cpu": cpu.name(),
             "reduced_range": levels == Levels::Reduced,
         }),

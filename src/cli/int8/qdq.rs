@@ -7,6 +7,7 @@ use crate::cli::output::{self, bytes, line, ratio};
 use crate::error::{Error, Result};
 use crate::int8::onnx::OnnxFile;
 use crate::int8::onnx::file::Destination;
+use crate::int8::operators::listed;
 use crate::int8::qat;
 use crate::int8::qdq::exclude::{self, Exclusions};
 use crate::int8::qdq::observe::Seen;
@@ -202,6 +203,9 @@ impl Summary<'_> {
             let some = nodes[..nodes.len().min(2)].join(", ");
             line(format!("left float     {} {op}, {why}: {some}{more}", nodes.len()));
         }
+        if !self.plan.others.is_empty() {
+            line(format!("as before      {}", listed(&self.plan.others)));
+        }
         let (model, output) = (self.args.model.display(), output);
         output::note(&format!("\njudge it: llmq int8 validate {model} {output} --data FILES"));
     }
@@ -226,6 +230,7 @@ impl Summary<'_> {
                 "output": self.args.output,
                 "bytes": self.size,
                 "original_bytes": self.file.bytes,
+                "others": self.plan.others,
                 "samples": self.seen.samples,
                 "calibrator": self.args.calibration.calibrator().map_or("", |calibrator| calibrator.name()),
                 "layers": self.layers(),

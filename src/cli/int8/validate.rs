@@ -3,7 +3,7 @@
 use super::calibration;
 use crate::cli::eval::grouped;
 use crate::cli::output::{self, Progress, line};
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Result};
 use crate::eval::verdict::CONFIDENCE;
 use crate::int8::compare::{Comparison, compare, trusted};
 use crate::int8::engine::Engine;
@@ -71,7 +71,8 @@ pub fn run(args: &Args) -> Result<()> {
     let (original, quantized) = (OnnxFile::open(&args.original)?, OnnxFile::open(&args.quantized)?);
     trusted(&original.model)?;
     trusted(&quantized.model)?;
-    let engines = (Engine::new(&original.model)?, Engine::new(&quantized.model)?);
+    let engine = |file: &OnnxFile| Engine::new(&file.model).context(|| format!("cannot run {}", file.path.display()));
+    let engines = (engine(&original)?, engine(&quantized)?);
     let samples = calibration::open(&args.data, &engines.0)?;
     if args.max_loss.is_some() && !samples.labelled() {
         return Err(Error::usage("--max-loss is about accuracy, but the data have no labels")

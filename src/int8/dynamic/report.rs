@@ -3,7 +3,7 @@
 use crate::error::Error;
 use crate::int8::onnx::Graph;
 use crate::int8::onnx::proto::NodeProto;
-use crate::int8::operators::Kind;
+use crate::int8::operators::{Counts, Kind};
 
 /// A node that now runs in INT8.
 #[derive(Debug, Clone)]
@@ -45,6 +45,8 @@ pub struct Report {
     pub done: Vec<Done>,
     /// What stays float.
     pub left: Vec<Left>,
+    /// Nodes without weights, which stay as they are.
+    pub others: Counts,
 }
 
 impl Report {

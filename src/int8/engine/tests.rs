@@ -1,6 +1,6 @@
 use super::*;
-use crate::int8::onnx::node::node;
-use crate::int8::onnx::proto::{GraphProto, OperatorSetIdProto};
+use crate::int8::onnx::node::{ints, node};
+use crate::int8::onnx::proto::{AttributeProto, GraphProto, OperatorSetIdProto};
 use crate::int8::onnx::shape::declare;
 
 /// `y = relu(x @ w + x)`, and `ids` in 64 bits as they came.
@@ -73,4 +73,41 @@ fn a_graph_with_an_unknown_operator() {
     model.graph.as_mut().unwrap().node[2].op_type = Some("Wonder".into());
     let error = Engine::new(&model).unwrap_err();
     assert!(error.chain().join(": ").contains("Wonder"), "{error:?}");
+}
+
+/// `y = conv(x)` of ones, `[1, 1, 3, 3]` by `[1, 1, 2, 2]`.
+fn convolution(attributes: Vec<AttributeProto>) -> ModelProto {
+    let image = |n| [1, 1, n, n].map(Dim::Fixed);
+    let graph = GraphProto {
+        node: vec![node("Conv", "conv", &["x", "w"], &["y"], attributes)],
+        initializer: vec![Tensor::new([1, 1, 2, 2], vec![1.0f32; 4]).proto("w")],
+        input: vec![declare("x", DataType::Float, &image(3))],
+        output: vec![declare("y", DataType::Float, &[])],
+        ..Default::default()
+    };
+    ModelProto { graph: Some(graph), ..model() }
+}
+
+fn convolved(model: &ModelProto) -> Result<Vec<Value>> {
+    Engine::new(model)?.run(&[("x", Value::F32(Tensor::new([1, 1, 3, 3], vec![1.0; 9])))])
+}
+
+#[test]
+fn a_convolution_has_the_kernel_of_its_weights() {
+    let y = [Value::F32(Tensor::new([1, 1, 2, 2], vec![4.0; 4]))];
+    assert_eq!(convolved(&convolution(vec![])).unwrap(), y);
+    assert_eq!(convolved(&convolution(vec![ints("kernel_shape", &[2, 2])])).unwrap(), y);
+    // Weights that come out of other operators.
+    let mut indirect = convolution(vec![]);
+    let graph = indirect.graph.as_mut().unwrap();
+    graph.initializer[0].name = Some("stored".into());
+    graph.node.insert(0, node("Identity", "same", &["stored"], &["w"], vec![]));
+    assert_eq!(convolved(&indirect).unwrap(), y);
+}
+
+#[test]
+fn what_the_engine_panics_with_is_an_error() {
+    let error = convolved(&convolution(vec![ints("strides", &[0, 0])])).unwrap_err();
+    assert_eq!(error.chain(), ["the built-in engine cannot run this graph", "it broke off: attempt to divide by zero"]);
+    assert!(error.hint_text().unwrap().contains("onnx.checker"));
 }

@@ -132,6 +132,11 @@ pub enum Values {
 pub struct Destination {
     path: PathBuf,
     values: Values,
+    /// What is read meanwhile and has to stay.
+    inputs: Vec<PathBuf>,
+    force: bool,
+    /// The largest message that is written.
+    largest: usize,
 }
 
 impl Destination {
@@ -140,13 +145,19 @@ impl Destination {
     /// # Errors
     /// Something is there already and `force` is not set, or would be lost, or the folder is missing or not writable.
     pub fn new(path: &Path, source: &OnnxFile, force: bool) -> Result<Self> {
-        let inputs: Vec<&Path> = [&source.path].into_iter().chain(&source.external).map(PathBuf::as_path).collect();
-        check_destination(path, &inputs, force)?;
+        let inputs = [&source.path].into_iter().chain(&source.external).cloned().collect();
         let values = if source.external.is_empty() { Values::Inside } else { Values::Beside };
+        let this = Self { path: path.into(), values, inputs, force, largest: LARGEST_MESSAGE };
+        this.check(path)?;
         if values == Values::Beside {
-            check_destination(&external::beside(path), &inputs, force)?;
+            this.check(&external::beside(path))?;
         }
-        Ok(Self { path: path.into(), values })
+        Ok(this)
+    }
+
+    fn check(&self, path: &Path) -> Result<()> {
+        let inputs: Vec<&Path> = self.inputs.iter().map(PathBuf::as_path).collect();
+        check_destination(path, &inputs, self.force)
     }
 
     /// Writes the model and gives its size, that of the values beside it included. Each file appears completely or not at all; the
@@ -157,18 +168,23 @@ impl Destination {
     pub fn write(&self, mut model: ModelProto) -> Result<u64> {
         model.ir_version = model.ir_version.max(Some(IR_WITH_FREE_INITIALIZERS));
         let (mut bytes, mut beside) = (0, None);
-        if self.values == Values::Beside || model.encoded_len() > LARGEST_MESSAGE {
+        let too_large = model.encoded_len() > self.largest;
+        if self.values == Values::Beside || too_large {
             let path = external::beside(&self.path);
+            if self.values == Values::Inside {
+                self.check(&path)?;
+            }
             let mut file = AtomicFile::create(&path)?;
             external::move_out(&mut model, &path, &mut file)?;
             bytes += file.written();
             beside = Some(file);
         }
-        if model.encoded_len() > LARGEST_MESSAGE {
-            let (path, bytes) = (self.path.display(), model.encoded_len());
+        if model.encoded_len() > self.largest {
+            let (path, bytes, largest) = (self.path.display(), model.encoded_len(), self.largest);
             return Err(Error::new(format!(
-                "cannot write {path}: {bytes} bytes are not in raw tensors, and no message is that large"
-            )));
+                "cannot write {path}: {bytes} bytes are not in raw tensors, and a message has at most {largest}"
+            ))
+            .hint("export the model again with a newer exporter, which writes weights as raw data"));
         }
         let mut file = AtomicFile::create(&self.path)?;
         file.write(&model.encode_to_vec())?;

@@ -93,6 +93,11 @@ impl Graph {
         self.outputs.contains(value)
     }
 
+    /// Whether a value is an input of the graph, also one that an initializer gives a default.
+    pub fn is_input(&self, value: &str) -> bool {
+        self.proto.input.iter().any(|input| input.name() == value)
+    }
+
     /// The inputs that a caller has to give: those without an initializer.
     pub fn inputs(&self) -> impl Iterator<Item = &super::proto::ValueInfoProto> {
         let given: HashSet<&str> = self.proto.initializer.iter().map(|tensor| tensor.name()).collect();

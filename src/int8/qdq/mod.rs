@@ -25,6 +25,7 @@ use observe::Seen;
 use plan::{Plan, Role};
 use rewrite::{Integers, rewrite};
 use std::collections::HashMap;
+use std::path::PathBuf;
 
 /// DequantizeLinear has a scale for each channel since this opset.
 const OPSET: i64 = 13;
@@ -32,6 +33,7 @@ const OPSET: i64 = 13;
 /// A graph that is ready to be calibrated.
 #[derive(Debug)]
 pub struct Float {
+    path: PathBuf,
     model: ModelProto,
     /// How many normalizations were folded into convolutions.
     pub folded: usize,
@@ -77,8 +79,10 @@ impl Float {
         let (plan, layers) = with_graph(&mut model, |graph| {
             let plan = Plan::of(graph, &|_| false);
             let layers = layers(graph, &plan);
+            weights::check_finite(graph, &plan)?;
             Ok((plan, layers))
-        })?;
+        })
+        .context(|| format!("cannot quantize {path}"))?;
         if layers.is_empty() {
             let mut why: Vec<String> =
                 plan.left.iter().take(5).map(|left| format!("'{}' ({}): {}", left.node, left.op, left.why)).collect();
@@ -87,7 +91,7 @@ impl Float {
             }
             return Err(Error::new(format!("nothing in {path} can run in integers: {}", why.join("; "))));
         }
-        Ok(Float { model, folded, plan, layers })
+        Ok(Float { path: file.path.clone(), model, folded, plan, layers })
     }
 
     /// The float model, normalizations folded.
@@ -100,7 +104,12 @@ impl Float {
     /// # Errors
     /// It uses what the engine does not know.
     pub fn engine(&self) -> Result<Engine> {
-        Engine::with_intermediates(&self.model)
+        Engine::with_intermediates(&self.model).map_err(|cause| {
+            Error::new(format!("cannot calibrate {}", self.path.display())).because(cause).hint(
+                "calibration runs the graph, in rten, which knows most of ONNX's operators but not all; \
+                 llmq int8 dynamic does not run it",
+            )
+        })
     }
 
     /// Finds the range of each value that may be quantized.
@@ -115,7 +124,8 @@ impl Float {
         done: &mut dyn FnMut(usize),
     ) -> Result<Seen> {
         let values: Vec<&str> = self.plan.observed().collect();
-        let mut seen = observe::observe(engine, samples, &values, calibrator, done)?;
+        let mut seen = observe::observe(engine, samples, &values, calibrator, done)
+            .context(|| format!("cannot calibrate {}", self.path.display()))?;
         // A value that has another's scale when all is quantized may need its own when some is not: it has the same range.
         for (value, root) in &self.plan.shares {
             if let Some(&range) = seen.ranges.get(root) {

@@ -1,6 +1,6 @@
 //! Calibration: the float graph runs on one sample after the other, and what it computes on the way is counted.
 
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Result};
 use crate::int8::diversity::Diversity;
 use crate::int8::engine::Engine;
 use crate::int8::feed;
@@ -39,7 +39,8 @@ pub fn observe(
         interrupt::check()?;
         let sample = sample?;
         diversity.add(&sample);
-        let found = engine.run_for(&feed::inputs(engine, &sample)?, values)?;
+        let inputs = feed::inputs(engine, &sample)?;
+        let found = engine.run_for(&inputs, values).context(|| format!("{} cannot be run", sample.place))?;
         let added = observers.par_iter_mut().zip(&found).zip(values).map(|((observer, found), name)| {
             let Some(x) = found.floats() else {
                 return Err(Error::new(format!("value '{name}' has integers, where floats were expected")));

@@ -12,6 +12,7 @@
 use crate::int8::onnx::Graph;
 use crate::int8::onnx::proto::tensor_proto::DataType;
 use crate::int8::onnx::proto::{NodeProto, TensorProto};
+use crate::int8::operators::{Counts, Kind, count};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 /// Operators with an integer kernel that has an output scale of its own.
@@ -74,6 +75,8 @@ pub struct Plan {
     pub shares: HashMap<String, String>,
     /// Products and convolutions that stay float, and why.
     pub left: Vec<Left>,
+    /// Other nodes that stay as they are.
+    pub others: Counts,
 }
 
 impl Plan {
@@ -107,6 +110,7 @@ impl Plan {
         }
         plan.drop_idle(graph);
         plan.place(graph);
+        plan.count_others(graph);
         plan
     }
 
@@ -141,6 +145,17 @@ impl Plan {
                         readers.insert(at);
                     }
                 }
+            }
+        }
+    }
+
+    fn count_others(&mut self, graph: &Graph) {
+        // An activation is done by the node in front of it, and what becomes of embeddings is decided elsewhere.
+        let absorbed: HashSet<usize> = self.roles.iter().filter_map(|(&at, &role)| maker(graph, at, role)).collect();
+        for (at, node) in graph.nodes().iter().enumerate() {
+            let known = self.roles.contains_key(&at) || absorbed.contains(&at) || weighted(graph, node).is_some();
+            if !known && Kind::of(node, graph) != Some(Kind::Embedding) {
+                count(&mut self.others, node);
             }
         }
     }
@@ -181,7 +196,13 @@ fn weighted(graph: &Graph, node: &NodeProto) -> Option<Result<Role, &'static str
         let never = ["ConvTranspose", "LSTM", "GRU", "RNN", "Einsum"];
         return never.iter().any(|op| node.is(op)).then_some(Err("there is no integer kernel for it"));
     }
+    if !gives(node) {
+        return Some(Err("it has no output"));
+    }
     let Some(weights) = node.input_at(1).and_then(|name| graph.constant(name)) else {
+        if node.input_at(1).is_some_and(|name| graph.is_input(name)) {
+            return Some(Err("its weights are an input of the graph, which a caller may replace"));
+        }
         return Some(Err(if product { "both factors are computed" } else { "its weights are computed" }));
     };
     if node.input_at(0).is_none_or(|input| graph.constant(input).is_some()) {
@@ -205,7 +226,7 @@ fn weighted(graph: &Graph, node: &NodeProto) -> Option<Result<Role, &'static str
             _ => Err("the integer kernels take one or two dimensions"),
         }
     } else if weights.dims.len() != 2 {
-        Err("its weights have more than two dimensions")
+        Err("its weights are no matrix")
     } else if node.is("MatMul") {
         Ok(Role::Product { axis: 1 })
     } else {
@@ -220,16 +241,23 @@ fn weighted(graph: &Graph, node: &NodeProto) -> Option<Result<Role, &'static str
     })
 }
 
+/// Whether a node has a first output.
+fn gives(node: &NodeProto) -> bool {
+    node.output.first().is_some_and(|output| !output.is_empty())
+}
+
 /// Whether all that an operator of `JOINS` reads comes out of integers.
 fn joins(graph: &Graph, node: &NodeProto, integer: &HashSet<String>) -> bool {
     JOINS.iter().any(|op| node.is(op))
         && !node.input.is_empty()
         && node.output.len() == 1
+        && gives(node)
         && node.input.iter().all(|input| integer.contains(input) && graph.constant(input).is_none())
 }
 
 fn moves(node: &NodeProto, integer: &HashSet<String>) -> bool {
     MOVES.iter().any(|op| node.is(op))
+        && gives(node)
         && node.output.iter().filter(|output| !output.is_empty()).count() == 1
         && node.input_at(0).is_some_and(|input| integer.contains(input))
 }
@@ -240,7 +268,7 @@ fn activation(graph: &Graph, at: usize) -> Option<usize> {
     let output = graph.nodes()[at].output.first()?;
     let [next] = graph.consumers(output) else { return None };
     let node = &graph.nodes()[*next];
-    if graph.is_output(output) || node.input_at(0) != Some(output) {
+    if graph.is_output(output) || node.input_at(0) != Some(output) || !gives(node) {
         return None;
     }
     let from_zero = || {

@@ -1,7 +1,30 @@
 //! Weights in 8 bits: symmetric, one scale for each output channel along any axis, and biases in 32 bits.
 
-use crate::int8::onnx::Tensor;
+use super::plan::Plan;
+use crate::error::{Error, Result};
+use crate::int8::onnx::{Graph, Tensor};
 use crate::int8::weights::{Levels, Quantized, channel};
+use llmq_kernels::elementwise::first_non_finite;
+
+/// Refuses weights and biases that are not numbers, before they make a calibration look bad.
+///
+/// # Errors
+/// Some are not, or a tensor is damaged.
+pub fn check_finite(graph: &Graph, plan: &Plan) -> Result<()> {
+    for (&at, _) in plan.roles.iter().filter(|(_, role)| role.weighted()) {
+        let node = &graph.nodes()[at];
+        for name in [1, 2].into_iter().filter_map(|input| node.input_at(input)) {
+            let Some(tensor) = graph.constant(name) else { continue };
+            let w = Tensor::<f32>::read(tensor)?.data;
+            if let Some(at) = first_non_finite(&w) {
+                let (op, label, x) = (node.op_type(), node.label(), w[at]);
+                return Err(Error::new(format!("weight '{name}' of {op} node '{label}' holds {x} at element {at}"))
+                    .hint("the float model is damaged: export it again"));
+            }
+        }
+    }
+    Ok(())
+}
 
 /// The largest bias in units of its scale that is risked: a quarter of what 32 bits hold, which leaves room for the sum.
 const LARGEST_BIAS: f64 = (1u32 << 29) as f64;

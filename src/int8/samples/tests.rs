@@ -1,5 +1,6 @@
 use super::*;
 use crate::int8::npy::npy;
+use crate::int8::onnx::shape::Dim;
 use std::io::Write;
 use tempfile::TempDir;
 use zip::write::SimpleFileOptions;
@@ -23,8 +24,12 @@ fn npz(path: &Path, arrays: &[(&str, Vec<u8>)]) {
     zip.finish().unwrap();
 }
 
+fn open(name: &str) -> Dim {
+    Dim::Dynamic(name.into())
+}
+
 fn image() -> Vec<Wanted> {
-    vec![Wanted { name: "x".into(), float: true, shape: Some(vec![None, Some(2)]) }]
+    vec![Wanted { name: "x".into(), float: true, shape: Some(vec![open("n"), Dim::Fixed(2)]) }]
 }
 
 fn read(paths: &[PathBuf], wanted: Vec<Wanted>) -> Result<Vec<Sample>> {
@@ -57,7 +62,7 @@ fn a_fixed_batch_takes_as_many_rows_and_an_array_without_batch_is_one_sample() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("x.npy");
     std::fs::write(&path, npy(&[5, 2], "<f4", &floats(&[0.0; 10]))).unwrap();
-    let batched = vec![Wanted { shape: Some(vec![Some(2), Some(2)]), ..image().remove(0) }];
+    let batched = vec![Wanted { shape: Some(vec![Dim::Fixed(2), Dim::Fixed(2)]), ..image().remove(0) }];
     let samples = Samples::open(std::slice::from_ref(&path), batched).unwrap();
     assert_eq!((samples.len(), samples.left_over(), samples.batch()), (2, 1, 2));
     assert_eq!(samples.iter().next().unwrap().unwrap().inputs[0].shape, [2, 2]);
@@ -74,8 +79,8 @@ fn what_does_not_fit_the_graph_is_named() {
     let two = vec![image().remove(0), Wanted { name: "mask".into(), float: false, shape: None }];
     let mask = npy(&[3], "|b1", &[0; 3]);
     for (arrays, graph, wanted) in [
-        (vec![("y", x(&[1, 2]))], image(), "no array 'x': it holds 'y', but the graph's inputs are 'x' (float [?, 2])"),
-        (vec![("x", x(&[1, 3]))], image(), "'x' has the shape [1, 3], but the graph wants 'x' (float [?, 2])"),
+        (vec![("y", x(&[1, 2]))], image(), "no array 'x': it holds 'y', but the graph's inputs are 'x' (float [n, 2])"),
+        (vec![("x", x(&[1, 3]))], image(), "'x' has the shape [1, 3], but the graph wants 'x' (float [n, 2])"),
         (vec![("x", npy(&[1, 2], "|u1", &[0; 2]))], image(), "'x' holds uint8, but the graph wants floating"),
         (vec![("x", x(&[2, 2])), ("mask", mask.clone())], two.clone(), "'x' has 2 samples, but 'mask' [3] has 3"),
         (vec![("x", x(&[2, 2])), ("label", mask)], image(), "there are 2 samples, but 3 labels [3]"),
@@ -96,6 +101,30 @@ fn what_does_not_fit_the_graph_is_named() {
     std::fs::write(dir.path().join("x.npy"), x(&[1, 2])).unwrap();
     assert!(message(&[dir.path().join("x.npy")], two).contains("one array, but the graph has 2 inputs"));
     assert!(message(&[TempDir::new().unwrap().path().into()], image()).contains("there are no .npz or .npy"));
+}
+
+#[test]
+fn an_open_dimension_has_one_size_for_all_inputs() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("c.npz");
+    let graph = |dims: [&str; 3]| {
+        let [batch, a, b] = dims.map(open);
+        let x = |name: &str, dim: &Dim| Wanted {
+            name: name.into(),
+            shape: Some(vec![batch.clone(), dim.clone()]),
+            float: true,
+        };
+        vec![x("ids", &a), x("mask", &b)]
+    };
+    let x = |shape: &[usize]| npy(shape, "<f4", &floats(&vec![0.0; shape.iter().product()]));
+    npz(&path, &[("ids", x(&[2, 4])), ("mask", x(&[2, 3]))]);
+    let open = |dims| Samples::open(std::slice::from_ref(&path), graph(dims)).map(|_| ()).map_err(|e| e.to_string());
+    let error = open(["batch", "length", "length"]).unwrap_err();
+    assert!(error.ends_with("the graph's dimension 'length' would be 4 in 'ids', but 3 in 'mask'"), "{error}");
+    // Others are not said to be the same, and the first counts rows whatever its name.
+    assert_eq!(open(["batch", "length", "width"]), Ok(()));
+    assert_eq!(open(["length", "length", ""]), Ok(()));
+    assert_eq!(open(["", "", ""]), Ok(()));
 }
 
 #[test]

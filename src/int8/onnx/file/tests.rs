@@ -123,6 +123,39 @@ fn values_beside_a_model_are_found_and_written_beside_it_again() {
     assert!(lost.to_string().contains("is the input"), "{lost}");
 }
 
+/// With a lower limit: no test should write 2 GB.
+#[test]
+fn values_that_do_not_fit_into_a_message_go_beside_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let [first, second] = ["first.onnx", "second.onnx"].map(|name| folder.path().join(name));
+    fs::write(&first, model().encode_to_vec()).unwrap();
+    let file = OnnxFile::open(&first).unwrap();
+    let to = |force| Destination { largest: 2000, ..Destination::new(&second, &file, force).unwrap() };
+    let bytes = to(false).write(file.model.clone()).unwrap();
+    let again = OnnxFile::open(&second).unwrap();
+    let beside = external::beside(&second);
+    assert_eq!((&again.model, again.bytes), (&model(), bytes));
+    assert_eq!(again.external, std::slice::from_ref(&beside));
+
+    // Another model's values are replaced only if asked for.
+    fs::remove_file(&second).unwrap();
+    let taken = to(false).write(file.model.clone()).unwrap_err();
+    assert!(taken.to_string().contains("second.onnx.data already exists"), "{taken}");
+    assert!(!second.exists());
+    to(true).write(file.model.clone()).unwrap();
+    assert_eq!(OnnxFile::open(&second).unwrap().model, model());
+
+    // Numbers that are no raw bytes cannot be moved.
+    for path in [&second, &beside] {
+        fs::remove_file(path).unwrap();
+    }
+    let mut typed = file.model.clone();
+    typed.graph.as_mut().unwrap().initializer[2].float_data = vec![1.0; 600];
+    let error = to(false).write(typed).unwrap_err();
+    assert!(error.to_string().contains("not in raw tensors, and a message has at most 2000"), "{error}");
+    assert!(!second.exists() && !beside.exists());
+}
+
 #[test]
 fn values_that_cannot_be_found() {
     let folder = tempfile::tempdir().unwrap();
