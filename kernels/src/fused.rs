@@ -14,7 +14,7 @@ use rayon::prelude::*;
 use std::ops::Range;
 
 /// Rows of activations that weights are decoded, or packed, once for.
-pub(crate) const AT_ONCE: usize = 2048;
+pub const AT_ONCE: usize = 2048;
 
 /// Up to so many rows of activations each decoded row is multiplied with by itself.
 pub const FEW: usize = 8;

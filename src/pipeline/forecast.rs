@@ -18,6 +18,7 @@ use crate::method::{self, Method, Options, PART};
 use crate::model::Model;
 use crate::model::block::Half;
 use crate::pipeline::plan::Plan;
+use llmq_kernels::fused;
 use shape::{BlockShape, SiteShape};
 
 /// A run that has not been started.
@@ -319,7 +320,10 @@ impl<'a> Job<'a> {
             Half::Mlp => (hidden + 2 * model.ffn, model.ffn),
         };
         let per_token = first + inner * (1 + usize::from(compared));
-        self.tokens().batch * per_token as u64 * SINGLE
+        let batch = self.tokens().batch;
+        // A product packs what goes into it.
+        let packed = batch.min(fused::AT_ONCE as u64) * hidden.max(inner) as u64;
+        (batch * per_token as u64 + packed) * SINGLE
     }
 }
 
