@@ -71,15 +71,16 @@ fn products() -> ModelProto {
 
 /// Convolutions in groups of every kind, pools between them.
 fn convolutions() -> ModelProto {
+    let pool = || vec![ints("kernel_shape", &[2, 2]), ints("strides", &[1, 1])];
     let open = |c| [Dim::Dynamic("batch".into()), Dim::Fixed(c), Dim::Fixed(6), Dim::Dynamic("width".into())];
-    let group = |n| vec![int("group", n), ints("pads", &[1; 4])];
+    let group = |n| vec![int("group", n), ints("pads", &[1; 4]), ints("kernel_shape", &[3, 3])];
     model(GraphProto {
         node: vec![
             node("Conv", "one", &["x", "w1"], &["a"], group(2)),
             node("Relu", "relu", &["a"], &["b"], vec![]),
-            node("MaxPool", "max", &["b"], &["c"], vec![ints("kernel_shape", &[2, 2])]),
+            node("MaxPool", "max", &["b"], &["c"], pool()),
             node("Conv", "depthwise", &["c", "w2", "b2"], &["d"], group(8)),
-            node("AveragePool", "mean", &["d"], &["e"], vec![ints("kernel_shape", &[2, 2])]),
+            node("AveragePool", "mean", &["d"], &["e"], pool()),
             node("Conv", "three", &["e", "w3"], &["y"], group(4)),
         ],
         initializer: vec![
