@@ -150,19 +150,18 @@ fn spread(model: &ModelProto, x: &Tensor<f32>, site: &Site) -> f64 {
 #[test]
 fn the_function_stays_and_channels_come_nearer() {
     let cases = [
-        (products(), numbers(&[12, 6], 0.5), &["a", "b", "c", "f"][..]),
-        (convolutions(), numbers(&[4, 4, 6, 7], 0.5), &["c", "e"][..]),
+        (products(), numbers(&[12, 6], 0.5), &["a", "b", "c", "f"][..], 4),
+        // The depthwise weights are uneven as their input is: there, no factor helps.
+        (convolutions(), numbers(&[4, 4, 6, 7], 0.5), &["c", "e"][..], 1),
     ];
-    for (model, x, values) in cases {
+    for (model, x, values, changed) in cases {
         let (_, sites) = plan(&model);
         let names: Vec<&str> = sites.iter().map(|site| site.value.as_str()).collect();
         assert_eq!(names, values);
         let (new, done) = balanced(&model, &x);
-        assert_eq!((done.changed, done.sites), (values.len(), values.len()));
-        for site in &sites {
-            let (before, after) = (spread(&model, &x, site), spread(&new, &x, site));
-            assert!(after < 0.5 * before, "{}: {before} {after}", site.value);
-        }
+        assert_eq!((done.changed, done.sites), (changed, values.len()));
+        let nearer = |site: &&Site| spread(&new, &x, site) < 0.5 * spread(&model, &x, site);
+        assert_eq!(sites.iter().filter(nearer).count(), changed);
         let nodes = |model: &ModelProto| {
             model.graph.as_ref().unwrap().node.iter().map(|n| n.op_type().to_owned()).collect::<Vec<_>>()
         };
