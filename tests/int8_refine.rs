@@ -5,7 +5,7 @@
 mod common;
 
 use common::npz::{floats, images, npz, sentences};
-use common::onnx::{self, cnn, encoder};
+use common::onnx::{self, LAYERS, LINEARS, cnn, encoder};
 use common::{Run, folder, llmq};
 use llmq::int8::engine::Engine;
 use llmq::int8::feed;
@@ -42,7 +42,7 @@ impl Case {
     }
 
     fn encoder() -> Case {
-        Case::new(&encoder(), ("ids", sentences(40, 1)), ("ids", sentences(12, 2)))
+        Case::new(&encoder(), ("ids", sentences(20, 1)), ("ids", sentences(4, 2)))
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -123,14 +123,6 @@ fn coarse_weights_are_rounded_better() {
     let (plain, refined, report) = case.both(&["--reduce-range", "on"]);
     assert_eq!(step(&report, "rounding")["kept"], true, "{report}");
     assert!(refined > plain + 3.0, "{plain} {refined}");
-}
-
-#[test]
-fn an_encoder_loses_nothing_though_its_inputs_have_nothing_in_common() {
-    let (plain, refined, report) = Case::encoder().both(&["--reduce-range", "on"]);
-    assert_eq!(step(&report, "balance")["of"], 0, "{report}");
-    assert_eq!((&step(&report, "rounding")["of"], &step(&report, "bias")["changed"]), (&12.into(), &12.into()));
-    assert!(refined > plain - 0.05, "{plain} {refined}");
 }
 
 #[test]
@@ -230,7 +222,14 @@ fn onnx_runtime_runs_what_was_refined_in_integers_and_agrees() {
         // Without VNNI, ONNX Runtime computes in 16 bits what 8 bits make too large.
         let (plain, refined, report) =
             case.both(&["--reduce-range", "on", "--calibrator", "percentile", "--percentile", "99"]);
-        assert!(refined > plain - 0.05, "{plain} {refined} {report}");
+        // Random sentences have nothing in common that rounding could use, and the residual stream leaves no place to balance.
+        let (least, sites) = if convs > 0 { (1.0, 1) } else { (-0.05, 0) };
+        assert!(refined > plain + least, "{plain} {refined} {report}");
+        let layers = if convs > 0 { 4 } else { LAYERS * LINEARS };
+        assert_eq!(
+            (&step(&report, "balance")["of"], &step(&report, "bias")["changed"]),
+            (&sites.into(), &layers.into())
+        );
         assert!(convs == 0 || step(&report, "bias")["kept"] == true, "{report}");
         let [float, out, calib, test] = ["float.onnx", "out.onnx", "calib.npz", "test.npz"].map(|name| case.path(name));
         let told = common::run(Command::new(python).arg(script).args([&float, &out, &calib, &test]).arg("1")).ok();

@@ -193,6 +193,9 @@ mod tests {
             Tensor::new(dims.to_vec(), data)
         };
         let (input, weights) = (numbers(x, 0.7), numbers(w, 1.3));
+        // The engine takes the number of axes from this attribute.
+        let kernel: Vec<i64> = w[2..].iter().map(|&n| n as i64).collect();
+        let attributes = [attributes, vec![ints("kernel_shape", &kernel)]].concat();
         let conv = node("Conv", "conv", &["x", "w"], &["y"], attributes);
         let open = |n: usize| vec![Dim::Dynamic(String::new()); n];
         let model = ModelProto {

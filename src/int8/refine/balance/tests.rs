@@ -71,15 +71,16 @@ fn products() -> ModelProto {
 
 /// Convolutions in groups of every kind, pools between them.
 fn convolutions() -> ModelProto {
+    let pool = || vec![ints("kernel_shape", &[2, 2]), ints("strides", &[1, 1])];
     let open = |c| [Dim::Dynamic("batch".into()), Dim::Fixed(c), Dim::Fixed(6), Dim::Dynamic("width".into())];
-    let group = |n| vec![int("group", n), ints("pads", &[1; 4])];
+    let group = |n| vec![int("group", n), ints("pads", &[1; 4]), ints("kernel_shape", &[3, 3])];
     model(GraphProto {
         node: vec![
             node("Conv", "one", &["x", "w1"], &["a"], group(2)),
             node("Relu", "relu", &["a"], &["b"], vec![]),
-            node("MaxPool", "max", &["b"], &["c"], vec![ints("kernel_shape", &[2, 2])]),
+            node("MaxPool", "max", &["b"], &["c"], pool()),
             node("Conv", "depthwise", &["c", "w2", "b2"], &["d"], group(8)),
-            node("AveragePool", "mean", &["d"], &["e"], vec![ints("kernel_shape", &[2, 2])]),
+            node("AveragePool", "mean", &["d"], &["e"], pool()),
             node("Conv", "three", &["e", "w3"], &["y"], group(4)),
         ],
         initializer: vec![
@@ -149,19 +150,18 @@ fn spread(model: &ModelProto, x: &Tensor<f32>, site: &Site) -> f64 {
 #[test]
 fn the_function_stays_and_channels_come_nearer() {
     let cases = [
-        (products(), numbers(&[12, 6], 0.5), &["a", "b", "c", "f"][..]),
-        (convolutions(), numbers(&[4, 4, 6, 7], 0.5), &["c", "e"][..]),
+        (products(), numbers(&[12, 6], 0.5), &["a", "b", "c", "f"][..], 4),
+        // The depthwise weights are uneven as their input is: there, no factor helps.
+        (convolutions(), numbers(&[4, 4, 6, 7], 0.5), &["c", "e"][..], 1),
     ];
-    for (model, x, values) in cases {
+    for (model, x, values, changed) in cases {
         let (_, sites) = plan(&model);
         let names: Vec<&str> = sites.iter().map(|site| site.value.as_str()).collect();
         assert_eq!(names, values);
         let (new, done) = balanced(&model, &x);
-        assert_eq!((done.changed, done.sites), (values.len(), values.len()));
-        for site in &sites {
-            let (before, after) = (spread(&model, &x, site), spread(&new, &x, site));
-            assert!(after < 0.5 * before, "{}: {before} {after}", site.value);
-        }
+        assert_eq!((done.changed, done.sites), (changed, values.len()));
+        let nearer = |site: &&Site| spread(&new, &x, site) < 0.5 * spread(&model, &x, site);
+        assert_eq!(sites.iter().filter(nearer).count(), changed);
         let nodes = |model: &ModelProto| {
             model.graph.as_ref().unwrap().node.iter().map(|n| n.op_type().to_owned()).collect::<Vec<_>>()
         };
