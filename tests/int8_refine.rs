@@ -203,6 +203,8 @@ fn what_does_not_go_together_is_refused() {
     let case = Case::cnn(&cnn());
     let [float, calib, out] = ["float.onnx", "calib.npz", "out.onnx"].map(|name| case.path(name));
     llmq!["int8", "static", &float, "--list", "--refine"].failed(2, &["--refine", "cannot be used with", "--list"]);
+    let both = llmq!["int8", "static", &float, "--calib", &calib, "--refine", "--qat", "-o", &out];
+    both.failed(2, &["--refine", "cannot be used with", "--qat"]);
     llmq!["int8", "static", &float, "--refine", "-o", &out].failed(2, &["--calib"]);
     llmq!["int8", "dynamic", &float, "--refine", "-o", &out].failed(2, &["--refine"]);
     llmq!["int8", "static", &float, "--calib", &calib, "--refine", "--exclude", ".*", "-o", &out]
