@@ -244,7 +244,7 @@ fn weights_that_a_caller_may_replace() {
         let inputs: Vec<_> = inputs.collect();
         graph.input.extend(inputs);
     });
-    case.refused(&["float.onnx", "is an input of the graph, which a caller may replace"]);
+    case.refused(&["float.onnx", "an input of the graph, which a caller may replace"]);
 }
 
 #[test]
@@ -260,27 +260,21 @@ fn a_convolution_that_leaves_its_kernel_to_its_weights() {
 }
 
 #[test]
-fn graphs_that_the_engine_breaks_off_at() {
+fn graphs_that_the_engine_cannot_compute() {
     let odd = |model: &mut ModelProto| {
         let nodes = &mut model.graph.as_mut().unwrap().node;
         let conv = nodes.iter_mut().find(|node| node.name() == "/one.conv").unwrap();
         conv.attribute.push(ints("strides", &[0, 0]));
     };
     let case = Case::cnn(odd);
-    case.refused_statically(&[
-        "cannot calibrate",
-        "float.onnx",
-        "calib.npz, sample 0",
-        "it broke off: attempt to divide by zero",
-        "onnx.checker",
-    ]);
+    case.refused_statically(&["cannot calibrate", "float.onnx", "calib.npz, sample 0", "Strides must be > 0"]);
     // What was sound when it was quantized, and is not any more.
     let case = Case::cnn(|_| ());
     case.fixed().ok();
     let mut out = OnnxFile::open(&case.path("out.onnx")).unwrap().model;
     odd(&mut out);
     onnx::write(&out, &case.path("out.onnx"));
-    case.validated().failed(1, &["the quantized model cannot be run", "divide by zero"]);
+    case.validated().failed(1, &["the quantized model cannot be run", "Strides must be > 0"]);
 }
 
 #[test]

@@ -106,8 +106,7 @@ fn a_convolution_has_the_kernel_of_its_weights() {
 }
 
 #[test]
-fn what_the_engine_panics_with_is_an_error() {
+fn what_the_engine_cannot_compute_is_an_error() {
     let error = convolved(&convolution(vec![ints("strides", &[0, 0])])).unwrap_err();
-    assert_eq!(error.chain(), ["the built-in engine cannot run this graph", "it broke off: attempt to divide by zero"]);
-    assert!(error.hint_text().unwrap().contains("onnx.checker"));
+    assert!(error.to_string().contains("Strides must be > 0"), "{error}");
 }
