@@ -108,5 +108,5 @@ fn a_convolution_has_the_kernel_of_its_weights() {
 #[test]
 fn what_the_engine_cannot_compute_is_an_error() {
     let error = convolved(&convolution(vec![ints("strides", &[0, 0])])).unwrap_err();
-    assert!(error.to_string().contains("Strides must be > 0"), "{error}");
+    assert!(error.chain().concat().contains("Strides must be > 0"), "{error}");
 }
