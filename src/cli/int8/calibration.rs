@@ -24,7 +24,7 @@ pub struct Options {
     pub calib: Vec<PathBuf>,
 
     /// How ranges are chosen from what calibration saw
-    #[arg(long, value_name = "NAME", default_value = "minmax")]
+    #[arg(long, value_name = "NAME", default_value = "percentile")]
     calibrator: Named,
 
     /// With --calibrator percentile: how much of all numbers a range holds
