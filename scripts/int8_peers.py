@@ -19,7 +19,6 @@ import argparse
 import json
 import os
 import pathlib
-import shlex
 import subprocess
 import sys
 import time
@@ -288,18 +287,24 @@ def ratio(a, b):
     return float(np.median(each)), float(each[max(middle - off, 0)]), float(each[min(middle + off, len(each) - 1)])
 
 
+def difference(a, b):
+    """The mean of what an input's SQNR in one row exceeds that in another, and half of its 95% interval."""
+    each = np.array(a["each"]) - np.array(b["each"])
+    return float(each.mean()), float(1.96 * each.std(ddof=1) / np.sqrt(len(each)))
+
+
 def verdict(met, missed):
     return "" if met else " **missed**" if missed else " (within noise)"
 
 
-def render(records, command):
+def render(records):
     import onnx, onnxruntime, torch, torchvision, transformers
 
     versions = ", ".join(f"{m.__name__} {m.__version__}" for m in (torch, torchvision, transformers, onnx, onnxruntime))
     flags = [f for f in ("avx512_vnni", "avx_vnni", "amx_int8") if f in open("/proc/cpuinfo").read().split()]
     lines = [
         "# INT8 beside ONNX Runtime's quantizers", "",
-        f"`{command}` (models in one or more runs), {versions}; {cpu()}, {CORES} cores, {' '.join(flags) or 'no VNNI'}, shared with other work.", "",
+        f"`scripts/int8_peers.py LLMQ {' '.join(record['model'] for record in records)}`, {versions}; {cpu()}, {CORES} cores, {' '.join(flags) or 'no VNNI'}, shared with other work.", "",
         f"{CALIBRATION} inputs to calibrate, {TEST} to judge on, batch 1. Random weights, but for MiniLM: the figures compare quantizers on one",
         "graph and say nothing about accuracy. Latency is that of ONNX Runtime with one thread, all graphs of a model in turn in each round:",
         "the median of the thread's own time, and the least time of day. Seconds and peak memory are of the whole quantizing process; for",
@@ -317,8 +322,7 @@ def render(records, command):
             if "rounds" in a and "rounds" in b:
                 middle, low, high = ratio(a["rounds"], b["rounds"])
                 latency = f"{middle:.2f} ({low:.2f} to {high:.2f}){verdict(middle <= 1, low > 1)}"
-            each = np.array(a["each"]) - np.array(b["each"])
-            error = 1.96 * each.std(ddof=1) / np.sqrt(len(each))
+            _, error = difference(a, b)
             better, memory = a["sqnr"] - b["sqnr"], a["peak_mb"] / b["peak_mb"]
             text = [latency, f"{better:+.2f} ± {error:.2f} dB{verdict(better >= 0, better + error < 0)}", f"{memory:.2f}{verdict(memory <= 0.25, True)}"]
             body.append([record["model"], ours, theirs, *text])
@@ -333,6 +337,13 @@ def render(records, command):
         body += [[record["model"], label, why.splitlines()[-1][:80], *[""] * 6] for label, why in record["failed"].items()]
     lines += table(["model", "quantizer", "SQNR, dB", "thread ms, median", "least ms", "file, MB", "seconds", "peak MB",
                     "convolutions float / integer"], body)
+    lines += ["## Calibrators of llmq", "", "Mean over test inputs of an input's SQNR less that with minmax, dB, with 95% intervals.", ""]
+    body = []
+    for record in records:
+        found = [record["rows"].get(f"llmq static {calibrator}") for calibrator in CALIBRATORS]
+        if all(found):
+            body.append([record["model"], *("{:+.2f} ± {:.2f}".format(*difference(row, found[0])) for row in found[1:])])
+    lines += table(["model", *CALIBRATORS[1:]], body)
     lines += ["## Checks of ours", "", "rten against ONNX Runtime, 200 dB being equal; nudged: floats that come in, or the first norm's weights, times 1 ± 1e-6 or 3e-6, the least of four.", ""]
     body = []
     for record in records:
@@ -358,18 +369,26 @@ def main():
     parser.add_argument("--minilm", metavar="DIR", help="the folder of MiniLM, instead of the package's")
     parser.add_argument("--work", type=pathlib.Path, default=pathlib.Path("target/int8-peers"), metavar="DIR")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("eval/results/int8.md"), metavar="FILE")
+    parser.add_argument("--table", action="store_true", help="measure nothing; write the table of what is in DIR")
     args = parser.parse_args()
     for name in args.models:
         if name not in known:
             parser.error(f"{name} is none of {', '.join(known)}")
-    for name in args.models or known:
+    for name in [] if args.table else args.models or known:
         record = measure(name, args.llmq.resolve(), (args.work / name).resolve(), args.minilm)
         (args.work / f"{name}.json").write_text(json.dumps(record, indent=1))
-        found = [args.work / f"{name}.json" for name in known]
-        records = [json.loads(path.read_text()) for path in found if path.exists()]
-        old = args.out.read_text() if args.out.exists() else ""
-        notes = old[old.index(NOTES):] if NOTES in old else f"{NOTES}\n"
-        args.out.write_text(render(records, shlex.join(["scripts/int8_peers.py", "LLMQ", *sys.argv[2:]])) + "\n" + notes)
+        write(args, known)
+    if args.table:
+        write(args, known)
+
+
+def write(args, known):
+    """The table of all results that are there."""
+    found = [args.work / f"{name}.json" for name in known]
+    records = [json.loads(path.read_text()) for path in found if path.exists()]
+    old = args.out.read_text() if args.out.exists() else ""
+    notes = old[old.index(NOTES):] if NOTES in old else f"{NOTES}\n"
+    args.out.write_text(render(records) + "\n" + notes)
 
 
 if __name__ == "__main__":
