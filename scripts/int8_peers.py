@@ -31,6 +31,8 @@ from machine import CORES, cpu
 CALIBRATION, TEST, AGREE = 32, 16, 2
 ROUNDS, SECONDS = 100, 60
 CALIBRATORS = ["minmax", "average", "percentile", "entropy", "mse"]
+# "Constants only" leaves products of two activations and all that is no product float, which its users have to find out.
+LEAN = "MinMax, constants only"
 METHODS = {"MinMax": "minmax", "Percentile": "percentile", "Entropy": "entropy"}
 # Models whose activations of all inputs, which these methods of ONNX Runtime keep, do not fit into this machine's memory.
 TOO_LARGE = {"vit_b_16": ("Percentile", "Entropy")}
@@ -40,21 +42,23 @@ import sys, numpy as np
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_dynamic, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 source, calib, out, method, reduced = sys.argv[1:]
+arrays = dict(np.load(calib))
 class Reader(CalibrationDataReader):
     def __init__(self):
-        arrays = dict(np.load(calib))
         self.rows = iter([{name: x[i:i + 1] for name, x in arrays.items()} for i in range(len(next(iter(arrays.values()))))])
     def get_next(self):
         return next(self.rows, None)
+method, lean = method.removesuffix(LEAN := ", constants only"), method.endswith(LEAN)
 if method == "import":
     sys.exit()
 quant_pre_process(source, out + ".prepared", skip_symbolic_shape=True)
+some = {"op_types_to_quantize": ["Conv", "Gemm", "MatMul", "Gather"], "extra_options": {"MatMulConstBOnly": True}} if lean else {}
 shared = {"per_channel": True, "reduce_range": reduced == "1", "weight_type": QuantType.QInt8}
 if method == "dynamic":
     quantize_dynamic(out + ".prepared", out, **shared)
 else:
     quantize_static(out + ".prepared", out, Reader(), quant_format=QuantFormat.QDQ, activation_type=QuantType.QUInt8,
-                    calibrate_method=CalibrationMethod[method], **shared)
+                    calibrate_method=CalibrationMethod[method], **shared, **some)
 """
 
 
@@ -201,8 +205,7 @@ def first_layer(path, out):
     end = {"Conv": "DequantizeLinear", "MatMulInteger": "Mul"}.get(at.op_type, at.op_type)
     while at.op_type != end:
         at = next(node for node in graph.node if at.output[0] in node.input)
-    inputs = [x.name for x in graph.input]
-    onnx.utils.extract_model(str(path), str(out), inputs, [at.output[0]])
+    onnx.utils.extract_model(str(path), str(out), [x.name for x in graph.input], [at.output[0]])
 
 
 def checked(path):
@@ -253,7 +256,9 @@ def measure(name, llmq, folder, minilm):
         out = folder / "dynamic.onnx"
         attempt("llmq dynamic", out, [llmq, "int8", "dynamic", source, "-o", out, "--force"])
         attempt("quantize_dynamic", folder / "theirs-dynamic.onnx", theirs("dynamic", folder / "theirs-dynamic.onnx"))
-        compared |= {"llmq dynamic": out, "quantize_dynamic": folder / "theirs-dynamic.onnx"}
+        lean = folder / "theirs-lean.onnx"
+        attempt(f"quantize_static {LEAN}", lean, theirs(LEAN, lean))
+        compared |= {f"quantize_static {LEAN}": lean, "llmq dynamic": out, "quantize_dynamic": folder / "theirs-dynamic.onnx"}
     compared = {label: path for label, path in compared.items() if label in record["rows"]}
     for label, path in compared.items():
         if label.startswith("llmq"):
@@ -274,7 +279,7 @@ def number(row, key, digits, by=1.0):
 
 def pairs(record):
     """Our rows beside theirs of the same method."""
-    both = [(f"llmq static {ours}", f"quantize_static {method}") for method, ours in METHODS.items()]
+    both = [(f"llmq static {ours}", f"quantize_static {method}") for method, ours in [*METHODS.items(), (LEAN, "minmax")]]
     found = record["rows"]
     return [(a, b) for a, b in [*both, ("llmq dynamic", "quantize_dynamic")] if a in found and b in found]
 
@@ -304,15 +309,16 @@ def render(records):
     flags = [f for f in ("avx512_vnni", "avx_vnni", "amx_int8") if f in open("/proc/cpuinfo").read().split()]
     lines = [
         "# INT8 beside ONNX Runtime's quantizers", "",
-        f"`scripts/int8_peers.py LLMQ {' '.join(record['model'] for record in records)}`, {versions}; {cpu()}, {CORES} cores, {' '.join(flags) or 'no VNNI'}, shared with other work.", "",
+        f"`scripts/int8_peers.py LLMQ {' '.join(record['model'] for record in records)}`, {versions};",
+        f"{cpu()}, {CORES} cores, {' '.join(flags) or 'no VNNI'}, shared with other work.", "",
         f"{CALIBRATION} inputs to calibrate, {TEST} to judge on, batch 1. Random weights, but for MiniLM: the figures compare quantizers on one",
         "graph and say nothing about accuracy. Latency is that of ONNX Runtime with one thread, all graphs of a model in turn in each round:",
         "the median of the thread's own time, and the least time of day. Seconds and peak memory are of the whole quantizing process; for",
         "ONNX Runtime's that is Python, which has " + ", ".join(sorted({f"{r['import']['peak_mb']:.0f}" for r in records})) + " MB resident"
         " after its imports.", "",
         "## Targets", "", "Wanted: latency at most 1.00 of theirs, SQNR at least theirs, peak memory at most 0.25 of theirs. Latency: the median over rounds of",
-        "the ratio in a round, with its 95% interval. All calibrators make the same graph but for scales, so one of each is timed. SQNR: of all test inputs together; ± is the 95% interval",
-        "of the mean difference of an input's SQNR.", "",
+        "the ratio in a round, with its 95% interval. All calibrators make the same graph but for scales, so one of each is timed. SQNR: of all",
+        "test inputs together; ± is the 95% interval of the mean difference of an input's SQNR.", "",
     ]
     body = []
     for record in records:
@@ -344,17 +350,17 @@ def render(records):
         if all(found):
             body.append([record["model"], *("{:+.2f} ± {:.2f}".format(*difference(row, found[0])) for row in found[1:])])
     lines += table(["model", *CALIBRATORS[1:]], body)
-    lines += ["## Checks of ours", "", "rten against ONNX Runtime, 200 dB being equal; nudged: floats that come in, or the first norm's weights, times 1 ± 1e-6 or 3e-6, the least of four.", ""]
+    lines += ["## Checks of ours", "", "ONNX Runtime has loaded and run every file with a figure above. rten against it, 200 dB being equal; nudged: floats that come",
+              "in, or the first norm's weights, times 1 ± 1e-6 or 3e-6, the least of four.", ""]
     body = []
     for record in records:
         for label, row in record["rows"].items():
             if "checker" in row:
                 fused = f"{row['convolutions'][1]} of {record['eligible']}" if record["eligible"] else "none there"
-                body.append([record["model"], label, row["checker"], "yes", f"{row['agreement']['first_sqnr']:.1f}", f"{row['agreement']['plain_sqnr']:.1f}",
+                body.append([record["model"], label, row["checker"], f"{row['agreement']['first_sqnr']:.1f}", f"{row['agreement']['plain_sqnr']:.1f}",
                              f"{row['agreement']['sqnr']:.1f}", f"{row['agreement']['itself']:.1f}",
                              f"{row['agreement']['nudged']:.1f}", f"{row['agreement']['cosine']:.6f}", number(row, "sqnr", 2), fused])
-    lines += table(["model", "file", "onnx.checker, with shape inference", "ONNX Runtime runs it",
-                    "rten against it, first layer, SQNR, dB", "all, against its unfused run, dB", "against its fused run, dB",
+    lines += table(["model", "file", "onnx.checker, with shape inference", "rten against it, first layer, SQNR, dB", "all, against its unfused run, dB", "against its fused run, dB",
                     "its fused against its unfused run, dB",
                     "its run against itself, nudged, dB", "least cosine",
                     "against float, dB", "eligible Conv as QLinearConv"], body)
@@ -371,14 +377,13 @@ def main():
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("eval/results/int8.md"), metavar="FILE")
     parser.add_argument("--table", action="store_true", help="measure nothing; write the table of what is in DIR")
     args = parser.parse_args()
-    for name in args.models:
-        if name not in known:
-            parser.error(f"{name} is none of {', '.join(known)}")
-    for name in [] if args.table else args.models or known:
+    if unknown := set(args.models) - set(known):
+        parser.error(f"{', '.join(unknown)}: none of {', '.join(known)}")
+    if args.table:
+        return write(args, known)
+    for name in args.models or known:
         record = measure(name, args.llmq.resolve(), (args.work / name).resolve(), args.minilm)
         (args.work / f"{name}.json").write_text(json.dumps(record, indent=1))
-        write(args, known)
-    if args.table:
         write(args, known)
 
 
