@@ -12,6 +12,7 @@ use llmq::int8::feed;
 use llmq::int8::onnx::OnnxFile;
 use llmq::int8::onnx::node::node;
 use llmq::int8::onnx::proto::ModelProto;
+use llmq::int8::onnx::proto::tensor_proto::DataType;
 use serde_json::Value as Json;
 use std::fs;
 use std::path::PathBuf;
@@ -120,6 +121,12 @@ fn an_encoder_keeps_its_residual_stream_and_attention_in_floats() {
     assert!(run.lines("float").iter().any(|left| left["why"] == "both factors are computed"), "{}", run.stdout);
     let out = case.out();
     assert_eq!(ops(&out, "Add"), ops(&encoder(), "Add"));
+    // Biases are integers, too: with fixed shapes ONNX Runtime makes a Gemm of a product and the sum behind it.
+    let graph = out.graph.as_ref().unwrap();
+    let integer =
+        |name: &str| graph.initializer.iter().any(|t| t.name() == name && t.data_type() == DataType::Int32 as i32);
+    let biases = graph.node.iter().filter(|node| node.op_type() == "DequantizeLinear" && integer(&node.input[0]));
+    assert_eq!(biases.count(), LAYERS * LINEARS);
     // Query, key and value read the same quantized activations.
     assert_eq!(ops(&out, "QuantizeLinear"), LAYERS * 4);
     assert!(case.sqnr() > 28.0, "{}", case.sqnr());

@@ -5,6 +5,7 @@ use super::weights::{bias_codes, quantize};
 use crate::error::{Error, Result};
 use crate::int8::onnx::node::{int, node};
 use crate::int8::onnx::proto::NodeProto;
+use crate::int8::onnx::proto::tensor_proto::DataType;
 use crate::int8::onnx::{Graph, Tensor};
 use crate::int8::ranges::Range;
 use crate::int8::weights::Levels;
@@ -138,10 +139,10 @@ impl Rewriter<'_> {
     fn weights(&mut self, at: usize, axis: usize) -> Result<()> {
         let old = &self.graph.nodes()[at];
         let (input, weights) = (old.input[0].clone(), old.input[1].clone());
-        let bias = old.input_at(2).map(str::to_owned);
+        let bias = bias(self.graph, at);
         let read = |name: &str| self.graph.constant(name).map(Tensor::<f32>::read).transpose();
         let Some(w) = read(&weights)? else { return Ok(()) };
-        let b = bias.as_deref().map(read).transpose()?.flatten();
+        let b = bias.as_ref().map(|(_, _, name)| read(name)).transpose()?.flatten();
         if let Some(x) = w.data.iter().chain(b.iter().flat_map(|b| &b.data)).find(|x| !x.is_finite()) {
             return Err(Error::new(format!("the weights of node '{}' hold {x}", old.label()))
                 .hint("the float model is damaged: export it again"));
@@ -150,10 +151,10 @@ impl Rewriter<'_> {
         let quantized = quantize(&w, axis, self.integers.levels, b.as_ref().map(|b| &b.data[..]), scale);
         let name = self.dequantized(at, &weights, axis, &quantized.codes, &quantized.scales, 0i8);
         self.edit(at).0.input[1] = name;
-        if let (Some(name), Some(b)) = (bias, b) {
+        if let (Some((reader, i, name)), Some(b)) = (bias, b) {
             let (codes, scales) = bias_codes(&b.data, &quantized.scales, scale);
-            let name = self.dequantized(at, &name, 0, &Tensor::vector(codes), &scales, 0i32);
-            self.edit(at).0.input[2] = name;
+            let name = self.dequantized(reader, &name, 0, &Tensor::vector(codes), &scales, 0i32);
+            self.edit(reader).0.input[i] = name;
         }
         Ok(())
     }
@@ -178,4 +179,24 @@ impl Rewriter<'_> {
         graph.insert_before(at, [dequantize]);
         back
     }
+}
+
+/// What is added to the output of a node with weights: the node that reads it, at which input, and its name. For a `MatMul` that
+/// is the constant of the `Add` behind it, if it is one number a column: where shapes are fixed, ONNX Runtime makes a `Gemm` of
+/// both, which runs in integers only with a bias that does.
+fn bias(graph: &Graph, at: usize) -> Option<(usize, usize, String)> {
+    let node = &graph.nodes()[at];
+    if !node.is("MatMul") {
+        return Some((at, 2, node.input_at(2)?.to_owned()));
+    }
+    let output = node.output.first()?;
+    let columns = *graph.constant(node.input_at(1)?)?.dims.last()?;
+    let [reader] = graph.consumers(output) else { return None };
+    let add = &graph.nodes()[*reader];
+    if graph.is_output(output) || !add.is("Add") || add.input.len() != 2 {
+        return None;
+    }
+    let i = usize::from(add.input[0] == *output);
+    let found = graph.constant(&add.input[i])?;
+    (found.data_type() == DataType::Float as i32 && found.dims == [columns]).then(|| (*reader, i, add.input[i].clone()))
 }

@@ -199,7 +199,7 @@ fn slots(model: &mut ModelProto, layers: &[Layer]) -> Result<Vec<Slot>> {
     for (layer, wave) in layers.iter().zip(waves) {
         let node = graph.nodes()[layer.node].clone();
         let bias = if node.is("MatMul") {
-            floats(&mut graph, layer)?
+            added(&mut graph, layer)?
         } else {
             match source(&graph, &node, 2, DataType::Int32) {
                 Some((codes, scales)) => Some(Bias::Codes(codes, scales)),
@@ -216,14 +216,17 @@ fn slots(model: &mut ModelProto, layers: &[Layer]) -> Result<Vec<Slot>> {
     Ok(slots)
 }
 
-/// The constant that a sum behind a `MatMul` adds, as a tensor of its own.
-fn floats(graph: &mut Graph, layer: &Layer) -> Result<Option<Bias>> {
+/// The constant that a sum behind a `MatMul` adds: its codes, or its floats as a tensor of their own.
+fn added(graph: &mut Graph, layer: &Layer) -> Result<Option<Bias>> {
     let [next] = *graph.consumers(&layer.output) else { return Ok(None) };
     let mut sum = graph.nodes()[next].clone();
     if !sum.is("Add") || graph.is_output(&layer.output) {
         return Ok(None);
     }
     let Some(place) = sum.input.iter().position(|input| *input != layer.output) else { return Ok(None) };
+    if let Some((codes, scales)) = source(graph, &sum, place, DataType::Int32) {
+        return Ok(Some(Bias::Codes(codes, scales)));
+    }
     let Some(constant) = graph.constant(&sum.input[place]) else { return Ok(None) };
     let channels = layer.outputs();
     if constant.data_type() != DataType::Float as i32 {

@@ -71,7 +71,7 @@ pub fn layers(float: &ModelProto, quantized: &Quantized) -> Result<Vec<Layer>> {
 
 /// The constant codes and scales that an input of a node is made of by DequantizeLinear.
 pub fn source(graph: &Graph, node: &NodeProto, input: usize, kind: DataType) -> Option<(String, String)> {
-    if !["Conv", "Gemm", "MatMul"].iter().any(|op| node.is(op)) {
+    if !["Conv", "Gemm", "MatMul", "Add"].iter().any(|op| node.is(op)) {
         return None;
     }
     let maker = &graph.nodes()[graph.producer(node.input_at(input)?)?];
