@@ -1,6 +1,6 @@
 //! Matrix products of `f32`, row-major.
 //!
-//! Both operands are packed for the loop in [`crate::micro`], as much of them at once as stays in the second cache. Each number of the
+//! Both operands are packed for the loop in `micro.rs`, as much of them at once as stays in the second cache. Each number of the
 //! output is added up in the same order at any number of threads.
 
 use crate::fused::{self, FEW};

@@ -1,7 +1,7 @@
 //! Rounding with error feedback: GPTQ at 8 bits, on the quantized inputs that a layer is going to see. The scales stay.
 //!
 //! Layers that read the same input share its Hessian. A pass over the samples fills as many Hessians as fit
-//! [`MEMORY`]; whatever the number of samples, that and one sample's activations is what is held.
+//! `MEMORY`; whatever the number of samples, that and one sample's activations is what is held.
 
 use super::columns::Columns;
 use super::layers::{Layer, by_output, by_shape, initializer, layers};
