@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from machine import ROOT
+from onnx_models import Hidden
 
 VISION = ["resnet18", "mobilenet_v2", "resnet50", "vit_b_16"]
 ENCODERS = ["bert", "minilm"]
@@ -58,18 +59,6 @@ def vision(name, path, calib, test):
             model(torch.from_numpy(calib[:8]))
     export(model, {"input": test[:1]}, path, {})
     return {"input": calib}, {"input": test}
-
-
-class Hidden(torch.nn.Module):
-    """The last hidden state alone."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-
-    def forward(self, input_ids, attention_mask, token_type_ids):
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
-        return self.model(**inputs).last_hidden_state
 
 
 def encoder_inputs(ids):

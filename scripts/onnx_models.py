@@ -78,4 +78,5 @@ def main():
         export(model, inputs, names, outputs, args.out / f"{name}.onnx", open_dims)
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -5,7 +5,7 @@
 use half::slice::HalfFloatSliceExt;
 use llmq_kernels::attention::{self, Scores, Shape};
 use llmq_kernels::elementwise::Activation;
-use llmq_kernels::gemm;
+use llmq_kernels::gemm::{self, Precision};
 use llmq_kernels::search;
 use llmq_kernels::{F, Isa, LANES, Levels, cholesky, column, convert, descent, elementwise, fused, squares, syrk};
 use std::hint::black_box;
@@ -36,7 +36,7 @@ fn numbers(n: usize) -> Vec<f32> {
 fn products() {
     for (n, m, k) in [(2048, 1280, 512), (2048, 512, 1280), (2048, 4096, 4096), (2048, 4096, 11008)] {
         let (x, w, mut y) = (numbers(n * k), numbers(m * k), vec![0.0; n * m]);
-        let ours = best(|| gemm::linear(&x, &w, k, black_box(&mut y)));
+        let ours = best(|| gemm::linear(Precision::Single, &x, &w, k, black_box(&mut y)));
         let threads = rayon::current_num_threads();
         let theirs = best(|| {
             let y = black_box(&mut y);
@@ -68,28 +68,73 @@ fn products() {
         let rate = 2e-9 * (n * m * k) as f64 / ours;
         show(&format!("linear {n} x {k} -> {m}"), rate, "GFLOP/s", ours, "the gemm crate", theirs);
     }
+    rounded_products();
+    // As in rounding: some rows, on one thread, with a part of a matrix that is too large for any cache.
+    for (n, m, k) in [(128, 512, 4096), (128, 512, 11008)] {
+        let (x, h, mut y) = (numbers(n * k), numbers(k * k), vec![0.0; n * m]);
+        let ours = best(|| {
+            for first in (0..k - m).step_by(m) {
+                let band = gemm::View::new(&h[first..], k, m, k);
+                gemm::product(&mut y, m, gemm::Old::Replaced, 1.0, gemm::View::new(&x, n, k, k), black_box(band));
+            }
+        });
+        let bands = ((k - m) as f64 / m as f64).ceil();
+        println!(
+            "{:44} {:8.2} GFLOP/s",
+            format!("product {n} x {k} x {m} on one thread"),
+            2e-9 * bands * (n * m * k) as f64 / ours
+        );
+    }
     for (n, m, k) in [(1, 4096, 4096), (8, 4096, 4096), (2048, 4096, 4096)] {
         let (x, bytes, mut y) = (numbers(n * k), vec![0x3c; 2 * m * k], vec![0.0; n * m]);
         let decode = |rows: std::ops::Range<usize>, out: &mut [f32]| {
             convert::bf16_to_f32(&bytes[2 * rows.start * k..2 * rows.end * k], out);
             Ok::<(), ()>(())
         };
-        let ours = best(|| fused::linear(&x, k, m, decode, black_box(&mut y)).expect("it decodes"));
+        let ours = best(|| fused::linear(Precision::Single, &x, k, m, decode, black_box(&mut y)).expect("it decodes"));
         let mut w = vec![0.0; m * k];
         let theirs = best(|| {
             convert::bf16_to_f32(&bytes, &mut w);
-            gemm::linear(&x, &w, k, black_box(&mut y));
+            gemm::linear(Precision::Single, &x, &w, k, black_box(&mut y));
         });
         let rate = 2e-9 * (n * m * k) as f64 / ours;
         show(&format!("linear of bfloat16, {n} x {k} -> {m}"), rate, "GFLOP/s", ours, "decoding all first", theirs);
     }
     for (n, k) in [(2048, 512), (2048, 1280), (8192, 4096)] {
         let (x, mut h) = (numbers(n * k), vec![0.0; k * k]);
-        let ours = best(|| syrk::syrk(&x, k, black_box(&mut h)));
+        let ours = best(|| syrk::syrk(Precision::Single, &x, k, black_box(&mut h)));
         let transposed = numbers(k * n);
-        let theirs = best(|| gemm::linear(&transposed, &transposed, n, black_box(&mut h)));
+        let theirs = best(|| gemm::linear(Precision::Single, &transposed, &transposed, n, black_box(&mut h)));
         let rate = 1e-9 * (n * k * k) as f64 / ours;
         show(&format!("syrk {n} x {k}"), rate, "GFLOP/s", ours, "the full product", theirs);
+    }
+}
+
+/// Products of operands rounded to bfloat16, where this machine has them.
+fn rounded_products() {
+    if !Precision::Bf16.rounds() {
+        return;
+    }
+    for (n, m, k) in [(2048, 1280, 512), (2048, 512, 1280), (2048, 4096, 4096), (2048, 4096, 11008)] {
+        let (x, w, mut y) = (numbers(n * k), numbers(m * k), vec![0.0; n * m]);
+        let mut run = |precision| best(|| gemm::linear(precision, &x, &w, k, black_box(&mut y)));
+        let (ours, theirs) = (run(Precision::Bf16), run(Precision::Single));
+        let rate = 2e-9 * (n * m * k) as f64 / ours;
+        show(
+            &format!("linear rounded to bfloat16, {n} x {k} -> {m}"),
+            rate,
+            "GFLOP/s",
+            ours,
+            "single precision",
+            theirs,
+        );
+    }
+    for (n, k) in [(2048, 1280), (8192, 4096)] {
+        let (x, mut h) = (numbers(n * k), vec![0.0; k * k]);
+        let mut run = |precision| best(|| syrk::syrk(precision, &x, k, black_box(&mut h)));
+        let (ours, theirs) = (run(Precision::Bf16), run(Precision::Single));
+        let rate = 1e-9 * (n * k * k) as f64 / ours;
+        show(&format!("syrk rounded to bfloat16, {n} x {k}"), rate, "GFLOP/s", ours, "single precision", theirs);
     }
 }
 

@@ -149,7 +149,7 @@ mod tests {
     fn tile(n: usize) -> Tile {
         let x: Vec<f32> = (0..3 * n * n).map(|i| (i as f32 * 0.713).sin() + (i / n) as f32 % 3.0 * 0.4).collect();
         let mut h = vec![0.0; n * n];
-        crate::syrk::syrk(&x, n, &mut h);
+        crate::syrk::syrk(crate::gemm::Precision::Single, &x, n, &mut h);
         crate::syrk::mirror(n, &mut h);
         let w: Vec<F> = (0..n).map(|j| F(std::array::from_fn(|l| ((j * 16 + l) as f32 * 0.37).sin()))).collect();
         let q = vec![F::ZERO; n];

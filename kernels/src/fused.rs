@@ -6,11 +6,10 @@
 //! multiplied right there.
 
 use crate::dispatch::kernel;
-use crate::gemm::{self, STRIP, View};
+use crate::gemm::{self, Precision};
 use crate::lanes::{F, LANES, whole};
-use crate::micro::Micro;
-use crate::pack::Out;
 use rayon::prelude::*;
+use std::borrow::Cow;
 use std::ops::Range;
 
 /// Rows of activations that weights are decoded, or packed, once for.
@@ -28,7 +27,7 @@ const NEAR: usize = 4096;
 /// `Y = X·Wᵀ` on all threads, with the rows of `W` from `decode`.
 ///
 /// `x`: `[n, k]`, `y`: `[n, m]`. `decode` is asked for rows of `W`, `[m, k]`, one range by one task, and fills all of what it is
-/// given.
+/// given. A few rows of `x` are multiplied in single precision anyway.
 ///
 /// # Errors
 /// The one that `decode` gave for the first rows that it failed on. What is in `y` then means nothing.
@@ -36,6 +35,7 @@ const NEAR: usize = 4096;
 /// # Panics
 /// If the lengths do not fit.
 pub fn linear<E: Send>(
+    precision: Precision,
     x: &[f32],
     k: usize,
     m: usize,
@@ -47,35 +47,15 @@ pub fn linear<E: Send>(
     }
     let n = y.len() / m;
     assert_eq!((y.len(), x.len()), (n * m, n * k), "shapes of a linear layer");
-    if n <= FEW { few(x, k, m, &decode, y) } else { many(x, k, m, &decode, y) }
-}
-
-fn many<E: Send>(
-    x: &[f32],
-    k: usize,
-    m: usize,
-    decode: &(impl Fn(Range<usize>, &mut [f32]) -> Result<(), E> + Sync),
-    y: &mut [f32],
-) -> Result<(), E> {
-    let micro = Micro::best();
-    for (x, y) in x.chunks((AT_ONCE * k).max(1)).zip(y.chunks_mut(AT_ONCE * m)) {
-        let n = y.len() / m;
-        let left = gemm::pack_all(View::new(x, n, k, k), micro.rows);
-        let strips = Out::new(y, n, m, m).strips(STRIP);
-        let failed = strips.into_par_iter().enumerate().find_map_first(|(i, mut out)| {
-            let rows = i * STRIP..((i + 1) * STRIP).min(m);
-            let mut panel = vec![0.0; rows.len() * k]; // [rows, k]
-            if let Err(error) = decode(rows.clone(), &mut panel) {
-                return Some(error);
-            }
-            gemm::strip(micro, &left, View::new(&panel, rows.len(), k, k), &mut out);
-            None
-        });
-        if let Some(error) = failed {
-            return Err(error);
-        }
+    if n <= FEW {
+        return few(x, k, m, &decode, y);
     }
-    Ok(())
+    let rows = |rows: Range<usize>| {
+        let mut panel = vec![0.0; rows.len() * k]; // [rows, k]
+        decode(rows, &mut panel)?;
+        Ok(Cow::Owned(panel))
+    };
+    gemm::layer(precision, x, k, m, rows, y)
 }
 
 fn few<E: Send>(
@@ -153,8 +133,8 @@ mod tests {
             for n in [1, 2, FEW, FEW + 1, 64, 65, 300] {
                 let x = numbers(n * k, 1.3);
                 let (mut ours, mut plain) = (vec![f32::NAN; n * m], vec![0.0; n * m]);
-                linear(&x, k, m, of(&w, k), &mut ours).unwrap();
-                gemm::linear(&x, &w, k, &mut plain);
+                linear(Precision::Single, &x, k, m, of(&w, k), &mut ours).unwrap();
+                gemm::linear(Precision::Single, &x, &w, k, &mut plain);
                 for (at, (a, b)) in ours.iter().zip(&plain).enumerate() {
                     assert!((a - b).abs() < 1e-6 * k as f32, "{n} x {k} -> {m}, at {at}: {a} and {b}");
                 }
@@ -187,7 +167,7 @@ mod tests {
             let on = |threads| {
                 let mut y = vec![0.0; n * 200];
                 let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-                pool.install(|| linear(&x, 96, 200, of(&w, 96), &mut y)).unwrap();
+                pool.install(|| linear(Precision::Single, &x, 96, 200, of(&w, 96), &mut y)).unwrap();
                 y
             };
             assert_eq!(on(1), on(3));
@@ -199,7 +179,7 @@ mod tests {
         let fails = |rows: Range<usize>, _: &mut [f32]| if rows.end > 70 { Err(rows.start) } else { Ok(()) };
         for (n, wanted) in [(1, 64), (20, 64)] {
             let x = vec![0.0; n * 8];
-            assert_eq!(linear(&x, 8, 300, fails, &mut vec![0.0; n * 300]), Err(wanted));
+            assert_eq!(linear(Precision::Single, &x, 8, 300, fails, &mut vec![0.0; n * 300]), Err(wanted));
         }
     }
 }

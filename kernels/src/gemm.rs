@@ -1,17 +1,38 @@
-//! Matrix products of `f32`, row-major.
+//! Matrix products of `f32`, row-major, in single precision or of operands rounded to bfloat16.
 //!
 //! Both operands are packed for the loop in `micro.rs`, as much of them at once as stays in the second cache. Each number of the
 //! output is added up in the same order at any number of threads.
 
-use crate::fused::{self, FEW};
-use crate::micro::{Micro, Tile};
+use crate::Isa;
+use crate::fused::{self, AT_ONCE, FEW};
+use crate::micro::{Element, Micro, Pair, Tile};
 pub use crate::pack::View;
 use crate::pack::{Out, packed};
 use rayon::prelude::*;
+use std::borrow::Cow;
 use std::cell::RefCell;
+use std::convert::Infallible;
+use std::ops::Range;
 
-/// Columns of `A` and rows of `B` that are packed at once: a tile's part of `A` fills half of a usual nearest cache.
-pub(crate) const DEPTH: usize = 384;
+/// How exact a product has to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Precision {
+    /// All of it is computed in single precision.
+    Single,
+    /// Where the machine is faster with them, both operands are rounded to bfloat16, which is within 0.4% of each number; the sums stay
+    /// in single precision. Where it is not, this is [`Precision::Single`].
+    Bf16,
+}
+
+impl Precision {
+    /// Whether this machine rounds operands.
+    pub fn rounds(self) -> bool {
+        self == Precision::Bf16 && Isa::best().multiplies_bf16()
+    }
+}
+
+/// Columns of `A` and rows of `B` that are packed at once, in elements: a tile's part of `A` fills half of a usual nearest cache.
+const DEPTH: usize = 384;
 
 /// Rows of `A`, and columns of `B`, that one thread holds packed: 0.3 and 1.2 MB.
 const ROWS: usize = 192;
@@ -19,7 +40,7 @@ const COLUMNS: usize = 768;
 
 /// Columns of the output that one task of a layer computes. A constant, so that results do not depend on the number of
 /// threads.
-pub(crate) const STRIP: usize = 64;
+const STRIP: usize = 64;
 
 /// What happens to the old content of a product's output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,7 +61,7 @@ pub fn product(c: &mut [f32], stride: usize, old: Old, alpha: f32, a: View<'_>, 
     on(Micro::best(), c, stride, old, alpha, a, b);
 }
 
-fn on(micro: Micro, c: &mut [f32], stride: usize, old: Old, alpha: f32, a: View<'_>, b: View<'_>) {
+fn on(micro: Micro<f32>, c: &mut [f32], stride: usize, old: Old, alpha: f32, a: View<'_>, b: View<'_>) {
     thread_local! {
         static PACKED: RefCell<[Vec<f32>; 2]> = const { RefCell::new([Vec::new(), Vec::new()]) };
     }
@@ -55,11 +76,11 @@ fn on(micro: Micro, c: &mut [f32], stride: usize, old: Old, alpha: f32, a: View<
             let columns = first..(first + COLUMNS).min(n);
             for from in (0..k).step_by(DEPTH) {
                 let depth = from..(from + DEPTH).min(k);
-                let right = room(right, packed(columns.len(), depth.len(), micro.columns));
+                let right = room(right, packed::<f32>(columns.len(), depth.len(), micro.columns));
                 b.part(depth.clone(), columns.clone()).t().pack(micro.columns, right);
                 for top in (0..m).step_by(ROWS) {
                     let rows = top..(top + ROWS).min(m);
-                    let left = room(left, packed(rows.len(), depth.len(), micro.rows));
+                    let left = room(left, packed::<f32>(rows.len(), depth.len(), micro.rows));
                     a.part(rows, depth.clone()).pack(micro.rows, left);
                     let add = old == Old::Kept || from > 0;
                     tiles(micro, depth.len(), (left, right), alpha, add, (top, first), &mut out);
@@ -77,11 +98,11 @@ fn room(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
     &mut buffer[..len]
 }
 
-/// Every tile of packed operands: `left`: `[_, depth, rows]`; `right`: `[_, depth, columns]`. The first tile belongs `at`.
-pub(crate) fn tiles(
-    micro: Micro,
+/// Every tile of packed operands of `depth` elements: `left`: `[_, depth, rows]`; `right`: `[_, depth, columns]`. The first tile belongs `at`.
+fn tiles<E: Element>(
+    micro: Micro<E>,
     depth: usize,
-    (left, right): (&[f32], &[f32]),
+    (left, right): (&[E], &[E]),
     alpha: f32,
     add: bool,
     at: (usize, usize),
@@ -96,64 +117,104 @@ pub(crate) fn tiles(
     }
 }
 
-/// All rows of a view, packed on all threads, in pieces of [`DEPTH`] columns one behind the other.
-pub(crate) fn pack_all(view: View<'_>, width: usize) -> Vec<f32> {
-    let mut out = vec![0.0; packed(view.rows, view.columns, width)];
-    let of_piece = packed(view.rows, DEPTH, width).max(1);
+/// All rows of a view, packed on all threads, in pieces of [`DEPTH`] elements one behind the other.
+fn pack_pieces<E: Element>(view: View<'_>, width: usize) -> Vec<E> {
+    let mut out = vec![E::default(); packed::<E>(view.rows, view.columns, width)];
+    let columns = DEPTH * E::NUMBERS;
+    let of_piece = packed::<E>(view.rows, columns, width).max(1);
     for (piece, out) in out.chunks_mut(of_piece).enumerate() {
-        let first = piece * DEPTH;
-        let view = view.part(0..view.rows, first..(first + DEPTH).min(view.columns));
-        let panels = out.par_chunks_mut(view.columns * width).enumerate();
-        panels.with_min_len(8).for_each(|(p, out)| view.pack_panel(p, width, out));
+        let first = piece * columns;
+        view.part(0..view.rows, first..(first + columns).min(view.columns)).pack_on_all(width, out);
     }
     out
 }
 
-/// `C = A·Bᵀ` for some columns of the output. `left`: all of `A`, from [`pack_all`] with the tile's rows; `b`: `[columns, k]`.
-pub(crate) fn strip(micro: Micro, left: &[f32], b: View<'_>, out: &mut Out<'_>) {
+/// `C = A·Bᵀ` for some columns of the output. `left`: all of `A`, from [`pack_pieces`] with the tile's rows; `b`: `[columns, k]`.
+fn strip<E: Element>(micro: Micro<E>, left: &[E], b: View<'_>, out: &mut Out<'_>) {
     let ((m, n), k) = (out.shape(), b.columns);
     if k == 0 {
         out.clear();
     }
-    let mut right = vec![0.0; packed(n, DEPTH.min(k), micro.columns)];
-    for from in (0..k).step_by(DEPTH) {
-        let depth = DEPTH.min(k - from);
-        let right = &mut right[..packed(n, depth, micro.columns)];
+    let most = DEPTH * E::NUMBERS;
+    let mut right = vec![E::default(); packed::<E>(n, most.min(k), micro.columns)];
+    for from in (0..k).step_by(most) {
+        let depth = most.min(k - from);
+        let right = &mut right[..packed::<E>(n, depth, micro.columns)];
         b.part(0..n, from..from + depth).pack(micro.columns, right);
-        let left = &left[packed(m, from, micro.rows)..][..packed(m, depth, micro.rows)];
-        tiles(micro, depth, (left, right), 1.0, from > 0, (0, 0), out);
+        let left = &left[packed::<E>(m, from, micro.rows)..][..packed::<E>(m, depth, micro.rows)];
+        tiles(micro, depth.div_ceil(E::NUMBERS), (left, right), 1.0, from > 0, (0, 0), out);
     }
+}
+
+/// `Y = X·Wᵀ` on all threads, where `rows` gives some rows of `W`, `[rows, k]`, to each task, and anew for each [`AT_ONCE`] rows of
+/// `X`. `x`: `[n, k]`; `y`: `[n, m]`.
+///
+/// # Errors
+/// The one that `rows` gave for the first rows that it failed on. What is in `y` then means nothing.
+pub(crate) fn layer<'w, F: Send>(
+    precision: Precision,
+    x: &[f32],
+    k: usize,
+    m: usize,
+    rows: impl Fn(Range<usize>) -> Result<Cow<'w, [f32]>, F> + Sync,
+    y: &mut [f32],
+) -> Result<(), F> {
+    match precision.rounds() {
+        true => layer_of(Micro::<Pair>::best(), x, k, m, rows, y),
+        false => layer_of(Micro::<f32>::best(), x, k, m, rows, y),
+    }
+}
+
+fn layer_of<'w, E: Element, F: Send>(
+    micro: Micro<E>,
+    x: &[f32],
+    k: usize,
+    m: usize,
+    rows: impl Fn(Range<usize>) -> Result<Cow<'w, [f32]>, F> + Sync,
+    y: &mut [f32],
+) -> Result<(), F> {
+    for (x, y) in x.chunks((AT_ONCE * k).max(1)).zip(y.chunks_mut(AT_ONCE * m)) {
+        let n = y.len() / m;
+        let left = pack_pieces(View::new(x, n, k, k), micro.rows);
+        let strips = Out::new(y, n, m, m).strips(STRIP);
+        let failed = strips.into_par_iter().enumerate().find_map_first(|(i, mut out)| {
+            let range = i * STRIP..((i + 1) * STRIP).min(m);
+            let count = range.len();
+            match rows(range) {
+                Ok(w) => strip(micro, &left, View::new(&w, count, k, k), &mut out),
+                Err(error) => return Some(error),
+            }
+            None
+        });
+        if let Some(error) = failed {
+            return Err(error);
+        }
+    }
+    Ok(())
 }
 
 /// `Y = X·Wᵀ`, a linear layer without bias, on all threads.
 ///
-/// `x`: `[n, k]`, `w`: `[m, k]`, `y`: `[n, m]`.
+/// `x`: `[n, k]`, `w`: `[m, k]`, `y`: `[n, m]`. A few rows of `x` are multiplied in single precision anyway.
 ///
 /// # Panics
 /// If the lengths do not fit.
-pub fn linear(x: &[f32], w: &[f32], k: usize, y: &mut [f32]) {
+pub fn linear(precision: Precision, x: &[f32], w: &[f32], k: usize, y: &mut [f32]) {
     if y.is_empty() {
         return;
     }
     let m = w.len() / k;
     assert_eq!((w.len(), x.len() / k * m), (m * k, y.len()), "shapes of a linear layer");
-    let n = y.len() / m;
-    if n <= FEW {
-        let copy = |rows: std::ops::Range<usize>, out: &mut [f32]| -> Result<(), std::convert::Infallible> {
-            out.copy_from_slice(&w[rows.start * k..rows.end * k]);
-            Ok(())
-        };
-        return fused::linear(x, k, m, copy, y).unwrap_or_else(|never| match never {});
-    }
-    let micro = Micro::best();
-    y.chunks_mut(fused::AT_ONCE * m).zip(x.chunks(fused::AT_ONCE * k)).for_each(|(y, x)| {
-        let n = x.len() / k;
-        let left = pack_all(View::new(x, n, k, k), micro.rows);
-        Out::new(y, n, m, m).strips(STRIP).into_par_iter().enumerate().for_each(|(i, mut out)| {
-            let rows = i * STRIP..((i + 1) * STRIP).min(m);
-            strip(micro, &left, View::new(&w[rows.start * k..rows.end * k], rows.len(), k, k), &mut out);
-        });
-    });
+    let rows = |rows: Range<usize>| &w[rows.start * k..rows.end * k];
+    let copy = |range: Range<usize>, out: &mut [f32]| {
+        out.copy_from_slice(rows(range));
+        Ok(())
+    };
+    let done: Result<(), Infallible> = match y.len() / m <= FEW {
+        true => fused::linear(precision, x, k, m, copy, y),
+        false => layer(precision, x, k, m, |range| Ok(rows(range).into()), y),
+    };
+    done.unwrap_or_else(|never| match never {});
 }
 
 #[cfg(test)]
@@ -176,7 +237,7 @@ mod tests {
         for (n, m, k) in [(1, 1, 1), (3, 5, 7), (129, 33, 65), (300, 16, 31), (9, 130, 800), (1030, 3, 5)] {
             let (x, w) = (numbers(n * k, 1), numbers(m * k, 2));
             let mut y = vec![f32::NAN; n * m];
-            linear(&x, &w, k, &mut y);
+            linear(Precision::Single, &x, &w, k, &mut y);
             for i in 0..n {
                 for j in 0..m {
                     let want: f64 = (0..k).map(|p| f64::from(x[i * k + p]) * f64::from(w[j * k + p])).sum();
@@ -217,13 +278,34 @@ mod tests {
     #[test]
     fn the_number_of_threads_does_not_change_a_bit() {
         let (x, w) = (numbers(517 * 96, 3), numbers(70 * 96, 4));
-        let on = |threads| {
+        let on = |precision, threads| {
             let mut y = vec![0.0; 517 * 70];
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            pool.install(|| linear(&x, &w, 96, &mut y));
+            pool.install(|| linear(precision, &x, &w, 96, &mut y));
             y
         };
-        assert_eq!(on(1), on(3));
+        for precision in [Precision::Single, Precision::Bf16] {
+            assert_eq!(on(precision, 1), on(precision, 3));
+        }
+    }
+
+    #[test]
+    fn every_instruction_set_multiplies_rounded_operands_with_tails() {
+        let rounded = |x: &f32| f64::from(half::bf16::from_f32(*x));
+        for (n, m, k) in [(1, 1, 1), (3, 5, 7), (29, 33, 64), (5, 130, 801), (15, 40, 1601)] {
+            let (x, w) = (numbers(n * k, 1), numbers(m * k, 2));
+            for isa in Isa::available() {
+                let mut y = vec![f32::NAN; n * m];
+                let rows = |range: Range<usize>| Ok::<_, Infallible>((&w[range.start * k..range.end * k]).into());
+                layer_of(Micro::<Pair>::on(isa), &x, k, m, rows, &mut y).unwrap();
+                for (i, j) in (0..n).flat_map(|i| (0..m).map(move |j| (i, j))) {
+                    let (x, w) = (&x[i * k..(i + 1) * k], &w[j * k..(j + 1) * k]);
+                    let want: f64 = x.iter().zip(w).map(|(x, w)| rounded(x) * rounded(w)).sum();
+                    let off = (f64::from(y[i * m + j]) - want).abs();
+                    assert!(off < 1e-6 * (k + 1) as f64, "{isa:?} {n} {m} {k} at {i} {j}: {off}");
+                }
+            }
+        }
     }
 
     #[test]

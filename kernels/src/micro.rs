@@ -2,7 +2,8 @@
 //! High-Performance Matrix Multiplication", section 5; the packing is that of BLIS).
 
 use crate::Isa;
-use std::sync::OnceLock;
+use crate::dispatch::kernel;
+use std::marker::PhantomData;
 
 /// Numbers of the largest tile.
 const MOST: usize = 14 * 32;
@@ -17,38 +18,55 @@ impl Default for Tile {
     }
 }
 
-/// A size of tiles, and the kernel that computes them.
+/// How a packed operand holds its numbers.
+pub(crate) trait Element: Copy + Default + Send + Sync + 'static {
+    /// Numbers of neighbouring depth in one of these.
+    const NUMBERS: usize;
+
+    /// From as many numbers; a second is not looked at where it holds one.
+    fn of(numbers: [f32; 2]) -> Self;
+
+    /// From numbers in a row, with zero behind the last. `out`: `[⌈numbers.len() / NUMBERS⌉]`.
+    fn row(numbers: &[f32], out: &mut [Self]);
+
+    /// From as many rows of numbers; a second is not looked at where it holds one. `out`: as long as they are.
+    fn columns(rows: [&[f32]; 2], out: &mut [Self]);
+
+    /// Rows and columns of a tile.
+    fn tile(isa: Isa) -> (usize, usize);
+
+    /// See [`Micro::run`]; this machine has the instruction set.
+    fn run(isa: Isa, a: &[Self], b: &[Self], tile: &mut Tile);
+}
+
+/// A size of tiles, and the kernel that computes them from operands of `E`.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Micro {
+pub(crate) struct Micro<E> {
     /// Rows of a tile.
     pub rows: usize,
     /// Columns of a tile.
     pub columns: usize,
     isa: Isa,
+    of: PhantomData<E>,
 }
 
-impl Micro {
+impl<E: Element> Micro<E> {
     /// That of the fastest instruction set of this machine.
-    pub fn best() -> Micro {
-        static BEST: OnceLock<Micro> = OnceLock::new();
-        *BEST.get_or_init(|| Micro::on(Isa::best()))
+    pub fn best() -> Micro<E> {
+        let isa = Isa::best();
+        let (rows, columns) = E::tile(isa);
+        Micro { rows, columns, isa, of: PhantomData }
     }
 
     /// That of an instruction set.
     ///
     /// # Panics
     /// If this machine does not have it.
-    pub fn on(isa: Isa) -> Micro {
+    #[cfg(test)]
+    pub fn on(isa: Isa) -> Micro<E> {
         assert!(Isa::available().contains(&isa), "this machine has no {isa:?}");
-        let (rows, columns) = match isa {
-            Isa::Baseline => (4, 16),
-            // Accumulators, one row of B, and one number of A fill sixteen and thirty-two registers.
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => (6, 16),
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => (14, 32),
-        };
-        Micro { rows, columns, isa }
+        let (rows, columns) = E::tile(isa);
+        Micro { rows, columns, isa, of: PhantomData }
     }
 
     /// `tile = Σ_p a_p·b_pᵀ`. `a`: `[depth, rows]`; `b`: `[depth, columns]`.
@@ -56,18 +74,141 @@ impl Micro {
     /// # Panics
     /// If the lengths do not fit.
     #[inline]
-    pub fn run(self, a: &[f32], b: &[f32], tile: &mut Tile) {
+    pub fn run(self, a: &[E], b: &[E], tile: &mut Tile) {
         assert_eq!(a.len() / self.rows, b.len() / self.columns, "depth of a tile");
-        match self.isa {
+        E::run(self.isa, a, b, tile);
+    }
+}
+
+impl Element for f32 {
+    const NUMBERS: usize = 1;
+
+    #[inline]
+    fn of(numbers: [f32; 2]) -> f32 {
+        numbers[0]
+    }
+
+    #[inline]
+    fn row(numbers: &[f32], out: &mut [f32]) {
+        out.copy_from_slice(numbers);
+    }
+
+    #[inline]
+    fn columns(rows: [&[f32]; 2], out: &mut [f32]) {
+        out.copy_from_slice(rows[0]);
+    }
+
+    fn tile(isa: Isa) -> (usize, usize) {
+        match isa {
+            Isa::Baseline => (4, 16),
+            // Accumulators, one row of B, and one number of A fill sixteen and thirty-two registers.
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => (6, 16),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 | Isa::Avx512Bf16 => (14, 32),
+        }
+    }
+
+    #[inline]
+    fn run(isa: Isa, a: &[f32], b: &[f32], tile: &mut Tile) {
+        match isa {
             Isa::Baseline => baseline(a, b, tile),
-            // SAFETY: a Micro is only made for an instruction set that this machine has.
+            // SAFETY: this machine has the instruction set.
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => unsafe { x86::avx2(a, b, tile) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => unsafe { x86::avx512(a, b, tile) },
+            Isa::Avx512 | Isa::Avx512Bf16 => unsafe { x86::avx512(a, b, tile) },
         }
     }
+}
+
+/// Two neighbours along the depth, rounded to bfloat16, the first in the lower half.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[repr(transparent)]
+pub(crate) struct Pair(u32);
+
+impl Pair {
+    /// Both numbers in single precision.
+    #[inline]
+    fn numbers(self) -> [f32; 2] {
+        [f32::from_bits(self.0 << 16), f32::from_bits(self.0 & 0xffff_0000)]
+    }
+}
+
+/// To the nearest number of bfloat16, ties to even, in the upper half of what is returned. NaN stays NaN.
+#[inline(always)]
+fn to_bf16(x: f32) -> u32 {
+    let bits = x.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1));
+    if bits & 0x7fff_ffff > 0x7f80_0000 { bits | 0x0040_0000 } else { rounded }
+}
+
+impl Element for Pair {
+    const NUMBERS: usize = 2;
+
+    #[inline(always)]
+    fn of(numbers: [f32; 2]) -> Pair {
+        Pair(to_bf16(numbers[0]) >> 16 | to_bf16(numbers[1]) & 0xffff_0000)
+    }
+
+    fn row(numbers: &[f32], out: &mut [Pair]) {
+        let (whole, rest) = numbers.as_chunks::<2>();
+        neighbours(whole, &mut out[..whole.len()]);
+        if let [last] = rest {
+            out[whole.len()] = Pair::of([*last, 0.0]);
+        }
+    }
+
+    fn columns(rows: [&[f32]; 2], out: &mut [Pair]) {
+        beside(rows[0], rows[1], out);
+    }
+
+    fn tile(isa: Isa) -> (usize, usize) {
+        match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Bf16 => (14, 32),
+            _ => (4, 16),
+        }
+    }
+
+    #[inline]
+    fn run(isa: Isa, a: &[Pair], b: &[Pair], tile: &mut Tile) {
+        match isa {
+            // SAFETY: this machine has the instruction set.
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Bf16 => unsafe { x86::avx512_bf16(a, b, tile) },
+            _ => pairs(a, b, tile),
+        }
+    }
+}
+
+kernel! {
+    /// Pairs of neighbours. `numbers`: `[n, 2]`, `out`: `[n]`.
+    pub fn neighbours / neighbours_on(numbers: &[[f32; 2]], out: &mut [Pair]) {
+        out.iter_mut().zip(numbers).for_each(|(out, numbers)| *out = Pair::of(*numbers));
+    }
+}
+
+kernel! {
+    /// Pairs of a number from either row. `a`, `b`, `out`: `[n]`.
+    pub fn beside / beside_on(a: &[f32], b: &[f32], out: &mut [Pair]) {
+        out.iter_mut().zip(a.iter().zip(b)).for_each(|(out, (a, b))| *out = Pair::of([*a, *b]));
+    }
+}
+
+/// What the instructions for pairs are tested against.
+fn pairs(a: &[Pair], b: &[Pair], tile: &mut Tile) {
+    let mut c = [[0.0f32; 16]; 4];
+    for (a, b) in a.chunks_exact(4).zip(b.chunks_exact(16)) {
+        for (c, a) in c.iter_mut().zip(a) {
+            for (c, b) in c.iter_mut().zip(b) {
+                let (a, b) = (a.numbers(), b.numbers());
+                *c += a[0] * b[0] + a[1] * b[1];
+            }
+        }
+    }
+    tile.0[..64].chunks_exact_mut(16).zip(&c).for_each(|(to, c)| to.copy_from_slice(c));
 }
 
 fn baseline(a: &[f32], b: &[f32], tile: &mut Tile) {
@@ -86,7 +227,7 @@ fn baseline(a: &[f32], b: &[f32], tile: &mut Tile) {
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::Tile;
+    use super::{Pair, Tile};
     use std::arch::x86_64::*;
 
     #[target_feature(enable = "avx2,fma")]
@@ -130,6 +271,41 @@ mod x86 {
             }
         }
     }
+
+    /// Sixteen pairs.
+    ///
+    /// # Safety
+    /// They are there.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn pairs_of(first: *const Pair) -> __m512bh {
+        // SAFETY: the caller's; and a register is a register, whatever its numbers are taken for.
+        unsafe { std::mem::transmute::<__m512i, __m512bh>(_mm512_loadu_si512(first.cast())) }
+    }
+
+    /// The same shape with two products in each addition: numbers of bfloat16 are multiplied exactly and summed in single
+    /// precision.
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    pub fn avx512_bf16(a: &[Pair], b: &[Pair], tile: &mut Tile) {
+        let mut c = [[_mm512_setzero_ps(); 2]; 14];
+        for (a, b) in a.chunks_exact(14).zip(b.chunks_exact(32)) {
+            // SAFETY: `b` has thirty-two pairs.
+            let b = unsafe { [pairs_of(b.as_ptr()), pairs_of(b.as_ptr().add(16))] };
+            for i in 0..14 {
+                // SAFETY: a register is a register, whatever its numbers are taken for.
+                let a = unsafe { std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi32(a[i].0 as i32)) };
+                c[i][0] = _mm512_dpbf16_ps(c[i][0], a, b[0]);
+                c[i][1] = _mm512_dpbf16_ps(c[i][1], a, b[1]);
+            }
+        }
+        for (to, c) in tile.0.chunks_exact_mut(32).zip(c) {
+            // SAFETY: `to` has thirty-two numbers.
+            unsafe {
+                _mm512_storeu_ps(to.as_mut_ptr(), c[0]);
+                _mm512_storeu_ps(to.as_mut_ptr().add(16), c[1]);
+            }
+        }
+    }
 }
 
 #[cfg(test)]
@@ -138,22 +314,59 @@ mod tests {
 
     #[test]
     fn every_instruction_set_gives_the_sums_it_stands_for() {
+        sums::<f32>(|x| vec![x]);
+        sums::<Pair>(|x| x.numbers().to_vec());
+    }
+
+    fn sums<E: Element>(numbers: impl Fn(E) -> Vec<f32>) {
         for isa in Isa::available() {
-            let micro = Micro::on(isa);
+            let micro = Micro::<E>::on(isa);
             for depth in [0, 1, 2, 7, 64] {
-                let numbers = |n: usize, step: f32| (0..n).map(|i| (i as f32 * step).sin()).collect::<Vec<f32>>();
-                let (a, b) = (numbers(depth * micro.rows, 0.7), numbers(depth * micro.columns, 0.3));
+                let made = |n: usize, step: f32| -> Vec<E> {
+                    (0..n).map(|i| E::of([0, 1].map(|j| ((i * E::NUMBERS + j) as f32 * step).sin()))).collect()
+                };
+                let (a, b) = (made(depth * micro.rows, 0.7), made(depth * micro.columns, 0.3));
                 let mut tile = Tile([f32::NAN; MOST]);
                 micro.run(&a, &b, &mut tile);
                 for i in 0..micro.rows {
                     for j in 0..micro.columns {
-                        let product = |p: usize| f64::from(a[p * micro.rows + i]) * f64::from(b[p * micro.columns + j]);
+                        let product = |p: usize| -> f64 {
+                            let (a, b) = (numbers(a[p * micro.rows + i]), numbers(b[p * micro.columns + j]));
+                            a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(b)).sum()
+                        };
                         let want: f64 = (0..depth).map(product).sum();
                         let got = f64::from(tile.0[i * micro.columns + j]);
-                        assert!((got - want).abs() < 1e-5, "{isa:?} of depth {depth} at {i} {j}: {got} and {want}");
+                        assert!((got - want).abs() < 2e-5, "{isa:?} of depth {depth} at {i} {j}: {got} and {want}");
                     }
                 }
             }
         }
+    }
+
+    #[test]
+    fn pairs_are_rounded_to_the_nearest_with_ties_to_even() {
+        let special = [0.0, -0.0, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, -f32::NAN, f32::MAX, f32::MIN, 1e-40];
+        let ties = (0..64u32).map(|i| f32::from_bits(0x3f80_0000 + i * 0x4000));
+        let others = (0..1000).map(|i| (i as f32 * 0.7).sin() * 10f32.powi(i % 60 - 30));
+        let all: Vec<f32> =
+            special.into_iter().chain(ties).chain(others).chain([f32::from_bits(0x7fff_ffff)]).collect();
+        let close = |x: f32, got: f32| {
+            let wanted = half::bf16::from_f32(x).to_f32();
+            assert!(got.to_bits() == wanted.to_bits() || got.is_nan() && wanted.is_nan(), "{x}: {got} and {wanted}");
+        };
+        for isa in Isa::available() {
+            for n in (0..40).chain([all.len() / 2]) {
+                let mut out = vec![Pair::default(); n];
+                neighbours_on(isa, &all.as_chunks().0[..n], &mut out);
+                out.iter().flat_map(|pair| pair.numbers()).zip(&all).for_each(|(got, x)| close(*x, got));
+                beside_on(isa, &all[..n], &all[n..2 * n], &mut out);
+                for (i, pair) in out.iter().enumerate() {
+                    pair.numbers().into_iter().zip([all[i], all[n + i]]).for_each(|(got, x)| close(x, got));
+                }
+            }
+        }
+        let mut odd = [Pair::default(); 2];
+        Pair::row(&[1.0, 2.0, 3.0], &mut odd);
+        assert_eq!(odd.map(Pair::numbers), [[1.0, 2.0], [3.0, 0.0]]);
     }
 }

@@ -1,6 +1,7 @@
 //! Operands of a matrix product as its innermost loop reads them, and the output that it writes.
 
-use crate::micro::Tile;
+use crate::micro::{Element, Tile};
+use rayon::prelude::*;
 use std::marker::PhantomData;
 
 /// A read-only matrix inside a slice.
@@ -37,50 +38,80 @@ impl<'a> View<'a> {
         View { data: &self.data[first..], rows: rows.len(), columns: columns.len(), ..self }
     }
 
-    /// Its rows in panels of `width`, each `[columns, width]`, the last one filled up with zeros: what stands in `out`
-    /// afterwards is `[⌈rows / width⌉, columns, width]`.
-    pub(crate) fn pack(self, width: usize, out: &mut [f32]) {
-        for (p, out) in
-            out[..packed(self.rows, self.columns, width)].chunks_mut((self.columns * width).max(1)).enumerate()
-        {
+    /// Its rows in panels of `width`, each `[⌈columns / E::NUMBERS⌉, width]`, the last one filled up with zeros, as are columns where
+    /// an element holds several: what stands in `out` afterwards is `[⌈rows / width⌉, ⌈columns / E::NUMBERS⌉, width]`.
+    pub(crate) fn pack<E: Element>(self, width: usize, out: &mut [E]) {
+        let panel = packed::<E>(width, self.columns, width).max(1);
+        let out = &mut out[..packed::<E>(self.rows, self.columns, width)];
+        if self.steps.0 == 1 {
+            // Panel by panel, memory would be read in small pieces far from each other.
+            for j in 0..panel / width {
+                for (p, out) in out.chunks_exact_mut(panel).enumerate() {
+                    self.pack_column(p, j, &mut out[j * width..][..width]);
+                }
+            }
+            return;
+        }
+        for (p, out) in out.chunks_mut(panel).enumerate() {
             self.pack_panel(p, width, out);
         }
     }
 
-    /// Panel `p` of [`pack`](Self::pack): `out`: `[columns, width]`.
-    pub(crate) fn pack_panel(self, p: usize, width: usize, out: &mut [f32]) {
+    /// The same on all threads.
+    pub(crate) fn pack_on_all<E: Element>(self, width: usize, out: &mut [E]) {
+        let panel = packed::<E>(width, self.columns, width).max(1);
+        out.par_chunks_mut(panel).enumerate().with_min_len(8).for_each(|(p, out)| self.pack_panel(p, width, out));
+    }
+
+    /// Column `j`, or more where an element holds several, of panel `p`, where what is to lie side by side does so already.
+    /// `out`: `[width]`.
+    fn pack_column<E: Element>(self, p: usize, j: usize, out: &mut [E]) {
+        let first = p * out.len();
+        let rows = out.len().min(self.rows - first);
+        let column = |j: usize| {
+            let from = first + j * self.steps.1;
+            if j < self.columns { &self.data[from..from + rows] } else { &ZEROS[..rows] }
+        };
+        // One of these is not looked at where an element holds one number.
+        E::columns([0, E::NUMBERS - 1].map(|i| column(j * E::NUMBERS + i)), &mut out[..rows]);
+        out[rows..].fill(E::default());
+    }
+
+    /// Panel `p` of [`pack`](Self::pack).
+    fn pack_panel<E: Element>(self, p: usize, width: usize, out: &mut [E]) {
+        if self.steps.0 == 1 {
+            out.chunks_exact_mut(width).enumerate().for_each(|(j, out)| self.pack_column(p, j, out));
+            return;
+        }
         let first = p * width;
         let rows = width.min(self.rows - first);
         if rows < width {
-            out.fill(0.0);
-        }
-        if self.steps.0 == 1 {
-            // What is to lie side by side does so already.
-            for (j, out) in out.chunks_exact_mut(width).enumerate() {
-                let from = first + j * self.steps.1;
-                out[..rows].copy_from_slice(&self.data[from..from + rows]);
-            }
-            return;
+            out.fill(E::default());
         }
         // A few columns of all rows at once, so that what is written stays in the nearest cache.
-        for at in (0..self.columns).step_by(SIDE) {
-            let count = SIDE.min(self.columns - at);
-            let out = &mut out[at * width..(at + count) * width];
+        let side = SIDE * E::NUMBERS;
+        let mut near = [E::default(); SIDE];
+        for (at, out) in (0..self.columns).step_by(side).zip(out.chunks_mut(SIDE * width)) {
+            let count = side.min(self.columns - at);
+            let near = &mut near[..count.div_ceil(E::NUMBERS)];
             for i in 0..rows {
                 let from = (first + i) * self.steps.0 + at;
-                let row = &self.data[from..from + count];
-                row.iter().zip(out[i..].iter_mut().step_by(width)).for_each(|(from, to)| *to = *from);
+                E::row(&self.data[from..from + count], near);
+                near.iter().zip(out[i..].iter_mut().step_by(width)).for_each(|(from, to)| *to = *from);
             }
         }
     }
 }
 
-/// Columns that are turned over at once.
-const SIDE: usize = 16;
+/// Columns of elements that are turned over at once.
+const SIDE: usize = 128;
 
-/// Numbers of a matrix's panels.
-pub(crate) fn packed(rows: usize, columns: usize, width: usize) -> usize {
-    rows.next_multiple_of(width) * columns
+/// What stands for a column that is not there; at least as wide as a panel.
+const ZEROS: [f32; 64] = [0.0; 64];
+
+/// Elements of a matrix's panels.
+pub(crate) fn packed<E: Element>(rows: usize, columns: usize, width: usize) -> usize {
+    rows.next_multiple_of(width) * columns.div_ceil(E::NUMBERS)
 }
 
 /// Numbers from a matrix's first to its last.
@@ -157,21 +188,31 @@ impl<'a> Out<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::micro::Pair;
 
     #[test]
     fn panels_hold_every_number_once_and_zeros_behind_the_last_row() {
-        for (rows, columns, width) in [(1, 1, 4), (4, 3, 4), (5, 40, 4), (14, 17, 14), (33, 2, 32)] {
+        panels::<f32>();
+        panels::<Pair>();
+    }
+
+    fn panels<E: Element + PartialEq + std::fmt::Debug>() {
+        for (rows, columns, width) in [(1, 1, 4), (4, 3, 4), (5, 40, 4), (14, 17, 14), (33, 2, 32), (3, 65, 14)] {
             let stride = columns + 3;
             let data: Vec<f32> = (0..rows * stride).map(|i| i as f32 + 1.0).collect();
             let view = View::new(&data, rows, columns, stride);
             let turned: Vec<f32> = (0..columns * rows).map(|at| data[at % rows * stride + at / rows]).collect();
             for view in [view, View::new(&turned, columns, rows, rows).t()] {
-                let mut out = vec![f32::NAN; packed(rows, columns, width)];
+                let nonsense = E::of([7.5; 2]);
+                let mut out = vec![nonsense; packed::<E>(rows, columns, width)];
                 view.pack(width, &mut out);
+                let deep = columns.div_ceil(E::NUMBERS);
                 for (at, got) in out.iter().enumerate() {
-                    let (row, column) = (at / (columns * width) * width + at % width, at / width % columns);
-                    let want = if row < rows { data[row * stride + column] } else { 0.0 };
-                    assert_eq!(*got, want, "{rows} x {columns} in panels of {width}, at {row} {column}");
+                    let (row, first) = (at / (deep * width) * width + at % width, at / width % deep * E::NUMBERS);
+                    let number =
+                        |column| if row < rows && column < columns { data[row * stride + column] } else { 0.0 };
+                    let want = E::of([number(first), number(first + E::NUMBERS - 1)]);
+                    assert_eq!(*got, want, "{rows} x {columns} in panels of {width}, at {row} {first}");
                 }
             }
         }

@@ -1,13 +1,14 @@
 //! Sums of outer products: `H += XᵀX` and `C += AᵀB`.
 
-use crate::micro::{Micro, Tile};
+use crate::gemm::Precision;
+use crate::micro::{Element, Micro, Pair, Tile};
 use crate::pack::{Out, View, packed};
 use rayon::prelude::*;
 
 /// Rows of `H` that one task computes, in tiles. A constant, so that results do not depend on the number of threads.
 const TILES: usize = 8;
 
-/// Rows of `X` that are added at once.
+/// Rows of `X` that are added at once, in elements.
 const DEPTH: usize = 512;
 
 /// Adds `XᵀX` to the lower triangle of `H` (the diagonal included), on all threads.
@@ -16,9 +17,9 @@ const DEPTH: usize = 512;
 ///
 /// # Panics
 /// If the lengths do not fit.
-pub fn syrk(x: &[f32], k: usize, h: &mut [f32]) {
+pub fn syrk(precision: Precision, x: &[f32], k: usize, h: &mut [f32]) {
     assert_eq!((x.len(), h.len()), (x.len() / k * k, k * k), "shapes of a sum of outer products");
-    sums(x, k, x, k, h, true);
+    sums(precision, (x, k), (x, k), h, true);
 }
 
 /// Adds `AᵀB` to `C`, on all threads.
@@ -27,23 +28,31 @@ pub fn syrk(x: &[f32], k: usize, h: &mut [f32]) {
 ///
 /// # Panics
 /// If the lengths do not fit.
-pub fn outer(a: &[f32], m: usize, b: &[f32], n: usize, c: &mut [f32]) {
+pub fn outer(precision: Precision, a: &[f32], m: usize, b: &[f32], n: usize, c: &mut [f32]) {
     let t = b.len() / n;
     assert_eq!((a.len(), b.len(), c.len()), (t * m, t * n, m * n), "shapes of a sum of outer products");
-    sums(a, m, b, n, c, false);
+    sums(precision, (a, m), (b, n), c, false);
 }
 
 /// Adds `AᵀB` to `C`; if only the lower triangle is wanted, without the tiles above it.
-fn sums(a: &[f32], m: usize, b: &[f32], n: usize, c: &mut [f32], lower: bool) {
-    let micro = Micro::best();
-    for (a, b) in a.chunks(DEPTH * m).zip(b.chunks(DEPTH * n)) {
-        let depth = b.len() / n;
+fn sums(precision: Precision, a: (&[f32], usize), b: (&[f32], usize), c: &mut [f32], lower: bool) {
+    match precision.rounds() {
+        true => sums_of(Micro::<Pair>::best(), a, b, c, lower),
+        false => sums_of(Micro::<f32>::best(), a, b, c, lower),
+    }
+}
+
+/// `a`: `[t, m]`, with `m`; `b`: `[t, n]`, with `n`; `c`: `[m, n]`.
+fn sums_of<E: Element>(micro: Micro<E>, (a, m): (&[f32], usize), (b, n): (&[f32], usize), c: &mut [f32], lower: bool) {
+    let most = DEPTH * E::NUMBERS;
+    for (a, b) in a.chunks(most * m).zip(b.chunks(most * n)) {
+        let rows = b.len() / n;
         let packed = |x: &[f32], columns: usize, width: usize| {
-            let mut out = vec![0.0; packed(columns, depth, width)];
-            let x = View::new(x, depth, columns, columns).t();
-            out.par_chunks_mut(depth * width).enumerate().for_each(|(p, out)| x.pack_panel(p, width, out));
+            let mut out = vec![E::default(); packed::<E>(columns, rows, width)];
+            View::new(x, rows, columns, columns).t().pack_on_all(width, &mut out);
             out
         };
+        let depth = rows.div_ceil(E::NUMBERS);
         let (left, right) = (packed(a, m, micro.rows), packed(b, n, micro.columns));
         let rows = TILES * micro.rows;
         c.par_chunks_mut(rows * n).zip(left.par_chunks(rows * depth)).enumerate().for_each(|(p, (c, left))| {
@@ -75,13 +84,14 @@ pub fn mirror(k: usize, h: &mut [f32]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Isa;
 
     #[test]
     fn it_equals_the_sum_of_outer_products() {
         for (n, k) in [(1, 1), (5, 3), (40, 65), (17, 200)] {
             let x: Vec<f32> = (0..n * k).map(|i| ((i * 7919 % 1009) as f32 / 500.0) - 1.0).collect();
             let mut h = vec![0.5; k * k];
-            syrk(&x, k, &mut h);
+            syrk(Precision::Single, &x, k, &mut h);
             mirror(k, &mut h);
             for i in 0..k {
                 for j in 0..k {
@@ -100,7 +110,7 @@ mod tests {
             };
             let (a, b) = (of(m, 1), of(n, 2));
             let mut c = vec![0.5; m * n];
-            outer(&a, m, &b, n, &mut c);
+            outer(Precision::Single, &a, m, &b, n, &mut c);
             for i in 0..m {
                 for j in 0..n {
                     let want: f32 = 0.5 + (0..t).map(|k| a[k * m + i] * b[k * n + j]).sum::<f32>();
@@ -111,14 +121,34 @@ mod tests {
     }
 
     #[test]
+    fn every_instruction_set_sums_products_of_rounded_numbers() {
+        for (t, m, n) in [(1, 1, 1), (5, 3, 2), (41, 65, 70), (1029, 20, 33)] {
+            let of = |rows: usize| -> Vec<f32> { (0..t * rows).map(|i| (i as f32 * 0.37).sin()).collect() };
+            let (a, b) = (of(m), of(n));
+            let rounded = |x: f32| f64::from(half::bf16::from_f32(x));
+            for isa in Isa::available() {
+                let mut c = vec![0.5; m * n];
+                sums_of(Micro::<Pair>::on(isa), (&a, m), (&b, n), &mut c, false);
+                for (i, j) in (0..m).flat_map(|i| (0..n).map(move |j| (i, j))) {
+                    let sum: f64 = (0..t).map(|k| rounded(a[k * m + i]) * rounded(b[k * n + j])).sum();
+                    let off = (f64::from(c[i * n + j]) - 0.5 - sum).abs();
+                    assert!(off < 1e-4, "{isa:?}, {t} {m} {n} at {i} {j}: {off}");
+                }
+            }
+        }
+    }
+
+    #[test]
     fn the_number_of_threads_does_not_change_a_bit() {
         let x: Vec<f32> = (0..100 * 150).map(|i| (i as f32 * 0.37).sin()).collect();
-        let on = |threads| {
+        let on = |precision, threads| {
             let mut h = vec![0.0; 150 * 150];
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            pool.install(|| syrk(&x, 150, &mut h));
+            pool.install(|| syrk(precision, &x, 150, &mut h));
             h
         };
-        assert_eq!(on(1), on(4));
+        for precision in [Precision::Single, Precision::Bf16] {
+            assert_eq!(on(precision, 1), on(precision, 4));
+        }
     }
 }

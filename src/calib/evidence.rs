@@ -5,19 +5,21 @@ use super::hessian::{Hessian, rows_of};
 use crate::error::{Error, Result};
 use candle_core::Tensor;
 use llmq_kernels::elementwise::first_non_finite;
+use llmq_kernels::gemm::Precision;
 use llmq_kernels::syrk;
 
 /// `E[a bᵀ]` over tokens.
 pub struct Outer {
+    precision: Precision,
     columns: usize,
     sum: Vec<f32>, // [rows, columns]
     tokens: usize,
 }
 
 impl Outer {
-    /// An empty sum for activations of `rows` and `columns` numbers.
-    pub fn new(rows: usize, columns: usize) -> Outer {
-        Outer { columns, sum: vec![0.0; rows * columns], tokens: 0 }
+    /// An empty sum for activations of `rows` and `columns` numbers, whose products need not be more exact than `precision`.
+    pub fn new(precision: Precision, rows: usize, columns: usize) -> Outer {
+        Outer { precision, columns, sum: vec![0.0; rows * columns], tokens: 0 }
     }
 
     /// Adds activations. `a`: `[tokens, rows]`; `b`: `[tokens, columns]`.
@@ -25,13 +27,13 @@ impl Outer {
     /// # Errors
     /// NaN or infinity among them, or other shapes.
     pub fn add(&mut self, a: &Tensor, b: &Tensor) -> Result<()> {
-        let (n, seen) = (self.columns, self.tokens);
+        let (precision, n, seen) = (self.precision, self.columns, self.tokens);
         let (tokens, rows) = (b.dims2()?.0, self.sum.len() / n);
         if a.dims2()? != (tokens, rows) {
             return Err(Error::new(format!("activations {:?} beside those of {tokens} tokens", a.dims())));
         }
         let sum = &mut self.sum;
-        rows_of(a, rows, seen, |a| rows_of(b, n, seen, |b| syrk::outer(a, rows, b, n, sum)))??;
+        rows_of(a, rows, seen, |a| rows_of(b, n, seen, |b| syrk::outer(precision, a, rows, b, n, sum)))??;
         self.tokens += tokens;
         Ok(())
     }
@@ -62,8 +64,11 @@ pub struct Known {
 
 impl Evidence {
     /// Empty sums for inputs of `columns` numbers. `drift`: how many numbers come along that say what is off.
-    pub fn new(columns: usize, drift: Option<usize>) -> Evidence {
-        Evidence { hessian: Hessian::new(columns), drift: drift.map(|rows| Outer::new(rows, columns)) }
+    pub fn new(precision: Precision, columns: usize, drift: Option<usize>) -> Evidence {
+        Evidence {
+            hessian: Hessian::new(precision, columns),
+            drift: drift.map(|rows| Outer::new(precision, rows, columns)),
+        }
     }
 
     /// Adds the inputs of some tokens, `[tokens, columns]`. `off`: by how much something is off there, `[tokens, rows]`.
@@ -113,7 +118,7 @@ mod tests {
     #[test]
     fn drift_is_the_mean_product_of_what_is_off_and_inputs() {
         let of = |x: &[f32]| Tensor::from_slice(x, (1, x.len()), &Device::Cpu).unwrap();
-        let mut evidence = Evidence::new(2, Some(3));
+        let mut evidence = Evidence::new(Precision::Single, 2, Some(3));
         for (x, off) in [([1.0, 2.0], [1.0, 0.0, -1.0]), ([3.0, -1.0], [0.0, 2.0, 0.0])] {
             evidence.add(&of(&x), Some(&of(&off))).unwrap();
         }
@@ -125,7 +130,7 @@ mod tests {
 
     #[test]
     fn squares_that_overflow_are_refused_by_their_column() {
-        let mut evidence = Evidence::new(3, None);
+        let mut evidence = Evidence::new(Precision::Single, 3, None);
         evidence.add(&Tensor::from_slice(&[1.0f32, 1e20, 2.0], (1, 3), &Device::Cpu).unwrap(), None).unwrap();
         let message = evidence.finish().err().unwrap().to_string();
         assert!(message.contains("column 1 are too large"), "{message}");

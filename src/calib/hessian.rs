@@ -3,20 +3,22 @@
 use crate::error::{Error, Result};
 use candle_core::{Device, Storage, Tensor};
 use llmq_kernels::elementwise::first_non_finite;
+use llmq_kernels::gemm::Precision;
 use llmq_kernels::syrk;
 
 /// `H = Σ x xᵀ` over the tokens that a site saw, divided by their number (Frantar et al. 2022, section 3: the Hessian of
 /// `‖WX − QX‖²`, up to a factor).
 pub struct Hessian {
+    precision: Precision,
     columns: usize,
     tokens: usize,
     sum: Vec<f32>,
 }
 
 impl Hessian {
-    /// An empty sum for activations of `columns` numbers.
-    pub fn new(columns: usize) -> Hessian {
-        Hessian { columns, tokens: 0, sum: vec![0.0; columns * columns] }
+    /// An empty sum for activations of `columns` numbers, whose products need not be more exact than `precision`.
+    pub fn new(precision: Precision, columns: usize) -> Hessian {
+        Hessian { precision, columns, tokens: 0, sum: vec![0.0; columns * columns] }
     }
 
     /// Adds activations, `[tokens, columns]`.
@@ -24,8 +26,8 @@ impl Hessian {
     /// # Errors
     /// NaN or infinity among them, or another width.
     pub fn add(&mut self, x: &Tensor) -> Result<()> {
-        let (columns, sum) = (self.columns, &mut self.sum);
-        rows_of(x, columns, self.tokens, |x| syrk::syrk(x, columns, sum))?;
+        let (precision, columns, sum) = (self.precision, self.columns, &mut self.sum);
+        rows_of(x, columns, self.tokens, |x| syrk::syrk(precision, x, columns, sum))?;
         self.tokens += x.dims2()?.0;
         Ok(())
     }
@@ -84,7 +86,7 @@ mod tests {
 
     #[test]
     fn it_is_the_mean_outer_product() {
-        let mut h = Hessian::new(2);
+        let mut h = Hessian::new(Precision::Single, 2);
         for row in [[1.0f32, 2.0], [3.0, -1.0]] {
             h.add(&Tensor::from_slice(&row, (1, 2), &Device::Cpu).unwrap()).unwrap();
         }
@@ -93,7 +95,7 @@ mod tests {
 
     #[test]
     fn infinite_activations_are_refused_by_place() {
-        let mut h = Hessian::new(2);
+        let mut h = Hessian::new(Precision::Single, 2);
         let x = Tensor::from_slice(&[1.0f32, 2.0, f32::INFINITY, 0.0], (2, 2), &Device::Cpu).unwrap();
         let message = h.add(&x).unwrap_err().to_string();
         assert!(message.contains("inf at token 1 and column 0"), "{message}");

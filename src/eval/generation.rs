@@ -10,6 +10,7 @@ use crate::model::ends::{LastNorm, Start};
 use crate::model::matrix::Matrix;
 use crate::pipeline::subject::{BATCH, Subject};
 use candle_core::Tensor;
+use llmq_kernels::gemm::Precision;
 
 /// One window that grows.
 pub struct Generation<'a> {
@@ -73,7 +74,7 @@ impl<'a> Generation<'a> {
         }
         let h = last.ok_or_else(|| Error::new("no tokens"))?;
         let h = h.narrow(0, h.dim(0)? - 1, 1)?.contiguous()?;
-        let mut logits = self.output.linear(&self.norm.apply(&h)?)?.flatten_all()?.to_vec1()?;
+        let mut logits = self.output.linear(Precision::Single, &self.norm.apply(&h)?)?.flatten_all()?.to_vec1()?;
         self.subject.model.finish_logits(&mut logits);
         Ok(logits)
     }

@@ -7,6 +7,7 @@ use crate::model::{Model, ops};
 use crate::pipeline::subject::{BATCH, Subject};
 use candle_core::{Device, Tensor};
 use llmq_kernels::elementwise::log_sum_exp;
+use llmq_kernels::gemm::Precision;
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -29,7 +30,8 @@ pub(super) fn output_rows(subject: &Subject, rows: Range<usize>) -> Result<Tenso
 
 /// The logits of `n` tokens from the `from`-th on, for these rows of the output matrix: `n · rows` numbers.
 pub(super) fn logits(model: &Model, hidden: &Tensor, from: usize, n: usize, rows: &Tensor) -> Result<Vec<f32>> {
-    let mut logits = ops::linear(&hidden.narrow(0, from, n)?, rows)?.flatten_all()?.to_vec1::<f32>()?;
+    let mut logits =
+        ops::linear(Precision::Single, &hidden.narrow(0, from, n)?, rows)?.flatten_all()?.to_vec1::<f32>()?;
     model.finish_logits(&mut logits);
     Ok(logits)
 }

@@ -6,6 +6,7 @@
 use super::npy::Header;
 use super::npz::{self, Entry};
 use crate::error::{Error, Result};
+use crate::interrupt;
 use llmq_kernels::elementwise::first_non_finite;
 use std::fs::File;
 use std::io::{BufReader, Read};
@@ -143,6 +144,22 @@ impl Samples {
     /// Reads them, one after the other.
     pub fn iter(&self) -> impl Iterator<Item = Result<Sample>> {
         self.parts.iter().flat_map(|part| Rows { samples: self, part, readers: None, next: 0 })
+    }
+
+    /// Reads those of some numbers, which are in order, one at a time.
+    ///
+    /// # Errors
+    /// One cannot be read, or `of` failed.
+    pub fn each(&self, chosen: &[usize], of: &mut dyn FnMut(Sample) -> Result<()>) -> Result<()> {
+        let end = chosen.last().map_or(0, |last| last + 1);
+        for (at, sample) in self.iter().enumerate().take(end) {
+            interrupt::check()?;
+            let sample = sample?;
+            if chosen.binary_search(&at).is_ok() {
+                of(sample)?;
+            }
+        }
+        Ok(())
     }
 
     /// Checks one file.

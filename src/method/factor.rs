@@ -63,7 +63,7 @@ mod tests {
         let n = 7;
         let x: Vec<f32> = (0..n * 9).map(|i| (i as f32 * 0.77).sin()).collect(); // [9, n]
         let mut h = vec![0.0; n * n];
-        llmq_kernels::syrk::syrk(&x, n, &mut h);
+        llmq_kernels::syrk::syrk(llmq_kernels::gemm::Precision::Single, &x, n, &mut h);
         llmq_kernels::syrk::mirror(n, &mut h);
         let order = [3, 0, 6, 1, 2, 5, 4];
         let u = inverse_factor(&h, &order, 0.05).unwrap();

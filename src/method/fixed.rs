@@ -3,11 +3,9 @@
 
 use super::PART;
 use super::factor::{LADDER, inverse_factor, mended};
+use super::gptq::B;
 use llmq_kernels::gemm::{Old, View, product};
 use rayon::prelude::*;
-
-/// Columns whose errors are collected before they reach the columns behind them (the paper's B).
-const B: usize = 128;
 
 /// The damping of the Hessian, as a part of its mean diagonal.
 const DAMP: f64 = 0.01;

@@ -18,7 +18,7 @@ use llmq_kernels::gemm::{Old, View, product};
 use rayon::prelude::*;
 
 /// Columns whose errors are collected before they reach the columns behind them (the paper's B, section 3.3, step 2).
-const B: usize = 128;
+pub(super) const B: usize = 128;
 
 /// Rows that one task quantizes. A constant, so that results do not depend on the number of threads.
 const ROWS: usize = super::PART;

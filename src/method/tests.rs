@@ -38,7 +38,7 @@ fn activations(columns: usize, tokens: usize, seed: u64) -> Vec<f32> {
 fn outer(a: &[f32], b: &[f32], tokens: usize) -> Vec<f32> {
     let (rows, columns) = (a.len() / tokens, b.len() / tokens);
     let mut sum = vec![0.0; rows * columns];
-    llmq_kernels::syrk::outer(a, rows, b, columns, &mut sum);
+    llmq_kernels::syrk::outer(llmq_kernels::gemm::Precision::Single, a, rows, b, columns, &mut sum);
     sum.iter().map(|x| x / tokens as f32).collect()
 }
 

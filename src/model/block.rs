@@ -12,6 +12,7 @@ use crate::error::{Context, Error, Result};
 use candle_core::{Device, Tensor};
 use llmq_kernels::attention::{Scores, Shape};
 use llmq_kernels::elementwise::Pairing;
+use llmq_kernels::gemm::Precision;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::collections::HashMap;
@@ -66,6 +67,7 @@ pub struct Frame {
     /// Cosines and sines, `[positions, rotary / 2]`: of blocks that see everything, and of the others.
     pub(super) tables: Option<[(Tensor, Tensor); 2]>,
     device: Device,
+    pub(super) precision: Precision,
 }
 
 impl Frame {
@@ -85,7 +87,20 @@ impl Frame {
             Ok([whole, local])
         });
         let tables = tables.transpose()?;
-        Ok(Frame { model: model.clone(), pairing, positions, tables, device: device.clone() })
+        Ok(Frame {
+            model: model.clone(),
+            pairing,
+            positions,
+            tables,
+            device: device.clone(),
+            precision: Precision::Single,
+        })
+    }
+
+    /// The same with linear layers that need not be more exact than this.
+    #[must_use]
+    pub fn with_precision(self, precision: Precision) -> Frame {
+        Frame { precision, ..self }
     }
 
     /// Tokens per window.
@@ -175,8 +190,8 @@ impl<'a> Block<'a> {
 
     pub(super) fn linear(&self, part: Part, x: &Tensor) -> Result<Tensor> {
         let y = match self.lent.get(&part) {
-            Some(weight) => weight.linear(x)?,
-            None => ops::linear(x, self.weight(part))?,
+            Some(weight) => weight.linear(self.frame.precision, x)?,
+            None => ops::linear(self.frame.precision, x, self.weight(part))?,
         };
         match self.bias(part) {
             Some(bias) => Ok(y.broadcast_add(bias)?),
@@ -347,7 +362,7 @@ impl<'a> Block<'a> {
     /// # Errors
     /// Shapes that do not fit.
     pub fn difference(&self, half: Half, inner: &Tensor) -> Result<Tensor> {
-        Ok(ops::linear(inner, self.weight(half.last()))?)
+        Ok(ops::linear(self.frame.precision, inner, self.weight(half.last()))?)
     }
 
     /// How much an error of one of a half's first linear layers moves what the half adds to the residual stream: the mean of

@@ -41,9 +41,12 @@ impl Block<'_> {
         for head in 0..heads {
             // [latent, still] and [value, latent]
             let (k, v) = (self.weight(Part::KB).get(head)?, self.weight(Part::VB).get(head)?);
-            keys.push(Tensor::cat(&[ops::linear(&c, &k.t()?.contiguous()?)?, k_turned.clone()], 1)?);
+            keys.push(Tensor::cat(
+                &[ops::linear(self.frame.precision, &c, &k.t()?.contiguous()?)?, k_turned.clone()],
+                1,
+            )?);
             // Values are as wide as keys for the kernel.
-            values.push(Tensor::cat(&[ops::linear(&c, &v)?, padding.clone()], 1)?);
+            values.push(Tensor::cat(&[ops::linear(self.frame.precision, &c, &v)?, padding.clone()], 1)?);
         }
         let (k, v) = extended(cache, Tensor::cat(&keys, 1)?, Tensor::cat(&values, 1)?)?;
         let scores =

@@ -3,6 +3,7 @@
 use super::ops;
 use crate::error::{Error, Result};
 use candle_core::{Device, Tensor};
+use llmq_kernels::gemm::Precision;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -55,16 +56,16 @@ impl<'a> Lent<'a> {
     ///
     /// # Errors
     /// Shapes that do not fit, or rows that cannot be decoded.
-    pub fn linear(&self, x: &Tensor) -> Result<Tensor> {
+    pub fn linear(&self, precision: Precision, x: &Tensor) -> Result<Tensor> {
         let decode = |rows: Range<usize>, out: &mut [f32]| {
             self.source.decode(self.first + rows.start..self.first + rows.end, out)
         };
         match x.device() {
-            Device::Cpu => ops::linear_of(x, self.rows, self.columns, decode),
+            Device::Cpu => ops::linear_of(precision, x, self.rows, self.columns, decode),
             device => {
                 let mut numbers = vec![0.0; self.rows * self.columns];
                 decode(0..self.rows, &mut numbers)?;
-                Ok(ops::linear(x, &Tensor::from_vec(numbers, (self.rows, self.columns), device)?)?)
+                Ok(ops::linear(precision, x, &Tensor::from_vec(numbers, (self.rows, self.columns), device)?)?)
             }
         }
     }
@@ -75,10 +76,10 @@ impl Matrix<'_> {
     ///
     /// # Errors
     /// Shapes that do not fit, or rows that cannot be decoded.
-    pub fn linear(&self, x: &Tensor) -> Result<Tensor> {
+    pub fn linear(&self, precision: Precision, x: &Tensor) -> Result<Tensor> {
         match self {
-            Matrix::Held(w) => Ok(ops::linear(x, w)?),
-            Matrix::Lent(w) => w.linear(x),
+            Matrix::Held(w) => Ok(ops::linear(precision, x, w)?),
+            Matrix::Lent(w) => w.linear(precision, x),
         }
     }
 }
@@ -113,11 +114,18 @@ mod tests {
     fn a_matrix_of_a_stack_is_multiplied_with() {
         let stack = Lent::new(Arc::new(Numbered), 6, 3);
         let x = Tensor::from_vec(vec![1f32, 1.0, 1.0, 0.0, 2.0, 0.0], (2, 3), &Device::Cpu).unwrap();
-        let y = Matrix::Lent(stack.get(1, 3).unwrap()).linear(&x).unwrap();
+        let y = Matrix::Lent(stack.get(1, 3).unwrap()).linear(Precision::Single, &x).unwrap();
         assert_eq!(y.to_vec2::<f32>().unwrap(), [[6.0, 9.0], [4.0, 6.0]]);
         assert!(stack.get(3, 3).is_err());
-        assert_eq!(stack.get(2, 3).unwrap().linear(&x).unwrap_err().to_string(), "row 4 is gone");
+        assert_eq!(stack.get(2, 3).unwrap().linear(Precision::Single, &x).unwrap_err().to_string(), "row 4 is gone");
         let narrow = x.narrow(1, 0, 2).unwrap().contiguous().unwrap();
-        assert!(stack.linear(&narrow).unwrap_err().chain().join(": ").contains("3 columns on activations of 2"));
+        assert!(
+            stack
+                .linear(Precision::Single, &narrow)
+                .unwrap_err()
+                .chain()
+                .join(": ")
+                .contains("3 columns on activations of 2")
+        );
     }
 }

@@ -8,7 +8,8 @@ use crate::error;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Storage, Tensor, bail};
 use llmq_kernels::attention::{Scores, Shape as Windows, causal};
 use llmq_kernels::elementwise::{self, Activation, Pairing};
-use llmq_kernels::{fused, gemm};
+use llmq_kernels::fused;
+use llmq_kernels::gemm::{self, Precision};
 use std::ops::Range;
 
 /// Rows of a tensor that lies in one piece on the CPU.
@@ -19,7 +20,7 @@ fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
     }
 }
 
-struct Linear;
+struct Linear(Precision);
 
 impl CustomOp2 for Linear {
     fn name(&self) -> &'static str {
@@ -31,14 +32,14 @@ impl CustomOp2 for Linear {
             bail!("a linear layer of {wk} columns on activations of {k}");
         }
         let mut y = vec![0.0; n * m];
-        gemm::linear(slice(x, xl)?, slice(w, wl)?, k, &mut y);
+        gemm::linear(self.0, slice(x, xl)?, slice(w, wl)?, k, &mut y);
         Ok((CpuStorage::F32(y), (n, m).into()))
     }
 }
 
-/// `x·wᵀ`. `x`: `[n, columns]`, `w`: `[rows, columns]`, result: `[n, rows]`.
-pub fn linear(x: &Tensor, w: &Tensor) -> Result<Tensor> {
-    if x.device().is_cpu() { x.apply_op2_no_bwd(w, &Linear) } else { portable::linear(x, w) }
+/// `x·wᵀ`. `x`: `[n, columns]`, `w`: `[rows, columns]`, result: `[n, rows]`. Only on the CPU anything is rounded.
+pub fn linear(precision: Precision, x: &Tensor, w: &Tensor) -> Result<Tensor> {
+    if x.device().is_cpu() { x.apply_op2_no_bwd(w, &Linear(precision)) } else { portable::linear(x, w) }
 }
 
 /// The same with rows of `w`, `[rows, columns]`, from `decode`, on the CPU; see [`fused::linear`].
@@ -46,6 +47,7 @@ pub fn linear(x: &Tensor, w: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// Shapes that do not fit, or the error of `decode`.
 pub fn linear_of(
+    precision: Precision,
     x: &Tensor,
     rows: usize,
     columns: usize,
@@ -57,7 +59,7 @@ pub fn linear_of(
     }
     let mut y = vec![0.0; n * rows];
     match &*x.storage_and_layout().0 {
-        Storage::Cpu(storage) => fused::linear(slice(storage, x.layout())?, k, rows, decode, &mut y)?,
+        Storage::Cpu(storage) => fused::linear(precision, slice(storage, x.layout())?, k, rows, decode, &mut y)?,
         _ => return Err(error::Error::new("weights are decoded on the CPU only")),
     }
     Ok(Tensor::from_vec(y, (n, rows), x.device())?)
@@ -342,7 +344,7 @@ mod tests {
     #[test]
     fn the_kernels_agree_with_candle() {
         let (x, w) = (tensor(24, 32, 0.7), tensor(48, 32, 0.3));
-        close(&linear(&x, &w).unwrap(), &portable::linear(&x, &w).unwrap());
+        close(&linear(Precision::Single, &x, &w).unwrap(), &portable::linear(&x, &w).unwrap());
         let gain = tensor(1, 32, 0.2).reshape(32).unwrap();
         close(&rms_norm(&x, &gain, 1e-5).unwrap(), &portable::rms_norm(&x, &gain, 1e-5).unwrap());
         let y = tensor(24, 32, 0.9);
@@ -374,6 +376,6 @@ mod tests {
 
     #[test]
     fn shapes_that_do_not_fit_are_errors() {
-        assert!(linear(&tensor(2, 8, 0.1), &tensor(4, 9, 0.1)).is_err());
+        assert!(linear(Precision::Single, &tensor(2, 8, 0.1), &tensor(4, 9, 0.1)).is_err());
     }
 }

@@ -92,7 +92,7 @@ impl<'a> Block<'a> {
     }
 
     fn expert_linear(&self, part: Part, expert: usize, x: &Tensor, weight: &Matrix<'_>) -> Result<Tensor> {
-        let y = weight.linear(x)?;
+        let y = weight.linear(self.frame.precision, x)?;
         match self.bias(part) {
             Some(bias) => Ok(y.broadcast_add(&bias.get(expert)?)?),
             None => Ok(y),

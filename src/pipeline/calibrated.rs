@@ -2,7 +2,7 @@
 
 use super::plan::Planned;
 use super::solve::Pending;
-use super::stream::{Position, Stream};
+use super::stream::{PRECISION, Position, Stream};
 use super::{Finished, Run};
 use crate::calib::evidence::{Evidence, Known};
 use crate::calib::squares::Squares;
@@ -162,7 +162,7 @@ impl Run<'_> {
         let compare = stream.batches().iter().any(|batch| batch.compared);
         // What is off: the inputs of a half's first layers; where its last one adds to the residual stream, that sum.
         let off = if site.is_inner() { self.plan.model()?.hidden } else { columns };
-        let evidence = || Evidence::new(columns, compare.then_some(off));
+        let evidence = || Evidence::new(PRECISION, columns, compare.then_some(off));
         let (mut seen, mut held) = (evidence(), evidence());
         let mut squares = Squares::new(columns);
         let mut kept = Vec::new();

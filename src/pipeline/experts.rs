@@ -6,7 +6,7 @@
 
 use super::plan::Planned;
 use super::report::Clock;
-use super::stream::{Position, Stream};
+use super::stream::{PRECISION, Position, Stream};
 use super::{Finished, Run, check_range};
 use crate::calib::hessian::Hessian;
 use crate::calib::squares::Squares;
@@ -39,7 +39,7 @@ struct Evidence {
 
 impl Evidence {
     fn new(columns: usize) -> Evidence {
-        Evidence { seen: Hessian::new(columns), held: Hessian::new(columns) }
+        Evidence { seen: Hessian::new(PRECISION, columns), held: Hessian::new(PRECISION, columns) }
     }
 
     fn of(&mut self, held: bool) -> &mut Hessian {

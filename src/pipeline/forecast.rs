@@ -12,7 +12,7 @@ pub mod speed;
 pub mod time;
 
 use super::experts::MEMORY;
-use super::stream::Wants;
+use super::stream::{PRECISION, Wants};
 use super::{PIECE, head, stream};
 use crate::method::{self, Method, Options, PART};
 use crate::model::Model;
@@ -321,9 +321,10 @@ impl<'a> Job<'a> {
         };
         let per_token = first + inner * (1 + usize::from(compared));
         let batch = self.tokens().batch;
-        // A product packs what goes into it.
+        // A product packs what goes into it, in half the bytes if it rounds.
+        let width = if PRECISION.rounds() { SINGLE / 2 } else { SINGLE };
         let packed = batch.min(fused::AT_ONCE as u64) * hidden.max(inner) as u64;
-        (batch * per_token as u64 + packed) * SINGLE
+        batch * per_token as u64 * SINGLE + packed * width
     }
 }
 

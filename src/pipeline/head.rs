@@ -5,7 +5,7 @@
 //! as an input each number of a row counts alike: the identity is added to the Hessian.
 
 use super::plan::{Plan, Planned};
-use super::stream::Stream;
+use super::stream::{PRECISION, Stream};
 use super::{Calibration, Run};
 use crate::calib::hessian::Hessian;
 use crate::error::{Context, Result};
@@ -61,7 +61,7 @@ impl Run<'_> {
     /// The Hessian of the last hidden states of the original model, over some windows.
     pub(super) fn foresee(&mut self, windows: &[Vec<u32>], c: &Calibration) -> Result<Vec<f32>> {
         let (plan, model, device) = (self.plan, self.plan.model()?, Device::Cpu);
-        let frame = Frame::new(model, pairing(&plan.source, model), c.positions, &device)?;
+        let frame = Frame::new(model, pairing(&plan.source, model), c.positions, &device)?.with_precision(PRECISION);
         let windows = &windows[..windows.len().div_ceil(SHARE)];
         let mut batches = embed(&plan.source, model, windows, &device)?;
         for i in 0..model.blocks {
@@ -87,7 +87,7 @@ impl Run<'_> {
     fn final_hessian(&mut self, states: impl Iterator<Item = Result<Tensor>>) -> Result<Vec<f32>> {
         let model = self.plan.model()?;
         let norm = LastNorm::new(model, |spec| self.read(spec))?;
-        let mut hessian = Hessian::new(model.hidden);
+        let mut hessian = Hessian::new(PRECISION, model.hidden);
         let started = self.clock.start();
         for h in states {
             interrupt::check()?;

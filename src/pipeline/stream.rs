@@ -10,6 +10,7 @@ use crate::error::{Context, Error, Result};
 use crate::model::block::Frame;
 use crate::model::ends::Start;
 use candle_core::{Device, Tensor};
+use llmq_kernels::gemm::Precision;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
@@ -18,6 +19,10 @@ use std::path::{Path, PathBuf};
 
 /// One window in so many is kept out of every Hessian, where a method has to choose.
 const HELD: usize = 8;
+
+/// How exact the layers and statistics of calibration are. They are means over many tokens, and the stream between the blocks is rounded
+/// to bfloat16 anyway.
+pub const PRECISION: Precision = Precision::Bf16;
 
 /// One batch in so many, of those that are not held out, also goes through the original model: how activations drift is a
 /// smooth thing, and running two models is twice the work.
@@ -238,7 +243,7 @@ impl Stream {
     fn laid_out(plan: &Plan, windows: &[Vec<u32>], wants: Wants, folder: (&Path, &Path)) -> Result<Stream> {
         let (device, model) = (Device::Cpu, plan.model()?);
         let positions = windows.first().map_or(1, Vec::len).max(1);
-        let frame = Frame::new(model, pairing(&plan.source, model), positions, &device)?;
+        let frame = Frame::new(model, pairing(&plan.source, model), positions, &device)?.with_precision(PRECISION);
         let mut batches: Vec<Batch> = Vec::new();
         for Share { windows, held, compared } in wants.shares(windows.len(), positions) {
             let offset = batches.last().map_or(0, |batch| batch.offset + batch.bytes());

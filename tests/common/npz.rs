@@ -1,6 +1,9 @@
 //! Files of arrays as NumPy writes them.
 
 use super::onnx::VOCABULARY;
+use llmq::int8::engine::Engine;
+use llmq::int8::feed;
+use llmq::int8::onnx::proto::ModelProto;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::fs::File;
@@ -54,4 +57,20 @@ pub fn sentences(count: usize, seed: u64) -> Vec<u8> {
     let mut random = ChaCha8Rng::seed_from_u64(seed);
     let ids: Vec<i64> = (0..12 * count).map(|_| random.random_range(0..VOCABULARY as i64)).collect();
     integers(&[count, 12], &ids)
+}
+
+/// How far what the built-in engine makes of samples is from numbers that are given, in dB: the first output of all samples, one
+/// behind the other.
+pub fn agreement(model: &ModelProto, samples: &Path, given: &[f32]) -> f64 {
+    let engine = Engine::new(model).unwrap();
+    let samples = feed::open(&[samples.to_path_buf()], &engine).unwrap();
+    let mut own = Vec::new();
+    for sample in samples.iter() {
+        let outputs = engine.run(&feed::inputs(&engine, &sample.unwrap()).unwrap()).unwrap();
+        own.extend(outputs[0].floats().unwrap().data.clone());
+    }
+    assert_eq!(own.len(), given.len());
+    let square = |x: f32| f64::from(x).powi(2);
+    let noise: f64 = own.iter().zip(given).map(|(a, b)| square(a - b)).sum();
+    10.0 * (own.iter().map(|&x| square(x)).sum::<f64>() / noise.max(1e-30)).log10()
 }

@@ -12,8 +12,8 @@ use crate::int8::qat;
 use crate::int8::qdq::exclude::{self, Exclusions};
 use crate::int8::qdq::observe::Seen;
 use crate::int8::qdq::plan::{Plan, Role};
-use crate::int8::qdq::{Float, Layer, Quantized};
-use crate::int8::refine::{self, Given};
+use crate::int8::qdq::{Float, Given, Layer, Quantized};
+use crate::int8::refine;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -83,16 +83,16 @@ pub fn run(args: &Args) -> Result<()> {
     let (samples, mut seen) = args.calibration.calibrate(&float, args.json)?;
     let (integers, words) = args.calibration.integers();
     let excluded = |name: &str| exclusions.contains(name);
+    let calibrator = args.calibration.calibrator()?;
+    let given =
+        Given { float: &float, samples: &samples, ranges: &seen.ranges, calibrator, integers, excluded: &excluded };
     let (mut trained, mut refined) = (None, None);
     let quantized = if let Some(options) = training {
-        let found = training::train(&float, &samples, &seen.ranges, integers, &excluded, options, args.json)?;
+        let found = training::train(given, options, args.json)?;
         seen.ranges = found.ranges;
         trained = Some(found.report);
         found.quantized
     } else if args.refine {
-        let calibrator = args.calibration.calibrator()?;
-        let (float, samples, ranges) = (&float, &samples, &seen.ranges);
-        let given = Given { float, samples, ranges, calibrator, integers, excluded: &excluded };
         let found = refining::refine(given, args.json)?;
         seen.ranges = found.ranges;
         refined = Some(found.report);

@@ -2,7 +2,8 @@
 
 use crate::cli::output::{Progress, line};
 use crate::error::Result;
-use crate::int8::refine::{self, Given, LEAST, Name, Refined, Report, Step};
+use crate::int8::qdq::Given;
+use crate::int8::refine::{self, LEAST, Name, Refined, Report, Step};
 use serde_json::{Value, json};
 
 /// Refines, and shows how it goes.

@@ -3,12 +3,8 @@
 use crate::cli::output::{Progress, line};
 use crate::error::{Error, Result};
 use crate::int8::qat::{self, Report, Trained};
-use crate::int8::qdq::Float;
-use crate::int8::qdq::rewrite::Integers;
-use crate::int8::ranges::Range;
-use crate::int8::samples::Samples;
+use crate::int8::qdq::Given;
 use serde_json::{Value, json};
-use std::collections::HashMap;
 
 #[derive(Debug, clap::Args)]
 pub struct Training {
@@ -45,21 +41,13 @@ impl Training {
 }
 
 /// Trains, and shows how it goes.
-pub fn train(
-    float: &Float,
-    samples: &Samples,
-    ranges: &HashMap<String, Range>,
-    integers: Integers,
-    excluded: &dyn Fn(&str) -> bool,
-    options: qat::Options,
-    json: bool,
-) -> Result<Trained> {
+pub fn train(given: Given, options: qat::Options, json: bool) -> Result<Trained> {
     let progress = Progress::new(false, json);
     let told = &mut |done: usize, total: usize, error: f64| {
         progress.say(&format!("error {}", percent(error)));
         progress.set(done as u64, total as u64);
     };
-    let trained = qat::train(float, samples, ranges, integers, excluded, options, told)?;
+    let trained = qat::train(given, options, told)?;
     progress.finish();
     Ok(trained)
 }

@@ -88,6 +88,14 @@ impl Graph {
         self.consumers.get(value).map_or(&[], Vec::as_slice)
     }
 
+    /// The `Add` that alone reads a value, and at which of its inputs the other summand is.
+    pub fn sum_behind(&self, value: &str) -> Option<(usize, usize)> {
+        let [reader] = *self.consumers(value) else { return None };
+        let add = &self.nodes()[reader];
+        let other = add.input.iter().position(|input| input != value)?;
+        (add.is("Add") && !self.is_output(value)).then_some((reader, other))
+    }
+
     /// Whether a value leaves the graph.
     pub fn is_output(&self, value: &str) -> bool {
         self.outputs.contains(value)

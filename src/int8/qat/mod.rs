@@ -21,18 +21,16 @@ mod parameters;
 mod program;
 mod trainer;
 
+use super::dynamic;
 use super::engine::Engine;
 use super::feed;
 use super::onnx::Graph;
 use super::onnx::proto::ModelProto;
 use super::qdq::plan::Plan;
-use super::qdq::rewrite::Integers;
-use super::qdq::{Float, Quantized};
+use super::qdq::{Given, Quantized};
 use super::ranges::Range;
 use super::samples::Samples;
-use super::{dynamic, qat::trainer::Trainer};
 use crate::error::{Context, Error, Result};
-use crate::interrupt;
 use cases::{Case, Engines, Loss};
 use parameters::Parameters;
 use program::{Precision, Program};
@@ -40,6 +38,7 @@ use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use std::collections::HashMap;
+use trainer::Trainer;
 
 /// One in so many samples is held out, to judge by.
 const HELD_OUT: usize = 5;
@@ -109,15 +108,8 @@ pub type Told<'a> = &'a mut dyn FnMut(usize, usize, f64);
 ///
 /// # Errors
 /// Training cannot go through the graph, there are too few samples, or it diverges.
-pub fn train(
-    float: &Float,
-    samples: &Samples,
-    ranges: &HashMap<String, Range>,
-    integers: Integers,
-    excluded: &dyn Fn(&str) -> bool,
-    options: Options,
-    told: Told,
-) -> Result<Trained> {
+pub fn train(given: Given, options: Options, told: Told) -> Result<Trained> {
+    let Given { float, samples, ranges, integers, excluded, .. } = given;
     if samples.len() < LEAST_SAMPLES {
         return Err(Error::new(format!(
             "--qat needs {LEAST_SAMPLES} calibration samples, and there are {}",
@@ -201,16 +193,12 @@ fn agree(engines: &Engines, program: &Program, parameters: &Parameters, samples:
 fn judge(trainer: &Trainer, teacher: &Engine, model: &ModelProto, samples: &Samples, judges: &[usize]) -> Result<f64> {
     let engine = Engine::new(model)?;
     let mut sum = 0.0;
-    for (at, sample) in samples.iter().enumerate().take_while(|(at, _)| judges.last() >= Some(at)) {
-        interrupt::check()?;
-        let sample = sample?;
-        if judges.binary_search(&at).is_err() {
-            continue;
-        }
+    samples.each(judges, &mut |sample| {
         let inputs = feed::inputs(teacher, &sample)?;
         let [wanted, found] = [teacher.run(&inputs)?, engine.run(&inputs)?].map(|x| cases::floats(&trainer.program, x));
         sum += trainer.loss.number(&found?, &wanted?).context(|| sample.place.clone())?;
-    }
+        Ok(())
+    })?;
     Ok(sum / judges.len().max(1) as f64)
 }
 

@@ -9,6 +9,8 @@ use crate::int8::onnx::proto::tensor_proto::DataType;
 use crate::int8::onnx::proto::{GraphProto, OperatorSetIdProto};
 use crate::int8::onnx::shape::{Dim, declare};
 use crate::int8::onnx::{OnnxFile, Tensor as Array};
+use crate::int8::qdq::Float;
+use crate::int8::qdq::rewrite::Integers;
 use crate::int8::ranges::{Calibrator, Observer};
 use crate::int8::weights::Levels;
 use rand::Rng;

@@ -30,6 +30,23 @@ use std::path::PathBuf;
 /// DequantizeLinear has a scale for each channel since this opset.
 const OPSET: i64 = 13;
 
+/// A static quantization that is to become better.
+#[derive(Clone, Copy)]
+pub struct Given<'a> {
+    /// The float model.
+    pub float: &'a Float,
+    /// The calibration samples.
+    pub samples: &'a Samples,
+    /// What calibration has found.
+    pub ranges: &'a HashMap<String, Range>,
+    /// How.
+    pub calibrator: Calibrator,
+    /// The integers to run in.
+    pub integers: Integers,
+    /// The nodes that stay float.
+    pub excluded: &'a dyn Fn(&str) -> bool,
+}
+
 /// A graph that is ready to be calibrated.
 #[derive(Debug)]
 pub struct Float {

@@ -191,12 +191,8 @@ fn bias(graph: &Graph, at: usize) -> Option<(usize, usize, String)> {
     }
     let output = node.output.first()?;
     let columns = *graph.constant(node.input_at(1)?)?.dims.last()?;
-    let [reader] = graph.consumers(output) else { return None };
-    let add = &graph.nodes()[*reader];
-    if graph.is_output(output) || !add.is("Add") || add.input.len() != 2 {
-        return None;
-    }
-    let i = usize::from(add.input[0] == *output);
-    let found = graph.constant(&add.input[i])?;
-    (found.data_type() == DataType::Float as i32 && found.dims == [columns]).then(|| (*reader, i, add.input[i].clone()))
+    let (reader, i) = graph.sum_behind(output)?;
+    let name = &graph.nodes()[reader].input[i];
+    let found = graph.constant(name)?;
+    (found.data_type() == DataType::Float as i32 && found.dims == [columns]).then(|| (reader, i, name.clone()))
 }

@@ -6,7 +6,6 @@
 //! the extremes and mean squares of each channel alone.
 
 use super::fold::{Place, Reader, Site, sites};
-use super::split::each;
 use crate::error::{Error, Result};
 use crate::int8::engine::Engine;
 use crate::int8::feed;
@@ -127,7 +126,7 @@ fn observe(
     let mut seen: Vec<Channels> =
         sites.iter().map(|site| Channels { all: vec![none; site.channels], count: 0.0 }).collect();
     let mut ran = 0;
-    each(samples, chosen, &mut |sample| {
+    samples.each(chosen, &mut |sample| {
         let found = engine.run_for(&feed::inputs(&engine, &sample)?, &names)?;
         for ((site, seen), value) in sites.iter().zip(&mut seen).zip(&found) {
             let (name, dims) = (&site.value, value.dims());

@@ -4,7 +4,7 @@
 //! Layers are corrected in the order in which they need each other, so that each sees inputs that are corrected already.
 
 use super::layers::{Layer, initializer, layers, source};
-use super::split::{each, spread};
+use super::split::spread;
 use crate::error::{Error, Result};
 use crate::int8::engine::{Engine, Value};
 use crate::int8::feed;
@@ -13,6 +13,7 @@ use crate::int8::onnx::proto::tensor_proto::DataType;
 use crate::int8::onnx::proto::{ModelProto, NodeProto};
 use crate::int8::onnx::{Graph, Tensor};
 use crate::int8::qdq::Quantized;
+use crate::int8::qdq::weights::bias_codes;
 use crate::int8::samples::{Sample, Samples, Values};
 use std::collections::HashMap;
 
@@ -101,7 +102,7 @@ pub fn correct(
 /// Some of the samples, as far as they fit the memory.
 fn keep(samples: &Samples, chosen: &[usize], count: usize) -> Result<Vec<Sample>> {
     let (mut kept, mut bytes) = (Vec::new(), 0);
-    each(samples, &spread(chosen, count), &mut |sample| {
+    samples.each(&spread(chosen, count), &mut |sample| {
         let numbers = sample.inputs.iter().map(|input| match &input.values {
             Values::Float(x) => x.len(),
             Values::Integer(x) => x.len(),
@@ -218,12 +219,8 @@ fn slots(model: &mut ModelProto, layers: &[Layer]) -> Result<Vec<Slot>> {
 
 /// The constant that a sum behind a `MatMul` adds: its codes, or its floats as a tensor of their own.
 fn added(graph: &mut Graph, layer: &Layer) -> Result<Option<Bias>> {
-    let [next] = *graph.consumers(&layer.output) else { return Ok(None) };
+    let Some((next, place)) = graph.sum_behind(&layer.output) else { return Ok(None) };
     let mut sum = graph.nodes()[next].clone();
-    if !sum.is("Add") || graph.is_output(&layer.output) {
-        return Ok(None);
-    }
-    let Some(place) = sum.input.iter().position(|input| *input != layer.output) else { return Ok(None) };
     if let Some((codes, scales)) = source(graph, &sum, place, DataType::Int32) {
         return Ok(Some(Bias::Codes(codes, scales)));
     }
@@ -251,8 +248,7 @@ fn zeros(graph: &mut Graph, layer: &Layer, mut old: NodeProto) -> Result<Option<
     let Some(input) = input.and_then(|name| graph.constant(name)) else { return Ok(None) };
     let (input, weights) = (Tensor::<f32>::read(input)?, graph.constant(&layer.scales));
     let Some(weights) = weights.map(Tensor::<f32>::read).transpose()? else { return Ok(None) };
-    let (codes, scales) =
-        crate::int8::qdq::weights::bias_codes(&vec![0.0; weights.data.len()], &weights.data, input.data[0]);
+    let (codes, scales) = bias_codes(&vec![0.0; weights.data.len()], &weights.data, input.data[0]);
     let base = format!("{}_bias", layer.codes);
     let zero = Tensor::vector(vec![0i32; codes.len()]);
     let codes = graph.add(&format!("{base}_quantized"), |name| Tensor::vector(codes).proto(name));

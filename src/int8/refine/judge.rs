@@ -1,6 +1,5 @@
 //! Is a quantized model nearer to the float model than another one?
 
-use super::split::each;
 use crate::error::{Error, Result};
 use crate::int8::compare::numbers;
 use crate::int8::engine::Engine;
@@ -39,7 +38,7 @@ struct Sums {
 pub fn judge(float: &Engine, quantized: &ModelProto, samples: &Samples, chosen: &[usize]) -> Result<Verdict> {
     let engine = Engine::new(quantized)?;
     let mut sums = Vec::with_capacity(chosen.len());
-    each(samples, chosen, &mut |sample| {
+    samples.each(chosen, &mut |sample| {
         let inputs = feed::inputs(float, &sample)?;
         let (wanted, found) = (float.run(&inputs)?, engine.run(&inputs)?);
         let mut outputs = Vec::with_capacity(wanted.len());

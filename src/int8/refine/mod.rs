@@ -18,32 +18,13 @@ mod split;
 
 use super::engine::Engine;
 use super::onnx::proto::ModelProto;
-use super::qdq::rewrite::Integers;
-use super::qdq::{Float, Quantized};
-use super::ranges::{Calibrator, Range};
-use super::samples::Samples;
+use super::qdq::{Given, Quantized};
+use super::ranges::Range;
 use crate::error::Result;
 use judge::{Verdict, judge};
 pub use split::LEAST;
 use split::Split;
 use std::collections::HashMap;
-
-/// A static quantization that is to become better.
-#[derive(Clone, Copy)]
-pub struct Given<'a> {
-    /// The float model.
-    pub float: &'a Float,
-    /// The calibration samples.
-    pub samples: &'a Samples,
-    /// What calibration has found.
-    pub ranges: &'a HashMap<String, Range>,
-    /// How.
-    pub calibrator: Calibrator,
-    /// The integers to run in.
-    pub integers: Integers,
-    /// The nodes that stay float.
-    pub excluded: &'a dyn Fn(&str) -> bool,
-}
 
 /// What a step is called.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

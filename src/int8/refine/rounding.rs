@@ -5,7 +5,6 @@
 
 use super::columns::Columns;
 use super::layers::{Layer, by_output, by_shape, initializer, layers};
-use super::split::each;
 use crate::error::{Context, Error, Result};
 use crate::int8::engine::Engine;
 use crate::int8::feed;
@@ -15,6 +14,7 @@ use crate::int8::qdq::Quantized;
 use crate::int8::samples::Samples;
 use crate::int8::weights::Levels;
 use crate::method::{Fixed, output_error};
+use llmq_kernels::gemm::Precision;
 use llmq_kernels::syrk::{mirror, syrk};
 use std::collections::BTreeSet;
 
@@ -57,7 +57,7 @@ struct Hessian {
 
 impl Hessian {
     fn add(&mut self, x: &[f32], width: usize) {
-        syrk(x, width, &mut self.sum);
+        syrk(Precision::Single, x, width, &mut self.sum);
         self.rows += (x.len() / width) as f64;
         let square = |row: &[f32]| row.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>();
         self.fourth += x.chunks(width).map(|row| square(row).powi(2)).sum::<f64>();
@@ -120,7 +120,7 @@ pub fn round(
         sites.iter_mut().for_each(Site::begin);
         let inputs: BTreeSet<String> = sites.iter().map(|site| site.input.clone()).collect();
         let names: Vec<&str> = inputs.iter().map(String::as_str).collect();
-        each(samples, chosen, &mut |sample| {
+        samples.each(chosen, &mut |sample| {
             let found = engine.run_for(&feed::inputs(&engine, &sample)?, &names)?;
             for (name, x) in names.iter().zip(&found) {
                 let x = x.floats().ok_or_else(|| Error::new(format!("value '{name}' is not of floats")))?;

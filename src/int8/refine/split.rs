@@ -1,9 +1,5 @@
 //! Which calibration samples teach, and which judge.
 
-use crate::error::Result;
-use crate::int8::samples::{Sample, Samples};
-use crate::interrupt;
-
 /// One in so many samples is held out, to judge by.
 const HELD_OUT: usize = 5;
 
@@ -38,22 +34,6 @@ pub fn spread<T: Copy>(all: &[T], count: usize) -> Vec<T> {
     let (n, count) = (all.len(), count.min(all.len()));
     // The i-th is taken if the share reaches the next whole number with it.
     (0..n).filter(|i| (i + 1) * count / n > i * count / n).map(|i| all[i]).collect()
-}
-
-/// Reads the samples of some numbers, which are in order, one at a time.
-///
-/// # Errors
-/// One cannot be read, or `of` failed.
-pub fn each(samples: &Samples, chosen: &[usize], of: &mut dyn FnMut(Sample) -> Result<()>) -> Result<()> {
-    let end = chosen.last().map_or(0, |last| last + 1);
-    for (at, sample) in samples.iter().enumerate().take(end) {
-        interrupt::check()?;
-        let sample = sample?;
-        if chosen.binary_search(&at).is_ok() {
-            of(sample)?;
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

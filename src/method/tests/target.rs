@@ -172,7 +172,7 @@ fn methods_round_the_target_where_there_is_one() {
     // What windows held out would say if the target were exactly what they want.
     let step: Vec<f32> = wanted.iter().zip(&w).map(|(a, b)| a - b).collect();
     let mut pull = vec![0.0; rows * n];
-    llmq_kernels::gemm::linear(&step, &h, n, &mut pull);
+    llmq_kernels::gemm::linear(llmq_kernels::gemm::Precision::Single, &step, &h, n, &mut pull);
     for method in ["gptq", "awq", "awq+gptq", "auto"] {
         let target = Some(Target { w: wanted.clone(), pull: pull.clone(), alpha: 1.0 });
         let site = site(&h, n, vec![Layer { target, ..layer(&w, grid) }]);

@@ -2,10 +2,11 @@
 
 use crate::format::{self, Encoding, Type};
 use crate::method::{self, Method, Options, PART, Rows};
+use crate::pipeline::stream::PRECISION;
 use crate::pipeline::subject::BATCH;
 use llmq_kernels::attention::{self, Scores, Shape};
 use llmq_kernels::elementwise::{self, Activation};
-use llmq_kernels::gemm::{self, Old, View, product};
+use llmq_kernels::gemm::{self, Old, Precision, View, product};
 use llmq_kernels::syrk;
 use rayon::prelude::*;
 use std::time::{Duration, Instant};
@@ -75,10 +76,10 @@ impl Speed {
         for _ in 0..ROUNDS {
             linear.run(|| {
                 let mut y = vec![0.0; tokens * m];
-                gemm::linear(&x, &w, k, &mut y);
+                gemm::linear(PRECISION, &x, &w, k, &mut y);
                 y
             });
-            outer.run(|| syrk::syrk(&x[..summed * k], k, &mut sum));
+            outer.run(|| syrk::syrk(PRECISION, &x[..summed * k], k, &mut sum));
             attention.run(|| {
                 let mut out = vec![0.0; q.len()];
                 attention::causal(&q, &q, &q, shape, &how, &mut out);
@@ -267,7 +268,7 @@ fn hessian(n: usize) -> Vec<f32> {
         row.iter_mut().enumerate().for_each(|(j, x)| *x += common * (j % 7) as f32 / 7.0);
     }
     let mut h = vec![0.0; n * n];
-    syrk::syrk(&x, n, &mut h);
+    syrk::syrk(Precision::Single, &x, n, &mut h);
     syrk::mirror(n, &mut h);
     h.iter_mut().for_each(|h| *h /= rows as f32);
     h

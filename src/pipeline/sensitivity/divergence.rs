@@ -5,6 +5,7 @@ use crate::interrupt;
 use crate::model::{Model, ops};
 use candle_core::{Device, Tensor};
 use llmq_kernels::elementwise::log_sum_exp;
+use llmq_kernels::gemm::Precision;
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -42,7 +43,7 @@ pub fn divergences(
     let pieces = || (0..vocab).step_by(step).map(|first| first..(first + step).min(vocab));
     let logits = |states: &Tensor, piece: &Tensor| -> Result<Vec<f32>> {
         interrupt::check()?;
-        let mut logits = ops::linear(states, piece)?.flatten_all()?.to_vec1()?;
+        let mut logits = ops::linear(Precision::Single, states, piece)?.flatten_all()?.to_vec1()?;
         model.finish_logits(&mut logits);
         Ok(logits)
     };

@@ -9,6 +9,7 @@ use crate::calib::hessian::Hessian;
 use crate::error::Result;
 use candle_core::{Device, Tensor};
 use faer::{Mat, Side};
+use llmq_kernels::gemm::Precision;
 
 /// Inputs that are looked at, at most: the factorization is cubic in them. Where a site has more, evenly spaced ones stand
 /// for all.
@@ -33,7 +34,7 @@ impl Feedback {
         let n = columns.min(INPUTS);
         let places: Vec<u32> = (0..n).map(|i| (i * columns / n) as u32).collect();
         let some = (n < columns).then(|| Tensor::from_vec(places, n, &Device::Cpu)).transpose()?;
-        Ok(Feedback { some, hessian: Hessian::new(n) })
+        Ok(Feedback { some, hessian: Hessian::new(Precision::Single, n) })
     }
 
     /// Adds activations, `[tokens, columns]`.
