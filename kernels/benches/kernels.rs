@@ -11,6 +11,10 @@ use llmq_kernels::{F, Isa, LANES, Levels, cholesky, column, convert, descent, el
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
+/// As in the program.
+#[global_allocator]
+static MEMORY: llmq_kernels::LargePages = llmq_kernels::LargePages;
+
 /// The best time of one call, over rounds of at least a tenth of a second.
 fn best(mut call: impl FnMut()) -> f64 {
     let mut best = f64::INFINITY;

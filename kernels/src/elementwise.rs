@@ -162,6 +162,18 @@ kernel! {
     }
 }
 
+/// `y = a + b`, on all threads. All: `[n]`.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn add(a: &[f32], b: &[f32], y: &mut [f32]) {
+    const PART: usize = 1 << 15;
+    assert_eq!((a.len(), b.len()), (y.len(), y.len()), "lengths of a sum");
+    y.par_chunks_mut(PART).zip(a.par_chunks(PART).zip(b.par_chunks(PART))).for_each(|(y, (a, b))| {
+        y.iter_mut().zip(a.iter().zip(b)).for_each(|(y, (a, b))| *y = a + b);
+    });
+}
+
 /// Root-mean-square norm of every row, on all threads (Zhang and Sennrich 2019, equation 4).
 ///
 /// `x`, `y`: `[n, gain.len()]`.

@@ -26,8 +26,12 @@ pub(crate) trait Element: Copy + Default + Send + Sync + 'static {
     /// From as many numbers; a second is not looked at where it holds one.
     fn of(numbers: [f32; 2]) -> Self;
 
-    /// From numbers in a row, with zero behind the last. `out`: `[⌈numbers.len() / NUMBERS⌉]`.
-    fn row(numbers: &[f32], out: &mut [Self]);
+    /// How many of them are put apart at once, so that what is written stays in the nearest cache.
+    const SIDE: usize;
+
+    /// From up to [`SIDE`](Self::SIDE) · [`NUMBERS`](Self::NUMBERS) numbers in a row, with zero behind the last: every `step`-th of
+    /// `out`.
+    fn row(numbers: &[f32], out: &mut [Self], step: usize);
 
     /// From as many rows of numbers; a second is not looked at where it holds one. `out`: as long as they are.
     fn columns(rows: [&[f32]; 2], out: &mut [Self]);
@@ -88,9 +92,11 @@ impl Element for f32 {
         numbers[0]
     }
 
+    const SIDE: usize = 16;
+
     #[inline]
-    fn row(numbers: &[f32], out: &mut [f32]) {
-        out.copy_from_slice(numbers);
+    fn row(numbers: &[f32], out: &mut [f32], step: usize) {
+        numbers.iter().zip(out.iter_mut().step_by(step)).for_each(|(from, to)| *to = *from);
     }
 
     #[inline]
@@ -152,12 +158,17 @@ impl Element for Pair {
         Pair(to_bf16(numbers[0]) >> 16 | to_bf16(numbers[1]) & 0xffff_0000)
     }
 
-    fn row(numbers: &[f32], out: &mut [Pair]) {
+    const SIDE: usize = 128;
+
+    fn row(numbers: &[f32], out: &mut [Pair], step: usize) {
+        let mut near = [Pair::default(); Pair::SIDE];
+        let near = &mut near[..numbers.len().div_ceil(2)];
         let (whole, rest) = numbers.as_chunks::<2>();
-        neighbours(whole, &mut out[..whole.len()]);
+        neighbours(whole, &mut near[..whole.len()]);
         if let [last] = rest {
-            out[whole.len()] = Pair::of([*last, 0.0]);
+            near[whole.len()] = Pair::of([*last, 0.0]);
         }
+        near.iter().zip(out.iter_mut().step_by(step)).for_each(|(from, to)| *to = *from);
     }
 
     fn columns(rows: [&[f32]; 2], out: &mut [Pair]) {
@@ -365,8 +376,8 @@ mod tests {
                 }
             }
         }
-        let mut odd = [Pair::default(); 2];
-        Pair::row(&[1.0, 2.0, 3.0], &mut odd);
-        assert_eq!(odd.map(Pair::numbers), [[1.0, 2.0], [3.0, 0.0]]);
+        let mut odd = [Pair::of([7.0; 2]); 4];
+        Pair::row(&[1.0, 2.0, 3.0], &mut odd, 2);
+        assert_eq!(odd.map(Pair::numbers), [[1.0, 2.0], [7.0, 7.0], [3.0, 0.0], [7.0, 7.0]]);
     }
 }

@@ -89,22 +89,16 @@ impl<'a> View<'a> {
             out.fill(E::default());
         }
         // A few columns of all rows at once, so that what is written stays in the nearest cache.
-        let side = SIDE * E::NUMBERS;
-        let mut near = [E::default(); SIDE];
-        for (at, out) in (0..self.columns).step_by(side).zip(out.chunks_mut(SIDE * width)) {
+        let side = E::SIDE * E::NUMBERS;
+        for (at, out) in (0..self.columns).step_by(side).zip(out.chunks_mut(E::SIDE * width)) {
             let count = side.min(self.columns - at);
-            let near = &mut near[..count.div_ceil(E::NUMBERS)];
             for i in 0..rows {
                 let from = (first + i) * self.steps.0 + at;
-                E::row(&self.data[from..from + count], near);
-                near.iter().zip(out[i..].iter_mut().step_by(width)).for_each(|(from, to)| *to = *from);
+                E::row(&self.data[from..from + count], &mut out[i..], width);
             }
         }
     }
 }
-
-/// Columns of elements that are turned over at once.
-const SIDE: usize = 128;
 
 /// What stands for a column that is not there; at least as wide as a panel.
 const ZEROS: [f32; 64] = [0.0; 64];

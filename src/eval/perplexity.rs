@@ -10,7 +10,7 @@
 use super::logits::{Likelihood, each_row};
 use crate::error::{Context, Error, Result};
 use crate::interrupt;
-use crate::model::block::Frame;
+use crate::model::block::{Frame, Half};
 use crate::model::ends::LastNorm;
 use crate::pipeline::subject::{BATCH, Subject};
 use candle_core::{Device, Tensor};
@@ -265,23 +265,31 @@ pub(super) fn final_states(
     let context = windows[0].len();
     let frame = Frame::new(model, subject.pairing(), context, &device)?;
     let mut batches = subject.embed(windows, &device)?;
+    let scored = |h: &Tensor| -> Result<Tensor> {
+        let n = h.dims2()?.0 / context;
+        let h = h.reshape((n, context, model.hidden))?.narrow(1, first, context - 1 - first)?;
+        Ok(h.reshape((n * (context - 1 - first), model.hidden))?)
+    };
     for i in 0..model.blocks {
-        let block = subject.block(&frame, i).context(|| format!("block {i}"))?;
+        let place = || format!("block {i}");
+        let block = subject.block(&frame, i).context(place)?;
+        let last = i + 1 == model.blocks;
         for h in &mut batches {
             interrupt::check()?;
-            *h = block.forward(h).context(|| format!("block {i}"))?;
+            *h = match last {
+                false => block.forward(h).context(place)?,
+                // Behind the last attention, positions that are not scored count for nothing.
+                true => {
+                    let attended = block.half(Half::Attention, h, h).context(place)?;
+                    block.half(Half::Mlp, &scored(&attended)?, &scored(h)?).context(place)?
+                }
+            };
         }
         done(i + 1);
     }
     let norm = LastNorm::new(model, |spec| subject.read(spec))?;
-    let mut scored = Vec::new();
-    for h in batches {
-        let h = norm.apply(&h)?;
-        let n = h.dims2()?.0 / context;
-        let h = h.reshape((n, context, model.hidden))?.narrow(1, first, context - 1 - first)?;
-        scored.push(h.reshape((n * (context - 1 - first), model.hidden))?);
-    }
-    Ok(Tensor::cat(&scored, 0)?)
+    let states = batches.iter().map(|h| norm.apply(h)).collect::<Result<Vec<_>>>()?;
+    Ok(Tensor::cat(&states, 0)?)
 }
 
 /// `−ln p(target)` for each row of `hidden`, the output matrix in pieces.

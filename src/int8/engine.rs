@@ -4,6 +4,7 @@
 //!
 //! [rten]: https://github.com/robertknight/rten
 
+use super::onnx::file::external;
 use super::onnx::proto::tensor_proto::DataType;
 use super::onnx::proto::{ModelProto, ValueInfoProto};
 use super::onnx::shape::{self, Dim, shown};
@@ -16,7 +17,11 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 mod complete;
+mod extremes;
 mod guard;
+
+/// What the engine knows the values beside a graph by.
+const VALUES: &str = "values.data";
 
 /// A value that goes into a graph or comes out of it. The engine knows no other types: 64-bit integers and truth values come out as
 /// 32-bit integers, and half and double precision as floats.
@@ -141,13 +146,26 @@ impl Engine {
         Self::prepare(model, false)
     }
 
+    /// The same with the [`extremes`](Self::extremes) of some of them.
+    ///
+    /// # Errors
+    /// The graph uses what the engine does not know.
+    pub fn with_extremes(model: &ModelProto, values: &[&str]) -> Result<Self> {
+        Self::prepare(&extremes::added(model, values), false)
+    }
+
     fn prepare(model: &ModelProto, fuse: bool) -> Result<Self> {
         let graph = model.graph.as_ref().ok_or_else(|| Error::new("the model holds no graph"))?;
         let given = |input: &&ValueInfoProto| graph.initializer.iter().all(|tensor| tensor.name() != input.name());
         let inputs = graph.input.iter().filter(given).map(Input::of).collect();
         let outputs = graph.output.iter().map(|output| output.name().to_owned()).collect();
-        let bytes = complete::with_kernel_shapes(model).encode_to_vec();
-        let loaded = guarded(|| ModelOptions::with_all_ops().enable_optimization(fuse).load(bytes));
+        let mut model = complete::with_kernel_shapes(model).into_owned();
+        // The engine reads values where they lie beside the graph, but copies those inside it.
+        let mut values = Vec::with_capacity(model.encoded_len() + external::padding(&model));
+        external::move_out(&mut model, VALUES, &mut values)?;
+        let graph = model.encode_to_vec();
+        let mut options = ModelOptions::with_all_ops();
+        let loaded = guarded(|| options.enable_optimization(fuse).external_data(VALUES, values).load(graph));
         let model = loaded.map_err(|cause| cannot("load", cause))?;
         let threads = Arc::new(ThreadPool::with_num_threads(rayon::current_num_threads()));
         Ok(Self { model, inputs, outputs, threads })
@@ -195,6 +213,18 @@ impl Engine {
         };
         let given: Option<Vec<Value>> = ids.iter().enumerate().map(give).collect();
         given.ok_or_else(|| Error::new("the engine gave fewer values than it was asked for"))
+    }
+
+    /// The least and the largest number of each of some values, `[2]` each, without keeping the values themselves. None if the engine was
+    /// not prepared for them or cannot compute one, or if a value is no number: asked for the values, it tells why.
+    pub fn extremes(&self, inputs: &[(&str, Value)], values: &[&str]) -> Option<Vec<Value>> {
+        let names: Vec<String> = values.iter().flat_map(|value| extremes::names(value)).collect();
+        let known = names.iter().all(|name| self.model.find_node(name).is_some());
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let found = known.then(|| self.run_for(inputs, &names).ok()).flatten()?;
+        let number = |value: &Value| value.floats()?.data.first().copied().filter(|x| x.is_finite());
+        let numbers = found.iter().map(number).collect::<Option<Vec<f32>>>()?;
+        Some(numbers.chunks(2).map(|both| Value::F32(Tensor::vector(both.to_vec()))).collect())
     }
 
     fn check(&self, given: &[(&str, Value)]) -> Result<()> {

@@ -44,7 +44,7 @@ impl Calibrator {
     }
 
     /// Whether it needs more than extremes.
-    fn counts(self) -> bool {
+    pub fn counts(self) -> bool {
         !matches!(self, Calibrator::MinMax | Calibrator::Average)
     }
 }

@@ -335,7 +335,7 @@ impl<'a> Block<'a> {
         if form.residual_scale != 1.0 {
             y = (y * f64::from(form.residual_scale))?;
         }
-        Ok((h + y)?)
+        Ok(ops::sum(h, &y)?)
     }
 
     /// What a half's last linear layer would have to add, so that the stream after it moves by `gap`, `[tokens, hidden]`; none

@@ -53,6 +53,41 @@ fn outputs_and_values_in_between() {
 }
 
 #[test]
+fn extremes_instead_of_values() {
+    let inputs = [("x", x()), ("ids", ids())];
+    let both = |least: f32, largest: f32| Value::F32(Tensor::vector(vec![least, largest]));
+    let engine = Engine::with_extremes(&model(), &["sum", "x"]).unwrap();
+    assert_eq!(engine.extremes(&inputs, &["x", "sum"]).unwrap(), [both(-2.0, 1.0), both(-8.0, -4.0)]);
+    // The values are still there, and say what is wrong where something is.
+    assert_eq!(engine.run_for(&inputs, &["sum"]).unwrap()[0].floats().unwrap().data, [-4.0, -8.0]);
+    assert_eq!(engine.extremes(&inputs, &["product"]), None);
+    for odd in [f32::NAN, f32::INFINITY] {
+        let inputs = [("x", Value::F32(Tensor::new([1, 2], vec![1.0, odd]))), ("ids", ids())];
+        assert_eq!(engine.extremes(&inputs, &["sum"]), None);
+    }
+    assert_eq!(Engine::with_intermediates(&model()).unwrap().extremes(&inputs, &["sum"]), None);
+}
+
+#[test]
+fn values_of_every_type_that_lie_beside_the_graph() {
+    let mut model = model();
+    let graph = model.graph.as_mut().unwrap();
+    let many: Vec<f32> = (0..600).map(|i| i as f32).collect();
+    let rows: Vec<i64> = (0..300).rev().collect();
+    graph.initializer.push(Tensor::new([300, 2], many.clone()).proto("table"));
+    graph.initializer.push(Tensor::new([300], rows).proto("rows"));
+    graph.initializer.push(Tensor::new([1100], vec![-3i8; 1100]).proto("bytes"));
+    graph.node.extend([
+        node("Gather", "", &["table", "rows"], &["turned"], vec![]),
+        node("Identity", "", &["bytes"], &["same bytes"], vec![]),
+    ]);
+    let engine = Engine::with_intermediates(&model).unwrap();
+    let found = engine.run_for(&[("x", x()), ("ids", ids())], &["turned", "same bytes"]).unwrap();
+    let turned: Vec<f32> = many.chunks(2).rev().flatten().copied().collect();
+    assert_eq!(found, [Value::F32(Tensor::new([300, 2], turned)), Value::I8(Tensor::new([1100], vec![-3; 1100]))]);
+}
+
+#[test]
 fn inputs_that_do_not_fit() {
     let engine = Engine::new(&model()).unwrap();
     let refused = |inputs: &[(&str, Value)]| engine.run(inputs).unwrap_err().to_string();

@@ -3,16 +3,14 @@
 //! A file is mapped, and so are the files with external data: the raw values of all tensors stay on disk until someone reads them. A
 //! model that has been opened has every value in place, as raw data; where they lay is remembered, so that writing can do likewise.
 
-mod external;
+pub mod external;
+pub mod mapped;
 
 use super::proto::{ModelProto, OperatorSetIdProto};
 use super::visit::each_tensor;
 use crate::error::{Context, Error, Result};
 use crate::writer::atomic::{AtomicFile, check_destination};
-use memmap2::Mmap;
 use prost::Message;
-use prost::bytes::Bytes;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 /// The versions of the file format that are read; from onnx 0.2 (2017) to 1.23.
@@ -52,7 +50,7 @@ impl OnnxFile {
             return Err(Error::new(format!("{} is a folder", path.display()))
                 .hint(format!("name the ONNX file in it, such as {}", example.display())));
         }
-        let bytes = map(path).context(what)?;
+        let bytes = mapped::map(path).context(what)?;
         let mut size = bytes.len() as u64;
         let mut model = ModelProto::decode(bytes)
             .map_err(|cause| Error::new("it is truncated, or not an ONNX model").because(cause))
@@ -84,14 +82,6 @@ impl OnnxFile {
         Err(Error::new(format!("{path} has opset {found}, but {needed_for} needs opset {least} or newer"))
             .hint(format!("export it again with opset {least} to {newest}, or convert it: onnx.version_converter.convert_version(model, {least})")))
     }
-}
-
-/// Maps a file; its pages are read when they are needed.
-pub(super) fn map(path: &Path) -> std::io::Result<Bytes> {
-    let file = File::open(path)?;
-    // SAFETY: the map is read-only. As with every mapped file, another program that shortens it meanwhile ends this one.
-    let map = unsafe { Mmap::map(&file) }?;
-    Ok(Bytes::from_owner(map))
 }
 
 /// The version of ONNX's own operators.
@@ -175,7 +165,8 @@ impl Destination {
                 self.check(&path)?;
             }
             let mut file = AtomicFile::create(&path)?;
-            external::move_out(&mut model, &path, &mut file)?;
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            external::move_out(&mut model, &name, &mut file)?;
             bytes += file.written();
             beside = Some(file);
         }

@@ -1,5 +1,6 @@
 //! Tensors of ONNX as arrays, and back.
 
+use super::file::mapped::release;
 use super::proto::TensorProto;
 use super::proto::tensor_proto::{DataLocation, DataType};
 use crate::error::{Error, Result};
@@ -97,7 +98,11 @@ impl<T: Element> Tensor<T> {
             )));
         }
         let data = match &tensor.raw_data {
-            Some(raw) => T::from_bytes(raw),
+            Some(raw) => {
+                let values = T::from_bytes(raw);
+                release(raw);
+                values
+            }
             None => T::typed(tensor),
         };
         if data.len() != elements {

@@ -121,7 +121,8 @@ impl Float {
     /// # Errors
     /// It uses what the engine does not know.
     pub fn engine(&self) -> Result<Engine> {
-        Engine::with_intermediates(&self.model).map_err(|cause| {
+        let values: Vec<&str> = self.plan.observed().collect();
+        Engine::with_extremes(&self.model, &values).map_err(|cause| {
             Error::new(format!("cannot calibrate {}", self.path.display())).because(cause).hint(
                 "calibration runs the graph, in rten, which knows most of ONNX's operators but not all; \
                  llmq int8 dynamic does not run it",

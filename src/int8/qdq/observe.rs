@@ -40,7 +40,11 @@ pub fn observe(
         let sample = sample?;
         diversity.add(&sample);
         let inputs = feed::inputs(engine, &sample)?;
-        let found = engine.run_for(&inputs, values).context(|| format!("{} cannot be run", sample.place))?;
+        let extremes = if calibrator.counts() { None } else { engine.extremes(&inputs, values) };
+        let found = match extremes {
+            Some(found) => found,
+            None => engine.run_for(&inputs, values).context(|| format!("{} cannot be run", sample.place))?,
+        };
         let added = observers.par_iter_mut().zip(&found).zip(values).map(|((observer, found), name)| {
             let Some(x) = found.floats() else {
                 return Err(Error::new(format!("value '{name}' has integers, where floats were expected")));

@@ -5,7 +5,7 @@
 //! [external data]: https://github.com/onnx/onnx/blob/main/docs/ExternalData.md
 
 use super::each_tensor;
-use super::map;
+use super::mapped::{map, release};
 use crate::error::{Context, Error, Result};
 use crate::int8::onnx::proto::tensor_proto::DataLocation;
 use crate::int8::onnx::proto::{ModelProto, StringStringEntryProto, TensorProto};
@@ -91,18 +91,59 @@ fn values(tensor: &TensorProto, folder: &Path, files: &mut BTreeMap<PathBuf, Byt
     Ok(file.slice(offset..end))
 }
 
-/// Moves the raw values of all larger tensors to `file`, which is going to be at `path`.
-pub fn move_out(model: &mut ModelProto, path: &Path, file: &mut AtomicFile) -> Result<()> {
-    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+/// The most that [`move_out`] adds between the values of initializers.
+pub fn padding(model: &ModelProto) -> usize {
+    model.graph.as_ref().map_or(0, |graph| graph.initializer.len()) * PAGE as usize
+}
+
+/// Where values go.
+pub trait Values {
+    /// How many bytes there are.
+    fn written(&self) -> u64;
+
+    /// Adds some.
+    ///
+    /// # Errors
+    /// The system refused.
+    fn write(&mut self, bytes: &[u8]) -> Result<()>;
+}
+
+impl Values for AtomicFile {
+    fn written(&self) -> u64 {
+        AtomicFile::written(self)
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        AtomicFile::write(self, bytes)
+    }
+}
+
+impl Values for Vec<u8> {
+    fn written(&self) -> u64 {
+        self.len() as u64
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.extend_from_slice(bytes);
+        Ok(())
+    }
+}
+
+/// Moves the raw values of all larger tensors to `values`, which the model knows by `name` afterwards.
+///
+/// # Errors
+/// The system refused.
+pub fn move_out(model: &mut ModelProto, name: &str, values: &mut dyn Values) -> Result<()> {
     each_tensor(model, &mut |tensor| {
         let Some(raw) = tensor.raw_data.take_if(|raw| raw.len() >= SMALLEST) else { return Ok(()) };
         let align = if raw.len() >= MAPPED { PAGE } else { ALIGNED };
-        let offset = file.written().next_multiple_of(align);
-        file.write(&vec![0; (offset - file.written()) as usize])?;
-        file.write(&raw)?;
+        let offset = values.written().next_multiple_of(align);
+        values.write(&vec![0; (offset - values.written()) as usize])?;
+        values.write(&raw)?;
+        release(&raw);
         let entry = |key: &str, value: String| StringStringEntryProto { key: Some(key.into()), value: Some(value) };
         tensor.external_data = vec![
-            entry("location", name.clone()),
+            entry("location", name.into()),
             entry("offset", offset.to_string()),
             entry("length", raw.len().to_string()),
         ];

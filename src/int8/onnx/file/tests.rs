@@ -85,7 +85,7 @@ fn raw_values_stay_mapped() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.onnx");
     fs::write(&path, model().encode_to_vec()).unwrap();
-    let bytes = map(&path).unwrap();
+    let bytes = mapped::map(&path).unwrap();
     let within = bytes.as_ptr_range();
     let decoded = ModelProto::decode(bytes).unwrap();
     let values = decoded.graph.unwrap().initializer[0].raw_data.clone().unwrap();

@@ -1,0 +1,105 @@
+//! Large pages for large buffers.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+
+/// The system's allocator, but for one thing: Linux is told that buffers of [`LARGE`] bytes or more are worth pages of 2 MiB.
+///
+/// Matrices are read in strides of many kilobytes, so that small pages cost a look-up for each few numbers; and what a layer gives
+/// is new memory each time, of which every small page costs a fault. Nothing else changes: what is freed goes back as before.
+#[derive(Debug, Clone, Copy)]
+pub struct LargePages;
+
+/// From here on the advice is worth a call.
+const LARGE: usize = 4 << 20;
+
+/// A large page.
+#[cfg(target_os = "linux")]
+const PAGE: usize = 2 << 20;
+
+// SAFETY: all memory is the system allocator's, by the same layouts.
+unsafe impl GlobalAlloc for LargePages {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller's.
+        advised(unsafe { System.alloc(layout) }, layout.size())
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller's.
+        advised(unsafe { System.alloc_zeroed(layout) }, layout.size())
+    }
+
+    unsafe fn realloc(&self, old: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        // SAFETY: the caller's.
+        advised(unsafe { System.realloc(old, layout, size) }, size)
+    }
+
+    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        // SAFETY: the caller's.
+        unsafe { System.dealloc(at, layout) }
+    }
+}
+
+/// The same buffer, with large pages for all of it but its ends.
+#[cfg(target_os = "linux")]
+fn advised(at: *mut u8, size: usize) -> *mut u8 {
+    if size >= LARGE && !at.is_null() {
+        let (first, last) = ((at as usize).next_multiple_of(PAGE), (at as usize + size) / PAGE * PAGE);
+        // SAFETY: the range lies inside a buffer, and the advice changes no content. That it may be refused does not matter.
+        unsafe { libc::madvise(first as *mut libc::c_void, last - first, libc::MADV_HUGEPAGE) };
+    }
+    at
+}
+
+/// Other systems choose by themselves.
+#[cfg(not(target_os = "linux"))]
+fn advised(at: *mut u8, _: usize) -> *mut u8 {
+    at
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_of_all_sizes_hold_what_is_written() {
+        for size in [1, 4096, LARGE - 1, LARGE, LARGE + 1, 5 * LARGE + 12345] {
+            let layout = Layout::from_size_align(size, 8).unwrap();
+            // SAFETY: as the trait asks: layouts are those of the allocations, and only their bytes are read.
+            unsafe {
+                let at = LargePages.alloc_zeroed(layout);
+                assert!(std::slice::from_raw_parts(at, size).iter().all(|&x| x == 0), "{size}");
+                std::slice::from_raw_parts_mut(at, size).fill(7);
+                let at = LargePages.realloc(at, layout, size + LARGE);
+                assert!(std::slice::from_raw_parts(at, size).iter().all(|&x| x == 7), "{size}");
+                LargePages.dealloc(at, Layout::from_size_align(size + LARGE, 8).unwrap());
+            }
+        }
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn the_system_knows_of_large_ones() {
+        // Kernels may be built without.
+        if !std::path::Path::new("/sys/kernel/mm/transparent_hugepage").exists() {
+            return;
+        }
+        let layout = Layout::from_size_align(64 << 20, 8).unwrap();
+        // SAFETY: the layout is that of the allocation, which nobody reads.
+        let at = unsafe { LargePages.alloc(layout) };
+        let middle = at as usize + layout.size() / 2;
+        let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let mut inside = false;
+        let flags = maps.lines().find_map(|line| {
+            if let Some((first, rest)) = line.split_once('-')
+                && let (Ok(first), Ok(last)) =
+                    (usize::from_str_radix(first, 16), usize::from_str_radix(rest.split(' ').next()?, 16))
+            {
+                inside = (first..last).contains(&middle);
+            }
+            line.strip_prefix("VmFlags:").filter(|_| inside)
+        });
+        assert!(flags.unwrap().split(' ').any(|flag| flag == "hg"), "{flags:?}");
+        // SAFETY: as above.
+        unsafe { LargePages.dealloc(at, layout) };
+    }
+}

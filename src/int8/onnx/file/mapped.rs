@@ -1,0 +1,116 @@
+//! Files in memory, page by page as they are read.
+//!
+//! Pages that were read count as this process's memory until they are given back. Whoever has copied values out of a file has no
+//! use for its pages, but sees only bytes: so the files that are mapped are known here.
+
+use memmap2::Mmap;
+use prost::bytes::Bytes;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+/// The files that are mapped, by their first address.
+static MAPPED: Mutex<BTreeMap<usize, Weak<Mmap>>> = Mutex::new(BTreeMap::new());
+
+fn mapped() -> MutexGuard<'static, BTreeMap<usize, Weak<Mmap>>> {
+    MAPPED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A file that its bytes keep mapped.
+struct Known(Arc<Mmap>);
+
+impl AsRef<[u8]> for Known {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Drop for Known {
+    fn drop(&mut self) {
+        mapped().remove(&(self.0.as_ptr() as usize));
+    }
+}
+
+/// Maps a file; its pages are read when they are needed.
+///
+/// # Errors
+/// It cannot be opened or mapped.
+pub fn map(path: &Path) -> std::io::Result<Bytes> {
+    let file = File::open(path)?;
+    // SAFETY: the map is read-only. As with every mapped file, another program that shortens it meanwhile ends this one.
+    let map = Arc::new(unsafe { Mmap::map(&file) }?);
+    mapped().insert(map.as_ptr() as usize, Arc::downgrade(&map));
+    Ok(Bytes::from_owner(Known(map)))
+}
+
+/// Gives back the pages of bytes of a mapped file; read again, they come from the file again. Bytes from elsewhere stay, and so do
+/// pages that hold others as well.
+#[cfg(unix)]
+pub fn release(bytes: &[u8]) {
+    const PAGE: usize = 4096;
+    // Fewer bytes are not worth a call.
+    const LEAST: usize = 1 << 18;
+    if bytes.len() < LEAST {
+        return;
+    }
+    let start = bytes.as_ptr() as usize;
+    let map = mapped().range(..=start).next_back().and_then(|(first, map)| Some((start - first, map.upgrade()?)));
+    let Some((at, map)) = map.filter(|(at, map)| at + bytes.len() <= map.len()) else { return };
+    let (first, last) = (at.next_multiple_of(PAGE), (at + bytes.len()) / PAGE * PAGE);
+    if first < last {
+        // SAFETY: the map is of a file and never written, so dropped pages are read again from the file. A failure only means that
+        // the pages stay, hence the ignored result.
+        let _ = unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, first, last - first) };
+    }
+}
+
+/// Pages are the system's own business here.
+#[cfg(not(unix))]
+pub fn release(_: &[u8]) {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_that_were_given_back_are_read_again_and_others_stay() {
+        const N: usize = 1 << 20;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("values");
+        let values: Vec<u8> = (0..N).map(|i| (i % 251) as u8).collect();
+        std::fs::write(&path, &values).unwrap();
+        let bytes = map(&path).unwrap();
+        for part in [0..N, 5..N, N / 4 - 1..N / 2 + 7, 0..9] {
+            release(&bytes[part]);
+            assert!(bytes[..] == values[..]);
+        }
+        // What is of no file would be zero afterwards.
+        release(&values);
+        assert!(bytes[..] == values[..]);
+        let first = bytes.as_ptr() as usize;
+        drop(bytes);
+        assert!(!mapped().contains_key(&first));
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn pages_that_were_given_back_are_no_longer_counted() {
+        const N: usize = 64 << 20;
+        let resident = || -> usize {
+            let status = std::fs::read_to_string("/proc/self/smaps").unwrap();
+            let file = status.split("values-to-count").nth(1).unwrap();
+            let line = file.lines().find(|line| line.starts_with("Rss:")).unwrap();
+            line.split_whitespace().nth(1).unwrap().parse().unwrap()
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("values-to-count");
+        std::fs::write(&path, vec![1u8; N]).unwrap();
+        let bytes = map(&path).unwrap();
+        assert_eq!(bytes.iter().step_by(512).map(|&x| usize::from(x)).sum::<usize>(), N / 512);
+        let before = resident();
+        release(&bytes[N / 2..]);
+        let after = resident();
+        assert!(before * 1024 >= N && after * 1024 <= N / 2 + 4096, "{before} and {after} KiB");
+    }
+}
