@@ -2,7 +2,7 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 
-/// The system's allocator, but for one thing: Linux is told that buffers of [`LARGE`] bytes or more are worth pages of 2 MiB.
+/// The system's allocator, but for one thing: Linux is told that buffers of 4 MiB or more are worth pages of 2 MiB.
 ///
 /// Matrices are read in strides of many kilobytes, so that small pages cost a look-up for each few numbers; and what a layer gives
 /// is new memory each time, of which every small page costs a fault. Nothing else changes: what is freed goes back as before.
