@@ -52,9 +52,7 @@ impl Isa {
             *Isa::available().iter().rfind(worth).expect("the baseline is always there")
         })
     }
-}
 
-impl Isa {
     /// Whether it has products of bfloat16 pairs.
     pub(crate) fn multiplies_bf16(self) -> bool {
         #[cfg(target_arch = "x86_64")]

@@ -220,7 +220,6 @@ pub fn linear(precision: Precision, x: &[f32], w: &[f32], k: usize, y: &mut [f32
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Isa;
 
     fn numbers(n: usize, seed: u32) -> Vec<f32> {
         let mut s = seed.wrapping_mul(2_654_435_761).wrapping_add(1);

@@ -20,8 +20,8 @@ mod complete;
 mod extremes;
 mod guard;
 
-/// What the engine knows the values beside a graph by.
-const VALUES: &str = "values.data";
+/// What the engine knows the constants beside a graph by.
+const CONSTANTS: &str = "values.data";
 
 /// A value that goes into a graph or comes out of it. The engine knows no other types: 64-bit integers and truth values come out as
 /// 32-bit integers, and half and double precision as floats.
@@ -135,7 +135,7 @@ impl Engine {
     /// # Errors
     /// The graph uses what the engine does not know.
     pub fn new(model: &ModelProto) -> Result<Self> {
-        Self::prepare(model, true)
+        Self::prepare(model, true, &[])
     }
 
     /// Prepares a graph to give any of its values: no two operators are fused.
@@ -143,7 +143,7 @@ impl Engine {
     /// # Errors
     /// The graph uses what the engine does not know.
     pub fn with_intermediates(model: &ModelProto) -> Result<Self> {
-        Self::prepare(model, false)
+        Self::prepare(model, false, &[])
     }
 
     /// The same with the [`extremes`](Self::extremes) of some of them.
@@ -151,21 +151,22 @@ impl Engine {
     /// # Errors
     /// The graph uses what the engine does not know.
     pub fn with_extremes(model: &ModelProto, values: &[&str]) -> Result<Self> {
-        Self::prepare(&extremes::added(model, values), false)
+        Self::prepare(model, false, values)
     }
 
-    fn prepare(model: &ModelProto, fuse: bool) -> Result<Self> {
+    fn prepare(model: &ModelProto, fuse: bool, values: &[&str]) -> Result<Self> {
         let graph = model.graph.as_ref().ok_or_else(|| Error::new("the model holds no graph"))?;
         let given = |input: &&ValueInfoProto| graph.initializer.iter().all(|tensor| tensor.name() != input.name());
         let inputs = graph.input.iter().filter(given).map(Input::of).collect();
         let outputs = graph.output.iter().map(|output| output.name().to_owned()).collect();
         let mut model = complete::with_kernel_shapes(model).into_owned();
-        // The engine reads values where they lie beside the graph, but copies those inside it.
-        let mut values = Vec::with_capacity(model.encoded_len() + external::padding(&model));
-        external::move_out(&mut model, VALUES, &mut values)?;
+        model.graph.iter_mut().for_each(|graph| extremes::add(graph, values));
+        // The engine reads constants where they lie beside the graph, but copies those inside it.
+        let mut constants = Vec::with_capacity(model.encoded_len() + external::padding(&model));
+        external::move_out(&mut model, CONSTANTS, &mut constants)?;
         let graph = model.encode_to_vec();
         let mut options = ModelOptions::with_all_ops();
-        let loaded = guarded(|| options.enable_optimization(fuse).external_data(VALUES, values).load(graph));
+        let loaded = guarded(|| options.enable_optimization(fuse).external_data(CONSTANTS, constants).load(graph));
         let model = loaded.map_err(|cause| cannot("load", cause))?;
         let threads = Arc::new(ThreadPool::with_num_threads(rayon::current_num_threads()));
         Ok(Self { model, inputs, outputs, threads })

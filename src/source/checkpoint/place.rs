@@ -1,10 +1,9 @@
 //! Mapped files, and where in them a tensor's numbers are.
 
 use crate::error::{Context, Error, Result};
+use crate::source::pages;
 use llmq_kernels::convert;
 use memmap2::Mmap;
-#[cfg(unix)]
-use memmap2::UncheckedAdvice;
 use rayon::prelude::*;
 use safetensors::tensor::Dtype;
 use std::borrow::Cow;
@@ -57,22 +56,10 @@ impl Shard {
         self.map.advise_range(memmap2::Advice::WillNeed, bytes.start, bytes.len()).ok();
     }
 
-    /// Gives pages back: they count as this process's memory while they are mapped in.
-    #[cfg(unix)]
+    /// Gives pages back, see [`pages::release`].
     pub fn release(&self, bytes: Range<usize>) {
-        const PAGE: usize = 4096;
-        let first = bytes.start.next_multiple_of(PAGE);
-        let last = bytes.end / PAGE * PAGE;
-        if first < last {
-            // SAFETY: the mapping is file-backed and never written, so dropped pages are read again from the file. A failure
-            // only means that the pages stay, hence the ignored result.
-            let _ = unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, first, last - first) };
-        }
+        pages::release(&self.map, bytes);
     }
-
-    /// Pages are the system's own business here.
-    #[cfg(not(unix))]
-    pub fn release(&self, _: Range<usize>) {}
 }
 
 impl Place {

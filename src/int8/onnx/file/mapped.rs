@@ -3,6 +3,7 @@
 //! Pages that were read count as this process's memory until they are given back. Whoever has copied values out of a file has no
 //! use for its pages, but sees only bytes: so the files that are mapped are known here.
 
+use crate::source::pages;
 use memmap2::Mmap;
 use prost::bytes::Bytes;
 use std::collections::BTreeMap;
@@ -44,11 +45,8 @@ pub fn map(path: &Path) -> std::io::Result<Bytes> {
     Ok(Bytes::from_owner(Known(map)))
 }
 
-/// Gives back the pages of bytes of a mapped file; read again, they come from the file again. Bytes from elsewhere stay, and so do
-/// pages that hold others as well.
-#[cfg(unix)]
+/// Gives back the pages of bytes of a mapped file, as [`pages::release`] does. Bytes from elsewhere stay.
 pub fn release(bytes: &[u8]) {
-    const PAGE: usize = 4096;
     // Fewer bytes are not worth a call.
     const LEAST: usize = 1 << 18;
     if bytes.len() < LEAST {
@@ -56,18 +54,10 @@ pub fn release(bytes: &[u8]) {
     }
     let start = bytes.as_ptr() as usize;
     let map = mapped().range(..=start).next_back().and_then(|(first, map)| Some((start - first, map.upgrade()?)));
-    let Some((at, map)) = map.filter(|(at, map)| at + bytes.len() <= map.len()) else { return };
-    let (first, last) = (at.next_multiple_of(PAGE), (at + bytes.len()) / PAGE * PAGE);
-    if first < last {
-        // SAFETY: the map is of a file and never written, so dropped pages are read again from the file. A failure only means that
-        // the pages stay, hence the ignored result.
-        let _ = unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, first, last - first) };
+    if let Some((at, map)) = map.filter(|(at, map)| at + bytes.len() <= map.len()) {
+        pages::release(&map, at..at + bytes.len());
     }
 }
-
-/// Pages are the system's own business here.
-#[cfg(not(unix))]
-pub fn release(_: &[u8]) {}
 
 #[cfg(test)]
 mod tests {
