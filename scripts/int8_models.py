@@ -10,7 +10,7 @@ from machine import ROOT
 from onnx_models import Hidden
 
 VISION = ["resnet18", "mobilenet_v2", "resnet50", "vit_b_16"]
-ENCODERS = ["bert", "minilm"]
+ENCODERS = ["bert", "bert_fixed", "minilm", "whisper"]
 TOKENS = 128
 
 
@@ -65,7 +65,10 @@ def encoder_inputs(ids):
     return {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
 
 
-def bert(path, calib, test):
+OPEN = {0: "batch", 1: "tokens"}
+
+
+def bert(path, calib, test, open_dims):
     """A small BERT with random weights, and random tokens."""
     from transformers import BertConfig, BertModel
 
@@ -73,8 +76,41 @@ def bert(path, calib, test):
     sizes = {"vocab_size": 8000, "hidden_size": 512, "num_hidden_layers": 4, "num_attention_heads": 8, "intermediate_size": 2048}
     model = BertModel(BertConfig(**sizes, attn_implementation="eager"), add_pooling_layer=False)
     ids = np.random.default_rng(1).integers(0, 8000, (calib + test, TOKENS))
-    export(Hidden(model), encoder_inputs(ids[:1]), path, {0: "batch", 1: "tokens"})
+    export(Hidden(model), encoder_inputs(ids[:1]), path, open_dims)
     return encoder_inputs(ids[:calib]), encoder_inputs(ids[calib:])
+
+
+def whisper(path, calib, test):
+    """The encoder of whisper-tiny's shape with random weights, and spectrograms of voiced bands in noise, [count, 80, 3000]."""
+    from transformers import WhisperConfig
+    from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+    torch.manual_seed(1)
+
+    class States(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            # The defaults are those of whisper-tiny.
+            self.model = WhisperEncoder(WhisperConfig(attn_implementation="eager"))
+
+        def forward(self, features):
+            return self.model(features).last_hidden_state
+
+    def spectrograms(count, seed):
+        random = np.random.default_rng(seed)
+        band, time = np.mgrid[0:80, 0:3000].astype(np.float32)
+        out = np.empty((count, 80, 3000), np.float32)
+        for each in out:
+            each[:] = random.normal(-0.8, 0.1, each.shape)
+            for _ in range(random.integers(4, 9)):
+                middle, width, rate, phase = random.uniform(5, 75), random.uniform(2, 8), random.uniform(50, 400), random.uniform(0, 6)
+                each += np.exp(-(((band - middle - 5 * np.sin(time / rate)) / width) ** 2)) * np.maximum(0, np.sin(time / rate / 3 + phase))
+        # As Whisper's own features: logarithms clamped to eight powers of ten below the largest, then scaled.
+        return np.clip(out, -1, 1.5)
+
+    calib, test = spectrograms(calib, 1), spectrograms(test, 2)
+    export(States(), {"features": test[:1]}, path, {})
+    return {"features": calib}, {"features": test}
 
 
 def minilm(path, calib, test, folder=None):
@@ -94,7 +130,7 @@ def minilm(path, calib, test, folder=None):
 
     calib, test = windows("calibration.txt", calib), windows("heldout.txt", test)
     model = AutoModel.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32)
-    export(Hidden(model), encoder_inputs(test[:1]), path, {0: "batch", 1: "tokens"})
+    export(Hidden(model), encoder_inputs(test[:1]), path, OPEN)
     return encoder_inputs(calib), encoder_inputs(test)
 
 
@@ -102,4 +138,8 @@ def make(name, path, calib, test, folder=None):
     """Writes a graph; gives inputs to calibrate and to judge on, arrays by name whose first axis counts samples."""
     if name == "minilm":
         return minilm(path, calib, test, folder)
-    return bert(path, calib, test) if name == "bert" else vision(name, path, calib, test)
+    if name == "whisper":
+        return whisper(path, calib, test)
+    if name.startswith("bert"):
+        return bert(path, calib, test, {} if name == "bert_fixed" else OPEN)
+    return vision(name, path, calib, test)

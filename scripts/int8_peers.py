@@ -35,7 +35,7 @@ CALIBRATORS = ["minmax", "average", "percentile", "entropy", "mse"]
 LEAN = "MinMax, constants only"
 METHODS = {"MinMax": "minmax", "Percentile": "percentile", "Entropy": "entropy"}
 # Models whose activations of all inputs, which these methods of ONNX Runtime keep, do not fit into this machine's memory.
-TOO_LARGE = {"vit_b_16": ("Percentile", "Entropy")}
+TOO_LARGE = {"vit_b_16": ("Percentile", "Entropy"), "whisper": ("Percentile", "Entropy")}
 NOTES = "## What the figures say"
 THEIRS = """
 import sys, numpy as np
@@ -368,7 +368,7 @@ def render(records):
 
 
 def main():
-    known = ["resnet18", "mobilenet_v2", "bert", "minilm", "resnet50", "vit_b_16"]
+    known = ["resnet18", "mobilenet_v2", "bert", "bert_fixed", "minilm", "resnet50", "vit_b_16", "whisper"]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("llmq", type=pathlib.Path)
     parser.add_argument("models", nargs="*", metavar="MODEL", help=f"of {', '.join(known)} [default: all]")

@@ -320,6 +320,28 @@ fn measurements_with_either_engine() {
         .failed(2, &["/nowhere", "pip install"]);
     assert_eq!(llmq!["int8", "bench", &float, &out, "--dim", "length"].code, Some(2));
     llmq!["int8", "bench", &float, folder.path().join("none.onnx")].failed(1, &["none.onnx"]);
+
+    let none = folder.path().join("none.so");
+    let of_library =
+        |path: &Path| llmq!["int8", "bench", &float, &out, "--python", "/nowhere", "--library", path; options];
+    if cfg!(feature = "ort") {
+        of_library(&none).failed(1, &["cannot load", "none.so", "onnxruntime/capi"]);
+        let run = of_library(&library()).ok();
+        assert_eq!(run.summary()["kernels_from"], "engine");
+        assert_eq!(run.summary()["engine"], bench("onnxruntime").summary()["engine"]);
+        let kernels = |run: &common::Run| run.lines("model").iter().map(|of| of["int8"].clone()).collect::<Vec<_>>();
+        assert_eq!(kernels(&run), kernels(&bench("onnxruntime")));
+    } else {
+        of_library(&none).failed(2, &["none.so", "without the feature ort", "--features ort"]);
+    }
+}
+
+/// ONNX Runtime's, as Python has it.
+fn library() -> PathBuf {
+    let code = "import glob, os, onnxruntime as o; print(glob.glob(os.path.dirname(o.__file__) + '/capi/libonnxruntime.so*')[0])";
+    let told = std::process::Command::new(PYTHON).args(["-c", code]).output().unwrap();
+    assert!(told.status.success(), "{}", String::from_utf8_lossy(&told.stderr));
+    String::from_utf8(told.stdout).unwrap().trim().into()
 }
 
 /// onnx finds nothing wrong, ONNX Runtime computes what rten computes, and nothing is worse than what ONNX Runtime's own quantizer makes.

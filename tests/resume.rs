@@ -263,3 +263,16 @@ fn a_scratch_folder_that_vanishes_is_named() {
     quantized(&tiny(), &file, &["--resume"]).failed(1, &["cannot keep", scratch.to_str().unwrap(), HINT]);
     quantized(&tiny(), &file, &["--work-dir", "/nowhere"]).failed(2, &["unfinished run"]);
 }
+
+#[test]
+fn a_scratch_folder_is_made_or_refused_at_the_start() {
+    let out = folder();
+    let [file, scratch] = ["out.gguf", "scratch"].map(|name| out.path().join(name));
+    let deep = scratch.join("deeper");
+    let run = quantized(&tiny(), &file, &["--work-dir", deep.to_str().unwrap()]);
+    run.failed(1, &["cannot make the folder", deep.to_str().unwrap(), HINT]);
+    assert!(names(out.path()).is_empty());
+    quantized(&tiny(), &file, &["--work-dir", scratch.to_str().unwrap()]).ok();
+    assert_eq!(names(out.path()), ["out.gguf", "scratch"]);
+    assert!(names(&scratch).is_empty());
+}

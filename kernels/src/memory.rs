@@ -16,6 +16,10 @@ const LARGE: usize = 4 << 20;
 #[cfg(target_os = "linux")]
 const PAGE: usize = 2 << 20;
 
+/// glibc never takes buffers larger than this from its heap.
+#[cfg(target_os = "linux")]
+const MAPPED: usize = 32 << 20;
+
 // SAFETY: all memory is the system allocator's, by the same layouts.
 unsafe impl GlobalAlloc for LargePages {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
@@ -48,6 +52,32 @@ fn advised(at: *mut u8, size: usize) -> *mut u8 {
         unsafe { libc::madvise(first as *mut libc::c_void, last - first, libc::MADV_HUGEPAGE) };
     }
     at
+}
+
+/// Says of a large matrix that nobody has written to yet that only a triangle of it will be: of each row a part. With small pages the
+/// other triangle takes no memory; large ones would hold it, too.
+pub fn triangular<T>(matrix: &[T]) {
+    let (at, size) = (matrix.as_ptr() as usize, size_of_val(matrix));
+    // Smaller buffers may lie in the heap, whose next owner the advice would follow.
+    #[cfg(target_os = "linux")]
+    if size > MAPPED {
+        let (first, last) = (at.next_multiple_of(PAGE), (at + size) / PAGE * PAGE);
+        // SAFETY: the range lies inside a buffer, and the advice changes no content. That it may be refused does not matter.
+        unsafe { libc::madvise(first as *mut libc::c_void, last - first, libc::MADV_NOHUGEPAGE) };
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = (at, size);
+}
+
+/// Has every buffer of 128 KiB or more go back to the system as soon as it is freed, for work that many buffers of many sizes pass
+/// through: glibc would keep up to 32 MiB of them for later, and its peak is larger by that. Costs some percent of the time. Other
+/// allocators stay as they are.
+pub fn give_back_early() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: sets a number of the allocator, which it may change itself at any time.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 128 << 10);
+    }
 }
 
 /// Other systems choose by themselves.
@@ -84,21 +114,27 @@ mod tests {
             return;
         }
         let layout = Layout::from_size_align(64 << 20, 8).unwrap();
-        // SAFETY: the layout is that of the allocation, which nobody reads.
-        let at = unsafe { LargePages.alloc(layout) };
+        // SAFETY: the layout is that of the allocation, whose bytes are all zero and which lives until the end.
+        let at = unsafe { LargePages.alloc_zeroed(layout) };
         let middle = at as usize + layout.size() / 2;
-        let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
-        let mut inside = false;
-        let flags = maps.lines().find_map(|line| {
-            if let Some((first, rest)) = line.split_once('-')
-                && let (Ok(first), Ok(last)) =
-                    (usize::from_str_radix(first, 16), usize::from_str_radix(rest.split(' ').next()?, 16))
-            {
-                inside = (first..last).contains(&middle);
-            }
-            line.strip_prefix("VmFlags:").filter(|_| inside)
-        });
-        assert!(flags.unwrap().split(' ').any(|flag| flag == "hg"), "{flags:?}");
+        let flag = |wanted: &str| {
+            let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+            let mut inside = false;
+            let flags = maps.lines().find_map(|line| {
+                if let Some((first, rest)) = line.split_once('-')
+                    && let (Ok(first), Ok(last)) =
+                        (usize::from_str_radix(first, 16), usize::from_str_radix(rest.split(' ').next()?, 16))
+                {
+                    inside = (first..last).contains(&middle);
+                }
+                line.strip_prefix("VmFlags:").filter(|_| inside).map(str::to_owned)
+            });
+            assert!(flags.as_ref().unwrap().split(' ').any(|flag| flag == wanted), "{wanted}: {flags:?}");
+        };
+        flag("hg");
+        // SAFETY: as above.
+        triangular(unsafe { std::slice::from_raw_parts(at, layout.size()) });
+        flag("nh");
         // SAFETY: as above.
         unsafe { LargePages.dealloc(at, layout) };
     }

@@ -1,11 +1,14 @@
 //! What quantizing brought: latencies of two models on the same inputs, and which nodes run in INT8.
 //!
-//! Latency is that of ONNX Runtime where Python has the package `onnxruntime`, run by a small script: its library is what models are
-//! deployed with. Otherwise it is rten's, which is another engine with other kernels; then only the label may be believed, never a
-//! speed-up.
+//! Latency is that of ONNX Runtime, which models are deployed with, where its library is found (with the feature `ort`) or Python has
+//! the package `onnxruntime`, run by a small script. Otherwise it is rten's, which is another engine with other kernels; then only
+//! the label may be believed, never a speed-up.
 
-mod external;
 mod kernels;
+#[cfg(feature = "ort")]
+mod library;
+mod python;
+mod runtime;
 
 use super::engine::{Engine, Input, Value};
 use super::onnx::OnnxFile;
@@ -16,8 +19,8 @@ use crate::error::{Context, Error, Result};
 use crate::interrupt;
 use std::time::Instant;
 
-pub use external::OnnxRuntime;
 pub use kernels::{Kernels, kernels};
+pub use runtime::OnnxRuntime;
 
 /// Runs before those that count.
 const WARM_UP: usize = 3;
@@ -76,12 +79,20 @@ pub fn shape_of(input: &Input, sizes: &Sizes) -> Result<Vec<usize>> {
     dims.iter().enumerate().map(size).collect()
 }
 
+/// How many numbers an input of this shape has.
+fn elements(name: &str, dims: &[usize]) -> Result<usize> {
+    let elements = dims.iter().try_fold(1usize, |all, &n| all.checked_mul(n)).filter(|&n| n < 1 << 31);
+    elements.ok_or_else(|| Error::new(format!("input '{name}' of shape {dims:?} is too large")))
+}
+
+/// The n-th number of noise between -1 and 1.
+fn noise(n: usize) -> f32 {
+    ((n as u32).wrapping_mul(2_654_435_761) >> 8) as f32 / (1 << 23) as f32 - 1.0
+}
+
 /// Something to run a model on: noise for floats, ones for whole numbers, which are valid as ids, types and masks.
 fn some_value(input: &Input, dims: Vec<usize>) -> Result<Value> {
-    let elements = dims.iter().try_fold(1usize, |all, &n| all.checked_mul(n)).filter(|&n| n < 1 << 31);
-    let elements =
-        elements.ok_or_else(|| Error::new(format!("input '{}' of shape {dims:?} is too large", input.name)))?;
-    let noise = |n: usize| ((n as u32).wrapping_mul(2_654_435_761) >> 8) as f32 / (1 << 23) as f32 - 1.0;
+    let elements = elements(&input.name, &dims)?;
     match input.kind {
         Some(DataType::Float) => Ok(Value::F32(Tensor::new(dims, (0..elements).map(noise).collect()))),
         Some(DataType::Int64 | DataType::Int32 | DataType::Bool) => {

@@ -9,7 +9,7 @@
 use super::factor::size;
 use super::gptq::Solver;
 use super::rtn::Plain;
-use super::{Layer, Method, Options, Rounded, Rows, Site, Solution, Solved, diagonal, energy};
+use super::{Layer, Method, Options, Rounded, Rows, Site, Solution, Solved, diagonal, energies};
 use crate::error::Result;
 use crate::grid::Grid;
 use rayon::prelude::*;
@@ -144,7 +144,7 @@ fn search(site: &Site, round: impl Fn(&Layer, &[f32], Option<&[f32]>) -> Rounded
             let q = if let Some(s) = &scales { over(q, s) } else { q };
             let error: Vec<f32> = w.iter().zip(&q).map(|(w, q)| w - q).collect();
             let share = layer.w.len() as f64 / w.len() as f64;
-            layer.weight * share * energy(&error, n, site.seen.hessian)
+            layer.weight * share * energies(&error, n, site.seen.hessian).iter().sum::<f64>()
         };
         site.layers.iter().zip(&samples).map(of).sum()
     };

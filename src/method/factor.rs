@@ -1,6 +1,7 @@
 //! The factor of the inverse Hessian that GPTQ walks along.
 
 use llmq_kernels::cholesky::{cholesky, reversed_inverse};
+use llmq_kernels::memory::triangular;
 use rayon::prelude::*;
 
 /// `U`, upper triangular, with `(H + λI)⁻¹ = UᵀU` (Frantar et al. 2022, section 3.3, step 3), or `None` where `H + λI` is
@@ -14,6 +15,7 @@ use rayon::prelude::*;
 pub fn inverse_factor(h: &[f32], order: &[usize], lambda: f64) -> Option<Vec<f32>> {
     let n = order.len();
     let mut l = vec![0.0; n * n];
+    triangular(&l);
     l.par_chunks_mut(n).enumerate().for_each(|(i, to)| {
         let row = &h[order[n - 1 - i] * n..][..n];
         to[..=i].iter_mut().zip(order.iter().rev()).for_each(|(to, &column)| *to = f64::from(row[column]));

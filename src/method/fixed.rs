@@ -1,7 +1,7 @@
 //! GPTQ where a row has one step and that is settled: the 8 bits of integer kernels, with a symmetric scale for each output
 //! channel (Frantar et al. 2022, algorithm 1, with the scales taken as given).
 
-use super::PART;
+use super::at_once;
 use super::factor::{LADDER, inverse_factor, mended};
 use super::gptq::B;
 use llmq_kernels::gemm::{Old, View, product};
@@ -34,7 +34,8 @@ impl Fixed {
     pub fn round(&self, w: &[f32], scales: &[f32], largest: i8) -> Vec<i8> {
         let n = self.order.len();
         let mut codes = vec![0; w.len()];
-        let parts = codes.par_chunks_mut(PART * n).zip(w.par_chunks(PART * n)).zip(scales.par_chunks(PART));
+        let each = at_once(scales.len());
+        let parts = codes.par_chunks_mut(each * n).zip(w.par_chunks(each * n)).zip(scales.par_chunks(each));
         parts.for_each(|((codes, w), scales)| self.part(w, scales, f32::from(largest), codes));
         codes
     }

@@ -10,7 +10,7 @@ use super::factor::{LADDER, inverse_factor, mended, size};
 use super::polish::{self, polish};
 use super::rounded::{Part, Rounded};
 use super::rtn::Plain;
-use super::{BAND, Method, Options, Rows, Site, Solution, Solved, diagonal};
+use super::{BAND, Method, Options, Rows, Site, Solution, Solved, at_once, diagonal};
 use crate::error::Result;
 use crate::grid::{Effort, F, GROUPS, Grid, LANES};
 use llmq_kernels::column;
@@ -19,9 +19,6 @@ use rayon::prelude::*;
 
 /// Columns whose errors are collected before they reach the columns behind them (the paper's B, section 3.3, step 2).
 pub(super) const B: usize = 128;
-
-/// Rows that one task quantizes. A constant, so that results do not depend on the number of threads.
-const ROWS: usize = super::PART;
 
 /// GPTQ.
 pub struct Gptq;
@@ -122,7 +119,8 @@ impl Solver {
         let n = self.columns;
         let Walk { order, u, .. } = self.walks.first()?;
         let mut out = m;
-        out.par_chunks_mut(ROWS * n).for_each(|m| {
+        let each = at_once(out.len() / n);
+        out.par_chunks_mut(each * n).for_each(|m| {
             let rows = m.len() / n;
             let mut a: Vec<f32> = m.chunks(n).flat_map(|row| order.iter().map(|&j| row[j])).collect(); // in the walk's order
             let mut b = vec![0.0; a.len()];
@@ -178,7 +176,8 @@ impl Solver {
             return self.plain.round(w, grid);
         };
         let mut out = Rounded::new(w.len() / n, n, grid);
-        out.parts(ROWS).zip(w.par_chunks(ROWS * n)).for_each(|(mut part, w)| {
+        let each = at_once(w.len() / n);
+        out.parts(each).zip(w.par_chunks(each * n)).for_each(|(mut part, w)| {
             self.rows(w, grid, walk, &mut part);
             if effort.sweeps > 0 {
                 polish(&transposed(w, 0..n, n), &mut part, &self.h, n, grid, effort);
@@ -187,7 +186,7 @@ impl Solver {
         out
     }
 
-    /// Algorithm 1 for up to [`ROWS`] rows. `w`: `[rows, columns]`.
+    /// Algorithm 1 for some rows. `w`: `[rows, columns]`.
     fn rows(&self, w: &[f32], grid: &dyn Grid, walk: &Walk, part: &mut Part<'_>) {
         let n = self.columns;
         let mut wt = transposed(w, walk.order.iter().copied(), n); // [columns, padded], in the walk's order

@@ -79,10 +79,7 @@ impl Layer<'_> {
     /// `q`: its rounded weights, `[rows, columns]`.
     pub fn loss(&self, q: &[f32], site: &Site) -> f64 {
         let pull = self.target.as_ref().map_or(&[][..], |target| &target.pull);
-        let (error, _) = sum_over_parts((0.0, 0.0), self.w, q, PART * site.columns, |w, q| {
-            let error: Vec<f32> = w.iter().zip(q).map(|(w, q)| w - q).collect();
-            (energy(&error, site.columns, site.held.hessian), 0.0)
-        });
+        let error = energy_of_difference(self.w, q, site.columns, site.held.hessian);
         let pulled = pull.iter().zip(self.w).zip(q).map(|((p, w), q)| f64::from(*p) * f64::from(w - q)).sum::<f64>();
         error + 2.0 * pulled
     }
@@ -224,18 +221,31 @@ pub fn relative((error, whole): (f64, f64)) -> f64 {
 ///
 /// `w`, `q`: `[rows, columns]`; `hessian`: `[columns, columns]`.
 pub fn output_error(w: &[f32], q: &[f32], columns: usize, hessian: &[f32]) -> (f64, f64) {
-    sum_over_parts((0.0, 0.0), w, q, PART * columns, |w, q| {
-        let error: Vec<f32> = w.iter().zip(q).map(|(w, q)| w - q).collect();
-        (energy(&error, columns, hessian), energy(w, columns, hessian))
-    })
+    let parts = w.par_chunks(at_once(w.len() / columns) * columns).map(|w| energies(w, columns, hessian));
+    (energy_of_difference(w, q, columns, hessian), sum(&parts.collect::<Vec<_>>()))
 }
 
-/// `tr(X H Xᵀ)`. `x`: `[rows, columns]`; `hessian`: `[columns, columns]`, symmetric, so that what lies below its diagonal blocks
-/// is multiplied once and counts twice.
-fn energy(x: &[f32], columns: usize, hessian: &[f32]) -> f64 {
+/// `tr((W−Q) H (W−Q)ᵀ)`. `w`, `q`: `[rows, columns]`; `hessian`: `[columns, columns]`.
+fn energy_of_difference(w: &[f32], q: &[f32], columns: usize, hessian: &[f32]) -> f64 {
+    let each = at_once(w.len() / columns) * columns;
+    let parts = w.par_chunks(each).zip(q.par_chunks(each)).map(|(w, q)| {
+        let error: Vec<f32> = w.iter().zip(q).map(|(w, q)| w - q).collect();
+        energies(&error, columns, hessian)
+    });
+    sum(&parts.collect::<Vec<_>>())
+}
+
+/// In order, so that the sum does not depend on who computed what.
+fn sum(parts: &[Vec<f64>]) -> f64 {
+    parts.iter().flatten().sum()
+}
+
+/// `tr(X H Xᵀ)` of each [`PART`] rows. `x`: `[rows, columns]`; `hessian`: `[columns, columns]`, symmetric, so that what lies below its
+/// diagonal blocks is multiplied once and counts twice.
+fn energies(x: &[f32], columns: usize, hessian: &[f32]) -> Vec<f64> {
     let (n, rows) = (columns, x.len() / columns);
     let mut y = vec![0.0; rows * BAND.min(n)]; // [rows, width]
-    let mut sum = 0.0;
+    let mut sums = vec![0.0; rows.div_ceil(PART)];
     for first in (0..n).step_by(BAND) {
         let last = (first + BAND).min(n);
         let width = last - first;
@@ -243,12 +253,14 @@ fn energy(x: &[f32], columns: usize, hessian: &[f32]) -> f64 {
             if from < to {
                 let h = View::new(&hessian[from * n + first..], to - from, width, n);
                 product(&mut y, width, Old::Replaced, 1.0, View::new(&x[from..], rows, to - from, n), h);
-                let own = x.chunks(n).map(|row| &row[first..last]).zip(y.chunks(width));
-                sum += times * own.map(|(x, y)| inner(x, y)).sum::<f64>();
+                for (sum, (x, y)) in sums.iter_mut().zip(x.chunks(PART * n).zip(y.chunks(PART * width))) {
+                    let own = x.chunks(n).map(|row| &row[first..last]).zip(y.chunks(width));
+                    *sum += times * own.map(|(x, y)| inner(x, y)).sum::<f64>();
+                }
             }
         }
     }
-    sum
+    sums
 }
 
 /// Columns that a product with a symmetric or triangular matrix takes at once.
@@ -261,6 +273,19 @@ fn inner(x: &[f32], y: &[f32]) -> f64 {
 
 /// Rows whose errors are added up together.
 pub const PART: usize = 128;
+
+/// Rows of a matrix that one of some threads multiplies with a Hessian at once, a multiple of [`PART`]: each time it reads and packs all
+/// of the Hessian, so the more the better, as long as all threads have some and what they hold stays small. No result depends on it.
+pub fn rows_at_once(rows: usize, threads: usize) -> usize {
+    /// Of all threads together.
+    const MOST: usize = 2048;
+    rows.div_ceil(threads).min(MOST / threads).clamp(PART, 4 * PART).next_multiple_of(PART)
+}
+
+/// The same for the threads that there are.
+fn at_once(rows: usize) -> usize {
+    rows_at_once(rows, rayon::current_num_threads())
+}
 
 /// The same with the diagonal of a Hessian, or with none at all: `Σ h·(w−q)²` and `Σ h·w²`, added to `sums`.
 ///

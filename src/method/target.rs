@@ -7,7 +7,7 @@
 //! `W*` as it would round `W`. GPTAQ's own update does the same step by step.
 
 use super::gptq::Solver;
-use super::{PART, energy, inner};
+use super::{PART, at_once, energies, inner};
 use llmq_kernels::gemm::{Old, View, product};
 use rayon::prelude::*;
 
@@ -28,7 +28,8 @@ pub fn pull(w: &[f32], columns: usize, drift: &[f32]) -> Vec<f32> {
     let n = columns;
     let mut m = vec![0.0; w.len()];
     let d = View::new(drift, n, n, n);
-    m.par_chunks_mut(PART * n).zip(w.par_chunks(PART * n)).for_each(|(m, w)| {
+    let each = at_once(w.len() / n) * n;
+    m.par_chunks_mut(each).zip(w.par_chunks(each)).for_each(|(m, w)| {
         product(m, n, Old::Replaced, 1.0, View::new(w, w.len() / n, n, n), d);
     });
     m
@@ -49,12 +50,13 @@ impl Target {
         held: &[f32],
     ) -> Option<Target> {
         let step = solver.times_inverse(m)?;
-        let parts: Vec<(f64, f64)> = step
-            .par_chunks(PART * columns)
-            .zip(pull.par_chunks(PART * columns))
-            .map(|(a, m)| (inner(a, m), energy(a, columns, held)))
-            .collect();
-        let (along, curvature) = parts.iter().fold((0.0, 0.0), |(a, b), (x, y)| (a + x, b + y));
+        let each = at_once(step.len() / columns) * columns;
+        let parts = step.par_chunks(each).zip(pull.par_chunks(each)).map(|(a, m)| {
+            let along = a.chunks(PART * columns).zip(m.chunks(PART * columns)).map(|(a, m)| inner(a, m));
+            along.zip(energies(a, columns, held)).collect()
+        });
+        let parts: Vec<Vec<(f64, f64)>> = parts.collect();
+        let (along, curvature) = parts.iter().flatten().fold((0.0, 0.0), |(a, b), (x, y)| (a + x, b + y));
         let alpha = if curvature > 0.0 { (along / curvature).clamp(0.0, 1.0) } else { 0.0 };
         // Where sums left single precision, there is nothing to go by.
         let alpha = if alpha > 0.0 { alpha } else { 0.0 };

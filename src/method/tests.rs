@@ -115,7 +115,8 @@ fn what_is_symmetric_or_triangular_is_multiplied_in_bands() {
         .map(|at| (0..n).map(|k| f64::from(x[at / n * n + k]) * f64::from(h[k * n + at % n])).sum())
         .collect();
     let whole: f64 = x.iter().zip(&y).map(|(x, y)| f64::from(*x) * y).sum();
-    assert!((energy(&x, n, &h) / whole - 1.0).abs() < 1e-5, "{} {whole}", energy(&x, n, &h));
+    let [energy] = energies(&x, n, &h)[..] else { panic!("five rows are one part") };
+    assert!((energy / whole - 1.0).abs() < 1e-5, "{energy} {whole}");
     // M·H⁻¹·H = M, with what damping adds to H.
     for order in [false, true] {
         let solver = Solver::new(&h, n, &[32], &Options { order, ..PAPER });
@@ -130,4 +131,27 @@ fn what_is_symmetric_or_triangular_is_multiplied_in_bands() {
         let size: f64 = y.iter().map(|y| y * y).sum();
         assert!(off < 1e-8 * size, "{off} of {size}");
     }
+}
+
+#[test]
+fn how_many_rows_a_task_takes_changes_nothing() {
+    let (rows, n) = (4 * PART + 40, 64);
+    // Many on few threads, no fewer than a part on many.
+    assert_eq!([1, 2, 4, 8, 16, 999].map(|threads| rows_at_once(4096, threads)), [512, 512, 512, 256, 128, 128]);
+    assert_eq!([1, 2, 4, 5].map(|threads| rows_at_once(rows, threads)), [512, 384, 256, 128]);
+    let (h, w, drift) = (hessian(n, 200), noise(rows * n, 7), noise(n * n, 8));
+    let (_, grid) = grid("Q4_0");
+    let on = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| {
+            let solver = Solver::new(&h, n, &[32], &Options { sweeps: 2, scales: true, ..PAPER });
+            let m = pull(&w, n, &drift);
+            let target = Target::new(&w, n, m.clone(), m, &solver, &h).unwrap();
+            let q = solver.round(&target.w, grid).values(grid);
+            let scales = vec![0.02; rows];
+            (output_error(&w, &q, n, &h), target.alpha, q, Fixed::new(&h, n).unwrap().round(&w, &scales, 127))
+        })
+    };
+    let one = on(1);
+    assert!(one.1 > 0.0 && one == on(2) && one == on(5));
 }

@@ -288,6 +288,7 @@ impl<'a> Job<'a> {
             // The best so far, the next, and up to three ways to round the largest layer with the numbers they stand for.
             let (all, largest) = (site.codes(), site.largest());
             let scaled = if site.scalable && self.method.scales() { solver(n, site.widths()) } else { 0 };
+            let each = method::rows_at_once(largest.rows, self.threads);
             let rounded = if self.method.chooses() { 2 * all + 3 * largest.codes() } else { all };
             moments.push(
                 solving
@@ -295,7 +296,7 @@ impl<'a> Job<'a> {
                     .with("scaled solver", scaled)
                     .with("codes and scales", rounded)
                     .with("numbers they stand for", largest.elements() * 2 * SINGLE)
-                    .with("scratch of a part", self.threads as u64 * PART as u64 * n * 5 * SINGLE),
+                    .with("scratch of all threads", (self.threads * each) as u64 * n * 5 * SINGLE),
             );
             base = base
                 .with("quantized layers of this half", weights * SINGLE + site.codes() + site.bytes())

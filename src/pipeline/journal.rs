@@ -81,11 +81,11 @@ pub fn difference(before: &Settings, now: &Settings) -> Option<String> {
 
 impl Journal {
     /// Takes possession of the folder for an output, which is made if it is not there. `resume`: go on with what is in it;
-    /// `discard`: throw that away. `scratch`: another folder for the stream.
+    /// `discard`: throw that away. `scratch`: another folder for the stream, which is made, too.
     ///
     /// # Errors
     /// Another process holds it; it has something in it that is neither to be continued nor to be thrown away; its journal is
-    /// damaged; the folder cannot be made.
+    /// damaged; a folder cannot be made.
     pub fn claim(output: &Path, scratch: Option<&Path>, resume: bool, discard: bool) -> Result<Journal> {
         let folder = folder(output);
         let shown = folder.display();
@@ -125,7 +125,24 @@ impl Journal {
         };
         let recorded = folder.join(NAME).exists();
         let resumed = previous.is_some();
-        Ok(Journal { folder, scratch, settings: Settings::new(), previous, recorded, resumed, _lock: lock })
+        let journal = Journal { folder, scratch, settings: Settings::new(), previous, recorded, resumed, _lock: lock };
+        journal.make_scratch()?;
+        Ok(journal)
+    }
+
+    /// At the start: that the stream's folder cannot be had would show only behind the first windows. A run that goes on needs the
+    /// one that holds its stream, not a new one.
+    fn make_scratch(&self) -> Result<()> {
+        if self.resumed {
+            return Ok(());
+        }
+        match fs::create_dir(&self.scratch) {
+            Err(cause) if cause.kind() != io::ErrorKind::AlreadyExists => {
+                let what = format!("cannot make the folder {} for the residual stream", self.scratch.display());
+                Err(Error::new(what).hint("choose a folder that can be written with --work-dir").because(cause))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The folder.

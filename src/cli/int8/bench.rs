@@ -23,7 +23,12 @@ pub struct Args {
     #[arg(long, value_name = "ENGINE", default_value = "auto")]
     engine: Choice,
 
-    /// The Python that has the packages onnxruntime and numpy
+    /// ONNX Runtime's library, libonnxruntime.so or onnxruntime.dll, for an llmq that was built with the feature ort
+    /// [default: what ORT_DYLIB_PATH names, else the system's]
+    #[arg(long, value_name = "FILE")]
+    library: Option<PathBuf>,
+
+    /// The Python that has the packages onnxruntime and numpy, where no library is found
     #[arg(long, value_name = "PROGRAM", default_value = "python3")]
     python: OsString,
 
@@ -46,7 +51,7 @@ pub struct Args {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Choice {
-    /// ONNX Runtime if Python has it, else rten
+    /// ONNX Runtime if it is found, else rten
     Auto,
     /// ONNX Runtime
     Onnxruntime,
@@ -79,12 +84,14 @@ pub fn run(args: &Args) -> Result<()> {
     let files = [OnnxFile::open(&args.original)?, OnnxFile::open(&args.quantized)?];
     let runtime = match args.engine {
         Choice::Rten => None,
-        _ => OnnxRuntime::find(&args.python),
+        _ => OnnxRuntime::find(args.library.as_deref(), &args.python)?,
     };
     if runtime.is_none() && args.engine == Choice::Onnxruntime {
         let python = args.python.to_string_lossy();
-        return Err(Error::usage(format!("{python} has no packages onnxruntime and numpy"))
-            .hint("pip install onnxruntime, name another program with --python, or use --engine rten"));
+        return Err(Error::usage(format!(
+            "no library of ONNX Runtime is found, and {python} has no packages onnxruntime and numpy"
+        ))
+        .hint("pip install onnxruntime, name another program with --python, or use --engine rten"));
     }
     let measured = measure(args, &[&files[0], &files[1]], runtime)?;
     if args.json {

@@ -41,6 +41,9 @@ enum Command {
 }
 
 pub fn run(args: &Args) -> Result<()> {
+    if matches!(args.command, Some(Command::Dynamic(_) | Command::Static(_))) {
+        llmq_kernels::memory::give_back_early();
+    }
     match (&args.command, &args.checkpoint) {
         (Some(Command::Dynamic(args)), _) => dynamic::run(args),
         (Some(Command::Static(args)), _) => qdq::run(args),

@@ -1,7 +1,7 @@
 //! How fast this machine is, measured in a fraction of a second on numbers that are made up.
 
 use crate::format::{self, Encoding, Type};
-use crate::method::{self, Method, Options, PART, Rows};
+use crate::method::{self, Method, Options, Rows};
 use crate::pipeline::stream::PRECISION;
 use crate::pipeline::subject::BATCH;
 use llmq_kernels::attention::{self, Scores, Shape};
@@ -125,7 +125,12 @@ const TILE: usize = 256;
 
 /// Multiplications that are measured for [`Speed::tile`].
 fn tile_products(n: usize, threads: usize) -> f64 {
-    (threads * n * TILE * PART) as f64
+    (threads * n * TILE * rows(threads)) as f64
+}
+
+/// Rows of a thread, for matrices as high as those of a large model.
+fn rows(threads: usize) -> usize {
+    method::rows_at_once(4096, threads)
 }
 
 /// Multiplications of a Cholesky factorization and of the inverse of its factor.
@@ -163,7 +168,7 @@ impl Rounding {
         let n = (hidden.min(WIDEST_SOLVED) / 256 * 256).max(256);
         let wide = hidden.clamp(TILE, WIDEST);
         let [product, tile, factor, quick, plain, walk, polished] = [Timer::default(); 7];
-        let (w, h, wide_h) = (numbers(PART * threads * n), hessian(n), numbers(wide * wide));
+        let (w, h, wide_h) = (numbers(rows(threads) * threads * n), hessian(n), numbers(wide * wide));
         let solvers = match kind.encoding() {
             Encoding::Grid(grid) => {
                 let solver = |sweeps| gptq().rows(&h, n, grid, &Options { sweeps, ..options }).0;
@@ -193,12 +198,14 @@ impl Rounding {
         self.product.run(|| method::output_error(w, w, n, h));
         // As in the sweeps: some columns of the Hessian, times what has moved there.
         let (wide, wide_h) = (*wide, &wide_h[..]);
-        let part = &w[..TILE * PART];
+        let threads = rayon::current_num_threads();
+        let rows = rows(threads);
+        let part = &w[..TILE * rows];
         self.tile.run(|| {
-            (0..rayon::current_num_threads()).into_par_iter().for_each(|_| {
-                let mut g = vec![0.0; wide * PART];
-                let (columns, moves) = (View::new(wide_h, wide, TILE, wide), View::new(part, TILE, PART, PART));
-                product(&mut g, PART, Old::Kept, -1.0, columns, moves);
+            (0..threads).into_par_iter().for_each(|_| {
+                let mut g = vec![0.0; wide * rows];
+                let (columns, moves) = (View::new(wide_h, wide, TILE, wide), View::new(part, TILE, rows, rows));
+                product(&mut g, rows, Old::Kept, -1.0, columns, moves);
                 std::hint::black_box(g);
             });
         });

@@ -3,7 +3,7 @@
 use super::shape::{BlockShape, SiteShape};
 use super::speed::{Speed, WALK, factorization, lower_triangle, polish_products};
 use super::{Job, Tokens};
-use crate::method::{self, PART};
+use crate::method;
 use crate::model::Model;
 use crate::model::block::Half;
 
@@ -297,9 +297,9 @@ impl Job<'_> {
 
     /// By how much longer a layer takes than its weights say, because its rows come in parts that do not fill all threads.
     fn idle(&self, rows: usize) -> f64 {
-        let parts = rows.div_ceil(PART).max(1);
-        let rounds = parts.div_ceil(self.threads);
-        (rounds * self.threads * PART) as f64 / rows.max(1) as f64
+        let each = method::rows_at_once(rows, self.threads);
+        let rounds = rows.div_ceil(each).max(1).div_ceil(self.threads);
+        (rounds * self.threads * each) as f64 / rows.max(1) as f64
     }
 }
 

@@ -1,0 +1,151 @@
+//! ONNX Runtime, as a library or through Python, whichever is found.
+
+#[cfg(feature = "ort")]
+use super::library::Library;
+use super::python::Python;
+use super::{Kernels, Sizes, Times, elements, kernels, shape_of};
+use crate::error::{Context, Error, Result};
+use crate::int8::engine::Input;
+use crate::int8::onnx::OnnxFile;
+use crate::int8::onnx::proto::tensor_proto::DataType;
+use serde::{Deserialize, Serialize};
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+
+/// A way to run ONNX Runtime.
+#[derive(Debug)]
+pub enum OnnxRuntime {
+    /// Its library, in this process.
+    #[cfg(feature = "ort")]
+    Library(Library),
+    /// The package of a Python.
+    Python(Python),
+}
+
+/// What ONNX Runtime did.
+#[derive(Debug, Clone)]
+pub struct Measured {
+    /// Its version.
+    pub version: String,
+    /// Per model, the times of its runs.
+    pub times: Vec<Times>,
+    /// Per model, what its own graph consists of; none if it could not save that.
+    pub kernels: Vec<Option<Kernels>>,
+}
+
+/// What is asked of ONNX Runtime.
+#[derive(Debug, Serialize)]
+pub(super) struct Question {
+    /// The files.
+    pub models: Vec<PathBuf>,
+    /// Where the graphs go that it makes of them.
+    pub optimized: Vec<PathBuf>,
+    /// What all models are given.
+    pub inputs: Vec<Given>,
+    pub runs: usize,
+    /// 0: as many as it likes.
+    pub threads: usize,
+}
+
+/// An input: noise or ones, by type.
+#[derive(Debug, Serialize)]
+pub(super) struct Given {
+    pub name: String,
+    #[serde(rename = "type")]
+    pub kind: Kind,
+    pub dims: Vec<usize>,
+}
+
+/// A type, by numpy's name.
+#[derive(Debug, Clone, Copy, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Kind {
+    Float32,
+    Int64,
+    Int32,
+    Bool,
+}
+
+/// What it says.
+#[derive(Debug, Deserialize)]
+pub(super) struct Answer {
+    pub version: String,
+    /// Per model, of each run that counts.
+    pub seconds: Vec<Vec<f64>>,
+    /// Per model, whether it saved its graph.
+    pub optimized: Vec<bool>,
+}
+
+impl OnnxRuntime {
+    /// Looks for the library, if this program has been built with the feature `ort`: that file, else the one that `ORT_DYLIB_PATH`
+    /// names, else that of the system. Then whether this Python has the packages.
+    ///
+    /// # Errors
+    /// A library was named that cannot be loaded, or that this program cannot load any.
+    pub fn find(library: Option<&Path>, python: &OsStr) -> Result<Option<Self>> {
+        #[cfg(feature = "ort")]
+        if let Some(library) = Library::find(library)? {
+            return Ok(Some(Self::Library(library)));
+        }
+        #[cfg(not(feature = "ort"))]
+        if let Some(library) = library {
+            let what = format!("cannot load {}: this llmq was built without the feature ort", library.display());
+            return Err(Error::usage(what).hint("build it with --features ort, or name a Python with --python"));
+        }
+        Ok(Python::find(python).map(Self::Python))
+    }
+
+    /// Times models in turn on the same inputs.
+    ///
+    /// # Errors
+    /// ONNX Runtime cannot run one of them, or an input's shape is not known.
+    pub fn time(
+        &self,
+        files: &[&OnnxFile],
+        inputs: &[Input],
+        sizes: &Sizes,
+        runs: usize,
+        threads: usize,
+    ) -> Result<Measured> {
+        let folder = tempfile::tempdir().context(|| "cannot make a temporary folder".into())?;
+        let question = Question {
+            models: files.iter().map(|file| file.path.clone()).collect(),
+            optimized: (0..files.len()).map(|n| folder.path().join(format!("{n}.onnx"))).collect(),
+            inputs: inputs.iter().map(|input| Given::of(input, sizes)).collect::<Result<_>>()?,
+            runs,
+            threads,
+        };
+        let answer = match self {
+            #[cfg(feature = "ort")]
+            Self::Library(library) => library.ask(&question)?,
+            Self::Python(python) => python.ask(&question)?,
+        };
+        if answer.seconds.len() != files.len() || answer.seconds.iter().any(Vec::is_empty) {
+            return Err(Error::new("ONNX Runtime gave no times"));
+        }
+        let of = |(path, saved): (&PathBuf, &bool)| {
+            let model = saved.then(|| OnnxFile::open(path).ok())??.model;
+            kernels(model).ok()
+        };
+        Ok(Measured {
+            version: answer.version,
+            times: answer.seconds.into_iter().map(Times::new).collect(),
+            kernels: question.optimized.iter().zip(&answer.optimized).map(of).collect(),
+        })
+    }
+}
+
+impl Given {
+    fn of(input: &Input, sizes: &Sizes) -> Result<Self> {
+        let kind = match input.kind {
+            Some(DataType::Float) => Kind::Float32,
+            Some(DataType::Int64) => Kind::Int64,
+            Some(DataType::Int32) => Kind::Int32,
+            Some(DataType::Bool) => Kind::Bool,
+            _ => return Err(Error::new(format!("input '{}' has a type that llmq cannot make values of", input.name))),
+        };
+        let dims = shape_of(input, sizes)?;
+        elements(&input.name, &dims)?;
+        Ok(Self { name: input.name.clone(), kind, dims })
+    }
+}
