@@ -317,8 +317,9 @@ def render(records):
         "ONNX Runtime's that is Python, which has " + ", ".join(sorted({f"{r['import']['peak_mb']:.0f}" for r in records})) + " MB resident"
         " after its imports.", "",
         "## Targets", "", "Wanted: latency at most 1.00 of theirs, SQNR at least theirs, peak memory at most 0.25 of theirs. Latency: the median over rounds of",
-        "the ratio in a round, with its 95% interval. All calibrators make the same graph but for scales, so one of each is timed. SQNR: of all",
-        "test inputs together; ± is the 95% interval of the mean difference of an input's SQNR.", "",
+        "the ratio in a round, with its 95% interval. All calibrators make the same graph but for scales, so one of each is timed. SQNR: the",
+        "mean over test inputs of the difference, with its 95% interval; beside it that of the errors of all inputs added up, which those of the largest",
+        "amplitude decide, without one.", "",
     ]
     body = []
     for record in records:
@@ -328,11 +329,12 @@ def render(records):
             if "rounds" in a and "rounds" in b:
                 middle, low, high = ratio(a["rounds"], b["rounds"])
                 latency = f"{middle:.2f} ({low:.2f} to {high:.2f}){verdict(middle <= 1, low > 1)}"
-            _, error = difference(a, b)
-            better, memory = a["sqnr"] - b["sqnr"], a["peak_mb"] / b["peak_mb"]
-            text = [latency, f"{better:+.2f} ± {error:.2f} dB{verdict(better >= 0, better + error < 0)}", f"{memory:.2f}{verdict(memory <= 0.25, True)}"]
+            better, error = difference(a, b)
+            memory = a["peak_mb"] / b["peak_mb"]
+            text = [latency, f"{better:+.2f} ± {error:.2f} dB{verdict(better >= 0, better + error < 0)}", f"{a['sqnr'] - b['sqnr']:+.2f} dB",
+                    f"{memory:.2f}{verdict(memory <= 0.25, True)}"]
             body.append([record["model"], ours, theirs, *text])
-    lines += table(["model", "ours", "theirs", "latency, ours / theirs", "SQNR, ours - theirs", "peak memory, ours / theirs"], body)
+    lines += table(["model", "ours", "theirs", "latency, ours / theirs", "SQNR, ours - theirs, mean", "all inputs together", "peak memory, ours / theirs"], body)
     lines += ["## All figures", ""]
     body = []
     for record in records:

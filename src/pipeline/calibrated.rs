@@ -40,7 +40,8 @@ impl Run<'_> {
         let last = i + 1 == self.plan.blocks().len();
         for half in Half::ALL {
             let work = self.work_of(tensors, half) * tokens as u64;
-            let unit = work / 2 / stream.batches().len() as u64;
+            // Batches go through a half for each of its two sites, and once more for its output; the rest is rounding.
+            let unit = work / 4 / stream.batches().len() as u64;
             let mut done = 0;
             // Only one half's weights are there at a time.
             let mut block = Block::new(&frame, i);
@@ -54,8 +55,8 @@ impl Run<'_> {
                 let place = || format!("block {i}, input of {}", readers(tensors, site).join(", "));
                 let is_inner = site == half.inner();
                 let keep = is_inner && tokens * width(tensors, site) * 4 <= self.rounding.keep;
-                let kept = self.see(site, half, tensors, &block, &original, stream, keep).context(place)?;
-                let Some((statistics, kept)) = kept else { continue };
+                let kept = self.see(site, half, tensors, &block, &original, stream, keep, (unit, &mut done));
+                let Some((statistics, kept)) = kept.context(place)? else { continue };
                 if keep && !routed && !self.rounding.method.scales() {
                     // What goes into its last layer stays what it is.
                     block.keep_last(half);
@@ -77,7 +78,7 @@ impl Run<'_> {
             if routed {
                 self.experts(i, tensors, &block, &original, stream, &mut finished)?;
                 stream.end_of_block();
-                self.observer.advance(work);
+                self.observer.advance(work - done);
                 continue;
             }
             // Behind the last block only an output matrix reads the stream.
@@ -141,7 +142,7 @@ impl Run<'_> {
     }
 
     /// Collects what the windows say about a site that a method has something to do at, and returns its inputs if they are to
-    /// be kept.
+    /// be kept. `done` grows by the work of a `unit` with each batch.
     #[allow(clippy::too_many_arguments)]
     fn see(
         &mut self,
@@ -152,6 +153,7 @@ impl Run<'_> {
         original: &Block<'_>,
         stream: &Stream,
         keep: bool,
+        (unit, done): (u64, &mut u64),
     ) -> Result<Option<(Statistics, Vec<Inputs>)>> {
         let columns = width(tensors, site);
         let method = tensors.iter().any(|t| t.spec.site() == Some(site) && is_grid(t));
@@ -193,6 +195,8 @@ impl Run<'_> {
             if keep {
                 kept.push(inputs);
             }
+            self.observer.advance(unit);
+            *done += unit;
         }
         if keeps {
             self.keep(tensors, site, squares.sums(), squares.tokens());
