@@ -1,4 +1,4 @@
-//! Large pages for large buffers.
+//! What the system is told about memory: large pages for large buffers, and what goes back at once.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 
@@ -43,13 +43,11 @@ unsafe impl GlobalAlloc for LargePages {
     }
 }
 
-/// The same buffer, with large pages for all of it but its ends.
-#[cfg(target_os = "linux")]
+/// The same buffer, with large pages for all of it but its ends. Systems but Linux choose by themselves.
 fn advised(at: *mut u8, size: usize) -> *mut u8 {
+    #[cfg(target_os = "linux")]
     if size >= LARGE && !at.is_null() {
-        let (first, last) = ((at as usize).next_multiple_of(PAGE), (at as usize + size) / PAGE * PAGE);
-        // SAFETY: the range lies inside a buffer, and the advice changes no content. That it may be refused does not matter.
-        unsafe { libc::madvise(first as *mut libc::c_void, last - first, libc::MADV_HUGEPAGE) };
+        advise(at, size, libc::MADV_HUGEPAGE);
     }
     at
 }
@@ -57,16 +55,19 @@ fn advised(at: *mut u8, size: usize) -> *mut u8 {
 /// Says of a large matrix that nobody has written to yet that only a triangle of it will be: of each row a part. With small pages the
 /// other triangle takes no memory; large ones would hold it, too.
 pub fn triangular<T>(matrix: &[T]) {
-    let (at, size) = (matrix.as_ptr() as usize, size_of_val(matrix));
     // Smaller buffers may lie in the heap, whose next owner the advice would follow.
     #[cfg(target_os = "linux")]
-    if size > MAPPED {
-        let (first, last) = (at.next_multiple_of(PAGE), (at + size) / PAGE * PAGE);
-        // SAFETY: the range lies inside a buffer, and the advice changes no content. That it may be refused does not matter.
-        unsafe { libc::madvise(first as *mut libc::c_void, last - first, libc::MADV_NOHUGEPAGE) };
+    if size_of_val(matrix) > MAPPED {
+        advise(matrix.as_ptr().cast(), size_of_val(matrix), libc::MADV_NOHUGEPAGE);
     }
-    #[cfg(not(target_os = "linux"))]
-    let _ = (at, size);
+}
+
+/// Which pages the large ones that lie wholly inside a buffer of `size` bytes are to be.
+#[cfg(target_os = "linux")]
+fn advise(at: *const u8, size: usize, pages: libc::c_int) {
+    let (first, last) = ((at as usize).next_multiple_of(PAGE), (at as usize + size) / PAGE * PAGE);
+    // SAFETY: the range lies inside a buffer, and the advice changes no content. That it may be refused does not matter.
+    unsafe { libc::madvise(first as *mut libc::c_void, last - first, pages) };
 }
 
 /// Has every buffer of 128 KiB or more go back to the system as soon as it is freed, for work that many buffers of many sizes pass
@@ -78,12 +79,6 @@ pub fn give_back_early() {
     unsafe {
         libc::mallopt(libc::M_MMAP_THRESHOLD, 128 << 10);
     }
-}
-
-/// Other systems choose by themselves.
-#[cfg(not(target_os = "linux"))]
-fn advised(at: *mut u8, _: usize) -> *mut u8 {
-    at
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //! the package `onnxruntime`, run by a small script. Otherwise it is rten's, which is another engine with other kernels; then only
 //! the label may be believed, never a speed-up.
 
+mod given;
 mod kernels;
 #[cfg(feature = "ort")]
 mod library;
@@ -12,12 +13,12 @@ mod runtime;
 
 use super::engine::{Engine, Input, Value};
 use super::onnx::OnnxFile;
-use super::onnx::proto::tensor_proto::DataType;
 use super::onnx::shape::{Dim, shown};
 use super::onnx::tensor::Tensor;
 use crate::error::{Context, Error, Result};
 use crate::interrupt;
-use std::time::Instant;
+use given::{Given, Kind};
+use std::time::{Duration, Instant};
 
 pub use kernels::{Kernels, kernels};
 pub use runtime::OnnxRuntime;
@@ -79,26 +80,28 @@ pub fn shape_of(input: &Input, sizes: &Sizes) -> Result<Vec<usize>> {
     dims.iter().enumerate().map(size).collect()
 }
 
-/// How many numbers an input of this shape has.
-fn elements(name: &str, dims: &[usize]) -> Result<usize> {
-    let elements = dims.iter().try_fold(1usize, |all, &n| all.checked_mul(n)).filter(|&n| n < 1 << 31);
-    elements.ok_or_else(|| Error::new(format!("input '{name}' of shape {dims:?} is too large")))
-}
-
-/// The n-th number of noise between -1 and 1.
-fn noise(n: usize) -> f32 {
-    ((n as u32).wrapping_mul(2_654_435_761) >> 8) as f32 / (1 << 23) as f32 - 1.0
-}
-
-/// Something to run a model on: noise for floats, ones for whole numbers, which are valid as ids, types and masks.
-fn some_value(input: &Input, dims: Vec<usize>) -> Result<Value> {
-    let elements = elements(&input.name, &dims)?;
-    match input.kind {
-        Some(DataType::Float) => Ok(Value::F32(Tensor::new(dims, (0..elements).map(noise).collect()))),
-        Some(DataType::Int64 | DataType::Int32 | DataType::Bool) => {
-            Ok(Value::I32(Tensor::new(dims, vec![1; elements])))
+/// Seconds of each model's runs that count, in turn, so that what else the machine does hits all alike. `run`: one run of a model, and
+/// how long it took.
+fn in_turn(models: usize, runs: usize, mut run: impl FnMut(usize) -> Result<Duration>) -> Result<Vec<Vec<f64>>> {
+    let mut seconds = vec![Vec::with_capacity(runs); models];
+    for turn in 0..runs + WARM_UP {
+        for (model, seconds) in seconds.iter_mut().enumerate() {
+            interrupt::check()?;
+            let took = run(model)?;
+            if turn >= WARM_UP {
+                seconds.push(took.as_secs_f64());
+            }
         }
-        _ => Err(Error::new(format!("input '{}' has a type that llmq cannot make values of", input.name))),
+    }
+    Ok(seconds)
+}
+
+/// As rten takes it.
+fn value(given: &Given) -> Value {
+    let dims = given.dims.clone();
+    match given.kind {
+        Kind::Float32 => Value::F32(Tensor::new(dims, given.noise())),
+        Kind::Int64 | Kind::Int32 | Kind::Bool => Value::I32(Tensor::new(dims, vec![1; given.elements()])),
     }
 }
 
@@ -111,29 +114,25 @@ pub fn with_rten(files: &[&OnnxFile], sizes: &Sizes, runs: usize) -> Result<Vec<
     let mut engines = Vec::new();
     for file in files {
         let engine = Engine::new(&file.model).context(|| what(file))?;
-        let inputs =
-            engine.inputs().iter().map(|input| Ok((input.name.clone(), some_value(input, shape_of(input, sizes)?)?)));
+        let inputs = engine.inputs().iter().map(|input| Given::of(input, sizes));
         let inputs = inputs.collect::<Result<Vec<_>>>().context(|| what(file))?;
+        let inputs: Vec<_> = inputs.into_iter().map(|given| (value(&given), given.name)).collect();
         engines.push((engine, inputs));
     }
-    let mut seconds = vec![Vec::with_capacity(runs); files.len()];
-    for run in 0..runs + WARM_UP {
-        for ((file, (engine, inputs)), seconds) in files.iter().zip(&engines).zip(&mut seconds) {
-            interrupt::check()?;
-            let inputs: Vec<_> = inputs.iter().map(|(name, value)| (name.as_str(), value.clone())).collect();
-            let start = Instant::now();
-            engine.run(&inputs).context(|| what(file))?;
-            if run >= WARM_UP {
-                seconds.push(start.elapsed().as_secs_f64());
-            }
-        }
-    }
+    let seconds = in_turn(files.len(), runs, |at| {
+        let (engine, inputs) = &engines[at];
+        let inputs: Vec<_> = inputs.iter().map(|(value, name)| (name.as_str(), value.clone())).collect();
+        let start = Instant::now();
+        engine.run(&inputs).context(|| what(files[at]))?;
+        Ok(start.elapsed())
+    })?;
     Ok(seconds.into_iter().map(Times::new).collect())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::int8::onnx::proto::tensor_proto::DataType;
 
     #[test]
     fn quantiles_are_nearest_ranks() {

@@ -1,9 +1,9 @@
 //! ONNX Runtime's library, loaded while the program runs.
 
-use super::runtime::{Answer, Given, Kind, Question};
-use super::{WARM_UP, noise};
+use super::given::{Given, Kind};
+use super::in_turn;
+use super::runtime::{Answer, Question};
 use crate::error::{Error, Result};
-use crate::interrupt;
 use ort::environment::Environment;
 use ort::logging::LogLevel;
 use ort::session::Session;
@@ -50,37 +50,29 @@ impl Library {
         Ok(Some(Self { environment, version: version(&path) }))
     }
 
-    /// Loads the models and runs them in turn, so that what else the machine does hits all alike.
+    /// Loads the models and runs them in turn.
     pub(super) fn ask(&self, question: &Question) -> Result<Answer> {
         let what = |path: &Path, cause: ort::Error| {
             Error::new(format!("ONNX Runtime cannot run {}: {}", path.display(), cause.message()))
         };
         let mut sessions = Vec::new();
         let mut optimized = Vec::new();
-        for (path, saved) in question.models.iter().zip(&question.optimized) {
-            let session = match self.session(path, Some(saved), question.threads) {
-                Ok(session) => (session, true),
-                // Too large to be saved, perhaps; if not, this fails as well and says why.
-                Err(_) => (self.session(path, None, question.threads).map_err(|cause| what(path, cause))?, false),
-            };
-            sessions.push(session.0);
-            optimized.push(session.1);
+        for (path, to) in question.models.iter().zip(&question.optimized) {
+            let saving = self.session(path, Some(to), question.threads);
+            optimized.push(saving.is_ok());
+            // Too large to be saved, perhaps; if not, this fails as well and says why.
+            let session = saving.or_else(|_| self.session(path, None, question.threads));
+            sessions.push(session.map_err(|cause| what(path, cause))?);
         }
         let inputs = question.inputs.iter().map(|given| Ok((given.name.as_str(), value(given)?)));
         let inputs = inputs.collect::<ort::Result<Vec<_>>>();
         let inputs = inputs.map_err(|cause| Error::new(format!("ONNX Runtime: {}", cause.message())))?;
-        let mut seconds = vec![Vec::with_capacity(question.runs); sessions.len()];
-        for run in 0..question.runs + WARM_UP {
-            for ((path, session), seconds) in question.models.iter().zip(&mut sessions).zip(&mut seconds) {
-                interrupt::check()?;
-                let inputs: Vec<_> = inputs.iter().map(|(name, value)| (*name, value)).collect();
-                let start = Instant::now();
-                session.run(inputs).map_err(|cause| what(path, cause))?;
-                if run >= WARM_UP {
-                    seconds.push(start.elapsed().as_secs_f64());
-                }
-            }
-        }
+        let seconds = in_turn(sessions.len(), question.runs, |at| {
+            let inputs: Vec<_> = inputs.iter().map(|(name, value)| (*name, value)).collect();
+            let start = Instant::now();
+            sessions[at].run(inputs).map_err(|cause| what(&question.models[at], cause))?;
+            Ok(start.elapsed())
+        })?;
         Ok(Answer { version: self.version.clone(), seconds, optimized })
     }
 
@@ -106,11 +98,9 @@ fn version(path: &Path) -> String {
 }
 
 fn value(given: &Given) -> ort::Result<DynTensor> {
-    let elements = given.dims.iter().product();
-    let dims = given.dims.clone();
-    // Ones are valid as ids, as types and as masks.
+    let (dims, elements) = (given.dims.clone(), given.elements());
     Ok(match given.kind {
-        Kind::Float32 => Tensor::from_array((dims, (0..elements).map(noise).collect::<Vec<f32>>()))?.upcast(),
+        Kind::Float32 => Tensor::from_array((dims, given.noise()))?.upcast(),
         Kind::Int64 => Tensor::from_array((dims, vec![1i64; elements]))?.upcast(),
         Kind::Int32 => Tensor::from_array((dims, vec![1i32; elements]))?.upcast(),
         Kind::Bool => Tensor::from_array((dims, vec![true; elements]))?.upcast(),

@@ -1,13 +1,13 @@
 //! ONNX Runtime, as a library or through Python, whichever is found.
 
+use super::given::Given;
 #[cfg(feature = "ort")]
 use super::library::Library;
 use super::python::Python;
-use super::{Kernels, Sizes, Times, elements, kernels, shape_of};
+use super::{Kernels, Sizes, Times, kernels};
 use crate::error::{Context, Error, Result};
 use crate::int8::engine::Input;
 use crate::int8::onnx::OnnxFile;
-use crate::int8::onnx::proto::tensor_proto::DataType;
 use serde::{Deserialize, Serialize};
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -45,25 +45,6 @@ pub(super) struct Question {
     pub runs: usize,
     /// 0: as many as it likes.
     pub threads: usize,
-}
-
-/// An input: noise or ones, by type.
-#[derive(Debug, Serialize)]
-pub(super) struct Given {
-    pub name: String,
-    #[serde(rename = "type")]
-    pub kind: Kind,
-    pub dims: Vec<usize>,
-}
-
-/// A type, by numpy's name.
-#[derive(Debug, Clone, Copy, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub(super) enum Kind {
-    Float32,
-    Int64,
-    Int32,
-    Bool,
 }
 
 /// What it says.
@@ -132,20 +113,5 @@ impl OnnxRuntime {
             times: answer.seconds.into_iter().map(Times::new).collect(),
             kernels: question.optimized.iter().zip(&answer.optimized).map(of).collect(),
         })
-    }
-}
-
-impl Given {
-    fn of(input: &Input, sizes: &Sizes) -> Result<Self> {
-        let kind = match input.kind {
-            Some(DataType::Float) => Kind::Float32,
-            Some(DataType::Int64) => Kind::Int64,
-            Some(DataType::Int32) => Kind::Int32,
-            Some(DataType::Bool) => Kind::Bool,
-            _ => return Err(Error::new(format!("input '{}' has a type that llmq cannot make values of", input.name))),
-        };
-        let dims = shape_of(input, sizes)?;
-        elements(&input.name, &dims)?;
-        Ok(Self { name: input.name.clone(), kind, dims })
     }
 }
