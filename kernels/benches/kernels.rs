@@ -114,31 +114,25 @@ fn products() {
     }
 }
 
-/// Products of operands rounded to bfloat16, where this machine has them.
+/// Products of operands that are rounded to bfloat16 or split into two of its numbers, where this machine has them.
 fn rounded_products() {
-    if !Precision::Bf16.rounds() {
-        return;
-    }
-    for (n, m, k) in [(2048, 1280, 512), (2048, 512, 1280), (2048, 4096, 4096), (2048, 4096, 11008)] {
-        let (x, w, mut y) = (numbers(n * k), numbers(m * k), vec![0.0; n * m]);
-        let mut run = |precision| best(|| gemm::linear(precision, &x, &w, k, black_box(&mut y)));
-        let (ours, theirs) = (run(Precision::Bf16), run(Precision::Single));
-        let rate = 2e-9 * (n * m * k) as f64 / ours;
-        show(
-            &format!("linear rounded to bfloat16, {n} x {k} -> {m}"),
-            rate,
-            "GFLOP/s",
-            ours,
-            "single precision",
-            theirs,
-        );
-    }
-    for (n, k) in [(2048, 1280), (8192, 4096)] {
-        let (x, mut h) = (numbers(n * k), vec![0.0; k * k]);
-        let mut run = |precision| best(|| syrk::syrk(precision, &x, k, black_box(&mut h)));
-        let (ours, theirs) = (run(Precision::Bf16), run(Precision::Single));
-        let rate = 1e-9 * (n * k * k) as f64 / ours;
-        show(&format!("syrk rounded to bfloat16, {n} x {k}"), rate, "GFLOP/s", ours, "single precision", theirs);
+    let ways = [("rounded to", Precision::Bf16), ("split into", Precision::Split)];
+    for (how, precision) in ways.into_iter().filter(|(_, precision)| precision.rounds()) {
+        for (n, m, k) in [(2048, 1280, 512), (2048, 512, 1280), (2048, 4096, 4096), (2048, 4096, 11008)] {
+            let (x, w, mut y) = (numbers(n * k), numbers(m * k), vec![0.0; n * m]);
+            let mut run = |precision| best(|| gemm::linear(precision, &x, &w, k, black_box(&mut y)));
+            let (ours, theirs) = (run(precision), run(Precision::Single));
+            let rate = 2e-9 * (n * m * k) as f64 / ours;
+            let what = format!("linear {how} bfloat16, {n} x {k} -> {m}");
+            show(&what, rate, "GFLOP/s", ours, "single precision", theirs);
+        }
+        for (n, k) in [(2048, 1280), (8192, 4096)] {
+            let (x, mut h) = (numbers(n * k), vec![0.0; k * k]);
+            let mut run = |precision| best(|| syrk::syrk(precision, &x, k, black_box(&mut h)));
+            let (ours, theirs) = (run(precision), run(Precision::Single));
+            let rate = 1e-9 * (n * k * k) as f64 / ours;
+            show(&format!("syrk {how} bfloat16, {n} x {k}"), rate, "GFLOP/s", ours, "single precision", theirs);
+        }
     }
 }
 

@@ -16,6 +16,9 @@ pub enum Isa {
     /// The same with products of bfloat16 pairs, for what may be rounded to such.
     #[cfg(target_arch = "x86_64")]
     Avx512Bf16,
+    /// The same with products of matrices of such pairs (AMX), where the system lets this process have their registers.
+    #[cfg(target_arch = "x86_64")]
+    Amx,
 }
 
 impl Isa {
@@ -38,6 +41,9 @@ impl Isa {
                 sets.push(Isa::Avx512);
                 if is_x86_feature_detected!("avx512bf16") {
                     sets.push(Isa::Avx512Bf16);
+                    if crate::amx::allowed() {
+                        sets.push(Isa::Amx);
+                    }
                 }
             }
         }
@@ -51,14 +57,6 @@ impl Isa {
             let worth = |isa: &&Isa| pays(**isa);
             *Isa::available().iter().rfind(worth).expect("the baseline is always there")
         })
-    }
-
-    /// Whether it has products of bfloat16 pairs.
-    pub(crate) fn multiplies_bf16(self) -> bool {
-        #[cfg(target_arch = "x86_64")]
-        return self == Isa::Avx512Bf16;
-        #[cfg(not(target_arch = "x86_64"))]
-        return false;
     }
 }
 
@@ -115,7 +113,7 @@ macro_rules! kernel {
                     unsafe { avx2($($arg),*) }
                 }
                 #[cfg(target_arch = "x86_64")]
-                $crate::dispatch::Isa::Avx512 | $crate::dispatch::Isa::Avx512Bf16 => {
+                $crate::dispatch::Isa::Avx512 | $crate::dispatch::Isa::Avx512Bf16 | $crate::dispatch::Isa::Amx => {
                     assert!(isa == $crate::dispatch::Isa::best() || $crate::dispatch::Isa::available().contains(&isa));
                     // SAFETY: the line above saw that this CPU has the features.
                     unsafe { avx512($($arg),*) }

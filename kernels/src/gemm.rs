@@ -4,10 +4,13 @@
 //! output is added up in the same order at any number of threads.
 
 use crate::Isa;
+#[cfg(target_arch = "x86_64")]
+use crate::amx::{Register, Split};
+use crate::blocks::{Packed, Spare, multiply};
 use crate::fused::{self, AT_ONCE, FEW};
 use crate::micro::{Element, Micro, Pair, Tile};
 pub use crate::pack::View;
-use crate::pack::{Out, packed};
+use crate::pack::{Operand, Out, packed, put};
 use rayon::prelude::*;
 use std::borrow::Cow;
 use std::cell::RefCell;
@@ -19,15 +22,47 @@ use std::ops::Range;
 pub enum Precision {
     /// All of it is computed in single precision.
     Single,
+    /// Where the machine is faster with them, each number becomes the sum of two of bfloat16, which is within 2⁻¹⁷ of it, and all
+    /// products but the smallest are added up in single precision. Where it is not, this is [`Precision::Single`].
+    Split,
     /// Where the machine is faster with them, both operands are rounded to bfloat16, which is within 0.4% of each number; the sums stay
     /// in single precision. Where it is not, this is [`Precision::Single`].
     Bf16,
 }
 
+/// What an operand is packed into.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Packing {
+    /// Numbers of single precision.
+    Single,
+    /// Pairs of bfloat16.
+    #[cfg(target_arch = "x86_64")]
+    Pairs,
+    /// Registers of such pairs.
+    #[cfg(target_arch = "x86_64")]
+    Registers,
+    /// Two registers for each.
+    #[cfg(target_arch = "x86_64")]
+    Split,
+}
+
 impl Precision {
     /// Whether this machine rounds operands.
     pub fn rounds(self) -> bool {
-        self == Precision::Bf16 && Isa::best().multiplies_bf16()
+        self.packing() != Packing::Single
+    }
+
+    /// What this machine packs operands into.
+    pub(crate) fn packing(self) -> Packing {
+        match (self, Isa::best()) {
+            #[cfg(target_arch = "x86_64")]
+            (Precision::Bf16, Isa::Amx) => Packing::Registers,
+            #[cfg(target_arch = "x86_64")]
+            (Precision::Split, Isa::Amx) => Packing::Split,
+            #[cfg(target_arch = "x86_64")]
+            (Precision::Bf16, Isa::Avx512Bf16) => Packing::Pairs,
+            _ => Packing::Single,
+        }
     }
 }
 
@@ -38,8 +73,10 @@ const DEPTH: usize = 384;
 const ROWS: usize = 192;
 const COLUMNS: usize = 768;
 
-/// Columns of the output that one task of a layer computes. A constant, so that results do not depend on the number of
-/// threads.
+/// Strips of the output that each thread computes at least, if they are not narrower than [`STRIP`].
+const STRIPS: usize = 3;
+
+/// Rows of weights that are asked for, and packed, at once.
 const STRIP: usize = 64;
 
 /// What happens to the old content of a product's output.
@@ -71,19 +108,26 @@ fn on(micro: Micro<f32>, c: &mut [f32], stride: usize, old: Old, alpha: f32, a: 
     if k == 0 && old == Old::Replaced {
         out.clear();
     }
+    let mut tile = Tile::default();
     PACKED.with_borrow_mut(|[left, right]| {
         for first in (0..n).step_by(COLUMNS) {
             let columns = first..(first + COLUMNS).min(n);
             for from in (0..k).step_by(DEPTH) {
                 let depth = from..(from + DEPTH).min(k);
                 let right = room(right, packed::<f32>(columns.len(), depth.len(), micro.columns));
-                b.part(depth.clone(), columns.clone()).t().pack(micro.columns, right);
+                b.part(depth.clone(), columns.clone()).t().pack(micro, Operand::Right, right);
                 for top in (0..m).step_by(ROWS) {
                     let rows = top..(top + ROWS).min(m);
                     let left = room(left, packed::<f32>(rows.len(), depth.len(), micro.rows));
-                    a.part(rows, depth.clone()).pack(micro.rows, left);
+                    a.part(rows, depth.clone()).pack(micro, Operand::Left, left);
                     let add = old == Old::Kept || from > 0;
-                    tiles(micro, depth.len(), (left, right), alpha, add, (top, first), &mut out);
+                    for (i, left) in (top..).step_by(micro.rows).zip(left.chunks_exact(depth.len() * micro.rows)) {
+                        let right = right.chunks_exact(depth.len() * micro.columns);
+                        for (j, right) in (first..).step_by(micro.columns).zip(right) {
+                            micro.run(left, right, false, &mut tile);
+                            put(&mut out, (i, j), &tile, micro.columns, alpha, add);
+                        }
+                    }
                 }
             }
         }
@@ -96,54 +140,6 @@ fn room(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
         buffer.resize(len, 0.0);
     }
     &mut buffer[..len]
-}
-
-/// Every tile of packed operands of `depth` elements: `left`: `[_, depth, rows]`; `right`: `[_, depth, columns]`. The first tile belongs `at`.
-fn tiles<E: Element>(
-    micro: Micro<E>,
-    depth: usize,
-    (left, right): (&[E], &[E]),
-    alpha: f32,
-    add: bool,
-    at: (usize, usize),
-    out: &mut Out<'_>,
-) {
-    let mut tile = Tile::default();
-    for (i, left) in left.chunks_exact(depth * micro.rows).enumerate() {
-        for (j, right) in right.chunks_exact(depth * micro.columns).enumerate() {
-            micro.run(left, right, &mut tile);
-            out.put((at.0 + i * micro.rows, at.1 + j * micro.columns), &tile, micro.columns, alpha, add);
-        }
-    }
-}
-
-/// All rows of a view, packed on all threads, in pieces of [`DEPTH`] elements one behind the other.
-fn pack_pieces<E: Element>(view: View<'_>, width: usize) -> Vec<E> {
-    let mut out = vec![E::default(); packed::<E>(view.rows, view.columns, width)];
-    let columns = DEPTH * E::NUMBERS;
-    let of_piece = packed::<E>(view.rows, columns, width).max(1);
-    for (piece, out) in out.chunks_mut(of_piece).enumerate() {
-        let first = piece * columns;
-        view.part(0..view.rows, first..(first + columns).min(view.columns)).pack_on_all(width, out);
-    }
-    out
-}
-
-/// `C = A·Bᵀ` for some columns of the output. `left`: all of `A`, from [`pack_pieces`] with the tile's rows; `b`: `[columns, k]`.
-fn strip<E: Element>(micro: Micro<E>, left: &[E], b: View<'_>, out: &mut Out<'_>) {
-    let ((m, n), k) = (out.shape(), b.columns);
-    if k == 0 {
-        out.clear();
-    }
-    let most = DEPTH * E::NUMBERS;
-    let mut right = vec![E::default(); packed::<E>(n, most.min(k), micro.columns)];
-    for from in (0..k).step_by(most) {
-        let depth = most.min(k - from);
-        let right = &mut right[..packed::<E>(n, depth, micro.columns)];
-        b.part(0..n, from..from + depth).pack(micro.columns, right);
-        let left = &left[packed::<E>(m, from, micro.rows)..][..packed::<E>(m, depth, micro.rows)];
-        tiles(micro, depth.div_ceil(E::NUMBERS), (left, right), 1.0, from > 0, (0, 0), out);
-    }
 }
 
 /// `Y = X·Wᵀ` on all threads, where `rows` gives some rows of `W`, `[rows, k]`, to each task, and anew for each [`AT_ONCE`] rows of
@@ -159,9 +155,37 @@ pub(crate) fn layer<'w, F: Send>(
     rows: impl Fn(Range<usize>) -> Result<Cow<'w, [f32]>, F> + Sync,
     y: &mut [f32],
 ) -> Result<(), F> {
-    match precision.rounds() {
-        true => layer_of(Micro::<Pair>::best(), x, k, m, rows, y),
-        false => layer_of(Micro::<f32>::best(), x, k, m, rows, y),
+    match precision.packing() {
+        Packing::Single => layer_of(Micro::<f32>::best(), x, k, m, rows, y),
+        #[cfg(target_arch = "x86_64")]
+        Packing::Pairs => layer_of(Micro::<Pair>::best(), x, k, m, rows, y),
+        #[cfg(target_arch = "x86_64")]
+        Packing::Registers => layer_of(Micro::<Register>::best(), x, k, m, rows, y),
+        #[cfg(target_arch = "x86_64")]
+        Packing::Split => layer_of(Micro::<Split>::best(), x, k, m, rows, y),
+    }
+}
+
+/// Columns of the output that one task computes: as many as stay in the caches, or fewer so that each thread has some strips. No number
+/// depends on where strips end.
+fn strip_of<E: Element>(m: usize) -> usize {
+    E::SIZES.columns.min(m.div_ceil(STRIPS * rayon::current_num_threads()).next_multiple_of(STRIP))
+}
+
+/// Bytes that [`linear`] packs its operands into, for `n` rows of `k` numbers and `m` outputs.
+pub fn workspace(precision: Precision, n: usize, k: usize, m: usize) -> usize {
+    fn of<E: Element>(n: usize, k: usize, m: usize) -> usize {
+        let rows = n.min(AT_ONCE) + rayon::current_num_threads() * strip_of::<E>(m);
+        rows * k.div_ceil(E::NUMBERS) * size_of::<E>() / E::SIDE
+    }
+    match precision.packing() {
+        Packing::Single => of::<f32>(n, k, m),
+        #[cfg(target_arch = "x86_64")]
+        Packing::Pairs => of::<Pair>(n, k, m),
+        #[cfg(target_arch = "x86_64")]
+        Packing::Registers => of::<Register>(n, k, m),
+        #[cfg(target_arch = "x86_64")]
+        Packing::Split => of::<Split>(n, k, m),
     }
 }
 
@@ -173,20 +197,29 @@ fn layer_of<'w, E: Element, F: Send>(
     rows: impl Fn(Range<usize>) -> Result<Cow<'w, [f32]>, F> + Sync,
     y: &mut [f32],
 ) -> Result<(), F> {
+    let spare = Spare::new();
     for (x, y) in x.chunks((AT_ONCE * k).max(1)).zip(y.chunks_mut(AT_ONCE * m)) {
         let n = y.len() / m;
-        let left = pack_pieces(View::new(x, n, k, k), micro.rows);
-        let strips = Out::new(y, n, m, m).strips(STRIP);
-        let failed = strips.into_par_iter().enumerate().find_map_first(|(i, mut out)| {
-            let range = i * STRIP..((i + 1) * STRIP).min(m);
-            let count = range.len();
-            match rows(range) {
-                Ok(w) => strip(micro, &left, View::new(&w, count, k, k), &mut out),
-                Err(error) => return Some(error),
+        let piece = E::SIZES.depth;
+        let left = Packed::on_all(micro, Operand::Left, View::new(x, n, k, k), piece);
+        let wide = strip_of::<E>(m);
+        let strips = Out::new(y, n, m, m).strips(wide);
+        let strip = |(right, tiles): &mut (Packed<E>, Vec<Tile>), i: usize, mut out: Out<'_>| {
+            let columns = i * wide..((i + 1) * wide).min(m);
+            for first in columns.clone().step_by(STRIP) {
+                let range = first..(first + STRIP).min(columns.end);
+                let count = range.len();
+                let w = rows(range)?;
+                right.fill(micro, Operand::Right, first - columns.start, View::new(&w, count, k, k));
             }
-            None
+            multiply(micro, (&left, 0), right, false, |_| usize::MAX, tiles, &mut out);
+            Ok(())
+        };
+        let done = strips.into_par_iter().enumerate().map(|(i, out)| {
+            let room = || (Packed::room(micro, Operand::Right, wide.min(m), k, piece), Vec::new());
+            spare.with(room, |room| strip(room, i, out))
         });
-        if let Some(error) = failed {
+        if let Some(error) = done.find_map_first(Result::err) {
             return Err(error);
         }
     }
@@ -283,26 +316,34 @@ mod tests {
             pool.install(|| linear(precision, &x, &w, 96, &mut y));
             y
         };
-        for precision in [Precision::Single, Precision::Bf16] {
+        for precision in [Precision::Single, Precision::Split, Precision::Bf16] {
             assert_eq!(on(precision, 1), on(precision, 3));
         }
     }
 
     #[test]
     fn every_instruction_set_multiplies_rounded_operands_with_tails() {
-        let rounded = |x: &f32| f64::from(half::bf16::from_f32(*x));
-        for (n, m, k) in [(1, 1, 1), (3, 5, 7), (29, 33, 64), (5, 130, 801), (15, 40, 1601)] {
+        for isa in Isa::available() {
+            layers(Micro::<Pair>::on(isa), |x| f64::from(half::bf16::from_f32(x)), 1e-6);
+            layers(Micro::<Register>::on(isa), |x| f64::from(half::bf16::from_f32(x)), 1e-6);
+            layers(Micro::<Split>::on(isa), f64::from, 2e-5);
+        }
+    }
+
+    /// Layers with what `kept` is of each number, within `each` for every product.
+    fn layers<E: Element + std::fmt::Debug>(micro: Micro<E>, kept: impl Fn(f32) -> f64, each: f64) {
+        for (n, m, k) in
+            [(1, 1, 1), (3, 5, 7), (29, 33, 64), (5, 130, 801), (15, 40, 1601), (600, 3, 70), (34, 290, 33)]
+        {
             let (x, w) = (numbers(n * k, 1), numbers(m * k, 2));
-            for isa in Isa::available() {
-                let mut y = vec![f32::NAN; n * m];
-                let rows = |range: Range<usize>| Ok::<_, Infallible>((&w[range.start * k..range.end * k]).into());
-                layer_of(Micro::<Pair>::on(isa), &x, k, m, rows, &mut y).unwrap();
-                for (i, j) in (0..n).flat_map(|i| (0..m).map(move |j| (i, j))) {
-                    let (x, w) = (&x[i * k..(i + 1) * k], &w[j * k..(j + 1) * k]);
-                    let want: f64 = x.iter().zip(w).map(|(x, w)| rounded(x) * rounded(w)).sum();
-                    let off = (f64::from(y[i * m + j]) - want).abs();
-                    assert!(off < 1e-6 * (k + 1) as f64, "{isa:?} {n} {m} {k} at {i} {j}: {off}");
-                }
+            let mut y = vec![f32::NAN; n * m];
+            let rows = |range: Range<usize>| Ok::<_, Infallible>((&w[range.start * k..range.end * k]).into());
+            layer_of(micro, &x, k, m, rows, &mut y).unwrap();
+            for (i, j) in (0..n).flat_map(|i| (0..m).map(move |j| (i, j))) {
+                let (x, w) = (&x[i * k..(i + 1) * k], &w[j * k..(j + 1) * k]);
+                let want: f64 = x.iter().zip(w).map(|(x, w)| kept(*x) * kept(*w)).sum();
+                let off = (f64::from(y[i * m + j]) - want).abs();
+                assert!(off < each * (k + 1) as f64, "{micro:?} {n} {m} {k} at {i} {j}: {off}");
             }
         }
     }

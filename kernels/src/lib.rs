@@ -5,7 +5,9 @@
 //! written once on [`lanes::F`], sixteen numbers side by side, and compiled for every instruction set in [`dispatch`];
 //! they contain no operation whose result depends on the instruction set, so all of them agree to the last bit.
 
+mod amx;
 pub mod attention;
+mod blocks;
 pub mod cholesky;
 pub mod column;
 pub mod convert;

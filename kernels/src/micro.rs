@@ -3,12 +3,14 @@
 
 use crate::Isa;
 use crate::dispatch::kernel;
+use crate::pack::{Operand, View, lines};
 use std::marker::PhantomData;
 
 /// Numbers of the largest tile.
-const MOST: usize = 14 * 32;
+pub(crate) const MOST: usize = 32 * 32;
 
 /// What a tile adds up to: `[rows, columns]` of its [`Micro`].
+#[derive(Clone)]
 #[repr(align(64))]
 pub(crate) struct Tile(pub [f32; MOST]);
 
@@ -18,29 +20,60 @@ impl Default for Tile {
     }
 }
 
-/// How a packed operand holds its numbers.
+/// What a packed operand consists of.
 pub(crate) trait Element: Copy + Default + Send + Sync + 'static {
     /// Numbers of neighbouring depth in one of these.
     const NUMBERS: usize;
 
-    /// From as many numbers; a second is not looked at where it holds one.
-    fn of(numbers: [f32; 2]) -> Self;
-
-    /// How many of them are put apart at once, so that what is written stays in the nearest cache.
+    /// Neighbouring rows of the left operand, or columns of the right one, in one of these.
     const SIDE: usize;
 
-    /// From up to [`SIDE`](Self::SIDE) · [`NUMBERS`](Self::NUMBERS) numbers in a row, with zero behind the last: every `step`-th of
-    /// `out`.
-    fn row(numbers: &[f32], out: &mut [Self], step: usize);
-
-    /// From as many rows of numbers; a second is not looked at where it holds one. `out`: as long as they are.
-    fn columns(rows: [&[f32]; 2], out: &mut [Self]);
+    /// How much of the operands lies in the caches at once.
+    const SIZES: Sizes;
 
     /// Rows and columns of a tile.
     fn tile(isa: Isa) -> (usize, usize);
 
-    /// See [`Micro::run`]; this machine has the instruction set.
-    fn run(isa: Isa, a: &[Self], b: &[Self], tile: &mut Tile);
+    /// Packs up to `width` rows of a view for a kernel of `isa`, with zeros for what is not there. `out`:
+    /// `[⌈columns / NUMBERS⌉, width / SIDE]`.
+    fn pack(isa: Isa, operand: Operand, part: View<'_>, width: usize, out: &mut [Self]);
+
+    /// See [`Micro::panels`]; this machine has the instruction set.
+    fn panels(isa: Isa, a: &[Self], b: &[Self], add: bool, tiles: &mut [Tile]);
+}
+
+/// How much of its operands a product handles at once. No result depends on it but through `depth`, which says what is summed up
+/// before it is added to the output.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Sizes {
+    /// Columns of `A` and rows of `B`, in elements: a tile's part of `A` fills half of a usual nearest cache.
+    pub depth: usize,
+    /// The same for a sum of outer products, whose output is much larger.
+    pub outer: usize,
+    /// Rows of `X` that a sum of outer products packs at once, in elements.
+    pub chunk: usize,
+    /// Rows and columns of the output that stay in the second cache while the depth goes by.
+    pub rows: usize,
+    pub columns: usize,
+}
+
+/// Those of elements that vector instructions multiply.
+const VECTORS: Sizes = Sizes { depth: 384, outer: 512, chunk: 512, rows: 512, columns: 64 };
+
+/// A number, or some, that lie in one line with those of the next row or column.
+pub(crate) trait Line: Element {
+    /// From as many numbers; a second is not looked at where it holds one.
+    fn of(numbers: [f32; 2]) -> Self;
+
+    /// How many of them are put apart at once, so that what is written stays in the nearest cache.
+    const AT_ONCE: usize;
+
+    /// From up to [`AT_ONCE`](Self::AT_ONCE) · [`NUMBERS`](Element::NUMBERS) numbers in a row, with zero behind the last: every
+    /// `step`-th of `out`.
+    fn row(numbers: &[f32], out: &mut [Self], step: usize);
+
+    /// From as many rows of numbers; a second is not looked at where it holds one. `out`: as long as they are.
+    fn columns(rows: [&[f32]; 2], out: &mut [Self]);
 }
 
 /// A size of tiles, and the kernel that computes them from operands of `E`.
@@ -50,7 +83,7 @@ pub(crate) struct Micro<E> {
     pub rows: usize,
     /// Columns of a tile.
     pub columns: usize,
-    isa: Isa,
+    pub(crate) isa: Isa,
     of: PhantomData<E>,
 }
 
@@ -76,26 +109,47 @@ impl<E: Element> Micro<E> {
         Micro { rows, columns, isa, of: PhantomData }
     }
 
-    /// `tile = Σ_p a_p·b_pᵀ`. `a`: `[depth, rows]`; `b`: `[depth, columns]`.
+    /// Rows of the output, or columns, that a panel of an operand stands for.
+    pub fn width(self, operand: Operand) -> usize {
+        match operand {
+            Operand::Left => self.rows,
+            Operand::Right => self.columns,
+        }
+    }
+
+    /// `tile = Σ_p a_p·b_pᵀ`, or `tile += Σ_p a_p·b_pᵀ`, for the tiles of one panel of the left operand with some of the right one. `a`:
+    /// `[depth, rows / E::SIDE]`; `b`: `[panel, depth, columns / E::SIDE]`; `tiles`: `[panel]`.
     ///
     /// # Panics
     /// If the lengths do not fit.
     #[inline]
-    pub fn run(self, a: &[E], b: &[E], tile: &mut Tile) {
-        assert_eq!(a.len() / self.rows, b.len() / self.columns, "depth of a tile");
-        E::run(self.isa, a, b, tile);
+    pub fn panels(self, a: &[E], b: &[E], add: bool, tiles: &mut [Tile]) {
+        assert_eq!(a.len() * self.columns * tiles.len(), b.len() * self.rows, "depth of tiles");
+        E::panels(self.isa, a, b, add, tiles);
+    }
+
+    /// The same for one tile.
+    #[inline]
+    pub fn run(self, a: &[E], b: &[E], add: bool, tile: &mut Tile) {
+        self.panels(a, b, add, std::slice::from_mut(tile));
     }
 }
 
-impl Element for f32 {
-    const NUMBERS: usize = 1;
+/// One tile behind the other, each with its panel of the right operand: `b`, `[panel, _]`.
+pub(crate) fn each<E>(b: &[E], tiles: &mut [Tile], mut run: impl FnMut(&[E], &mut Tile)) {
+    match b.len() / tiles.len().max(1) {
+        0 => tiles.iter_mut().for_each(|tile| run(&[], tile)),
+        panel => b.chunks_exact(panel).zip(tiles).for_each(|(b, tile)| run(b, tile)),
+    }
+}
 
+impl Line for f32 {
     #[inline]
     fn of(numbers: [f32; 2]) -> f32 {
         numbers[0]
     }
 
-    const SIDE: usize = 16;
+    const AT_ONCE: usize = 16;
 
     #[inline]
     fn row(numbers: &[f32], out: &mut [f32], step: usize) {
@@ -106,6 +160,16 @@ impl Element for f32 {
     fn columns(rows: [&[f32]; 2], out: &mut [f32]) {
         out.copy_from_slice(rows[0]);
     }
+}
+
+impl Element for f32 {
+    const NUMBERS: usize = 1;
+    const SIDE: usize = 1;
+    const SIZES: Sizes = VECTORS;
+
+    fn pack(_: Isa, _: Operand, part: View<'_>, width: usize, out: &mut [f32]) {
+        lines(part, width, out);
+    }
 
     fn tile(isa: Isa) -> (usize, usize) {
         match isa {
@@ -114,21 +178,21 @@ impl Element for f32 {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => (6, 16),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 | Isa::Avx512Bf16 => (14, 32),
+            Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => (14, 32),
         }
     }
 
     #[inline]
-    fn run(isa: Isa, a: &[f32], b: &[f32], tile: &mut Tile) {
-        match isa {
-            Isa::Baseline => baseline(a, b, tile),
+    fn panels(isa: Isa, a: &[f32], b: &[f32], add: bool, tiles: &mut [Tile]) {
+        each(b, tiles, |b, tile| match isa {
+            Isa::Baseline => baseline(a, b, add, tile),
             // SAFETY: this machine has the instruction set.
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => unsafe { x86::avx2(a, b, tile) },
+            Isa::Avx2 => unsafe { x86::avx2(a, b, add, tile) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 | Isa::Avx512Bf16 => unsafe { x86::avx512(a, b, tile) },
-        }
+            Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => unsafe { x86::avx512(a, b, add, tile) },
+        });
     }
 }
 
@@ -140,7 +204,7 @@ pub(crate) struct Pair(u32);
 impl Pair {
     /// Both numbers in single precision.
     #[inline]
-    fn numbers(self) -> [f32; 2] {
+    pub(crate) fn numbers(self) -> [f32; 2] {
         [f32::from_bits(self.0 << 16), f32::from_bits(self.0 & 0xffff_0000)]
     }
 }
@@ -153,18 +217,16 @@ fn to_bf16(x: f32) -> u32 {
     if bits & 0x7fff_ffff > 0x7f80_0000 { bits | 0x0040_0000 } else { rounded }
 }
 
-impl Element for Pair {
-    const NUMBERS: usize = 2;
-
+impl Line for Pair {
     #[inline(always)]
     fn of(numbers: [f32; 2]) -> Pair {
         Pair(to_bf16(numbers[0]) >> 16 | to_bf16(numbers[1]) & 0xffff_0000)
     }
 
-    const SIDE: usize = 128;
+    const AT_ONCE: usize = 128;
 
     fn row(numbers: &[f32], out: &mut [Pair], step: usize) {
-        let mut near = [Pair::default(); Pair::SIDE];
+        let mut near = [Pair::default(); Pair::AT_ONCE];
         let near = &mut near[..numbers.len().div_ceil(2)];
         let (whole, rest) = numbers.as_chunks::<2>();
         neighbours(whole, &mut near[..whole.len()]);
@@ -177,23 +239,33 @@ impl Element for Pair {
     fn columns(rows: [&[f32]; 2], out: &mut [Pair]) {
         beside(rows[0], rows[1], out);
     }
+}
+
+impl Element for Pair {
+    const NUMBERS: usize = 2;
+    const SIDE: usize = 1;
+    const SIZES: Sizes = VECTORS;
+
+    fn pack(_: Isa, _: Operand, part: View<'_>, width: usize, out: &mut [Pair]) {
+        lines(part, width, out);
+    }
 
     fn tile(isa: Isa) -> (usize, usize) {
         match isa {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512Bf16 => (14, 32),
+            Isa::Avx512Bf16 | Isa::Amx => (14, 32),
             _ => (4, 16),
         }
     }
 
     #[inline]
-    fn run(isa: Isa, a: &[Pair], b: &[Pair], tile: &mut Tile) {
-        match isa {
+    fn panels(isa: Isa, a: &[Pair], b: &[Pair], add: bool, tiles: &mut [Tile]) {
+        each(b, tiles, |b, tile| match isa {
             // SAFETY: this machine has the instruction set.
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512Bf16 => unsafe { x86::avx512_bf16(a, b, tile) },
-            _ => pairs(a, b, tile),
-        }
+            Isa::Avx512Bf16 | Isa::Amx => unsafe { x86::avx512_bf16(a, b, add, tile) },
+            _ => pairs(a, b, add, tile),
+        });
     }
 }
 
@@ -211,9 +283,18 @@ kernel! {
     }
 }
 
+/// The sums that a tile of the baseline begins with.
+fn begun(add: bool, tile: &Tile) -> [[f32; 16]; 4] {
+    let mut c = [[0.0; 16]; 4];
+    if add {
+        c.iter_mut().zip(tile.0.chunks_exact(16)).for_each(|(c, from)| c.copy_from_slice(from));
+    }
+    c
+}
+
 /// What the instructions for pairs are tested against.
-fn pairs(a: &[Pair], b: &[Pair], tile: &mut Tile) {
-    let mut c = [[0.0f32; 16]; 4];
+fn pairs(a: &[Pair], b: &[Pair], add: bool, tile: &mut Tile) {
+    let mut c = begun(add, tile);
     for (a, b) in a.chunks_exact(4).zip(b.chunks_exact(16)) {
         for (c, a) in c.iter_mut().zip(a) {
             for (c, b) in c.iter_mut().zip(b) {
@@ -225,8 +306,8 @@ fn pairs(a: &[Pair], b: &[Pair], tile: &mut Tile) {
     tile.0[..64].chunks_exact_mut(16).zip(&c).for_each(|(to, c)| to.copy_from_slice(c));
 }
 
-fn baseline(a: &[f32], b: &[f32], tile: &mut Tile) {
-    let mut c = [[0.0f32; 16]; 4];
+fn baseline(a: &[f32], b: &[f32], add: bool, tile: &mut Tile) {
+    let mut c = begun(add, tile);
     for (a, b) in a.chunks_exact(4).zip(b.chunks_exact(16)) {
         for (c, &a) in c.iter_mut().zip(a) {
             // Without a fused instruction a fused product would be a call.
@@ -245,8 +326,14 @@ mod x86 {
     use std::arch::x86_64::*;
 
     #[target_feature(enable = "avx2,fma")]
-    pub fn avx2(a: &[f32], b: &[f32], tile: &mut Tile) {
+    pub fn avx2(a: &[f32], b: &[f32], add: bool, tile: &mut Tile) {
         let mut c = [[_mm256_setzero_ps(); 2]; 6];
+        if add {
+            for (c, from) in c.iter_mut().zip(tile.0.chunks_exact(16)) {
+                // SAFETY: `from` has sixteen numbers.
+                *c = unsafe { [_mm256_loadu_ps(from.as_ptr()), _mm256_loadu_ps(from.as_ptr().add(8))] };
+            }
+        }
         for (a, b) in a.chunks_exact(6).zip(b.chunks_exact(16)) {
             // SAFETY: `b` has sixteen numbers.
             let b = unsafe { [_mm256_loadu_ps(b.as_ptr()), _mm256_loadu_ps(b.as_ptr().add(8))] };
@@ -266,8 +353,8 @@ mod x86 {
     }
 
     #[target_feature(enable = "avx512f")]
-    pub fn avx512(a: &[f32], b: &[f32], tile: &mut Tile) {
-        let mut c = [[_mm512_setzero_ps(); 2]; 14];
+    pub fn avx512(a: &[f32], b: &[f32], add: bool, tile: &mut Tile) {
+        let mut c = begun(add, tile);
         for (a, b) in a.chunks_exact(14).zip(b.chunks_exact(32)) {
             // SAFETY: `b` has thirty-two numbers.
             let b = unsafe { [_mm512_loadu_ps(b.as_ptr()), _mm512_loadu_ps(b.as_ptr().add(16))] };
@@ -278,6 +365,20 @@ mod x86 {
             }
         }
         stored(&c, tile);
+    }
+
+    /// The sums that a tile begins with.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn begun(add: bool, tile: &Tile) -> [[__m512; 2]; 14] {
+        let mut c = [[_mm512_setzero_ps(); 2]; 14];
+        if add {
+            for (c, from) in c.iter_mut().zip(tile.0.chunks_exact(32)) {
+                // SAFETY: `from` has thirty-two numbers.
+                *c = unsafe { [_mm512_loadu_ps(from.as_ptr()), _mm512_loadu_ps(from.as_ptr().add(16))] };
+            }
+        }
+        c
     }
 
     /// Puts accumulators where they belong in a tile.
@@ -307,8 +408,8 @@ mod x86 {
     /// The same shape with two products in each addition: numbers of bfloat16 are multiplied exactly and summed in single
     /// precision.
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-    pub fn avx512_bf16(a: &[Pair], b: &[Pair], tile: &mut Tile) {
-        let mut c = [[_mm512_setzero_ps(); 2]; 14];
+    pub fn avx512_bf16(a: &[Pair], b: &[Pair], add: bool, tile: &mut Tile) {
+        let mut c = begun(add, tile);
         for (a, b) in a.chunks_exact(14).zip(b.chunks_exact(32)) {
             // SAFETY: `b` has thirty-two pairs.
             let b = unsafe { [pairs_of(b.as_ptr()), pairs_of(b.as_ptr().add(16))] };
@@ -333,7 +434,7 @@ mod tests {
         sums::<Pair>(|x| x.numbers().to_vec());
     }
 
-    fn sums<E: Element>(numbers: impl Fn(E) -> Vec<f32>) {
+    fn sums<E: Line>(numbers: impl Fn(E) -> Vec<f32>) {
         for isa in Isa::available() {
             let micro = Micro::<E>::on(isa);
             for depth in [0, 1, 2, 7, 64] {
@@ -342,17 +443,19 @@ mod tests {
                 };
                 let (a, b) = (made(depth * micro.rows, 0.7), made(depth * micro.columns, 0.3));
                 let mut tile = Tile([f32::NAN; MOST]);
-                micro.run(&a, &b, &mut tile);
+                micro.run(&a, &b, false, &mut tile);
+                // Twice as much, of which half has been there.
+                micro.run(&a, &b, true, &mut tile);
                 for i in 0..micro.rows {
                     for j in 0..micro.columns {
                         let product = |p: usize| -> f64 {
                             let (a, b) = (numbers(a[p * micro.rows + i]), numbers(b[p * micro.columns + j]));
                             a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(b)).sum()
                         };
-                        let want: f64 = (0..depth).map(product).sum();
+                        let want: f64 = 2.0 * (0..depth).map(product).sum::<f64>();
                         let got = f64::from(tile.0[i * micro.columns + j]);
                         assert!(
-                            (got - want).abs() < 1e-5 * E::NUMBERS as f64,
+                            (got - want).abs() < 2e-5 * E::NUMBERS as f64,
                             "{isa:?} of depth {depth} at {i} {j}: {got} and {want}"
                         );
                     }

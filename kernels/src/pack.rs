@@ -1,17 +1,19 @@
 //! Operands of a matrix product as its innermost loop reads them, and the output that it writes.
 
-use crate::micro::{Element, Tile};
+use crate::dispatch::kernel;
+use crate::micro::{Element, Line, Micro, Tile};
 use rayon::prelude::*;
 use std::marker::PhantomData;
+use std::ops::Range;
 
 /// A read-only matrix inside a slice.
 #[derive(Debug, Clone, Copy)]
 pub struct View<'a> {
-    data: &'a [f32],
+    pub(crate) data: &'a [f32],
     pub(crate) rows: usize,
     pub(crate) columns: usize,
     /// From a row to the next, and from a column to the next; one of them is one.
-    steps: (usize, usize),
+    pub(crate) steps: (usize, usize),
 }
 
 impl<'a> View<'a> {
@@ -31,71 +33,81 @@ impl<'a> View<'a> {
     }
 
     /// Some rows and some columns of it.
-    pub(crate) fn part(self, rows: std::ops::Range<usize>, columns: std::ops::Range<usize>) -> Self {
+    pub(crate) fn part(self, rows: Range<usize>, columns: Range<usize>) -> Self {
         assert!(rows.end <= self.rows && columns.end <= self.columns, "a part of a matrix");
         let empty = rows.is_empty() || columns.is_empty();
         let first = if empty { self.data.len() } else { rows.start * self.steps.0 + columns.start * self.steps.1 };
         View { data: &self.data[first..], rows: rows.len(), columns: columns.len(), ..self }
     }
 
-    /// Its rows in panels of `width`, each `[⌈columns / E::NUMBERS⌉, width]`, the last one filled up with zeros, as are columns where
-    /// an element holds several: what stands in `out` afterwards is `[⌈rows / width⌉, ⌈columns / E::NUMBERS⌉, width]`.
-    pub(crate) fn pack<E: Element>(self, width: usize, out: &mut [E]) {
+    /// Its rows in panels as `micro` reads those of an operand, the last one filled up with zeros, as are columns where an element holds
+    /// several: what stands in `out` afterwards is `[⌈rows / width⌉, ⌈columns / E::NUMBERS⌉, width / E::SIDE]`.
+    pub(crate) fn pack<E: Element>(self, micro: Micro<E>, operand: Operand, out: &mut [E]) {
+        let width = micro.width(operand);
         let panel = packed::<E>(width, self.columns, width).max(1);
         let out = &mut out[..packed::<E>(self.rows, self.columns, width)];
+        let part = |p: usize, columns: Range<usize>| self.part(p * width..((p + 1) * width).min(self.rows), columns);
         if self.steps.0 == 1 {
             // Panel by panel, memory would be read in small pieces far from each other.
-            for j in 0..panel / width {
+            let deep = width / E::SIDE;
+            for j in 0..panel / deep {
+                let columns = j * E::NUMBERS..((j + 1) * E::NUMBERS).min(self.columns);
                 for (p, out) in out.chunks_exact_mut(panel).enumerate() {
-                    self.pack_column(p, j, &mut out[j * width..][..width]);
+                    E::pack(micro.isa, operand, part(p, columns.clone()), width, &mut out[j * deep..][..deep]);
                 }
             }
             return;
         }
         for (p, out) in out.chunks_mut(panel).enumerate() {
-            self.pack_panel(p, width, out);
+            E::pack(micro.isa, operand, part(p, 0..self.columns), width, out);
         }
     }
 
     /// The same on all threads.
-    pub(crate) fn pack_on_all<E: Element>(self, width: usize, out: &mut [E]) {
+    pub(crate) fn pack_on_all<E: Element>(self, micro: Micro<E>, operand: Operand, out: &mut [E]) {
+        let width = micro.width(operand);
         let panel = packed::<E>(width, self.columns, width).max(1);
-        out.par_chunks_mut(panel).enumerate().with_min_len(8).for_each(|(p, out)| self.pack_panel(p, width, out));
+        out.par_chunks_mut(panel).enumerate().with_min_len(8).for_each(|(p, out)| {
+            let part = self.part(p * width..((p + 1) * width).min(self.rows), 0..self.columns);
+            E::pack(micro.isa, operand, part, width, out);
+        });
     }
+}
 
-    /// Column `j`, or more where an element holds several, of panel `p`, where what is to lie side by side does so already.
-    /// `out`: `[width]`.
-    fn pack_column<E: Element>(self, p: usize, j: usize, out: &mut [E]) {
-        let first = p * out.len();
-        let rows = out.len().min(self.rows - first);
+/// Which of the two a matrix is in a product.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Operand {
+    /// The one whose rows are those of the output.
+    Left,
+    /// The one whose columns are those of the output, given as its transposed.
+    Right,
+}
+
+/// [`Element::pack`] where all that has the same depth lies in one line. `out`: `[⌈columns / E::NUMBERS⌉, width]`.
+pub(crate) fn lines<E: Line>(part: View<'_>, width: usize, out: &mut [E]) {
+    let rows = part.rows;
+    if part.steps.0 == 1 {
         let column = |j: usize| {
-            let from = first + j * self.steps.1;
-            if j < self.columns { &self.data[from..from + rows] } else { &ZEROS[..rows] }
+            let from = j * part.steps.1;
+            if j < part.columns { &part.data[from..from + rows] } else { &ZEROS[..rows] }
         };
-        // One of these is not looked at where an element holds one number.
-        E::columns([0, E::NUMBERS - 1].map(|i| column(j * E::NUMBERS + i)), &mut out[..rows]);
-        out[rows..].fill(E::default());
+        for (j, out) in out.chunks_exact_mut(width).enumerate() {
+            // One of these is not looked at where an element holds one number.
+            E::columns([0, E::NUMBERS - 1].map(|i| column(j * E::NUMBERS + i)), &mut out[..rows]);
+            out[rows..].fill(E::default());
+        }
+        return;
     }
-
-    /// Panel `p` of [`pack`](Self::pack).
-    fn pack_panel<E: Element>(self, p: usize, width: usize, out: &mut [E]) {
-        if self.steps.0 == 1 {
-            out.chunks_exact_mut(width).enumerate().for_each(|(j, out)| self.pack_column(p, j, out));
-            return;
-        }
-        let first = p * width;
-        let rows = width.min(self.rows - first);
-        if rows < width {
-            out.fill(E::default());
-        }
-        // A few columns of all rows at once, so that what is written stays in the nearest cache.
-        let side = E::SIDE * E::NUMBERS;
-        for (at, out) in (0..self.columns).step_by(side).zip(out.chunks_mut(E::SIDE * width)) {
-            let count = side.min(self.columns - at);
-            for i in 0..rows {
-                let from = (first + i) * self.steps.0 + at;
-                E::row(&self.data[from..from + count], &mut out[i..], width);
-            }
+    if rows < width {
+        out.fill(E::default());
+    }
+    // A few columns of all rows at once, so that what is written stays in the nearest cache.
+    let side = E::AT_ONCE * E::NUMBERS;
+    for (at, out) in (0..part.columns).step_by(side).zip(out.chunks_mut(E::AT_ONCE * width)) {
+        let count = side.min(part.columns - at);
+        for i in 0..rows {
+            let from = i * part.steps.0 + at;
+            E::row(&part.data[from..from + count], &mut out[i..], width);
         }
     }
 }
@@ -105,7 +117,7 @@ const ZEROS: [f32; 64] = [0.0; 64];
 
 /// Elements of a matrix's panels.
 pub(crate) fn packed<E: Element>(rows: usize, columns: usize, width: usize) -> usize {
-    rows.next_multiple_of(width) * columns.div_ceil(E::NUMBERS)
+    rows.next_multiple_of(width) / E::SIDE * columns.div_ceil(E::NUMBERS)
 }
 
 /// Numbers from a matrix's first to its last.
@@ -149,23 +161,12 @@ impl<'a> Out<'a> {
     }
 
     /// A few numbers of a row.
-    fn row(&mut self, i: usize, columns: std::ops::Range<usize>) -> &mut [f32] {
+    #[inline(always)]
+    fn row(&mut self, i: usize, columns: Range<usize>) -> &mut [f32] {
         assert!(i < self.rows && columns.start <= columns.end && columns.end <= self.columns, "an output's row");
         // SAFETY: the line above, and what `new` has seen: all of it lies inside the data that is borrowed. No other strip has
         // these columns, and this one is borrowed mutably.
         unsafe { std::slice::from_raw_parts_mut(self.first.add(i * self.stride + columns.start), columns.len()) }
-    }
-
-    /// Puts a tile, `[_, width]`, times `alpha` where it belongs, as far as it lies inside; or adds it to what is there.
-    pub fn put(&mut self, (i, j): (usize, usize), tile: &Tile, width: usize, alpha: f32, add: bool) {
-        let columns = j..(j + width).min(self.columns);
-        for (i, tile) in (i..self.rows).zip(tile.0.chunks_exact(width)) {
-            let row = self.row(i, columns.clone()).iter_mut().zip(tile);
-            match add {
-                true => row.for_each(|(to, from)| *to += alpha * from),
-                false => row.for_each(|(to, from)| *to = alpha * from),
-            }
-        }
     }
 
     /// Zero everywhere.
@@ -179,9 +180,24 @@ impl<'a> Out<'a> {
     }
 }
 
+kernel! {
+    /// Puts a tile, `[_, width]`, times `alpha` where it belongs, as far as it lies inside; or adds it to what is there.
+    pub fn put / put_on(out: &mut Out<'_>, at: (usize, usize), tile: &Tile, width: usize, alpha: f32, add: bool) {
+        let columns = at.1..(at.1 + width).min(out.columns);
+        for (i, tile) in (at.0..out.rows).zip(tile.0.chunks_exact(width)) {
+            let row = out.row(i, columns.clone()).iter_mut().zip(tile);
+            match add {
+                true => row.for_each(|(to, from)| *to += alpha * from),
+                false => row.for_each(|(to, from)| *to = alpha * from),
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Isa;
     use crate::micro::Pair;
 
     #[test]
@@ -190,8 +206,12 @@ mod tests {
         panels::<Pair>();
     }
 
-    fn panels<E: Element + PartialEq + std::fmt::Debug>() {
-        for (rows, columns, width) in [(1, 1, 4), (4, 3, 4), (5, 40, 4), (14, 17, 14), (33, 2, 32), (3, 65, 14)] {
+    fn panels<E: Line + PartialEq + std::fmt::Debug>() {
+        let shapes = [(1, 1), (4, 3), (5, 40), (14, 17), (33, 2), (3, 65)];
+        let packings = Isa::available().into_iter().map(Micro::<E>::on);
+        let packings = packings.flat_map(|micro| [Operand::Left, Operand::Right].map(|operand| (micro, operand)));
+        for ((micro, operand), (rows, columns)) in packings.flat_map(|how| shapes.map(|shape| (how, shape))) {
+            let width = micro.width(operand);
             let stride = columns + 3;
             let data: Vec<f32> = (0..rows * stride).map(|i| i as f32 + 1.0).collect();
             let view = View::new(&data, rows, columns, stride);
@@ -199,7 +219,7 @@ mod tests {
             for view in [view, View::new(&turned, columns, rows, rows).t()] {
                 let nonsense = E::of([7.5; 2]);
                 let mut out = vec![nonsense; packed::<E>(rows, columns, width)];
-                view.pack(width, &mut out);
+                view.pack(micro, operand, &mut out);
                 let deep = columns.div_ceil(E::NUMBERS);
                 for (at, got) in out.iter().enumerate() {
                     let (row, first) = (at / (deep * width) * width + at % width, at / width % deep * E::NUMBERS);
@@ -218,7 +238,7 @@ mod tests {
         let mut tile = Tile::default();
         (0..14 * 32).for_each(|i| tile.0[i] = i as f32);
         for (s, mut strip) in Out::new(&mut data, 3, 6, 7).strips(4).into_iter().enumerate() {
-            strip.put((1, 1), &tile, 4, 2.0, s == 0);
+            put(&mut strip, (1, 1), &tile, 4, 2.0, s == 0);
         }
         // Rows 1 and 2 of the strips 0..4 (added to) and 4..6 (replaced) of rows of 7.
         let rows = [[0.5; 7], [0.5, 0.5, 2.5, 4.5, 0.5, 0.0, 0.5], [0.5, 8.5, 10.5, 12.5, 0.5, 8.0, 0.5]];

@@ -1,15 +1,15 @@
 //! Sums of outer products: `H += XᵀX` and `C += AᵀB`.
 
-use crate::gemm::Precision;
-use crate::micro::{Element, Micro, Pair, Tile};
-use crate::pack::{Out, View, packed};
+#[cfg(target_arch = "x86_64")]
+use crate::amx::{Register, Split};
+use crate::blocks::{Packed, Spare, multiply};
+use crate::gemm::{Packing, Precision};
+use crate::micro::{Element, Micro, Pair};
+use crate::pack::{Operand, Out, View};
 use rayon::prelude::*;
 
 /// Rows of `H` that one task computes, in tiles. A constant, so that results do not depend on the number of threads.
 const TILES: usize = 8;
-
-/// Rows of `X` that are added at once, in elements.
-const DEPTH: usize = 512;
 
 /// Adds `XᵀX` to the lower triangle of `H` (the diagonal included), on all threads.
 ///
@@ -36,38 +36,32 @@ pub fn outer(precision: Precision, a: &[f32], m: usize, b: &[f32], n: usize, c: 
 
 /// Adds `AᵀB` to `C`; if only the lower triangle is wanted, without the tiles above it.
 fn sums(precision: Precision, a: (&[f32], usize), b: (&[f32], usize), c: &mut [f32], lower: bool) {
-    match precision.rounds() {
-        true => sums_of(Micro::<Pair>::best(), a, b, c, lower),
-        false => sums_of(Micro::<f32>::best(), a, b, c, lower),
+    match precision.packing() {
+        Packing::Single => sums_of(Micro::<f32>::best(), a, b, c, lower),
+        #[cfg(target_arch = "x86_64")]
+        Packing::Pairs => sums_of(Micro::<Pair>::best(), a, b, c, lower),
+        #[cfg(target_arch = "x86_64")]
+        Packing::Registers => sums_of(Micro::<Register>::best(), a, b, c, lower),
+        #[cfg(target_arch = "x86_64")]
+        Packing::Split => sums_of(Micro::<Split>::best(), a, b, c, lower),
     }
 }
 
 /// `a`: `[t, m]`, with `m`; `b`: `[t, n]`, with `n`; `c`: `[m, n]`.
 fn sums_of<E: Element>(micro: Micro<E>, (a, m): (&[f32], usize), (b, n): (&[f32], usize), c: &mut [f32], lower: bool) {
-    let most = DEPTH * E::NUMBERS;
+    let most = E::SIZES.chunk * E::NUMBERS;
+    let spare = Spare::new();
     for (a, b) in a.chunks(most * m).zip(b.chunks(most * n)) {
-        let rows = b.len() / n;
-        let packed = |x: &[f32], columns: usize, width: usize| {
-            let mut out = vec![E::default(); packed::<E>(columns, rows, width)];
-            View::new(x, rows, columns, columns).t().pack_on_all(width, &mut out);
-            out
+        let packed = |operand: Operand, x: &[f32], columns: usize| {
+            let x = View::new(x, x.len() / columns, columns, columns).t();
+            Packed::on_all(micro, operand, x, E::SIZES.outer)
         };
-        let depth = rows.div_ceil(E::NUMBERS);
-        let (left, right) = (packed(a, m, micro.rows), packed(b, n, micro.columns));
+        let (left, right) = (packed(Operand::Left, a, m), packed(Operand::Right, b, n));
         let rows = TILES * micro.rows;
-        c.par_chunks_mut(rows * n).zip(left.par_chunks(rows * depth)).enumerate().for_each(|(p, (c, left))| {
+        c.par_chunks_mut(rows * n).enumerate().for_each(|(p, c)| {
+            let last = |row: usize| if lower { p * rows + row } else { usize::MAX };
             let mut out = Out::new(c, c.len() / n, n, n);
-            let mut tile = Tile::default();
-            for (j, right) in right.chunks_exact(depth * micro.columns).enumerate() {
-                for (i, left) in left.chunks_exact(depth * micro.rows).enumerate() {
-                    let last = p * rows + (i + 1) * micro.rows - 1;
-                    if lower && j * micro.columns > last {
-                        continue;
-                    }
-                    micro.run(left, right, &mut tile);
-                    out.put((i * micro.rows, j * micro.columns), &tile, micro.columns, 1.0, true);
-                }
-            }
+            spare.with(Vec::new, |tiles| multiply(micro, (&left, p * rows), &right, true, last, tiles, &mut out));
         });
     }
 }
@@ -122,17 +116,27 @@ mod tests {
 
     #[test]
     fn every_instruction_set_sums_products_of_rounded_numbers() {
-        for (t, m, n) in [(1, 1, 1), (5, 3, 2), (41, 65, 70), (1029, 20, 33)] {
+        for isa in Isa::available() {
+            outer_products(Micro::<Pair>::on(isa), |x| f64::from(half::bf16::from_f32(x)));
+            outer_products(Micro::<Register>::on(isa), |x| f64::from(half::bf16::from_f32(x)));
+            outer_products(Micro::<Split>::on(isa), f64::from);
+        }
+    }
+
+    /// Sums of products of what `kept` is of each number, whole and below the diagonal.
+    fn outer_products<E: Element + std::fmt::Debug>(micro: Micro<E>, kept: impl Fn(f32) -> f64) {
+        for (t, m, n) in
+            [(1, 1, 1), (5, 3, 2), (41, 65, 70), (1029, 20, 33), (2100, 34, 2), (40, 600, 300), (33, 300, 300)]
+        {
             let of = |rows: usize| -> Vec<f32> { (0..t * rows).map(|i| (i as f32 * 0.37).sin()).collect() };
             let (a, b) = (of(m), of(n));
-            let rounded = |x: f32| f64::from(half::bf16::from_f32(x));
-            for isa in Isa::available() {
+            for lower in [false, true] {
                 let mut c = vec![0.5; m * n];
-                sums_of(Micro::<Pair>::on(isa), (&a, m), (&b, n), &mut c, false);
-                for (i, j) in (0..m).flat_map(|i| (0..n).map(move |j| (i, j))) {
-                    let sum: f64 = (0..t).map(|k| rounded(a[k * m + i]) * rounded(b[k * n + j])).sum();
+                sums_of(micro, (&a, m), (&b, n), &mut c, lower);
+                for (i, j) in (0..m).flat_map(|i| (0..n).map(move |j| (i, j))).filter(|(i, j)| !lower || j <= i) {
+                    let sum: f64 = (0..t).map(|k| kept(a[k * m + i]) * kept(b[k * n + j])).sum();
                     let off = (f64::from(c[i * n + j]) - 0.5 - sum).abs();
-                    assert!(off < 1e-4, "{isa:?}, {t} {m} {n} at {i} {j}: {off}");
+                    assert!(off < 2e-5 * (t as f64).sqrt().max(10.0), "{micro:?}, {t} {m} {n} at {i} {j}: {off}");
                 }
             }
         }
@@ -147,7 +151,7 @@ mod tests {
             pool.install(|| syrk(precision, &x, 150, &mut h));
             h
         };
-        for precision in [Precision::Single, Precision::Bf16] {
+        for precision in [Precision::Single, Precision::Split, Precision::Bf16] {
             assert_eq!(on(precision, 1), on(precision, 4));
         }
     }

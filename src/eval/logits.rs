@@ -31,7 +31,7 @@ pub(super) fn output_rows(subject: &Subject, rows: Range<usize>) -> Result<Tenso
 /// The logits of `n` tokens from the `from`-th on, for these rows of the output matrix: `n · rows` numbers.
 pub(super) fn logits(model: &Model, hidden: &Tensor, from: usize, n: usize, rows: &Tensor) -> Result<Vec<f32>> {
     let mut logits =
-        ops::linear(Precision::Single, &hidden.narrow(0, from, n)?, rows)?.flatten_all()?.to_vec1::<f32>()?;
+        ops::linear(Precision::Split, &hidden.narrow(0, from, n)?, rows)?.flatten_all()?.to_vec1::<f32>()?;
     model.finish_logits(&mut logits);
     Ok(logits)
 }

@@ -93,7 +93,7 @@ impl Frame {
             positions,
             tables,
             device: device.clone(),
-            precision: Precision::Single,
+            precision: Precision::Split,
         })
     }
 

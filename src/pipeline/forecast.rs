@@ -18,7 +18,7 @@ use crate::method::{self, Method, Options, PART};
 use crate::model::Model;
 use crate::model::block::Half;
 use crate::pipeline::plan::Plan;
-use llmq_kernels::fused;
+use llmq_kernels::gemm;
 use shape::{BlockShape, SiteShape};
 
 /// A run that has not been started.
@@ -322,10 +322,8 @@ impl<'a> Job<'a> {
         };
         let per_token = first + inner * (1 + usize::from(compared));
         let batch = self.tokens().batch;
-        // A product packs what goes into it, in half the bytes if it rounds.
-        let width = if PRECISION.rounds() { SINGLE / 2 } else { SINGLE };
-        let packed = batch.min(fused::AT_ONCE as u64) * hidden.max(inner) as u64;
-        batch * per_token as u64 * SINGLE + packed * width
+        let packed = gemm::workspace(PRECISION, batch as usize, hidden.max(inner), hidden.max(model.ffn)) as u64;
+        batch * per_token as u64 * SINGLE + packed
     }
 }
 

@@ -43,7 +43,7 @@ pub fn divergences(
     let pieces = || (0..vocab).step_by(step).map(|first| first..(first + step).min(vocab));
     let logits = |states: &Tensor, piece: &Tensor| -> Result<Vec<f32>> {
         interrupt::check()?;
-        let mut logits = ops::linear(Precision::Single, states, piece)?.flatten_all()?.to_vec1()?;
+        let mut logits = ops::linear(Precision::Split, states, piece)?.flatten_all()?.to_vec1()?;
         model.finish_logits(&mut logits);
         Ok(logits)
     };

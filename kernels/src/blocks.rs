@@ -1,0 +1,149 @@
+//! A product of packed operands, in blocks that stay in the caches (Goto, van de Geijn 2008, section 4).
+
+use crate::micro::{Element, Micro, Tile};
+use crate::pack::{Operand, Out, View, packed, put};
+use rayon::prelude::*;
+use std::marker::PhantomData;
+use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
+
+/// All rows of an operand, packed in pieces of some depth one behind the other.
+pub(crate) struct Packed<E> {
+    /// Room for the elements, which begin where their alignment allows. Memory that an allocator has to align it sets to zero by hand,
+    /// and on one thread.
+    room: Vec<f32>,
+    of: PhantomData<E>,
+    /// Rows, filled up to whole panels.
+    rows: usize,
+    /// Elements of all pieces.
+    depth: usize,
+    /// Elements of each piece but the last.
+    piece: usize,
+}
+
+impl<E: Element> Packed<E> {
+    /// Room for `rows` rows of `columns` numbers.
+    pub fn room(micro: Micro<E>, operand: Operand, rows: usize, columns: usize, piece: usize) -> Packed<E> {
+        let width = micro.width(operand);
+        let numbers = packed::<E>(rows, columns, width) * size_of::<E>() / size_of::<f32>();
+        let room = vec![0.0; numbers + align_of::<E>() / size_of::<f32>()];
+        Packed { room, of: PhantomData, rows: rows.next_multiple_of(width), depth: columns.div_ceil(E::NUMBERS), piece }
+    }
+
+    /// `[piece][panel, depth, width / E::SIDE]`.
+    fn elements(&self) -> &[E] {
+        // SAFETY: elements are numbers and nothing else, all of whose bits mean something.
+        &unsafe { self.room.align_to::<E>() }.1[..self.rows / E::SIDE * self.depth]
+    }
+
+    /// The same.
+    fn elements_mut(&mut self) -> &mut [E] {
+        let count = self.rows / E::SIDE * self.depth;
+        // SAFETY: as above; and whatever is written is some number.
+        &mut unsafe { self.room.align_to_mut::<E>() }.1[..count]
+    }
+
+    /// All rows of a view, packed on all threads.
+    pub fn on_all(micro: Micro<E>, operand: Operand, view: View<'_>, piece: usize) -> Packed<E> {
+        let mut out = Packed::room(micro, operand, view.rows, view.columns, piece);
+        let pieces = out.pieces();
+        let whole = (out.rows * piece / E::SIDE).max(1);
+        pieces.into_par_iter().zip(out.elements_mut().par_chunks_mut(whole)).for_each(|(at, out)| {
+            view.part(0..view.rows, columns_of::<E>(&at, view.columns)).pack_on_all(micro, operand, out);
+        });
+        out
+    }
+
+    /// Packs the rows of a view behind those before `first`, which is a multiple of the panels' width.
+    pub fn fill(&mut self, micro: Micro<E>, operand: Operand, first: usize, view: View<'_>) {
+        let rows = first..first + view.rows.next_multiple_of(micro.width(operand));
+        for at in self.pieces() {
+            let columns = columns_of::<E>(&at, view.columns);
+            let range = self.range(&at, rows.clone());
+            view.part(0..view.rows, columns).pack(micro, operand, &mut self.elements_mut()[range]);
+        }
+    }
+
+    /// The depths of all pieces.
+    fn pieces(&self) -> Vec<Range<usize>> {
+        let end = |from: usize| (from + self.piece).min(self.depth);
+        (0..self.depth).step_by(self.piece).map(|from| from..end(from)).collect()
+    }
+
+    /// Where some rows of a piece are, from the beginning of a panel to the end of another.
+    fn range(&self, depth: &Range<usize>, rows: Range<usize>) -> Range<usize> {
+        let at = |row: usize| (self.rows * depth.start + row * depth.len()) / E::SIDE;
+        at(rows.start)..at(rows.end)
+    }
+}
+
+/// The numbers that some elements hold.
+fn columns_of<E: Element>(depth: &Range<usize>, columns: usize) -> Range<usize> {
+    depth.start * E::NUMBERS..(depth.end * E::NUMBERS).min(columns)
+}
+
+/// What a thread computes blocks in, kept from one to the next: memory that is new costs more than what is multiplied in it.
+pub(crate) struct Spare<T>(Mutex<Vec<T>>);
+
+impl<T> Spare<T> {
+    /// Nothing yet.
+    pub fn new() -> Spare<T> {
+        Spare(Mutex::new(Vec::new()))
+    }
+
+    /// Lends what nobody is using, or something new.
+    pub fn with<R>(&self, new: impl FnOnce() -> T, work: impl FnOnce(&mut T) -> R) -> R {
+        let lock = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let spare = lock().pop();
+        let mut lent = spare.unwrap_or_else(new);
+        let result = work(&mut lent);
+        lock().push(lent);
+        result
+    }
+}
+
+/// `C += A·B`, or `C = A·B` unless `add`, for all columns of the output and those rows of `left` that begin at `first`, on the
+/// calling thread. A tile whose first column is beyond `last(its last row)` is left out; rows count from `first`. `tiles`: room, whatever
+/// is in it.
+pub(crate) fn multiply<E: Element>(
+    micro: Micro<E>,
+    (left, first): (&Packed<E>, usize),
+    right: &Packed<E>,
+    add: bool,
+    last: impl Fn(usize) -> usize,
+    tiles: &mut Vec<Tile>,
+    out: &mut Out<'_>,
+) {
+    let (m, n) = (out.shape().0.next_multiple_of(micro.rows), out.shape().1.next_multiple_of(micro.columns));
+    if left.depth == 0 && !add {
+        out.clear();
+    }
+    let high = E::SIZES.rows.next_multiple_of(micro.rows).min(m);
+    let wide = E::SIZES.columns.next_multiple_of(micro.columns).min(n);
+    // Side by side, whatever lies between the rows of the output: those of a wide one would take each other's places in a cache.
+    let count = high / micro.rows * (wide / micro.columns);
+    tiles.resize_with(count.max(tiles.len()), Tile::default);
+    for (i, j) in (0..m).step_by(high).flat_map(|i| (0..n).step_by(wide).map(move |j| (i, j))) {
+        let (rows, columns) = (i..(i + high).min(m), j..(j + wide).min(n));
+        // How many tiles from the left are wanted.
+        let wanted = |row: usize| {
+            (last(row + micro.rows - 1).min(columns.end - 1) + 1).saturating_sub(j).div_ceil(micro.columns)
+        };
+        let lines = || rows.clone().step_by(micro.rows);
+        for at in left.pieces() {
+            let left = &left.elements()[left.range(&at, first + rows.start..first + rows.end)];
+            let right = &right.elements()[right.range(&at, columns.clone())];
+            let panel = |width: usize| at.len() * width / E::SIDE;
+            let lefts = left.chunks_exact(panel(micro.rows));
+            for ((row, left), tiles) in lines().zip(lefts).zip(tiles.chunks_exact_mut(wide / micro.columns)) {
+                let count = wanted(row);
+                micro.panels(left, &right[..count * panel(micro.columns)], at.start > 0, &mut tiles[..count]);
+            }
+        }
+        for (row, tiles) in lines().zip(tiles.chunks_exact(wide / micro.columns)).filter(|_| left.depth > 0) {
+            for (column, tile) in columns.clone().step_by(micro.columns).zip(&tiles[..wanted(row)]) {
+                put(out, (row, column), tile, micro.columns, 1.0, add);
+            }
+        }
+    }
+}
