@@ -19,12 +19,18 @@ pub enum Isa {
     /// The same with products of matrices of such pairs (AMX), where the system lets this process have their registers.
     #[cfg(target_arch = "x86_64")]
     Amx,
+    /// NEON, which every such processor has; but for matrix products the same as the baseline.
+    #[cfg(target_arch = "aarch64")]
+    Neon,
+    /// The same with products of bfloat16 pairs.
+    #[cfg(target_arch = "aarch64")]
+    NeonBf16,
 }
 
 impl Isa {
     /// Every instruction set that this machine has, slowest first.
     pub fn available() -> Vec<Isa> {
-        #[cfg_attr(not(target_arch = "x86_64"), allow(unused_mut))]
+        #[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), allow(unused_mut))]
         let mut sets = vec![Isa::Baseline];
         #[cfg(target_arch = "x86_64")]
         {
@@ -45,6 +51,13 @@ impl Isa {
                         sets.push(Isa::Amx);
                     }
                 }
+            }
+        }
+        #[cfg(target_arch = "aarch64")]
+        {
+            sets.push(Isa::Neon);
+            if std::arch::is_aarch64_feature_detected!("bf16") {
+                sets.push(Isa::NeonBf16);
             }
         }
         sets
@@ -106,6 +119,8 @@ macro_rules! kernel {
 
             match isa {
                 $crate::dispatch::Isa::Baseline => body($($arg),*),
+                #[cfg(target_arch = "aarch64")]
+                $crate::dispatch::Isa::Neon | $crate::dispatch::Isa::NeonBf16 => body($($arg),*),
                 #[cfg(target_arch = "x86_64")]
                 $crate::dispatch::Isa::Avx2 => {
                     assert!(isa == $crate::dispatch::Isa::best() || $crate::dispatch::Isa::available().contains(&isa));

@@ -4,7 +4,7 @@
 //! output is added up in the same order at any number of threads.
 
 use crate::Isa;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", test))]
 use crate::amx::{Register, Split};
 use crate::blocks::{Packed, Spare, multiply};
 use crate::fused::{self, AT_ONCE, FEW};
@@ -36,7 +36,7 @@ pub(crate) enum Packing {
     /// Numbers of single precision.
     Single,
     /// Pairs of bfloat16.
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     Pairs,
     /// Registers of such pairs.
     #[cfg(target_arch = "x86_64")]
@@ -61,6 +61,8 @@ impl Precision {
             (Precision::Split, Isa::Amx) => Packing::Split,
             #[cfg(target_arch = "x86_64")]
             (Precision::Bf16, Isa::Avx512Bf16) => Packing::Pairs,
+            #[cfg(target_arch = "aarch64")]
+            (Precision::Bf16, Isa::NeonBf16) => Packing::Pairs,
             _ => Packing::Single,
         }
     }
@@ -157,7 +159,7 @@ pub(crate) fn layer<'w, F: Send>(
 ) -> Result<(), F> {
     match precision.packing() {
         Packing::Single => layer_of(Micro::<f32>::best(), x, k, m, rows, y),
-        #[cfg(target_arch = "x86_64")]
+        #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
         Packing::Pairs => layer_of(Micro::<Pair>::best(), x, k, m, rows, y),
         #[cfg(target_arch = "x86_64")]
         Packing::Registers => layer_of(Micro::<Register>::best(), x, k, m, rows, y),
@@ -180,7 +182,7 @@ pub fn workspace(precision: Precision, n: usize, k: usize, m: usize) -> usize {
     }
     match precision.packing() {
         Packing::Single => of::<f32>(n, k, m),
-        #[cfg(target_arch = "x86_64")]
+        #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
         Packing::Pairs => of::<Pair>(n, k, m),
         #[cfg(target_arch = "x86_64")]
         Packing::Registers => of::<Register>(n, k, m),

@@ -5,6 +5,7 @@
 //! written once on [`lanes::F`], sixteen numbers side by side, and compiled for every instruction set in [`dispatch`];
 //! they contain no operation whose result depends on the instruction set, so all of them agree to the last bit.
 
+#[cfg(any(target_arch = "x86_64", test))]
 mod amx;
 pub mod attention;
 mod blocks;

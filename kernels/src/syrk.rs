@@ -1,6 +1,6 @@
 //! Sums of outer products: `H += XᵀX` and `C += AᵀB`.
 
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", test))]
 use crate::amx::{Register, Split};
 use crate::blocks::{Packed, Spare, multiply};
 use crate::gemm::{Packing, Precision};
@@ -38,7 +38,7 @@ pub fn outer(precision: Precision, a: &[f32], m: usize, b: &[f32], n: usize, c: 
 fn sums(precision: Precision, a: (&[f32], usize), b: (&[f32], usize), c: &mut [f32], lower: bool) {
     match precision.packing() {
         Packing::Single => sums_of(Micro::<f32>::best(), a, b, c, lower),
-        #[cfg(target_arch = "x86_64")]
+        #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
         Packing::Pairs => sums_of(Micro::<Pair>::best(), a, b, c, lower),
         #[cfg(target_arch = "x86_64")]
         Packing::Registers => sums_of(Micro::<Register>::best(), a, b, c, lower),
