@@ -79,7 +79,15 @@ fn products() {
         let ours = best(|| {
             for first in (0..k - m).step_by(m) {
                 let band = gemm::View::new(&h[first..], k, m, k);
-                gemm::product(&mut y, m, gemm::Old::Replaced, 1.0, gemm::View::new(&x, n, k, k), black_box(band));
+                gemm::product(
+                    Precision::Single,
+                    &mut y,
+                    m,
+                    gemm::Old::Replaced,
+                    1.0,
+                    gemm::View::new(&x, n, k, k),
+                    black_box(band),
+                );
             }
         });
         let bands = ((k - m) as f64 / m as f64).ceil();

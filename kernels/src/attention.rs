@@ -1,7 +1,7 @@
 //! Causal attention.
 
 use crate::elementwise::{log_sum_exp, softcap, softmax};
-use crate::gemm::{Old, View, product};
+use crate::gemm::{Old, Precision, View, product};
 use rayon::prelude::*;
 
 /// Queries that one task handles. A constant, so that results do not depend on the number of threads.
@@ -38,7 +38,7 @@ pub struct Scores {
 /// `softmax(scale·QKᵀ + causal mask)·V` per window and head, on all threads (Vaswani et al. 2017, equation 1).
 ///
 /// `q`, `out`: `[windows · positions, heads · d]`; `k`, `v`: `[windows · (past + positions), kv_heads · d]`. Only scores on
-/// or below the diagonal (to the width of a tile) are computed.
+/// or below the diagonal (to the width of a tile) are computed. Products are of [`Precision::Split`].
 ///
 /// # Panics
 /// If the lengths do not fit.
@@ -70,7 +70,7 @@ pub fn causal(q: &[f32], k: &[f32], v: &[f32], shape: Shape, how: &Scores, out: 
             let queries = View::new(&q[h * d..], rows, d, width);
             let keys = View::new(&k[kv..], seen, d, kv_width);
             let values = View::new(&v[kv..], seen, d, kv_width);
-            product(&mut scores, seen, Old::Replaced, 1.0, queries, keys.t());
+            product(Precision::Split, &mut scores, seen, Old::Replaced, 1.0, queries, keys.t());
             for (i, row) in scores.chunks_mut(seen).enumerate() {
                 let (past, future) = row.split_at_mut(past + first + i + 1);
                 future.fill(0.0);
@@ -79,7 +79,8 @@ pub fn causal(q: &[f32], k: &[f32], v: &[f32], shape: Shape, how: &Scores, out: 
                 forgotten.fill(0.0);
                 weigh(past, how, how.sinks.get(h));
             }
-            product(&mut out[h * d..], width, Old::Replaced, 1.0, View::new(&scores, rows, seen, seen), values);
+            let weights = View::new(&scores, rows, seen, seen);
+            product(Precision::Split, &mut out[h * d..], width, Old::Replaced, 1.0, weights, values);
         }
     });
 }

@@ -25,22 +25,19 @@ impl<E: Element> Packed<E> {
     /// Room for `rows` rows of `columns` numbers.
     pub fn room(micro: Micro<E>, operand: Operand, rows: usize, columns: usize, piece: usize) -> Packed<E> {
         let width = micro.width(operand);
-        let numbers = packed::<E>(rows, columns, width) * size_of::<E>() / size_of::<f32>();
-        let room = vec![0.0; numbers + align_of::<E>() / size_of::<f32>()];
+        let room = vec![0.0; room_for::<E>(packed::<E>(rows, columns, width))];
         Packed { room, of: PhantomData, rows: rows.next_multiple_of(width), depth: columns.div_ceil(E::NUMBERS), piece }
     }
 
     /// `[piece][panel, depth, width / E::SIDE]`.
     fn elements(&self) -> &[E] {
-        // SAFETY: elements are numbers and nothing else, all of whose bits mean something.
+        // SAFETY: as in `elements_mut`.
         &unsafe { self.room.align_to::<E>() }.1[..self.rows / E::SIDE * self.depth]
     }
 
     /// The same.
     fn elements_mut(&mut self) -> &mut [E] {
-        let count = self.rows / E::SIDE * self.depth;
-        // SAFETY: as above; and whatever is written is some number.
-        &mut unsafe { self.room.align_to_mut::<E>() }.1[..count]
+        &mut elements_mut(&mut self.room)[..self.rows / E::SIDE * self.depth]
     }
 
     /// All rows of a view, packed on all threads.
@@ -75,6 +72,17 @@ impl<E: Element> Packed<E> {
         let at = |row: usize| (self.rows * depth.start + row * depth.len()) / E::SIDE;
         at(rows.start)..at(rows.end)
     }
+}
+
+/// Numbers that have room for `count` elements.
+pub(crate) fn room_for<E>(count: usize) -> usize {
+    (count * size_of::<E>() + align_of::<E>()) / size_of::<f32>()
+}
+
+/// The elements that a room for them begins with.
+pub(crate) fn elements_mut<E: Element>(room: &mut [f32]) -> &mut [E] {
+    // SAFETY: elements are numbers and nothing else, all of whose bits mean something; and whatever is written is some number.
+    unsafe { room.align_to_mut::<E>() }.1
 }
 
 /// The numbers that some elements hold.

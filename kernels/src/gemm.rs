@@ -6,7 +6,7 @@
 use crate::Isa;
 #[cfg(any(target_arch = "x86_64", test))]
 use crate::amx::{Register, Split};
-use crate::blocks::{Packed, Spare, multiply};
+use crate::blocks::{Packed, Spare, elements_mut, multiply, room_for};
 use crate::fused::{self, AT_ONCE, FEW};
 use crate::micro::{Element, Micro, Pair, Tile};
 pub use crate::pack::View;
@@ -68,9 +68,6 @@ impl Precision {
     }
 }
 
-/// Columns of `A` and rows of `B` that are packed at once, in elements: a tile's part of `A` fills half of a usual nearest cache.
-const DEPTH: usize = 384;
-
 /// Rows of `A`, and columns of `B`, that one thread holds packed: 0.3 and 1.2 MB.
 const ROWS: usize = 192;
 const COLUMNS: usize = 768;
@@ -96,36 +93,47 @@ pub enum Old {
 ///
 /// # Panics
 /// If the shapes do not fit.
-pub fn product(c: &mut [f32], stride: usize, old: Old, alpha: f32, a: View<'_>, b: View<'_>) {
-    on(Micro::best(), c, stride, old, alpha, a, b);
+pub fn product(precision: Precision, c: &mut [f32], stride: usize, old: Old, alpha: f32, a: View<'_>, b: View<'_>) {
+    let out = Out::new(c, a.rows, b.columns, stride);
+    match precision.packing() {
+        Packing::Single => on(Micro::<f32>::best(), out, old, alpha, a, b),
+        #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+        Packing::Pairs => on(Micro::<Pair>::best(), out, old, alpha, a, b),
+        #[cfg(target_arch = "x86_64")]
+        Packing::Registers => on(Micro::<Register>::best(), out, old, alpha, a, b),
+        #[cfg(target_arch = "x86_64")]
+        Packing::Split => on(Micro::<Split>::best(), out, old, alpha, a, b),
+    }
 }
 
-fn on(micro: Micro<f32>, c: &mut [f32], stride: usize, old: Old, alpha: f32, a: View<'_>, b: View<'_>) {
+fn on<E: Element>(micro: Micro<E>, mut out: Out<'_>, old: Old, alpha: f32, a: View<'_>, b: View<'_>) {
     thread_local! {
         static PACKED: RefCell<[Vec<f32>; 2]> = const { RefCell::new([Vec::new(), Vec::new()]) };
     }
     let (m, n, k) = (a.rows, b.columns, a.columns);
     assert_eq!(k, b.rows, "shapes of a product");
-    let mut out = Out::new(c, m, n, stride);
     if k == 0 && old == Old::Replaced {
         out.clear();
     }
     let mut tile = Tile::default();
+    let deep = E::SIZES.depth * E::NUMBERS;
+    let panel = |width: usize, depth: usize| packed::<E>(width, depth, width);
     PACKED.with_borrow_mut(|[left, right]| {
         for first in (0..n).step_by(COLUMNS) {
             let columns = first..(first + COLUMNS).min(n);
-            for from in (0..k).step_by(DEPTH) {
-                let depth = from..(from + DEPTH).min(k);
-                let right = room(right, packed::<f32>(columns.len(), depth.len(), micro.columns));
+            for from in (0..k).step_by(deep) {
+                let depth = from..(from + deep).min(k);
+                let right = room(right, packed::<E>(columns.len(), depth.len(), micro.columns));
                 b.part(depth.clone(), columns.clone()).t().pack(micro, Operand::Right, right);
                 for top in (0..m).step_by(ROWS) {
                     let rows = top..(top + ROWS).min(m);
-                    let left = room(left, packed::<f32>(rows.len(), depth.len(), micro.rows));
+                    let left = room(left, packed::<E>(rows.len(), depth.len(), micro.rows));
                     a.part(rows, depth.clone()).pack(micro, Operand::Left, left);
                     let add = old == Old::Kept || from > 0;
-                    for (i, left) in (top..).step_by(micro.rows).zip(left.chunks_exact(depth.len() * micro.rows)) {
-                        let right = right.chunks_exact(depth.len() * micro.columns);
-                        for (j, right) in (first..).step_by(micro.columns).zip(right) {
+                    let lefts = left.chunks_exact(panel(micro.rows, depth.len()));
+                    for (i, left) in (top..).step_by(micro.rows).zip(lefts) {
+                        let rights = right.chunks_exact(panel(micro.columns, depth.len()));
+                        for (j, right) in (first..).step_by(micro.columns).zip(rights) {
                             micro.run(left, right, false, &mut tile);
                             put(&mut out, (i, j), &tile, micro.columns, alpha, add);
                         }
@@ -136,12 +144,13 @@ fn on(micro: Micro<f32>, c: &mut [f32], stride: usize, old: Old, alpha: f32, a: 
     });
 }
 
-/// The first numbers of a buffer, which is made as long as that.
-fn room(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
-    if buffer.len() < len {
-        buffer.resize(len, 0.0);
+/// The first elements that fit into a buffer, which is made long enough.
+fn room<E: Element>(buffer: &mut Vec<f32>, len: usize) -> &mut [E] {
+    let numbers = room_for::<E>(len);
+    if buffer.len() < numbers {
+        buffer.resize(numbers, 0.0);
     }
-    &mut buffer[..len]
+    &mut elements_mut(buffer)[..len]
 }
 
 /// `Y = X·Wᵀ` on all threads, where `rows` gives some rows of `W`, `[rows, k]`, to each task, and anew for each [`AT_ONCE`] rows of
@@ -283,6 +292,14 @@ mod tests {
 
     #[test]
     fn every_instruction_set_gives_the_product_with_tails_and_transposed() {
+        for isa in Isa::available() {
+            products(Micro::<f32>::on(isa), 1e-5);
+            products(Micro::<Split>::on(isa), 2e-5);
+        }
+    }
+
+    /// Products of views either way round, within `each` for every product of two numbers.
+    fn products<E: Element + std::fmt::Debug>(micro: Micro<E>, each: f64) {
         for (m, n, k) in [(1, 1, 1), (2, 3, 0), (15, 33, 7), (6, 16, 400), (200, 50, 13), (5, 800, 9), (30, 70, 900)] {
             let (a, b) = (numbers(m * k, 1), numbers(k * n, 2));
             let turned = |x: &[f32], rows: usize, columns: usize| -> Vec<f32> {
@@ -292,17 +309,15 @@ mod tests {
             let lefts = [View::new(&a, m, k, k), View::new(&at, k, m, m).t()];
             let rights = [View::new(&b, k, n, n), View::new(&bt, n, k, k).t()];
             let old = numbers(m * n, 3);
-            for isa in Isa::available() {
-                for (a_view, b_view) in lefts.into_iter().flat_map(|a| rights.map(|b| (a, b))) {
-                    for kept in [Old::Kept, Old::Replaced] {
-                        let mut c = if kept == Old::Kept { old.clone() } else { vec![f32::NAN; m * n] };
-                        on(Micro::on(isa), &mut c, n, kept, -0.5, a_view, b_view);
-                        for (i, j) in (0..m).flat_map(|i| (0..n).map(move |j| (i, j))) {
-                            let sum: f64 = (0..k).map(|p| f64::from(a[i * k + p]) * f64::from(b[p * n + j])).sum();
-                            let before = if kept == Old::Kept { f64::from(old[i * n + j]) } else { 0.0 };
-                            let off = (f64::from(c[i * n + j]) - (before - 0.5 * sum)).abs();
-                            assert!(off < 1e-5 * (k + 1) as f64, "{isa:?} {m} {n} {k} at {i} {j}: {off}");
-                        }
+            for (a_view, b_view) in lefts.into_iter().flat_map(|a| rights.map(|b| (a, b))) {
+                for kept in [Old::Kept, Old::Replaced] {
+                    let mut c = if kept == Old::Kept { old.clone() } else { vec![f32::NAN; m * n] };
+                    on(micro, Out::new(&mut c, m, n, n), kept, -0.5, a_view, b_view);
+                    for (i, j) in (0..m).flat_map(|i| (0..n).map(move |j| (i, j))) {
+                        let sum: f64 = (0..k).map(|p| f64::from(a[i * k + p]) * f64::from(b[p * n + j])).sum();
+                        let before = if kept == Old::Kept { f64::from(old[i * n + j]) } else { 0.0 };
+                        let off = (f64::from(c[i * n + j]) - (before - 0.5 * sum)).abs();
+                        assert!(off < each * (k + 1) as f64, "{micro:?} {m} {n} {k} at {i} {j}: {off}");
                     }
                 }
             }
@@ -354,7 +369,7 @@ mod tests {
     fn a_product_adds_to_what_is_there() {
         let (a, b) = ([1.0, 2.0, 3.0, 4.0], [1.0, 0.0, 0.0, 1.0]);
         let mut c = [10.0, 10.0, -1.0, 10.0, 10.0, -1.0]; // [2, 2] in rows of 3
-        product(&mut c, 3, Old::Kept, -1.0, View::new(&a, 2, 2, 2), View::new(&b, 2, 2, 2));
+        product(Precision::Single, &mut c, 3, Old::Kept, -1.0, View::new(&a, 2, 2, 2), View::new(&b, 2, 2, 2));
         assert_eq!(c, [9.0, 8.0, -1.0, 7.0, 6.0, -1.0]);
     }
 }

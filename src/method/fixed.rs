@@ -4,7 +4,7 @@
 use super::at_once;
 use super::factor::{LADDER, inverse_factor, mended};
 use super::gptq::B;
-use llmq_kernels::gemm::{Old, View, product};
+use llmq_kernels::gemm::{Old, Precision, View, product};
 use rayon::prelude::*;
 
 /// The damping of the Hessian, as a part of its mean diagonal.
@@ -62,7 +62,7 @@ impl Fixed {
                 // W_:,rest −= E · U_tile,rest
                 let u = View::new(&self.u[first * n + last..], width, n - last, n);
                 let e = View::new(&errors, scales.len(), width, width);
-                product(&mut w[last..], n, Old::Kept, -1.0, e, u);
+                product(Precision::Single, &mut w[last..], n, Old::Kept, -1.0, e, u);
             }
         }
     }

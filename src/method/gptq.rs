@@ -14,7 +14,7 @@ use super::{BAND, Method, Options, Rows, Site, Solution, Solved, at_once, diagon
 use crate::error::Result;
 use crate::grid::{Effort, F, GROUPS, Grid, LANES};
 use llmq_kernels::column;
-use llmq_kernels::gemm::{Old, View, product};
+use llmq_kernels::gemm::{Old, Precision, View, product};
 use rayon::prelude::*;
 
 /// Columns whose errors are collected before they reach the columns behind them (the paper's B, section 3.3, step 2).
@@ -129,12 +129,20 @@ impl Solver {
                 let width = BAND.min(n - first);
                 let u = View::new(&u[first * n + first..], width, n - first, n);
                 let a = View::new(&a[first..], rows, n - first, n);
-                product(&mut b[first..], n, Old::Replaced, 1.0, a, u.t());
+                product(Precision::Single, &mut b[first..], n, Old::Replaced, 1.0, a, u.t());
             }
             for first in (0..n).step_by(BAND) {
                 let width = BAND.min(n - first);
                 let u = View::new(&u[first..], first + width, width, n);
-                product(&mut a[first..], n, Old::Replaced, 1.0 / self.size, View::new(&b, rows, first + width, n), u);
+                product(
+                    Precision::Single,
+                    &mut a[first..],
+                    n,
+                    Old::Replaced,
+                    1.0 / self.size,
+                    View::new(&b, rows, first + width, n),
+                    u,
+                );
             }
             for (row, a) in m.chunks_mut(n).zip(a.chunks(n)) {
                 order.iter().zip(a).for_each(|(&j, &a)| row[j] = a);
@@ -216,7 +224,7 @@ impl Solver {
                 // W_:,rest −= E · U_tile,rest
                 let u = View::new(&walk.u[first * n + last..], last - first, n - last, n);
                 let e = View::new(&errors, last - first, padded, padded);
-                product(&mut wt[last * padded..], padded, Old::Kept, -1.0, u.t(), e);
+                product(Precision::Single, &mut wt[last * padded..], padded, Old::Kept, -1.0, u.t(), e);
             }
         }
     }

@@ -18,7 +18,7 @@ use crate::grid::Grid;
 pub use awq::{CANDIDATES, FIRST, MEMORY, SAMPLE, over, times};
 pub use fixed::Fixed;
 pub use gptq::Solver;
-use llmq_kernels::gemm::{Old, View, product};
+use llmq_kernels::gemm::{Old, Precision, View, product};
 use llmq_kernels::squares;
 use rayon::prelude::*;
 pub use rounded::Rounded;
@@ -252,7 +252,15 @@ fn energies(x: &[f32], columns: usize, hessian: &[f32]) -> Vec<f64> {
         for (from, to, times) in [(first, last, 1.0), (last, n, 2.0)] {
             if from < to {
                 let h = View::new(&hessian[from * n + first..], to - from, width, n);
-                product(&mut y, width, Old::Replaced, 1.0, View::new(&x[from..], rows, to - from, n), h);
+                product(
+                    Precision::Single,
+                    &mut y,
+                    width,
+                    Old::Replaced,
+                    1.0,
+                    View::new(&x[from..], rows, to - from, n),
+                    h,
+                );
                 for (sum, (x, y)) in sums.iter_mut().zip(x.chunks(PART * n).zip(y.chunks(PART * width))) {
                     let own = x.chunks(n).map(|row| &row[first..last]).zip(y.chunks(width));
                     *sum += times * own.map(|(x, y)| inner(x, y)).sum::<f64>();

@@ -9,7 +9,7 @@
 use super::rounded::Part;
 use crate::grid::{Codes, F, Freedom, Grid, LANES, Steps};
 use llmq_kernels::descent;
-use llmq_kernels::gemm::{Old, View, product};
+use llmq_kernels::gemm::{Old, Precision, View, product};
 
 /// Columns that are moved before the rest of the gradient follows.
 const TILE: usize = 128;
@@ -31,7 +31,7 @@ pub fn polish(wt: &[f32], part: &mut Part<'_>, h: &[f32], n: usize, grid: &dyn G
     let error: Vec<f32> = wt.iter().zip(&q).map(|(w, q)| w - q).collect();
     let mut g = vec![0.0; n * padded]; // [n, padded]
     let whole = View::new(h, n, n, n);
-    product(&mut g, padded, Old::Replaced, 1.0, whole, View::new(&error, n, padded, padded));
+    product(Precision::Single, &mut g, padded, Old::Replaced, 1.0, whole, View::new(&error, n, padded, padded));
     drop(error);
     let width = TILE.next_multiple_of(grid.width()).min(n);
     let mut moves = vec![0.0; width * padded]; // [tile, padded]
@@ -56,7 +56,7 @@ pub fn polish(wt: &[f32], part: &mut Part<'_>, h: &[f32], n: usize, grid: &dyn G
             // G −= H_:,tile · moves
             let moves = View::new(&moves, last - first, padded, padded);
             let columns = View::new(&h[first..], n, last - first, n);
-            product(&mut g, padded, Old::Kept, -1.0, columns, moves);
+            product(Precision::Single, &mut g, padded, Old::Kept, -1.0, columns, moves);
         }
         if !moved {
             break;

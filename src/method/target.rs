@@ -8,7 +8,7 @@
 
 use super::gptq::Solver;
 use super::{PART, at_once, energies, inner};
-use llmq_kernels::gemm::{Old, View, product};
+use llmq_kernels::gemm::{Old, Precision, View, product};
 use rayon::prelude::*;
 
 /// What a layer should compute.
@@ -30,7 +30,7 @@ pub fn pull(w: &[f32], columns: usize, drift: &[f32]) -> Vec<f32> {
     let d = View::new(drift, n, n, n);
     let each = at_once(w.len() / n) * n;
     m.par_chunks_mut(each).zip(w.par_chunks(each)).for_each(|(m, w)| {
-        product(m, n, Old::Replaced, 1.0, View::new(w, w.len() / n, n, n), d);
+        product(Precision::Single, m, n, Old::Replaced, 1.0, View::new(w, w.len() / n, n, n), d);
     });
     m
 }

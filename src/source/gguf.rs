@@ -14,6 +14,7 @@ use memmap2::Mmap;
 use self::parser::{Parser, damaged, shown};
 use self::split::Split;
 pub use self::split::{SPLIT_COUNT, SPLIT_NO, SPLIT_TENSORS, keys as split_keys, shard_name};
+use super::pages;
 use super::value::{Metadata, Value, get};
 use crate::error::{Context, Error, Result};
 
@@ -186,18 +187,8 @@ impl Gguf {
     /// Gives the memory of a part of a tensor, `bytes` of its data, that was read back to the system. It may be read again,
     /// at the price of reading the disk. Does nothing on systems other than Unix.
     pub fn release(&self, info: &TensorInfo, bytes: Range<usize>) {
-        #[cfg(unix)]
-        if !self.data(info)[bytes.clone()].is_empty() {
-            let start = self.start_of(info) + bytes.start;
-            // SAFETY: in a read-only map of a file, DontNeed drops pages that the next access reads from the file
-            // again, so the bytes behind any reference stay the same. The line above has checked the range.
-            let advised = unsafe {
-                let advice = memmap2::UncheckedAdvice::DontNeed;
-                self.shards[info.shard].map.unchecked_advise_range(advice, start, bytes.len())
-            };
-            // Only a courtesy to other programs: nothing depends on it.
-            advised.ok();
-        }
+        let start = self.start_of(info);
+        pages::release(&self.shards[info.shard].map, start + bytes.start..start + bytes.end);
     }
 
     /// Where a tensor starts in its file. `parse` has checked that it fits the map, so it fits a usize.
