@@ -6,6 +6,7 @@ use common::checkpoint::Shape;
 use common::{folder, llmq, names, perplexity, refused, tensors, tiny};
 use llmq::pipeline::weights::open_gguf;
 use llmq::source::value::Value;
+use llmq_kernels::gemm::Precision;
 use serde_json::json;
 use std::fs;
 use std::path::Path;
@@ -44,7 +45,9 @@ fn a_rotated_model_computes_the_same() {
         single(&model, &rotated, &["--rotate"]);
         for options in [["-c", "64", "--chunks", "4"], ["-c", "128", "--chunks", "2"]] {
             let [a, b] = [&plain, &rotated].map(|file| perplexity(file, &options));
-            assert!((b / a - 1.0).abs() < 1e-5, "{shape:?}: {a} becomes {b}");
+            // Numbers that are split in two for products keep about sixteen of twenty-four bits.
+            let rounding = if Precision::Split.rounds() { 1e-4 } else { 1e-5 };
+            assert!((b / a - 1.0).abs() < rounding, "{shape:?}: {a} becomes {b}");
         }
         // Every norm's gain has gone into the layers behind it, and every matrix has turned.
         for tensor in tensors(&plain) {

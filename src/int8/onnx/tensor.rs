@@ -51,6 +51,9 @@ element!(u8, Uint8, int32_data);
 element!(i32, Int32, int32_data);
 element!(i64, Int64, int64_data);
 
+/// Bytes that are copied at once: whole values of every type.
+const PART: usize = 4 << 20;
+
 impl<T: Element> Tensor<T> {
     /// A tensor of these values.
     ///
@@ -99,8 +102,12 @@ impl<T: Element> Tensor<T> {
         }
         let data = match &tensor.raw_data {
             Some(raw) => {
-                let values = T::from_bytes(raw);
-                release(raw);
+                // The pages of a part go back before the next is read: a large table is in memory once, not twice.
+                let mut values = Vec::with_capacity(elements);
+                for part in raw.chunks(PART) {
+                    values.extend(T::from_bytes(part));
+                    release(part);
+                }
                 values
             }
             None => T::typed(tensor),
