@@ -58,7 +58,7 @@ pub(crate) struct Sizes {
 }
 
 /// Those of elements that vector instructions multiply.
-const VECTORS: Sizes = Sizes { depth: 384, outer: 512, chunk: 512, rows: 512, columns: 64 };
+const VECTORS: Sizes = Sizes { depth: 384, outer: 512, chunk: 512, rows: 512, columns: 128 };
 
 /// A number, or some, that lie in one line with those of the next row or column.
 pub(crate) trait Line: Element {
