@@ -1,14 +1,12 @@
-//! Matrix products of `f32`, row-major, in single precision or of operands rounded to bfloat16.
+//! Matrix products of `f32`, row-major, in single precision or of operands that are rounded to bfloat16 or split into two of its numbers.
 //!
 //! Both operands are packed for the loop in `micro.rs`, as much of them at once as stays in the second cache. Each number of the
 //! output is added up in the same order at any number of threads.
 
 use crate::Isa;
-#[cfg(any(target_arch = "x86_64", test))]
-use crate::amx::{Register, Split};
 use crate::blocks::{Packed, Spare, elements_mut, multiply, room_for};
 use crate::fused::{self, AT_ONCE, FEW};
-use crate::micro::{Element, Micro, Pair, Tile};
+use crate::micro::{Element, Micro, Tile};
 pub use crate::pack::View;
 use crate::pack::{Operand, Out, packed, put};
 use rayon::prelude::*;
@@ -47,7 +45,7 @@ pub(crate) enum Packing {
 }
 
 impl Precision {
-    /// Whether this machine rounds operands.
+    /// Whether this machine multiplies anything but single precision for it.
     pub fn rounds(self) -> bool {
         self.packing() != Packing::Single
     }
@@ -67,6 +65,34 @@ impl Precision {
         }
     }
 }
+
+/// Computes something with the tiles that this machine has for a precision: the one place that knows which they are.
+macro_rules! with_micro {
+    ($precision:expr, $micro:ident => $run:expr) => {
+        match $precision.packing() {
+            $crate::gemm::Packing::Single => {
+                let $micro = $crate::micro::Micro::<f32>::best();
+                $run
+            }
+            #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+            $crate::gemm::Packing::Pairs => {
+                let $micro = $crate::micro::Micro::<$crate::micro::Pair>::best();
+                $run
+            }
+            #[cfg(target_arch = "x86_64")]
+            $crate::gemm::Packing::Registers => {
+                let $micro = $crate::micro::Micro::<$crate::amx::Register>::best();
+                $run
+            }
+            #[cfg(target_arch = "x86_64")]
+            $crate::gemm::Packing::Split => {
+                let $micro = $crate::micro::Micro::<$crate::amx::Split>::best();
+                $run
+            }
+        }
+    };
+}
+pub(crate) use with_micro;
 
 /// Rows of `A`, and columns of `B`, that one thread holds packed: 0.3 and 1.2 MB.
 const ROWS: usize = 192;
@@ -95,15 +121,7 @@ pub enum Old {
 /// If the shapes do not fit.
 pub fn product(precision: Precision, c: &mut [f32], stride: usize, old: Old, alpha: f32, a: View<'_>, b: View<'_>) {
     let out = Out::new(c, a.rows, b.columns, stride);
-    match precision.packing() {
-        Packing::Single => on(Micro::<f32>::best(), out, old, alpha, a, b),
-        #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-        Packing::Pairs => on(Micro::<Pair>::best(), out, old, alpha, a, b),
-        #[cfg(target_arch = "x86_64")]
-        Packing::Registers => on(Micro::<Register>::best(), out, old, alpha, a, b),
-        #[cfg(target_arch = "x86_64")]
-        Packing::Split => on(Micro::<Split>::best(), out, old, alpha, a, b),
-    }
+    with_micro!(precision, micro => on(micro, out, old, alpha, a, b))
 }
 
 fn on<E: Element>(micro: Micro<E>, mut out: Out<'_>, old: Old, alpha: f32, a: View<'_>, b: View<'_>) {
@@ -166,15 +184,7 @@ pub(crate) fn layer<'w, F: Send>(
     rows: impl Fn(Range<usize>) -> Result<Cow<'w, [f32]>, F> + Sync,
     y: &mut [f32],
 ) -> Result<(), F> {
-    match precision.packing() {
-        Packing::Single => layer_of(Micro::<f32>::best(), x, k, m, rows, y),
-        #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-        Packing::Pairs => layer_of(Micro::<Pair>::best(), x, k, m, rows, y),
-        #[cfg(target_arch = "x86_64")]
-        Packing::Registers => layer_of(Micro::<Register>::best(), x, k, m, rows, y),
-        #[cfg(target_arch = "x86_64")]
-        Packing::Split => layer_of(Micro::<Split>::best(), x, k, m, rows, y),
-    }
+    with_micro!(precision, micro => layer_of(micro, x, k, m, rows, y))
 }
 
 /// Columns of the output that one task computes: as many as stay in the caches, or fewer so that each thread has some strips. No number
@@ -185,19 +195,11 @@ fn strip_of<E: Element>(m: usize) -> usize {
 
 /// Bytes that [`linear`] packs its operands into, for `n` rows of `k` numbers and `m` outputs.
 pub fn workspace(precision: Precision, n: usize, k: usize, m: usize) -> usize {
-    fn of<E: Element>(n: usize, k: usize, m: usize) -> usize {
+    fn of<E: Element>(_: Micro<E>, n: usize, k: usize, m: usize) -> usize {
         let rows = n.min(AT_ONCE) + rayon::current_num_threads() * strip_of::<E>(m);
         rows * k.div_ceil(E::NUMBERS) * size_of::<E>() / E::SIDE
     }
-    match precision.packing() {
-        Packing::Single => of::<f32>(n, k, m),
-        #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-        Packing::Pairs => of::<Pair>(n, k, m),
-        #[cfg(target_arch = "x86_64")]
-        Packing::Registers => of::<Register>(n, k, m),
-        #[cfg(target_arch = "x86_64")]
-        Packing::Split => of::<Split>(n, k, m),
-    }
+    with_micro!(precision, micro => of(micro, n, k, m))
 }
 
 fn layer_of<'w, E: Element, F: Send>(
@@ -264,6 +266,8 @@ pub fn linear(precision: Precision, x: &[f32], w: &[f32], k: usize, y: &mut [f32
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::amx::{Register, Split};
+    use crate::micro::Pair;
 
     fn numbers(n: usize, seed: u32) -> Vec<f32> {
         let mut s = seed.wrapping_mul(2_654_435_761).wrapping_add(1);

@@ -1,10 +1,8 @@
 //! Sums of outer products: `H += XᵀX` and `C += AᵀB`.
 
-#[cfg(any(target_arch = "x86_64", test))]
-use crate::amx::{Register, Split};
 use crate::blocks::{Packed, Spare, multiply};
-use crate::gemm::{Packing, Precision};
-use crate::micro::{Element, Micro, Pair};
+use crate::gemm::{Precision, with_micro};
+use crate::micro::{Element, Micro};
 use crate::pack::{Operand, Out, View};
 use rayon::prelude::*;
 
@@ -36,15 +34,7 @@ pub fn outer(precision: Precision, a: &[f32], m: usize, b: &[f32], n: usize, c: 
 
 /// Adds `AᵀB` to `C`; if only the lower triangle is wanted, without the tiles above it.
 fn sums(precision: Precision, a: (&[f32], usize), b: (&[f32], usize), c: &mut [f32], lower: bool) {
-    match precision.packing() {
-        Packing::Single => sums_of(Micro::<f32>::best(), a, b, c, lower),
-        #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-        Packing::Pairs => sums_of(Micro::<Pair>::best(), a, b, c, lower),
-        #[cfg(target_arch = "x86_64")]
-        Packing::Registers => sums_of(Micro::<Register>::best(), a, b, c, lower),
-        #[cfg(target_arch = "x86_64")]
-        Packing::Split => sums_of(Micro::<Split>::best(), a, b, c, lower),
-    }
+    with_micro!(precision, micro => sums_of(micro, a, b, c, lower))
 }
 
 /// `a`: `[t, m]`, with `m`; `b`: `[t, n]`, with `n`; `c`: `[m, n]`.
@@ -79,6 +69,8 @@ pub fn mirror(k: usize, h: &mut [f32]) {
 mod tests {
     use super::*;
     use crate::Isa;
+    use crate::amx::{Register, Split};
+    use crate::micro::Pair;
 
     #[test]
     fn it_equals_the_sum_of_outer_products() {

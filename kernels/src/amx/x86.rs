@@ -74,9 +74,11 @@ pub trait Products: Sized {
     fn add_up(shaped: &Shaped, a: &[Self], b: &[Self], add: bool, tile: &mut Tile);
 }
 
-/// Four registers of sums: what is in the tile or zero, to which each of `$depth` steps adds, and which then become the tile.
+/// Four registers of sums: what is in the tile or zero, to which each step of the depth adds, and which then become the tile.
 macro_rules! sums {
-    ($a:expr, $b:expr, $depth:expr, $add:expr, $tile:expr, [$($step:literal),* $(,)?]) => {
+    ($a:expr, $b:expr, $add:expr, $tile:expr, [$($step:literal),* $(,)?]) => {{
+        let depth = $a.len() / 2;
+        assert!($b.len() / 2 >= depth);
         asm!(
             "test {add:e}, {add:e}",
             "jz 2f",
@@ -104,7 +106,7 @@ macro_rules! sums {
             "tilestored [{tile} + 2*{line} + 2112], tmm3",
             a = inout(reg) $a.as_ptr() => _,
             b = inout(reg) $b.as_ptr() => _,
-            depth = inout(reg) $depth => _,
+            depth = inout(reg) depth => _,
             tile = in(reg) $tile.0.as_mut_ptr(),
             line = in(reg) 64usize,
             add = in(reg) u32::from($add),
@@ -112,21 +114,18 @@ macro_rules! sums {
             out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
             options(nostack),
         )
-    };
+    }};
 }
 
 impl Products for Register {
     #[inline]
     fn add_up(_: &Shaped, a: &[Register], b: &[Register], add: bool, tile: &mut Tile) {
-        let depth = a.len() / 2;
-        assert!(b.len() / 2 >= depth);
         // SAFETY: each step reads two registers of either operand, as many times as both have two; a tile has 32 rows of as many
         // numbers; and the shapes of the registers are set.
         unsafe {
             sums!(
                 a,
                 b,
-                depth,
                 add,
                 tile,
                 [
@@ -150,14 +149,11 @@ impl Products for Split {
     /// Without the products of both lower parts.
     #[inline]
     fn add_up(_: &Shaped, a: &[Split], b: &[Split], add: bool, tile: &mut Tile) {
-        let depth = a.len() / 2;
-        assert!(b.len() / 2 >= depth);
         // SAFETY: as above, with four registers of either operand.
         unsafe {
             sums!(
                 a,
                 b,
-                depth,
                 add,
                 tile,
                 [
