@@ -51,8 +51,12 @@ impl<E: Element> Packed<E> {
         out
     }
 
-    /// Packs the rows of a view behind those before `first`, which is a multiple of the panels' width.
+    /// Packs the rows of a view behind those before `first`.
+    ///
+    /// # Panics
+    /// If `first` is not a multiple of the panels' width.
     pub fn fill(&mut self, micro: Micro<E>, operand: Operand, first: usize, view: View<'_>) {
+        assert!(first.is_multiple_of(micro.width(operand)), "rows from {first} on begin inside a panel");
         let rows = first..first + view.rows.next_multiple_of(micro.width(operand));
         for at in self.pieces() {
             let columns = columns_of::<E>(&at, view.columns);

@@ -101,7 +101,7 @@ const COLUMNS: usize = 768;
 /// Strips of the output that each thread computes at least, if they are not narrower than [`STRIP`].
 const STRIPS: usize = 3;
 
-/// Rows of weights that are asked for, and packed, at once.
+/// Rows of weights that are asked for, and packed, at once: whole tiles of every instruction set.
 const STRIP: usize = 64;
 
 /// What happens to the old content of a product's output.

@@ -180,7 +180,7 @@ impl Element for f32 {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => (14, 32),
             #[cfg(target_arch = "aarch64")]
-            Isa::Neon | Isa::NeonBf16 => (8, 12),
+            Isa::Neon | Isa::NeonBf16 => (12, 8),
         }
     }
 
@@ -260,7 +260,7 @@ impl Element for Pair {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Bf16 | Isa::Amx => (14, 32),
             #[cfg(target_arch = "aarch64")]
-            Isa::NeonBf16 => (8, 12),
+            Isa::NeonBf16 => (12, 8),
             _ => (4, 16),
         }
     }

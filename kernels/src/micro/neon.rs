@@ -1,14 +1,14 @@
-//! Tiles in the registers of NEON: eight rows of twelve columns, four in a register, leave eight of thirty-two registers for operands.
+//! Tiles in the registers of NEON: twelve rows of eight columns, four in a register, leave eight of thirty-two registers for operands.
 
 use super::{Pair, Tile};
 use std::arch::aarch64::*;
 use std::arch::asm;
 
 /// Registers of a row of sums.
-const WIDE: usize = 3;
+const WIDE: usize = 2;
 
 /// Rows of sums.
-const HIGH: usize = 8;
+const HIGH: usize = 12;
 
 /// The sums that a tile begins with.
 #[inline]
@@ -36,18 +36,18 @@ fn stored(c: [[float32x4_t; WIDE]; HIGH], tile: &mut Tile) {
     }
 }
 
-/// For numbers of single precision. `a`: `[depth, 8]`; `b`: `[depth, 12]`.
+/// For numbers of single precision. `a`: `[depth, 12]`; `b`: `[depth, 8]`.
 #[target_feature(enable = "neon")]
 pub fn single(a: &[f32], b: &[f32], add: bool, tile: &mut Tile) {
     let mut c = begun(add, tile);
     for (a, b) in a.chunks_exact(HIGH).zip(b.chunks_exact(4 * WIDE)) {
-        // SAFETY: there are eight numbers, and twelve.
+        // SAFETY: there are twelve numbers, and eight.
         let (a, b) = unsafe {
             let (a, b) = (a.as_ptr(), b.as_ptr());
-            ([vld1q_f32(a), vld1q_f32(a.add(4))], [vld1q_f32(b), vld1q_f32(b.add(4)), vld1q_f32(b.add(8))])
+            ([vld1q_f32(a), vld1q_f32(a.add(4)), vld1q_f32(a.add(8))], [vld1q_f32(b), vld1q_f32(b.add(4))])
         };
         for j in 0..WIDE {
-            for (i, a) in [(0, a[0]), (4, a[1])] {
+            for (i, a) in [(0, a[0]), (4, a[1]), (8, a[2])] {
                 c[i][j] = vfmaq_laneq_f32::<0>(c[i][j], b[j], a);
                 c[i + 1][j] = vfmaq_laneq_f32::<1>(c[i + 1][j], b[j], a);
                 c[i + 2][j] = vfmaq_laneq_f32::<2>(c[i + 2][j], b[j], a);
@@ -75,18 +75,18 @@ macro_rules! dot {
     };
 }
 
-/// For pairs of bfloat16. `a`: `[depth, 8]`; `b`: `[depth, 12]`.
+/// For pairs of bfloat16. `a`: `[depth, 12]`; `b`: `[depth, 8]`.
 #[target_feature(enable = "neon,bf16")]
 pub fn pairs(a: &[Pair], b: &[Pair], add: bool, tile: &mut Tile) {
     let mut c = begun(add, tile);
     for (a, b) in a.chunks_exact(HIGH).zip(b.chunks_exact(4 * WIDE)) {
-        // SAFETY: there are eight pairs, and twelve, of 32 bits each.
+        // SAFETY: there are twelve pairs, and eight, of 32 bits each.
         let (a, b) = unsafe {
             let (a, b) = (a.as_ptr().cast::<u32>(), b.as_ptr().cast::<u32>());
-            ([vld1q_u32(a), vld1q_u32(a.add(4))], [vld1q_u32(b), vld1q_u32(b.add(4)), vld1q_u32(b.add(8))])
+            ([vld1q_u32(a), vld1q_u32(a.add(4)), vld1q_u32(a.add(8))], [vld1q_u32(b), vld1q_u32(b.add(4))])
         };
         for j in 0..WIDE {
-            for (i, a) in [(0, a[0]), (4, a[1])] {
+            for (i, a) in [(0, a[0]), (4, a[1]), (8, a[2])] {
                 dot!(c[i][j], b[j], a, "0");
                 dot!(c[i + 1][j], b[j], a, "1");
                 dot!(c[i + 2][j], b[j], a, "2");
