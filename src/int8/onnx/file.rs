@@ -5,6 +5,7 @@
 
 pub mod external;
 pub mod mapped;
+mod message;
 
 use super::proto::{ModelProto, OperatorSetIdProto};
 use super::visit::each_tensor;
@@ -178,7 +179,7 @@ impl Destination {
             .hint("export the model again with a newer exporter, which writes weights as raw data"));
         }
         let mut file = AtomicFile::create(&self.path)?;
-        file.write(&model.encode_to_vec())?;
+        message::write(model, &mut file)?;
         bytes += file.written();
         beside.map_or(Ok(()), AtomicFile::commit)?;
         file.commit()?;

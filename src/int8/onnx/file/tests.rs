@@ -26,12 +26,18 @@ fn model() -> ModelProto {
         initializer: vec![floats.proto("w"), Tensor::vector(vec![7i8; 10]).proto("small"), typed],
         input: vec![declare("x", DataType::Float, &[Dim::Dynamic("n".into())])],
         output: vec![declare("y", DataType::Float, &[Dim::Fixed(1000)])],
+        doc_string: Some("y = w·x".into()),
+        value_info: vec![declare("z", DataType::Int8, &[])],
+        metadata_props: vec![entry("more", "none")],
         ..Default::default()
     };
     ModelProto {
         ir_version: Some(8),
         opset_import: vec![OperatorSetIdProto { domain: None, version: Some(17) }],
         producer_name: Some("tests".into()),
+        producer_version: Some("1".into()),
+        domain: Some("here".into()),
+        model_version: Some(3),
         doc_string: Some(String::new()),
         metadata_props: vec![entry("licence", "none")],
         graph: Some(graph),
