@@ -281,8 +281,7 @@ impl Recipe<'_> {
             Use::Turned => (Channels::Rows, self.options.levels),
             Use::Table => (Channels::Rows, Levels::Full),
         };
-        let float = Tensor::<f32>::read(tensor)?;
-        let quantized = weights::quantize(name, &float, channels, levels)?;
+        let quantized = weights::quantize(name, tensor, channels, levels)?;
         let quantized = if usage == Use::Turned { quantized.transposed() } else { quantized };
         let scales = match usage {
             Use::Table => Tensor::new([quantized.scales.len(), 1], quantized.scales),

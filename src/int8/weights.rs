@@ -3,7 +3,8 @@
 //! The zero point is always 0 and the code -128 is never used, so that a weight and its negative have codes of equal size. The scale of
 //! a channel is the best of a few: the one that just covers the largest weight, and smaller ones that clip it, by squared error.
 
-use super::onnx::Tensor;
+use super::onnx::proto::TensorProto;
+use super::onnx::tensor::{self, Tensor};
 use crate::error::{Error, Result};
 use rayon::prelude::*;
 
@@ -61,29 +62,48 @@ const SHRINK: [f32; 6] = [1.0, 0.98, 0.96, 0.93, 0.9, 0.85];
 /// Quantizes a matrix with a scale per channel.
 ///
 /// # Errors
-/// It is no matrix, or holds a number that is not finite; `name` is the weight's.
-pub fn quantize(name: &str, weight: &Tensor<f32>, channels: Channels, levels: Levels) -> Result<Quantized> {
-    let [rows, columns] = weight.dims[..] else {
-        return Err(Error::new(format!("weight '{name}' has shape {:?} and is no matrix", weight.dims)));
-    };
-    if let Some(at) = weight.data.iter().position(|x| !x.is_finite()) {
-        return Err(Error::new(format!("weight '{name}' holds {} at element {at}", weight.data[at]))
-            .hint("the model is damaged; export it again"));
-    }
-    let by_row = |data: &[f32], length: usize| -> (Vec<i8>, Vec<f32>) {
-        let mut codes = vec![0; data.len()];
-        let pairs = codes.par_chunks_mut(length.max(1)).zip(data.par_chunks(length.max(1)));
-        let scales = pairs.map(|(codes, row)| channel(row, codes, levels, 0.0)).collect();
-        (codes, scales)
+/// It is damaged, of another type, or no matrix, or holds a number that is not finite; `name` is the weight's.
+pub fn quantize(name: &str, weight: &TensorProto, channels: Channels, levels: Levels) -> Result<Quantized> {
+    let (dims, _) = tensor::shape(weight)?;
+    let [rows, columns] = dims[..] else {
+        return Err(Error::new(format!("weight '{name}' has shape {dims:?} and is no matrix")));
     };
     let (codes, scales) = match channels {
-        Channels::Rows => by_row(&weight.data, columns),
+        Channels::Rows => {
+            let (mut codes, mut scales) = (Vec::new(), Vec::new());
+            // A large table is never in memory as a whole.
+            for part in tensor::parts(weight) {
+                let (part, by_row) = by_row(&read(name, &part, codes.len())?, columns, levels);
+                codes.extend(part);
+                scales.extend(by_row);
+            }
+            (codes, scales)
+        }
         Channels::Columns => {
-            let (codes, scales) = by_row(&transpose(&weight.data, rows, columns), rows);
+            let turned = transpose(&read(name, weight, 0)?, rows, columns);
+            let (codes, scales) = by_row(&turned, rows, levels);
             (transpose(&codes, columns, rows), scales)
         }
     };
     Ok(Quantized { codes: Tensor::new([rows, columns], codes), scales })
+}
+
+/// The numbers of a part of a weight that begins with element `first`.
+fn read(name: &str, part: &TensorProto, first: usize) -> Result<Vec<f32>> {
+    let data = Tensor::<f32>::read(part)?.data;
+    match data.iter().position(|x| !x.is_finite()) {
+        None => Ok(data),
+        Some(at) => Err(Error::new(format!("weight '{name}' holds {} at element {}", data[at], first + at))
+            .hint("the model is damaged; export it again")),
+    }
+}
+
+/// The codes of rows of this length, and their scales.
+fn by_row(data: &[f32], length: usize, levels: Levels) -> (Vec<i8>, Vec<f32>) {
+    let mut codes = vec![0; data.len()];
+    let pairs = codes.par_chunks_mut(length.max(1)).zip(data.par_chunks(length.max(1)));
+    let scales = pairs.map(|(codes, row)| channel(row, codes, levels, 0.0)).collect();
+    (codes, scales)
 }
 
 /// Rounds one channel into `codes` and gives its scale, which is at least `least`.
@@ -146,7 +166,7 @@ mod tests {
         ) {
             let levels = if reduced { Levels::Reduced } else { Levels::Full };
             let largest = levels.largest();
-            let weight = Tensor::new([1, row.len()], row.clone());
+            let weight = Tensor::new([1, row.len()], row.clone()).proto("");
             let Quantized { codes, scales } = quantize("w", &weight, Channels::Rows, levels).unwrap();
             prop_assert!(codes.data.iter().all(|q| q.abs() <= largest));
             let peak = row.iter().fold(0.0f32, |peak, x| peak.max(x.abs()));
@@ -159,8 +179,8 @@ mod tests {
         fn columns_are_the_rows_of_the_transposed(rows in 1usize..70, columns in 1usize..70, seed: u32) {
             let noise = |n: usize| ((n as u32).wrapping_mul(2654435761).wrapping_add(seed) >> 8) as f32 - 8e6;
             let data: Vec<f32> = (0..rows * columns).map(noise).collect();
-            let weight = Tensor::new([rows, columns], data.clone());
-            let other = Tensor::new([columns, rows], transpose(&data, rows, columns));
+            let weight = Tensor::new([rows, columns], data.clone()).proto("");
+            let other = Tensor::new([columns, rows], transpose(&data, rows, columns)).proto("");
             let by_column = quantize("w", &weight, Channels::Columns, Levels::Full).unwrap();
             let by_row = quantize("w", &other, Channels::Rows, Levels::Full).unwrap();
             prop_assert_eq!(by_column, by_row.transposed());
@@ -170,7 +190,7 @@ mod tests {
     #[test]
     fn outlying_values() {
         let one = |data: Vec<f32>| {
-            let weight = Tensor::new([1, data.len()], data);
+            let weight = Tensor::new([1, data.len()], data).proto("");
             quantize("w", &weight, Channels::Rows, Levels::Full)
         };
         let zero = one(vec![0.0, -0.0]).unwrap();
@@ -184,7 +204,12 @@ mod tests {
             let told = one(vec![0.0, bad]).unwrap_err().to_string();
             assert_eq!(told, format!("weight 'w' holds {bad} at element 1"));
         }
-        let cube = Tensor::new([1, 1, 1], vec![1.0]);
+        let mut many = vec![0.0f32; 3 << 20];
+        *many.last_mut().unwrap() = f32::NAN;
+        let weight = Tensor::new([3 << 10, 1 << 10], many).proto("");
+        let told = quantize("w", &weight, Channels::Rows, Levels::Full).unwrap_err().to_string();
+        assert_eq!(told, "weight 'w' holds NaN at element 3145727");
+        let cube = Tensor::new([1, 1, 1], vec![1.0f32]).proto("");
         let told = quantize("w", &cube, Channels::Rows, Levels::Full).unwrap_err().to_string();
         assert_eq!(told, "weight 'w' has shape [1, 1, 1] and is no matrix");
     }

@@ -1,10 +1,11 @@
 //! Tensors of ONNX as arrays, and back.
 
-use super::file::mapped::release;
+use super::file::mapped::{PART, each_part};
 use super::proto::TensorProto;
 use super::proto::tensor_proto::{DataLocation, DataType};
 use crate::error::{Error, Result};
 use prost::bytes::Bytes;
+use std::borrow::Cow;
 
 /// An array in row-major order.
 #[derive(Debug, Clone, PartialEq)]
@@ -50,9 +51,6 @@ element!(i8, Int8, int32_data);
 element!(u8, Uint8, int32_data);
 element!(i32, Int32, int32_data);
 element!(i64, Int64, int64_data);
-
-/// Bytes that are copied at once: whole values of every type.
-const PART: usize = 4 << 20;
 
 impl<T: Element> Tensor<T> {
     /// A tensor of these values.
@@ -102,12 +100,11 @@ impl<T: Element> Tensor<T> {
         }
         let data = match &tensor.raw_data {
             Some(raw) => {
-                // The pages of a part go back before the next is read: a large table is in memory once, not twice.
                 let mut values = Vec::with_capacity(elements);
-                for part in raw.chunks(PART) {
+                each_part(raw, |part| {
                     values.extend(T::from_bytes(part));
-                    release(part);
-                }
+                    Ok(())
+                })?;
                 values
             }
             None => T::typed(tensor),
@@ -178,6 +175,26 @@ pub fn raw_bytes(tensor: &TensorProto) -> Result<Option<usize>> {
     }
 }
 
+/// A tensor as several along its first axis, of some megabytes each, which share its values. It stays whole where these are not raw
+/// bytes, or not as many as its shape says.
+pub fn parts(tensor: &TensorProto) -> Vec<Cow<'_, TensorProto>> {
+    let rows = tensor.dims.first().map_or(0, |&rows| usize::try_from(rows).unwrap_or(0));
+    let whole = |raw: &&Bytes| raw_bytes(tensor).is_ok_and(|bytes| bytes == Some(raw.len()));
+    let Some(raw) = tensor.raw_data.as_ref().filter(whole).filter(|raw| raw.len() > PART && raw.len() % rows == 0)
+    else {
+        return vec![Cow::Borrowed(tensor)];
+    };
+    let row = raw.len() / rows;
+    let at_once = (PART / row).max(1);
+    let part = |first: usize| {
+        let last = rows.min(first + at_once);
+        let mut part = TensorProto { raw_data: Some(raw.slice(first * row..last * row)), ..tensor.clone() };
+        part.dims[0] = (last - first) as i64;
+        Cow::Owned(part)
+    };
+    (0..rows).step_by(at_once).map(part).collect()
+}
+
 fn check_is_here(tensor: &TensorProto) -> Result<()> {
     if tensor.data_location() == DataLocation::External || tensor.segment.is_some() {
         return Err(Error::new(format!("the values of tensor '{}' are not in the model", tensor.name())));
@@ -204,6 +221,23 @@ mod tests {
             round_trip(n);
             round_trip(l);
         }
+    }
+
+    #[test]
+    fn parts_have_all_rows() {
+        for (rows, width) in [(3, PART / 8), (PART / 2, 1), (2, PART), (PART, 0), (7, 3)] {
+            let values: Vec<f32> = (0..rows * width).map(|i| i as f32).collect();
+            let tensor = Tensor::new([rows, width], values).proto("t");
+            let parts = parts(&tensor);
+            let read: Vec<_> = parts.iter().map(|part| Tensor::<f32>::read(part).unwrap()).collect();
+            assert_eq!(read.iter().map(|part| part.dims[0]).sum::<usize>(), rows);
+            assert!(read.len() == 1 || read.iter().all(|part| part.dims[0] == 1 || part.data.len() * 4 <= PART));
+            let read: Vec<f32> = read.into_iter().flat_map(|part| part.data).collect();
+            assert_eq!(Tensor::new([rows, width], read).proto("t"), tensor);
+        }
+        let mut tensor = Tensor::vector(vec![0.0f32; 2 * PART]).proto("t");
+        tensor.dims = vec![3];
+        assert_eq!(parts(&tensor).len(), 1);
     }
 
     #[test]

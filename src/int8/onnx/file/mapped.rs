@@ -3,6 +3,7 @@
 //! Pages that were read count as this process's memory until they are given back. Whoever has copied values out of a file has no
 //! use for its pages, but sees only bytes: so the files that are mapped are known here.
 
+use crate::error::Result;
 use crate::source::pages;
 use memmap2::Mmap;
 use prost::bytes::Bytes;
@@ -10,6 +11,9 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+/// Bytes that are read at once: whole values of every type.
+pub const PART: usize = 4 << 20;
 
 /// The files that are mapped, by their first address.
 static MAPPED: Mutex<BTreeMap<usize, Weak<Mmap>>> = Mutex::new(BTreeMap::new());
@@ -38,9 +42,16 @@ impl Drop for Known {
 /// # Errors
 /// It cannot be opened or mapped.
 pub fn map(path: &Path) -> std::io::Result<Bytes> {
-    let file = File::open(path)?;
+    map_file(&File::open(path)?)
+}
+
+/// Maps an open file.
+///
+/// # Errors
+/// It cannot be mapped.
+pub fn map_file(file: &File) -> std::io::Result<Bytes> {
     // SAFETY: the map is read-only. As with every mapped file, another program that shortens it meanwhile ends this one.
-    let map = Arc::new(unsafe { Mmap::map(&file) }?);
+    let map = Arc::new(unsafe { Mmap::map(file) }?);
     mapped().insert(map.as_ptr() as usize, Arc::downgrade(&map));
     Ok(Bytes::from_owner(Known(map)))
 }
@@ -57,6 +68,18 @@ pub fn release(bytes: &[u8]) {
     if let Some((at, map)) = map.filter(|(at, map)| at + bytes.len() <= map.len()) {
         pages::release(&map, at..at + bytes.len());
     }
+}
+
+/// Reads bytes part by part. The pages of a part go back before the next is read: large tensors are in memory once, not twice.
+///
+/// # Errors
+/// Those of `read`.
+pub fn each_part(bytes: &[u8], mut read: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+    bytes.chunks(PART).try_for_each(|part| {
+        read(part)?;
+        release(part);
+        Ok(())
+    })
 }
 
 #[cfg(test)]
