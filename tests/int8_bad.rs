@@ -4,7 +4,7 @@ mod common;
 
 use common::npz::{floats, images, integers, npz};
 use common::onnx::{self, Builder, cnn, encoder};
-use common::{Run, folder, llmq, names};
+use common::{BINARY, Run, folder, llmq, names, run};
 use llmq::int8::onnx::node::{ints, node};
 use llmq::int8::onnx::proto::tensor_proto::DataType;
 use llmq::int8::onnx::proto::{ModelProto, StringStringEntryProto, TensorProto};
@@ -12,6 +12,7 @@ use llmq::int8::onnx::shape::declare;
 use llmq::int8::onnx::{OnnxFile, Tensor};
 use std::fs;
 use std::path::PathBuf;
+use std::process::Command;
 use tempfile::TempDir;
 
 /// A folder with a model, and inputs for it if it is calibrated.
@@ -99,6 +100,19 @@ fn values_that_should_lie_beside_the_model() {
     case.refused(&["float.onnx", "tensor 'one.weight'", "weights.bin", "all in one folder"]);
     fs::write(case.path("weights.bin"), [0; 100]).unwrap();
     case.refused(&["float.onnx", "tensor 'one.weight'", "has 100 bytes, but they are 36864 bytes", "truncated"]);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_folder_for_temporary_files_that_is_not_there() {
+    let case = Case::cnn(|_| ());
+    let before = names(case.folder.path());
+    let [float, calib, out] = ["float.onnx", "calib.npz", "out.onnx"].map(|name| case.path(name));
+    let mut command = Command::new(BINARY);
+    command.args(["int8", "static"]).arg(float).arg("--calib").arg(calib).arg("-o").arg(out);
+    let told = ["float.onnx", "cannot keep the model's constants", "gone", "TMPDIR"];
+    run(command.env("TMPDIR", case.path("gone"))).failed(1, &told);
+    assert_eq!(names(case.folder.path()), before);
 }
 
 #[test]

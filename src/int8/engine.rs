@@ -4,24 +4,36 @@
 //!
 //! [rten]: https://github.com/robertknight/rten
 
-use super::onnx::file::external;
+use super::onnx::file::{external, mapped};
+use super::onnx::graph::order;
 use super::onnx::proto::tensor_proto::DataType;
 use super::onnx::proto::{ModelProto, ValueInfoProto};
 use super::onnx::shape::{self, Dim, shown};
 use super::onnx::tensor::Tensor;
 use crate::error::{Context, Error, Result};
+use constants::Constants;
 use guard::guarded;
 use prost::Message;
-use rten::{Model, ModelOptions, NodeId, RunOptions, ThreadPool};
+use prost::bytes::Bytes;
+use rten::{Model, ModelOptions, NodeId, RunOptions, ThreadPool, ValueOrView};
+use stages::{Run, Stages, unique};
 use std::collections::HashMap;
 use std::sync::Arc;
 
 mod complete;
+mod constants;
 mod extremes;
 mod guard;
+mod stages;
 
 /// What the engine knows the constants beside a graph by.
 const CONSTANTS: &str = "values.data";
+
+/// What to know about the engine where it cannot do something, and nothing more is known.
+pub const LIMITS: &str = "the engine is rten, which knows most of ONNX's operators but not all";
+
+/// The bytes of constants in a stage.
+const LARGEST: usize = 8 << 20;
 
 /// A value that goes into a graph or comes out of it. The engine knows no other types: 64-bit integers and truth values come out as
 /// 32-bit integers, and half and double precision as floats.
@@ -118,6 +130,10 @@ impl Input {
 /// A graph that is ready to run.
 pub struct Engine {
     model: Model,
+    /// What the model reads; fields go in their order, so this goes after it.
+    constants: Bytes,
+    /// None where operators are fused, and values between them are not there.
+    stages: Option<Stages>,
     inputs: Vec<Input>,
     outputs: Vec<String>,
     threads: Arc<ThreadPool>,
@@ -160,16 +176,26 @@ impl Engine {
         let inputs = graph.input.iter().filter(given).map(Input::of).collect();
         let outputs = graph.output.iter().map(|output| output.name().to_owned()).collect();
         let mut model = complete::with_kernel_shapes(model).into_owned();
-        model.graph.iter_mut().for_each(|graph| extremes::add(graph, values));
+        let mut stages = None;
+        if let Some(graph) = model.graph.as_mut().filter(|_| !fuse) {
+            order::sort(graph)?;
+            extremes::add(graph, values);
+            // What a graph says of values on the way need not be true; where these are given to the next stage it would be checked.
+            graph.value_info.clear();
+            stages = Some(Stages::of(graph, LARGEST));
+        }
         // The engine reads constants where they lie beside the graph, but copies those inside it.
-        let mut constants = Vec::with_capacity(model.encoded_len() + external::padding(&model));
+        let mut constants = Constants::create()?;
         external::move_out(&mut model, CONSTANTS, &mut constants)?;
+        let constants = constants.map()?;
+        // SAFETY: nothing but the model reads the constants; where it is dropped, they are dropped after it. Bytes do not move.
+        let lent: &'static [u8] = unsafe { &*std::ptr::from_ref::<[u8]>(&constants) };
         let graph = model.encode_to_vec();
         let mut options = ModelOptions::with_all_ops();
-        let loaded = guarded(|| options.enable_optimization(fuse).external_data(CONSTANTS, constants).load(graph));
+        let loaded = guarded(|| options.enable_optimization(fuse).external_data_static(CONSTANTS, lent).load(graph));
         let model = loaded.map_err(|cause| cannot("load", cause))?;
         let threads = Arc::new(ThreadPool::with_num_threads(rayon::current_num_threads()));
-        Ok(Self { model, inputs, outputs, threads })
+        Ok(Self { model, constants, stages, inputs, outputs, threads })
     }
 
     /// What has to be given.
@@ -195,25 +221,56 @@ impl Engine {
     ///
     /// # Errors
     /// An input is missing, unknown, or does not fit; a wanted value does not exist; or an operator failed.
-    pub fn run_for(&self, inputs: &[(&str, Value)], wanted: &[&str]) -> Result<Vec<Value>> {
+    pub fn run_for<'a>(&'a self, inputs: &[(&'a str, Value)], wanted: &[&'a str]) -> Result<Vec<Value>> {
         self.check(inputs)?;
-        let ids = wanted.iter().map(|name| self.id(name)).collect::<Result<Vec<_>>>()?;
-        // A value may be asked for twice, but is computed and given once.
-        let mut once = ids.clone();
-        once.sort_unstable();
-        once.dedup();
-        let given = inputs.iter().map(|(name, value)| Ok((self.id(name)?, into_rten(value.clone())?.into())));
-        let options = RunOptions::default().with_thread_pool(Some(self.threads.clone()));
-        let given = given.collect::<Result<Vec<_>>>()?;
-        let results = guarded(|| self.model.run(given, &once, Some(options))).map_err(|cause| cannot("run", cause))?;
-        let mut found = once.into_iter().zip(results).map(|(id, value)| Ok((id, from_rten(value)?)));
-        let mut found = found.by_ref().collect::<Result<HashMap<NodeId, Value>>>()?;
-        let give = |(at, id): (usize, &NodeId)| match ids[at + 1..].contains(id) {
-            true => found.get(id).cloned(),
-            false => found.remove(id),
+        wanted.iter().try_for_each(|name| self.id(name).map(drop))?;
+        let given = inputs.iter().map(|(name, value)| Ok((*name, into_rten(value.clone())?)));
+        let mut there: HashMap<&str, rten::Value> = given.collect::<Result<_>>()?;
+        for run in self.runs(inputs, wanted) {
+            self.advance(&run, &mut there)?;
+        }
+        let found = there.into_iter().map(|(name, value)| Ok((name, from_rten(value)?)));
+        let mut found: HashMap<&str, Value> = found.collect::<Result<_>>()?;
+        // A value may be asked for twice, but is computed once.
+        let give = |(at, name): (usize, &&'a str)| match wanted[at + 1..].contains(name) {
+            true => found.get(name).cloned(),
+            false => found.remove(name),
         };
-        let given: Option<Vec<Value>> = ids.iter().enumerate().map(give).collect();
+        let given: Option<Vec<Value>> = wanted.iter().enumerate().map(give).collect();
         given.ok_or_else(|| Error::new("the engine gave fewer values than it was asked for"))
+    }
+
+    /// What to run, one after the other.
+    fn runs<'a>(&'a self, inputs: &[(&'a str, Value)], wanted: &[&'a str]) -> Vec<Run<'a>> {
+        let given = inputs.iter().map(|(name, _)| *name);
+        match &self.stages {
+            Some(stages) => stages.runs(given, wanted),
+            None => {
+                vec![Run { inputs: given.map(|name| (name, true)).collect(), outputs: unique(wanted.iter().copied()) }]
+            }
+        }
+    }
+
+    /// Runs a part of the graph: takes what it needs from the values that are there, and adds what it computes.
+    fn advance<'a>(&self, run: &Run<'a>, there: &mut HashMap<&'a str, rten::Value>) -> Result<()> {
+        let outputs = run.outputs.iter().map(|name| self.id(name)).collect::<Result<Vec<_>>>()?;
+        // The engine may work in place on what it is given, and frees it as soon as it can.
+        let mut taken = Vec::with_capacity(run.inputs.len());
+        for (name, _) in run.inputs.iter().filter(|(_, last)| *last) {
+            taken.extend(there.remove(name).map(|value| (*name, ValueOrView::from(value))));
+        }
+        let lent =
+            run.inputs.iter().filter_map(|(name, _)| Some((*name, ValueOrView::from(there.get(name)?.as_view()))));
+        let inputs = taken.into_iter().chain(lent).map(|(name, value)| Ok((self.id(name)?, value)));
+        let inputs = inputs.collect::<Result<Vec<_>>>()?;
+        let options = RunOptions::default().with_thread_pool(Some(self.threads.clone()));
+        let found = guarded(|| self.model.run(inputs, &outputs, Some(options)));
+        let found = found.map_err(|cause| cannot("run", cause))?;
+        there.extend(run.outputs.iter().copied().zip(found));
+        if self.stages.as_ref().is_some_and(|stages| stages.count() > 1) {
+            mapped::release(&self.constants);
+        }
+        Ok(())
     }
 
     /// The least and the largest number of each of some values, `[2]` each, without keeping the values themselves. None if the engine was
@@ -251,8 +308,7 @@ impl Engine {
 }
 
 fn cannot(what: &str, cause: Error) -> Error {
-    let usual = "the engine is rten, which knows most of ONNX's operators but not all";
-    let hint = cause.hint_text().unwrap_or(usual).to_owned();
+    let hint = cause.hint_text().unwrap_or(LIMITS).to_owned();
     Error::new(format!("the built-in engine cannot {what} this graph")).because(cause).hint(hint)
 }
 

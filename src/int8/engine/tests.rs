@@ -1,6 +1,7 @@
 use super::*;
 use crate::int8::onnx::node::{ints, node};
-use crate::int8::onnx::proto::{AttributeProto, GraphProto, OperatorSetIdProto};
+use crate::int8::onnx::proto::attribute_proto::AttributeType;
+use crate::int8::onnx::proto::{AttributeProto, GraphProto, NodeProto, OperatorSetIdProto};
 use crate::int8::onnx::shape::declare;
 
 /// `y = relu(x @ w + x)`, and `ids` in 64 bits as they came.
@@ -85,6 +86,85 @@ fn values_of_every_type_that_lie_beside_the_graph() {
     let found = engine.run_for(&[("x", x()), ("ids", ids())], &["turned", "same bytes"]).unwrap();
     let turned: Vec<f32> = many.chunks(2).rev().flatten().copied().collect();
     assert_eq!(found, [Value::F32(Tensor::new([300, 2], turned)), Value::I8(Tensor::new([1100], vec![-3; 1100]))]);
+}
+
+/// `a = x·u`, `b = a·v`, `y = if choice then b else a + x`, where `u` and `v` are a stage each.
+fn two_stages() -> ModelProto {
+    let n = (LARGEST / 4).isqrt() + 1;
+    let matrix = |seed: usize| (0..n * n).map(|i| ((i * 7919 + seed) % 97) as f32 / 97.0 - 0.5).collect();
+    let branch = |name: &str, made: NodeProto| {
+        let output = vec![declare(&made.output[0], DataType::Float, &[])];
+        let graph = GraphProto { name: Some(name.into()), node: vec![made], output, ..Default::default() };
+        let kind = Some(AttributeType::Graph as i32);
+        AttributeProto { name: Some(name.into()), r#type: kind, g: Some(graph), ..Default::default() }
+    };
+    let branches = vec![
+        branch("then_branch", node("Identity", "", &["b"], &["then"], vec![])),
+        branch("else_branch", node("Add", "", &["a", "x"], &["else"], vec![])),
+    ];
+    let graph = GraphProto {
+        // Out of order, and with a shape that is not true.
+        node: vec![
+            node("If", "", &["choice"], &["y"], branches),
+            node("MatMul", "", &["a", "v"], &["b"], vec![]),
+            node("MatMul", "", &["x", "u"], &["a"], vec![]),
+        ],
+        value_info: vec![declare("a", DataType::Float, &[Dim::Fixed(3)])],
+        initializer: vec![Tensor::new([n, n], matrix(0)).proto("u"), Tensor::new([n, n], matrix(5)).proto("v")],
+        input: vec![
+            declare("x", DataType::Float, &[Dim::Fixed(1), Dim::Fixed(n)]),
+            declare("choice", DataType::Bool, &[]),
+        ],
+        output: vec![declare("y", DataType::Float, &[])],
+        ..Default::default()
+    };
+    ModelProto { graph: Some(graph), ..model() }
+}
+
+#[test]
+fn stages_give_what_the_whole_gives() {
+    let model = two_stages();
+    let n = model.graph.as_ref().unwrap().initializer[0].dims[0] as usize;
+    let [whole, parts] = [Engine::new(&model).unwrap(), Engine::with_extremes(&model, &["x", "a", "b"]).unwrap()];
+    assert_eq!(parts.stages.as_ref().unwrap().count(), 2);
+    for choice in [0, 1] {
+        let x = Value::F32(Tensor::new([1, n], (0..n).map(|i| (i % 13) as f32 - 6.0).collect()));
+        let inputs = [("x", x.clone()), ("choice", Value::I32(Tensor::scalar(choice)))];
+        let y = whole.run(&inputs).unwrap();
+        assert_eq!(parts.run(&inputs).unwrap(), y);
+        let found = parts.run_for(&inputs, &["x", "b", "a", "y", "a"]).unwrap();
+        assert_eq!((&found[0], &found[2], &found[3]), (&x, &found[4], &y[0]));
+        assert_eq!(found[1] == y[0], choice == 1);
+        let of = |value: &Value| {
+            let least = |f: fn(f32, f32) -> f32| value.floats().unwrap().data.iter().copied().reduce(f).unwrap();
+            Value::F32(Tensor::vector(vec![least(f32::min), least(f32::max)]))
+        };
+        let extremes = parts.extremes(&inputs, &["b", "x", "a"]).unwrap();
+        assert_eq!(extremes, [of(&found[1]), of(&found[0]), of(&found[2])]);
+        // A constant is a value, too.
+        let v = parts.run_for(&inputs, &["v"]).unwrap();
+        assert_eq!(v[0].dims(), [n, n]);
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn constants_of_one_stage_at_a_time_are_in_memory() {
+    let model = two_stages();
+    let n = model.graph.as_ref().unwrap().initializer[0].dims[0] as usize;
+    let engine = Engine::with_intermediates(&model).unwrap();
+    let x = Value::F32(Tensor::new([1, n], vec![1.0; n]));
+    let resident = || -> usize {
+        let address = format!("{:x}-", engine.constants.as_ptr() as usize);
+        let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let map = maps.split(&address).nth(1).unwrap();
+        let line = map.lines().find(|line| line.starts_with("Rss:")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    };
+    engine.run(&[("x", x), ("choice", Value::I32(Tensor::scalar(1)))]).unwrap();
+    // The pages that were read are given back, and as long as the engine lives they can be read again.
+    assert!(resident() < 64, "{} KiB", resident());
+    assert!(engine.constants.len() > 2 * LARGEST && engine.constants[..4] == (-0.5f32).to_le_bytes());
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! A graph that can be read both ways, and edited.
 
-mod order;
+pub mod order;
 
 use super::proto::{GraphProto, ModelProto, NodeProto, TensorProto, tensor_proto::DataType};
 use super::shape::{self, Dim};

@@ -13,7 +13,7 @@ pub mod rewrite;
 pub mod weights;
 
 use super::dynamic::{self, Done};
-use super::engine::Engine;
+use super::engine::{Engine, LIMITS};
 use super::fold;
 use super::onnx::proto::ModelProto;
 use super::onnx::{Graph, OnnxFile};
@@ -123,10 +123,11 @@ impl Float {
     pub fn engine(&self) -> Result<Engine> {
         let values: Vec<&str> = self.plan.observed().collect();
         Engine::with_extremes(&self.model, &values).map_err(|cause| {
-            Error::new(format!("cannot calibrate {}", self.path.display())).because(cause).hint(
-                "calibration runs the graph, in rten, which knows most of ONNX's operators but not all; \
-                 llmq int8 dynamic does not run it",
-            )
+            let hint = match cause.hint_text() {
+                Some(hint) if hint != LIMITS => hint.to_owned(),
+                _ => format!("calibration runs the graph; {LIMITS}; llmq int8 dynamic does not run it"),
+            };
+            Error::new(format!("cannot calibrate {}", self.path.display())).because(cause).hint(hint)
         })
     }
 

@@ -5,7 +5,7 @@
 //! [external data]: https://github.com/onnx/onnx/blob/main/docs/ExternalData.md
 
 use super::each_tensor;
-use super::mapped::{map, release};
+use super::mapped::{each_part, map};
 use crate::error::{Context, Error, Result};
 use crate::int8::onnx::proto::tensor_proto::DataLocation;
 use crate::int8::onnx::proto::{ModelProto, StringStringEntryProto, TensorProto};
@@ -91,11 +91,6 @@ fn values(tensor: &TensorProto, folder: &Path, files: &mut BTreeMap<PathBuf, Byt
     Ok(file.slice(offset..end))
 }
 
-/// The most that [`move_out`] adds between the values of initializers.
-pub fn padding(model: &ModelProto) -> usize {
-    model.graph.as_ref().map_or(0, |graph| graph.initializer.len()) * PAGE as usize
-}
-
 /// Where values go.
 pub trait Values {
     /// How many bytes there are.
@@ -118,17 +113,6 @@ impl Values for AtomicFile {
     }
 }
 
-impl Values for Vec<u8> {
-    fn written(&self) -> u64 {
-        self.len() as u64
-    }
-
-    fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.extend_from_slice(bytes);
-        Ok(())
-    }
-}
-
 /// Moves the raw values of all larger tensors to `values`, which the model knows by `name` afterwards.
 ///
 /// # Errors
@@ -139,8 +123,7 @@ pub fn move_out(model: &mut ModelProto, name: &str, values: &mut dyn Values) -> 
         let align = if raw.len() >= MAPPED { PAGE } else { ALIGNED };
         let offset = values.written().next_multiple_of(align);
         values.write(&vec![0; (offset - values.written()) as usize])?;
-        values.write(&raw)?;
-        release(&raw);
+        each_part(&raw, |part| values.write(part))?;
         let entry = |key: &str, value: String| StringStringEntryProto { key: Some(key.into()), value: Some(value) };
         tensor.external_data = vec![
             entry("location", name.into()),
