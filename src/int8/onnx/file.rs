@@ -53,10 +53,12 @@ impl OnnxFile {
         }
         let bytes = mapped::map(path).context(what)?;
         let mut size = bytes.len() as u64;
-        let mut model = ModelProto::decode(bytes)
+        let mut model = ModelProto::decode(bytes.clone())
             .map_err(|cause| Error::new("it is truncated, or not an ONNX model").because(cause))
             .and_then(check)
             .context(what)?;
+        // Between names and shapes lie values, some of whose pages came along.
+        mapped::release(&bytes);
         let external = external::resolve(&mut model, path).context(what)?;
         for (_, bytes) in &external {
             size += bytes;
