@@ -6,6 +6,7 @@
 use super::onnx::proto::TensorProto;
 use super::onnx::tensor::{self, Tensor};
 use crate::error::{Error, Result};
+use llmq_kernels::elementwise::first_non_finite;
 use rayon::prelude::*;
 
 /// How large codes may get.
@@ -91,7 +92,7 @@ pub fn quantize(name: &str, weight: &TensorProto, channels: Channels, levels: Le
 /// The numbers of a part of a weight that begins with element `first`.
 fn read(name: &str, part: &TensorProto, first: usize) -> Result<Vec<f32>> {
     let data = Tensor::<f32>::read(part)?.data;
-    match data.iter().position(|x| !x.is_finite()) {
+    match first_non_finite(&data) {
         None => Ok(data),
         Some(at) => Err(Error::new(format!("weight '{name}' holds {} at element {}", data[at], first + at))
             .hint("the model is damaged; export it again")),

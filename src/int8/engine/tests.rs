@@ -154,16 +154,10 @@ fn constants_of_one_stage_at_a_time_are_in_memory() {
     let n = model.graph.as_ref().unwrap().initializer[0].dims[0] as usize;
     let engine = Engine::with_intermediates(&model).unwrap();
     let x = Value::F32(Tensor::new([1, n], vec![1.0; n]));
-    let resident = || -> usize {
-        let address = format!("{:x}-", engine.constants.as_ptr() as usize);
-        let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
-        let map = maps.split(&address).nth(1).unwrap();
-        let line = map.lines().find(|line| line.starts_with("Rss:")).unwrap();
-        line.split_whitespace().nth(1).unwrap().parse().unwrap()
-    };
     engine.run(&[("x", x), ("choice", Value::I32(Tensor::scalar(1)))]).unwrap();
     // The pages that were read are given back, and as long as the engine lives they can be read again.
-    assert!(resident() < 64, "{} KiB", resident());
+    let left = mapped::resident(&engine.constants);
+    assert!(left < 64, "{left} KiB");
     assert!(engine.constants.len() > 2 * LARGEST && engine.constants[..4] == (-0.5f32).to_le_bytes());
 }
 

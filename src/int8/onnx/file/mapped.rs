@@ -86,6 +86,16 @@ pub fn each_part(bytes: &[u8], mut read: impl FnMut(&[u8]) -> Result<()>) -> Res
     })
 }
 
+/// The kilobytes of a mapped file that are in memory; `bytes` begin where the file does.
+#[cfg(all(test, target_os = "linux"))]
+pub fn resident(bytes: &[u8]) -> usize {
+    let first = format!("{:x}-", bytes.as_ptr() as usize);
+    let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+    let map = maps.split(&first).nth(1).unwrap();
+    let line = map.lines().find(|line| line.starts_with("Rss:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -114,20 +124,14 @@ mod tests {
     #[test]
     fn pages_that_were_given_back_are_no_longer_counted() {
         const N: usize = 64 << 20;
-        let resident = || -> usize {
-            let status = std::fs::read_to_string("/proc/self/smaps").unwrap();
-            let file = status.split("values-to-count").nth(1).unwrap();
-            let line = file.lines().find(|line| line.starts_with("Rss:")).unwrap();
-            line.split_whitespace().nth(1).unwrap().parse().unwrap()
-        };
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("values-to-count");
+        let path = folder.path().join("values");
         std::fs::write(&path, vec![1u8; N]).unwrap();
         let bytes = map(&path).unwrap();
         assert_eq!(bytes.iter().step_by(512).map(|&x| usize::from(x)).sum::<usize>(), N / 512);
-        let before = resident();
+        let before = resident(&bytes);
         release(&bytes[N / 2..]);
-        let after = resident();
+        let after = resident(&bytes);
         assert!(before * 1024 >= N && after * 1024 <= N / 2 - AROUND + 4096, "{before} and {after} KiB");
         assert!(after * 1024 >= N / 2 - AROUND - 4096, "{after} KiB");
     }
