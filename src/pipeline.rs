@@ -5,7 +5,7 @@
 //! read it, let the quantized layers feed the next site, append the block to the file, drop it. Only the residual stream
 //! of the calibration windows lives from block to block.
 
-mod calibrated;
+mod block_step;
 pub mod choice;
 mod experts;
 pub mod folder;
@@ -13,7 +13,7 @@ pub mod forecast;
 mod head;
 pub mod importance;
 pub mod journal;
-mod lent;
+mod on_the_fly;
 mod packed;
 pub mod plan;
 pub mod report;

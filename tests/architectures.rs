@@ -8,7 +8,8 @@ use common::{folder, llmq};
 use llmq::eval::generation::Generation;
 use llmq::eval::perplexity;
 use llmq::model::ARCHITECTURES;
-use llmq::model::block::Frame;
+use llmq::model::frame::Frame;
+use llmq::model::rotation::obstacle;
 use llmq::pipeline::plan::size_label;
 use llmq::pipeline::subject::Subject;
 use llmq::pipeline::weights::open_gguf;
@@ -187,7 +188,7 @@ fn other_names_of_tensors_are_found() {
 fn may_be_rotated(golden: &Golden) -> bool {
     let kind = golden.checkpoint.config["model_type"].as_str().unwrap();
     let family = ARCHITECTURES.iter().find(|architecture| architecture.model_types().contains(&kind)).unwrap();
-    family.obstacle_to_rotation(&family.form()).is_none() && kind != "mixtral"
+    obstacle(&family.sample()).is_none() && kind != "mixtral"
 }
 
 #[test]

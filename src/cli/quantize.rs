@@ -85,6 +85,10 @@ pub struct Args {
     #[arg(long)]
     rotate: bool,
 
+    /// Leave out the blocks for multi-token prediction that some checkpoints have behind the others
+    #[arg(long)]
+    no_mtp: bool,
+
     /// The base type of the mix for every matrix
     #[arg(long, conflicts_with = "target")]
     pure: bool,

@@ -10,8 +10,11 @@
 use super::logits::{Likelihood, each_row};
 use crate::error::{Context, Error, Result};
 use crate::interrupt;
-use crate::model::block::{Frame, Half};
-use crate::model::ends::LastNorm;
+use crate::model::BlockConfig;
+use crate::model::block::Block;
+use crate::model::frame::Frame;
+use crate::model::lm_head::LastNorm;
+use crate::model::states::States;
 use crate::pipeline::subject::{BATCH, Subject};
 use candle_core::{Device, Tensor};
 
@@ -216,7 +219,7 @@ fn losses_and_states(
     let context = windows.first().map_or(0, Vec::len);
     let group = windows_of_a_part(context, subject.model.hidden);
     let groups = windows.len().div_ceil(group);
-    let steps = subject.model.blocks + 1;
+    let steps = subject.model.blocks.len() + 1;
     let mut losses = Vec::new();
     for (g, windows) in windows.chunks(group).enumerate() {
         let own = match parts.known(g) {
@@ -265,31 +268,39 @@ pub(super) fn final_states(
     let context = windows[0].len();
     let frame = Frame::new(model, subject.pairing(), context, &device)?;
     let mut batches = subject.embed(windows, &device)?;
-    let scored = |h: &Tensor| -> Result<Tensor> {
-        let n = h.dims2()?.0 / context;
-        let h = h.reshape((n, context, model.hidden))?.narrow(1, first, context - 1 - first)?;
-        Ok(h.reshape((n * (context - 1 - first), model.hidden))?)
-    };
-    for i in 0..model.blocks {
+    let blocks = model.blocks.len();
+    for i in 0..blocks {
         let place = || format!("block {i}");
         let block = subject.block(&frame, i).context(place)?;
-        let last = i + 1 == model.blocks;
-        for h in &mut batches {
+        let last = i + 1 == blocks;
+        for states in &mut batches {
             interrupt::check()?;
-            *h = match last {
-                false => block.forward(h).context(place)?,
-                // Behind the last attention, positions that are not scored count for nothing.
-                true => {
-                    let attended = block.half(Half::Attention, h, h).context(place)?;
-                    block.half(Half::Mlp, &scored(&attended)?, &scored(h)?).context(place)?
-                }
+            *states = match last {
+                false => block.forward(states).context(place)?,
+                true => behind_last(&block, &model.blocks[i], states, context, first).context(place)?,
             };
         }
         done(i + 1);
     }
     let norm = LastNorm::new(model, |spec| subject.read(spec))?;
-    let states = batches.iter().map(|h| norm.apply(h)).collect::<Result<Vec<_>>>()?;
+    let states = batches.iter().map(|states| norm.apply(&states.h)).collect::<Result<Vec<_>>>()?;
     Ok(Tensor::cat(&states, 0)?)
+}
+
+/// What is behind the last block for positions `first .. context − 1` of every window: behind the last half that mixes positions, those
+/// that are not scored count for nothing.
+fn behind_last(block: &Block, config: &BlockConfig, before: &States, context: usize, first: usize) -> Result<States> {
+    let alone = config.halves.iter().rposition(|half| half.mixer.mixes_positions()).map_or(0, |half| half + 1);
+    let scored = |states: &States| states.narrow(context, first, context - 1 - first);
+    let mut states = before.clone();
+    for half in 0..alone {
+        states = block.half(half, &states, before)?;
+    }
+    let (mut states, before) = (scored(&states)?, scored(before)?);
+    for half in alone..config.halves.len() {
+        states = block.half(half, &states, &before)?;
+    }
+    Ok(states)
 }
 
 /// `−ln p(target)` for each row of `hidden`, the output matrix in pieces.

@@ -41,8 +41,8 @@ impl Facts {
     pub fn of(model: &Model, importance: bool) -> Facts {
         Facts {
             architecture: model.architecture.gguf().into(),
-            blocks: model.blocks,
-            group: model.heads / model.kv_heads,
+            blocks: model.blocks.len(),
+            group: model.group,
             experts: 0,
             tied: model.tied,
             importance,

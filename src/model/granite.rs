@@ -1,7 +1,7 @@
 //! IBM's Granite.
 
 use super::gguf_keys::Keys;
-use super::{Architecture, Form, Model, QueryRows, sizes};
+use super::{Architecture, Decoder, Model, QueryRows, config};
 use crate::error::Result;
 use crate::source::config::Config;
 use crate::source::value::Value;
@@ -18,43 +18,46 @@ impl Architecture for Granite {
         &["granite"]
     }
 
+    fn examples(&self) -> &'static str {
+        "Granite 3.0 to 3.3, 4.1 dense"
+    }
+
     fn query_rows(&self) -> QueryRows {
         QueryRows::Interleaved
     }
 
-    fn read(&'static self, config: &Config) -> Result<Model> {
-        let model = sizes::read(self, config, true)?;
-        sizes::check_activation(config, &["hidden_act"], model.form.mlp.activation, "silu")?;
-        let factor = |key: &str| -> Result<f32> { Ok(config.maybe_positive(key)?.map_or(1.0, |x| x as f32)) };
-        let form = Form {
-            attention_scale: Some(factor("attention_multiplier")?),
-            embedding_scale: factor("embedding_multiplier")?,
-            residual_scale: factor("residual_multiplier")?,
-            logit_scale: 1.0 / factor("logits_scaling")?,
-            mlp_bias: config.flag("mlp_bias")?,
-            ..model.form
-        };
-        // llama.cpp takes the width of a head from the two sizes.
-        Ok(Model { form, explicit_head_dim: false, ..model })
+    fn sample(&'static self) -> Model {
+        self.decoder().sized().build(self)
     }
 
-    fn read_gguf(&self, keys: &Keys, model: &mut Model) -> Result<()> {
+    fn read(&'static self, config: &Config) -> Result<Model> {
+        let mut model = config::read(self, config, true)?;
+        config::check_activation(config, &["hidden_act"], model.activation, "silu")?;
+        let factor = |key: &str| -> Result<f32> { Ok(config.maybe_positive(key)?.map_or(1.0, |x| x as f32)) };
+        let (scale, logits) = (factor("attention_multiplier")?, factor("logits_scaling")?);
+        model.attention_scale = Some(scale);
+        model.embedding_scale = factor("embedding_multiplier")?;
+        model.residual_scale = factor("residual_multiplier")?;
+        model.logit_scale = 1.0 / logits;
+        model.mlp_bias = config.flag("mlp_bias")?;
+        // llama.cpp takes the width of a head from the two sizes.
+        model.explicit_head_dim = false;
+        model.keys = vec![
+            ("attention.scale", Value::F32(scale)),
+            ("embedding_scale", Value::F32(model.embedding_scale)),
+            ("residual_scale", Value::F32(model.residual_scale)),
+            ("logit_scale", Value::F32(1.0 / model.logit_scale)),
+        ];
+        Ok(model.build(self))
+    }
+
+    fn read_gguf(&'static self, keys: &Keys, mut model: Decoder) -> Result<Model> {
         let factor = |key: &str| -> Result<f32> { Ok(keys.maybe_number(key)?.map_or(1.0, |x| x as f32)) };
         let scale = keys.maybe_number("attention.scale")?;
-        model.form.attention_scale = scale.map(|x| x as f32);
-        model.form.embedding_scale = factor("embedding_scale")?;
-        model.form.residual_scale = factor("residual_scale")?;
-        model.form.logit_scale = 1.0 / keys.number("logit_scale")? as f32;
-        Ok(())
-    }
-
-    fn keys(&self, model: &Model) -> Vec<(&'static str, Value)> {
-        let form = &model.form;
-        vec![
-            ("attention.scale", Value::F32(form.attention_scale.unwrap_or(1.0))),
-            ("embedding_scale", Value::F32(form.embedding_scale)),
-            ("residual_scale", Value::F32(form.residual_scale)),
-            ("logit_scale", Value::F32(1.0 / form.logit_scale)),
-        ]
+        model.attention_scale = scale.map(|x| x as f32);
+        model.embedding_scale = factor("embedding_scale")?;
+        model.residual_scale = factor("residual_scale")?;
+        model.logit_scale = 1.0 / keys.number("logit_scale")? as f32;
+        Ok(model.build(self))
     }
 }

@@ -1,6 +1,8 @@
 //! Ai2's OLMo 2.
 
-use super::{Architecture, Form, HeadNorms, Model, Part, sizes};
+use super::gguf_keys::Keys;
+use super::mixer::attention::HeadNorms;
+use super::{Architecture, BlockTensor, Decoder, Model, Part, config};
 use crate::error::Result;
 use crate::source::config::Config;
 
@@ -16,23 +18,35 @@ impl Architecture for Olmo2 {
         &["olmo2"]
     }
 
-    fn form(&self) -> Form {
-        Form { pre_norms: false, post_norms: true, head_norms: HeadNorms::Whole, ..Form::PLAIN }
+    fn examples(&self) -> &'static str {
+        "OLMo 2 1B to 32B"
+    }
+
+    fn decoder(&self) -> Decoder {
+        Decoder { pre_norms: false, post_norms: true, head_norms: HeadNorms::Whole, ..Decoder::PLAIN }
+    }
+
+    fn sample(&'static self) -> Model {
+        self.decoder().sized().build(self)
     }
 
     fn read(&'static self, config: &Config) -> Result<Model> {
-        let model = sizes::read(self, config, false)?;
-        sizes::check_activation(config, &["hidden_act"], model.form.mlp.activation, "silu")?;
+        let model = config::read(self, config, false)?;
+        config::check_activation(config, &["hidden_act"], model.activation, "silu")?;
         if model.tied {
-            return Err(sizes::refused(config, "an embedding that is the output matrix, too, is not supported"));
+            return Err(config::refused(config, "an embedding that is the output matrix, too, is not supported"));
         }
-        Ok(model)
+        Ok(model.build(self))
     }
 
-    fn source(&self, part: Part) -> &'static str {
-        match part {
-            Part::FfnPostNorm => "post_feedforward_layernorm",
-            _ => part.usual_source(),
+    fn read_gguf(&'static self, _: &Keys, decoder: Decoder) -> Result<Model> {
+        Ok(decoder.build(self))
+    }
+
+    fn source(&self, tensor: &BlockTensor) -> &'static str {
+        match tensor.part {
+            Part::FFN_POST_NORM => "post_feedforward_layernorm",
+            _ => tensor.source,
         }
     }
 }

@@ -3,7 +3,7 @@
 //! On the CPU each goes through llmq's own kernels, plugged in as a candle custom operation; on any other device, through
 //! candle's operations in [`portable`]. Tests hold the two against each other.
 
-use super::form::Norm;
+use super::half::Norm;
 use crate::error;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Storage, Tensor, bail};
 use llmq_kernels::attention::{Scores, Shape as Windows, causal};
@@ -168,6 +168,11 @@ impl CustomOp1 for Activate {
         elementwise::activate(self.0, &mut y);
         Ok((CpuStorage::F32(y), xl.shape().clone()))
     }
+}
+
+/// `1 / (1 + exp(−x))`.
+pub fn sigmoid(x: &Tensor) -> Result<Tensor> {
+    (x.neg()?.exp()? + 1.0)?.recip()
 }
 
 /// `activation(x)`.

@@ -12,10 +12,6 @@ pub struct Rope {
     pub rotary: usize,
     /// How it is stretched for contexts longer than those of the first training.
     pub scaling: Scaling,
-    /// The base in blocks that do not see everything, where it is another one; nothing is stretched there.
-    pub local_base: Option<f64>,
-    /// Every so many-th block turns nothing.
-    pub skip: Option<usize>,
 }
 
 /// How frequencies are changed.
@@ -81,7 +77,7 @@ impl Yarn {
 impl Rope {
     /// Plain rotary embedding of the first `rotary` numbers of each head.
     pub fn plain(base: f64, rotary: usize) -> Rope {
-        Rope { base, rotary, scaling: Scaling::None, local_base: None, skip: None }
+        Rope { base, rotary, scaling: Scaling::None }
     }
 
     /// Reads `rope_theta`, `rope_scaling`, `partial_rotary_factor` and, as newer checkpoints have them, `rope_parameters`.
@@ -168,18 +164,10 @@ impl Rope {
         Ok(rope)
     }
 
-    /// Whether a block turns its queries and keys.
-    pub fn turns(&self, block: usize) -> bool {
-        self.skip.is_none_or(|skip| !(block + 1).is_multiple_of(skip))
-    }
-
-    /// Cosines and sines, `[positions, rotary / 2]` each. `local`: of blocks that do not see everything.
-    pub fn tables(&self, positions: usize, local: bool) -> (Vec<f32>, Vec<f32>) {
+    /// Cosines and sines, `[positions, rotary / 2]` each.
+    pub fn tables(&self, positions: usize) -> (Vec<f32>, Vec<f32>) {
         let half = self.rotary / 2;
-        let (base, scaling) = match self.local_base.filter(|_| local) {
-            Some(base) => (base, &Scaling::None),
-            None => (self.base, &self.scaling),
-        };
+        let (base, scaling) = (self.base, &self.scaling);
         let divisor = |i: usize| match scaling {
             Scaling::None => 1.0,
             Scaling::Linear(factor) => *factor,
@@ -236,8 +224,8 @@ mod tests {
     fn linear_scaling_divides_positions() {
         let plain = Rope::plain(10_000.0, 8);
         let scaled = Rope { scaling: Scaling::Linear(4.0), ..plain.clone() };
-        let (cos, _) = plain.tables(2, false);
-        let (stretched, _) = scaled.tables(5, false);
+        let (cos, _) = plain.tables(2);
+        let (stretched, _) = scaled.tables(5);
         assert_eq!(cos[4..8], stretched[16..20]);
     }
 
@@ -248,14 +236,5 @@ mod tests {
         assert_eq!((divisors[0], divisors[20], divisors[63]), (1.0, 1.0, 4.0));
         assert!(divisors.windows(2).all(|pair| pair[0] <= pair[1] + 1e-12));
         assert!((yarn.magnitude() - (1.0 + 0.1 * 4f64.ln())).abs() < 1e-12);
-    }
-
-    #[test]
-    fn blocks_with_a_window_have_a_base_of_their_own() {
-        let rope = Rope { local_base: Some(100.0), scaling: Scaling::Linear(8.0), ..Rope::plain(10_000.0, 8) };
-        assert_eq!(rope.tables(3, true), Rope::plain(100.0, 8).tables(3, false));
-        assert_ne!(rope.tables(3, false), rope.tables(3, true));
-        let skipping = Rope { skip: Some(4), ..rope };
-        assert_eq!((0..8).filter(|&i| !skipping.turns(i)).collect::<Vec<_>>(), [3, 7]);
     }
 }

@@ -12,8 +12,9 @@ use crate::error::{Context, Error, Result};
 use crate::format;
 use crate::format::mix::Facts;
 use crate::format::recipe::{Choice, Recipe};
+use crate::model::mixer::experts::Experts;
 use crate::model::rotation::Rotation;
-use crate::model::{Model, TensorSpec, gguf_keys};
+use crate::model::{Model, TensorSpec};
 use crate::source::checkpoint::Checkpoint;
 use crate::source::config::Config;
 use crate::source::imatrix::Imatrix;
@@ -63,6 +64,8 @@ pub struct Request<'a> {
     pub pre: Option<&'a str>,
     /// The method collects statistics.
     pub calibrated: bool,
+    /// Blocks for multi-token prediction are kept.
+    pub mtp: bool,
     /// An importance matrix and the file that it came from.
     pub imatrix: Option<(&'a Path, &'a Imatrix)>,
     /// Tensors that are quantized already may be quantized again.
@@ -113,9 +116,8 @@ impl Plan {
     fn of_folder(folder: &Path, mut request: Request) -> Result<Plan> {
         let config = Config::open(&folder.join("config.json"))
             .context(|| format!("{} is not a checkpoint folder", folder.display()))?;
-        let mut original = Model::read(&config)?;
         let source = Checkpoint::open(folder)?;
-        original.settle(|name| source.contains(name));
+        let (original, of_tensors) = Model::of_checkpoint(&config, &source, request.mtp)?;
         let rotation = request.rotate.map(|seed| Rotation::new(&original, seed)).transpose()?;
         let model = rotation.as_ref().map_or_else(|| original.clone(), Rotation::model);
         let vocabulary = Vocabulary::from_files(folder, model.vocab, config.json(), request.pre)?;
@@ -140,11 +142,11 @@ impl Plan {
             let copied = packed::is_kept(&source, &spec, kind, lost, request.requantize)?;
             tensors.push(Planned { spec, from, kind, instead_of, copied, free });
         }
-        let extra = model.extras().into_iter().map(|(name, numbers)| Extra { gguf: name.into(), numbers }).collect();
+        let extra = model.vectors.iter().cloned().map(|(name, numbers)| Extra { gguf: name.into(), numbers }).collect();
         // Untying makes a file larger, but no other model of it.
         let elements = original.tensors().map(|spec| spec.elements() as u64).sum();
         let (mut metadata, of_keys) = general(folder, &model, elements, &vocabulary.tokens);
-        metadata.extend(gguf_keys::metadata(&model));
+        metadata.extend(model.keys.iter().cloned());
         request.stamp(&mut metadata);
         metadata.extend(vocabulary.to_metadata());
         let tokenizer = Some(Tokenizer::open(folder, &vocabulary)?);
@@ -157,7 +159,7 @@ impl Plan {
             }
         };
         let plan = Plan::finish(source, metadata, (tensors, extra), facts, Ok(model), tokenizer, request)?;
-        let notes = [vocabulary.notes, of_keys.into_iter().collect(), notes].concat();
+        let notes = [of_tensors, vocabulary.notes, of_keys.into_iter().collect(), notes].concat();
         Ok(Plan { notes, ..plan })
     }
 
@@ -332,10 +334,16 @@ impl Plan {
         self.tensors.iter().any(|t| t.is_rounded() && (is_layer(t) || self.model.is_err()))
     }
 
+    /// The experts of a block, if it has some.
+    pub fn experts(&self, block: usize) -> Option<&Experts> {
+        let block = self.model.as_ref().ok()?.blocks.get(block)?;
+        block.mixers().find_map(|mixer| mixer.experts())
+    }
+
     /// Multiplications of a layer for one token.
     pub fn multiplications(&self, spec: &TensorSpec) -> u64 {
         let elements = spec.elements() as u64;
-        match self.model.as_ref().ok().and_then(|model| model.form.experts) {
+        match spec.block.and_then(|block| self.experts(block)) {
             Some(experts) if spec.is_of_experts() => elements * experts.used as u64 / experts.count.max(1) as u64,
             _ if spec.site().is_some() => elements,
             _ => 0,

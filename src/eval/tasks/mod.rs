@@ -136,7 +136,7 @@ fn say(subject: &Subject, all: &[&Continuation], progress: &dyn Fn(usize, usize)
         let group = (STREAM / (4 * longest * subject.model.hidden).max(1)).clamp(1, order.len() - done);
         let chosen: Vec<&Continuation> = order[done..done + group].iter().map(|&i| all[i]).collect();
         let tell = |block: usize| {
-            let blocks = subject.model.blocks + 1;
+            let blocks = subject.model.blocks.len() + 1;
             progress(done * blocks + group * block, order.len() * blocks);
         };
         for (&i, words) in order[done..done + group].iter().zip(say_some(subject, &chosen, longest, &tell)?) {

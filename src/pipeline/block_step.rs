@@ -8,8 +8,9 @@ use crate::calib::evidence::{Evidence, Known};
 use crate::calib::squares::Squares;
 use crate::error::{Context, Result};
 use crate::interrupt;
-use crate::model::block::{Block, Half};
-use crate::model::{Role, Site};
+use crate::model::block::Block;
+use crate::model::mixer::Place;
+use crate::model::{Site, TensorRole};
 use crate::source::imatrix::Entry;
 use candle_core::Tensor;
 use std::collections::HashMap;
@@ -34,33 +35,34 @@ impl Run<'_> {
         let tokens = stream.tokens();
         let frame = stream.frame().clone();
         let mut finished: HashMap<&str, Finished> = HashMap::new();
-        for tensor in tensors.iter().filter(|t| t.spec.role == Role::Other) {
+        for tensor in tensors.iter().filter(|t| t.spec.role == TensorRole::Other) {
             finished.insert(&tensor.spec.gguf, self.whole(tensor)?);
         }
         let last = i + 1 == self.plan.blocks().len();
-        for half in Half::ALL {
+        let last_half = self.plan.model()?.blocks[i].halves.len() - 1;
+        for half in 0..self.plan.model()?.blocks[i].halves.len() {
             let work = self.work_of(tensors, half) * tokens as u64;
             // Batches go through a half for each of its two sites, and once more for its output; the rest is rounding.
             let unit = work / 4 / stream.batches().len() as u64;
             let mut done = 0;
             // Only one half's weights are there at a time.
             let mut block = Block::new(&frame, i);
-            self.load(half, tensors, &mut block, &mut finished)?;
+            self.load(i, half, tensors, &mut block, &mut finished)?;
             let mut original = block.clone();
             let mut pending: HashMap<&str, Pending> = HashMap::new();
-            let routed = half == Half::Mlp && self.plan.model()?.experts(i).is_some();
+            let routed = block.experts(half).is_some();
             // Both sites of the half in turn; the second sees what the first has become.
             let mut inner = None;
-            for site in [half.input(), half.inner()] {
+            for site in Place::ALL.map(|place| Site { half, place }) {
                 let place = || format!("block {i}, input of {}", readers(tensors, site).join(", "));
-                let is_inner = site == half.inner();
+                let is_inner = site.is_inner();
                 let keep = is_inner && tokens * width(tensors, site) * 4 <= self.rounding.keep;
-                let kept = self.see(site, half, tensors, &block, &original, stream, keep, (unit, &mut done));
+                let kept = self.see(site, tensors, &block, &original, stream, keep, (unit, &mut done));
                 let Some((statistics, kept)) = kept.context(place)? else { continue };
                 if keep && !routed && !self.rounding.method.scales() {
                     // What goes into its last layer stays what it is.
-                    block.keep_last(half);
-                    original.keep_last(half);
+                    block.keep_last(half, tensors.iter().map(|t| &t.spec));
+                    original.keep_last(half, tensors.iter().map(|t| &t.spec));
                 }
                 let weights = match is_inner {
                     true => vec![1.0],
@@ -76,37 +78,40 @@ impl Run<'_> {
                 finished.insert(name, self.finish(tensor, &pending)?);
             }
             if routed {
-                self.experts(i, tensors, &block, &original, stream, &mut finished)?;
-                stream.end_of_block();
-                self.observer.advance(work - done);
+                self.experts(i, half, tensors, (&block, &original), stream, &mut finished)?;
+                if half == last_half {
+                    stream.end_of_block()
+                } else {
+                    stream.end_of_half()
+                }
+                self.observer.advance(work.saturating_sub(done));
                 continue;
             }
             // Behind the last block only an output matrix reads the stream.
-            if !(last && half == Half::Mlp) || self.plan.tail().iter().any(|t| self.calibrates_output(t)) {
+            if !(last && half == last_half) || self.plan.tail().iter().any(|t| self.calibrates_output(t)) {
                 let mut kept = inner.into_iter().flatten();
                 for batch in 0..stream.batches().len() {
                     interrupt::check()?;
                     let mut position = stream.get(batch)?;
                     let inputs = match kept.next() {
                         Some(inputs) => inputs,
-                        None => self.inputs(half.inner(), half, &block, &original, &position)?,
+                        None => self.inputs(Site { half, place: Place::Inner }, &block, &original, &position)?,
                     };
                     let started = self.clock.start();
-                    position.h = block.output(half, &position.h, &inputs.x)?;
-                    if let (Some(h), Some(x)) = (&mut position.original, &inputs.original) {
-                        *h = original.output(half, h, x)?;
+                    let own = block.output(half, &position.states, position.before(), &inputs.x)?;
+                    if let (Some(states), Some(x)) = (&position.original, &inputs.original) {
+                        let other = original.output(half, states, position.original_before(states), x)?;
+                        position.original = Some(other);
                     }
+                    position.states = own;
                     self.clock.forward += started.elapsed();
                     stream.put(batch, &position)?;
                     self.observer.advance(unit);
                     done += unit;
                 }
-                match half {
-                    Half::Attention => stream.end_of_half(),
-                    Half::Mlp => stream.end_of_block(),
-                }
+                if half == last_half { stream.end_of_block() } else { stream.end_of_half() }
             }
-            self.observer.advance(work - done);
+            self.observer.advance(work.saturating_sub(done));
         }
         for tensor in tensors {
             let done = finished.remove(tensor.spec.gguf.as_str()).expect("every tensor of the block was quantized");
@@ -118,17 +123,24 @@ impl Run<'_> {
     /// Reads the weights of a half: those that will be rounded as they are in the source, others as the file will have them.
     fn load<'t>(
         &mut self,
-        half: Half,
+        i: usize,
+        half: usize,
         tensors: &'t [Planned],
         block: &mut Block<'_>,
         finished: &mut HashMap<&'t str, Finished>,
     ) -> Result<()> {
+        let config = &self.plan.model()?.blocks[i].halves[half];
         for tensor in tensors {
             match tensor.spec.role {
                 // Experts are read one by one.
-                Role::Block(..) if tensor.spec.is_of_experts() => continue,
-                Role::Block(part, _) if part.is_of_attention() == (half == Half::Attention) => {}
+                TensorRole::Block(..) if tensor.spec.is_of_experts() => continue,
+                // A norm may be shared with an earlier half, which has finished it.
+                TensorRole::Block(part, _) if tensor.spec.half == half || config.needs(part) => {}
                 _ => continue,
+            }
+            if let Some(done) = finished.get(tensor.spec.gguf.as_str()) {
+                block.set(&tensor.spec, tensor.kind.decode_all(&done.bytes))?;
+                continue;
             }
             if is_grid(tensor) {
                 block.set(&tensor.spec, self.read(&tensor.spec)?)?;
@@ -147,7 +159,6 @@ impl Run<'_> {
     fn see(
         &mut self,
         site: Site,
-        half: Half,
         tensors: &[Planned],
         block: &Block<'_>,
         original: &Block<'_>,
@@ -171,15 +182,15 @@ impl Run<'_> {
         for (i, batch) in stream.batches().iter().enumerate() {
             interrupt::check()?;
             let position = stream.get(i)?;
-            let inputs = self.inputs(site, half, block, original, &position)?;
+            let inputs = self.inputs(site, block, original, &position)?;
             let started = self.clock.start();
             if method {
                 let sums = if batch.held { &mut held } else { &mut seen };
                 let off = match (&inputs.original, &position.original) {
                     (Some(x), Some(_)) if !site.is_inner() => Some((x - &inputs.x)?),
-                    (Some(x), Some(h)) => {
-                        let own = block.difference(half, &(x - &inputs.x)?)?;
-                        match block.owed((h - &position.h)?)? {
+                    (Some(x), Some(other)) => {
+                        let own = block.difference(site.half, &(x - &inputs.x)?)?;
+                        match block.owed(site.half, (&other.h - &position.states.h)?)? {
                             Some(owed) => Some((own + owed)?),
                             None => Some(own),
                         }
@@ -209,31 +220,19 @@ impl Run<'_> {
     }
 
     /// What a batch brings to a site.
-    fn inputs(
-        &mut self,
-        site: Site,
-        half: Half,
-        block: &Block<'_>,
-        original: &Block<'_>,
-        position: &Position,
-    ) -> Result<Inputs> {
+    fn inputs(&mut self, site: Site, block: &Block<'_>, original: &Block<'_>, position: &Position) -> Result<Inputs> {
         let started = self.clock.start();
-        let of = |block: &Block<'_>, h: &Tensor, before: &Tensor| {
-            let x = block.input(half, h, before)?;
-            if site == half.inner() { block.inner(half, &x) } else { Ok(x) }
-        };
-        let x = of(block, &position.h, position.before())?;
-        let original = position.original.as_ref().map(|h| of(original, h, position.original_before(h))).transpose()?;
+        let x = block.at(site.place, site.half, &position.states, position.before())?;
+        let other = position.original.as_ref();
+        let of = |states| original.at(site.place, site.half, states, position.original_before(states));
+        let original = other.map(of).transpose()?;
         self.clock.forward += started.elapsed();
         Ok(Inputs { x, original })
     }
 
     /// Multiplications per token in the layers of a half.
-    fn work_of(&self, tensors: &[Planned], half: Half) -> u64 {
-        let here = |t: &&Planned| match t.spec.role {
-            Role::Block(part, _) => part.is_of_attention() == (half == Half::Attention),
-            _ => false,
-        };
+    fn work_of(&self, tensors: &[Planned], half: usize) -> u64 {
+        let here = |t: &&Planned| matches!(t.spec.role, TensorRole::Block(..)) && t.spec.half == half;
         tensors.iter().filter(here).map(|t| self.plan.multiplications(&t.spec)).sum()
     }
 
@@ -247,16 +246,12 @@ impl Run<'_> {
 }
 
 /// How much an error of each rounded layer that reads a half's input counts, measured on one window.
-fn responses(half: Half, tensors: &[Planned], block: &Block<'_>, at: &Position, positions: usize) -> Result<Vec<f64>> {
-    let first = |h: &Tensor| h.narrow(0, 0, positions);
-    let x = block.input(half, &first(&at.h)?, &first(at.before())?)?;
-    let layers = tensors.iter().filter(|t| t.spec.site() == Some(half.input()) && is_grid(t));
-    layers
-        .map(|t| match t.spec.role {
-            Role::Block(part, _) => block.response(half, &x, part),
-            _ => Ok(1.0),
-        })
-        .collect()
+fn responses(half: usize, tensors: &[Planned], block: &Block<'_>, at: &Position, positions: usize) -> Result<Vec<f64>> {
+    let (states, before) = (at.states.first(positions)?, at.before().first(positions)?);
+    let x = block.input(half, &states, &before)?;
+    let site = Site { half, place: Place::Input };
+    let layers = tensors.iter().filter(|t| t.spec.site() == Some(site) && is_grid(t));
+    layers.filter_map(|t| t.spec.weight_of()).map(|part| block.response(half, &x, &states, part)).collect()
 }
 
 /// Whether a method chooses this tensor's codes from statistics.

@@ -1,17 +1,31 @@
 //! What nearly every `config.json` says in the same words.
 
+use super::Architecture;
+use super::decoder::Decoder;
+use super::half::Norm;
 use super::rope::Rope;
-use super::{Architecture, Form, Model, Norm};
 use crate::error::{Error, Result};
 use crate::source::config::Config;
 use llmq_kernels::elementwise::Activation;
+
+/// The configuration of the text model: what is inside `text_config` where the model sees or hears, too. The embedding is the output
+/// matrix, or is not, by what either says; and the weights' quantization is said outside.
+///
+/// # Errors
+/// `text_config` is no object.
+pub fn text(config: &Config) -> Result<Config> {
+    let Some(text) = config.object("text_config")? else { return Ok(config.clone()) };
+    let outside = ["tie_word_embeddings", "quantization_config"];
+    let said = outside.iter().filter_map(|&key| Some((key.to_owned(), config.get(key)?.clone())));
+    Ok(text.with_defaults(serde_json::Value::Object(said.collect())))
+}
 
 /// Reads sizes, rotary embedding and biases; what is special to a family is put on top by its own file. `tied`: whether the
 /// embedding is the output matrix where the configuration does not say.
 ///
 /// # Errors
 /// A key that is missing or of the wrong kind, or sizes that make no attention.
-pub fn read(architecture: &'static dyn Architecture, config: &Config, tied: bool) -> Result<Model> {
+pub fn read(architecture: &'static dyn Architecture, config: &Config, tied: bool) -> Result<Decoder> {
     let hidden = config.size("hidden_size")?;
     let heads = config.size("num_attention_heads")?;
     let kv_heads = config.maybe_size("num_key_value_heads")?.unwrap_or(heads);
@@ -20,14 +34,13 @@ pub fn read(architecture: &'static dyn Architecture, config: &Config, tied: bool
     if heads % kv_heads != 0 {
         return Err(config.unsupported(&format!("{heads} heads cannot share {kv_heads} key-value heads evenly")));
     }
-    let form = architecture.form();
-    let eps = match form.norm {
+    let plain = architecture.decoder();
+    let eps = match plain.norm {
         Norm::Rms => config.positive("rms_norm_eps")?,
         Norm::Layer => first(config, &["layer_norm_eps", "layer_norm_epsilon", "norm_epsilon"])?,
     };
     let bias = config.flag("attention_bias")?;
-    Ok(Model {
-        architecture,
+    Ok(Decoder {
         blocks: config.size("num_hidden_layers")?,
         hidden,
         vocab: config.size("vocab_size")?,
@@ -39,9 +52,10 @@ pub fn read(architecture: &'static dyn Architecture, config: &Config, tied: bool
         ffn: config.size("intermediate_size")?,
         norm_eps: eps as f32,
         rope: Some(Rope::read(config, head_dim)?),
-        form: Form { qkv_bias: form.qkv_bias || bias, o_bias: form.o_bias || bias, ..form },
+        qkv_bias: plain.qkv_bias || bias,
+        o_bias: plain.o_bias || bias,
         tied: config.get("tie_word_embeddings").map_or(Ok(tied), |_| config.flag("tie_word_embeddings"))?,
-        renamed: ("", ""),
+        ..plain
     })
 }
 

@@ -16,7 +16,7 @@ impl Weights {
     ///
     /// # Errors
     /// The tensor is missing, or its type is not known.
-    pub fn lend<'a>(&'a self, spec: &TensorSpec) -> Result<Option<Arc<dyn Rows + 'a>>> {
+    pub fn on_the_fly<'a>(&'a self, spec: &TensorSpec) -> Result<Option<Arc<dyn Rows + 'a>>> {
         Ok(match self {
             Weights::Gguf(file) => {
                 let info = info(file, &spec.gguf)?;
