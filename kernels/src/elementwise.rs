@@ -40,7 +40,7 @@ pub fn exp(x: F) -> F {
 
 /// Loads up to sixteen numbers; the rest of the lanes get `fill`.
 #[inline(always)]
-fn load(x: &[f32], fill: f32) -> F {
+pub(crate) fn load(x: &[f32], fill: f32) -> F {
     let mut v = F::splat(fill);
     v.0[..x.len()].copy_from_slice(x);
     v
@@ -48,7 +48,7 @@ fn load(x: &[f32], fill: f32) -> F {
 
 /// The sum of all lanes, always added in the same order.
 #[inline(always)]
-fn sum(v: F) -> f32 {
+pub(crate) fn sum(v: F) -> f32 {
     let mut v = v.0;
     let mut half = LANES / 2;
     while half > 0 {

@@ -20,7 +20,7 @@ pub enum Activation {
 
 impl Activation {
     #[inline(always)]
-    fn of(self, x: F) -> F {
+    pub(crate) fn of(self, x: F) -> F {
         // x·σ(s)
         let gate = |s: F| x.zip(exp(-s), |x, e| x / (1.0 + e));
         match self {
