@@ -21,12 +21,10 @@ pub enum Activation {
 impl Activation {
     #[inline(always)]
     pub(crate) fn of(self, x: F) -> F {
-        // x·σ(s)
-        let gate = |s: F| x.zip(exp(-s), |x, e| x / (1.0 + e));
         match self {
-            Activation::Silu => gate(x),
+            Activation::Silu => gate(x, x),
             // (1 + tanh u)/2 = σ(2u), with u = √(2/π)·(x + 0.044715·x³).
-            Activation::GeluTanh => gate(F::splat(1.595_769) * (F::splat(0.044_715) * x * x).mul_add(x, x)),
+            Activation::GeluTanh => gate(x, F::splat(1.595_769) * (F::splat(0.044_715) * x * x).mul_add(x, x)),
             Activation::Gelu => x * normal(x),
             Activation::SiluBounded => {
                 let x = x.less(F::splat(7.0), x, F::splat(7.0));
@@ -43,6 +41,12 @@ impl Activation {
             _ => up,
         }
     }
+}
+
+/// `x·σ(s)`. A closure might stay a call, and would be compiled for the baseline then.
+#[inline(always)]
+fn gate(x: F, s: F) -> F {
+    x.zip(exp(-s), |x, e| x / (1.0 + e))
 }
 
 /// The normal distribution function Φ, to within 2·10⁻⁷ (Abramowitz and Stegun 1964, formula 7.1.26, of erf).

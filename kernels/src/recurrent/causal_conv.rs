@@ -108,14 +108,34 @@ kernel! {
         activation: Option<Activation>,
         out: &mut [f32],
     ) {
-        for (first, out) in (0..).step_by(LANES).zip(out.chunks_mut(LANES)) {
-            let n = out.len();
-            let mut y = if bias.is_empty() { F::ZERO } else { load(&bias[first..][..n], 0.0) };
+        // Whole registers by themselves: parts of one would make each load a call.
+        let even = out.len() / LANES * LANES;
+        let (whole, rest) = out.split_at_mut(even);
+        for (first, out) in (0..).step_by(LANES).zip(whole.chunks_exact_mut(LANES)) {
+            let mut y = if bias.is_empty() { F::ZERO } else { lanes(bias, first) };
             for (row, weights) in rows.iter().zip(weights.chunks(stride)) {
-                y = load(&row[first..][..n], 0.0).mul_add(load(&weights[first..][..n], 0.0), y);
+                y = lanes(row, first).mul_add(lanes(weights, first), y);
             }
-            let y = activation.map_or(y, |activation| activation.of(y));
-            out.copy_from_slice(&y.0[..n]);
+            if let Some(activation) = activation {
+                y = activation.of(y);
+            }
+            out.copy_from_slice(&y.0);
         }
+        let mut y = if bias.is_empty() { F::ZERO } else { load(&bias[even..], 0.0) };
+        for (row, weights) in rows.iter().zip(weights.chunks(stride)) {
+            y = load(&row[even..], 0.0).mul_add(load(&weights[even..][..rest.len()], 0.0), y);
+        }
+        if let Some(activation) = activation {
+            y = activation.of(y);
+        }
+        rest.copy_from_slice(&y.0[..rest.len()]);
     }
+}
+
+/// Sixteen numbers.
+#[inline(always)]
+fn lanes(x: &[f32], first: usize) -> F {
+    let mut y = F::ZERO;
+    y.0.copy_from_slice(&x[first..first + LANES]);
+    y
 }
