@@ -1,6 +1,6 @@
 //! What stands between the layers of an MLP, and bounds of scores.
 
-use super::{exp, load};
+use super::{exp, load, store};
 use crate::dispatch::kernel;
 use crate::lanes::{F, LANES};
 use rayon::prelude::*;
@@ -68,7 +68,7 @@ kernel! {
     pub fn gated_row / gated_row_on(kind: Activation, gate: &[f32], up: &[f32], y: &mut [f32]) {
         for ((y, gate), up) in y.chunks_mut(LANES).zip(gate.chunks(LANES)).zip(up.chunks(LANES)) {
             let v = kind.of(load(gate, 0.0)) * kind.gated(load(up, 0.0));
-            y.copy_from_slice(&v.0[..y.len()]);
+            store(v, y);
         }
     }
 }
@@ -78,7 +78,7 @@ kernel! {
     pub fn activate_row / activate_row_on(kind: Activation, x: &mut [f32]) {
         for x in x.chunks_mut(LANES) {
             let y = kind.of(load(x, 0.0));
-            x.copy_from_slice(&y.0[..x.len()]);
+            store(y, x);
         }
     }
 }
@@ -89,7 +89,7 @@ kernel! {
         for x in x.chunks_mut(LANES) {
             let e = exp(load(x, 0.0) * F::splat(2.0 * scale / cap));
             let y = e.map(|e| cap - 2.0 * cap / (1.0 + e));
-            x.copy_from_slice(&y.0[..x.len()]);
+            store(y, x);
         }
     }
 }
