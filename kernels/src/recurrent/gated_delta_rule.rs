@@ -41,7 +41,7 @@ pub struct DeltaShape {
 /// What [`gated_delta_rule`] reads of each position.
 #[derive(Debug, Clone, Copy)]
 pub struct DeltaInputs<'a> {
-    /// `[windows · positions, key_heads · dk]`, of any length.
+    /// `[windows · positions, key_heads · dk]`, not yet normalized.
     pub q: View<'a>,
     /// The same.
     pub k: View<'a>,
@@ -169,7 +169,7 @@ impl Room {
         self.state.end(&mut task.heads, (dv, 1));
     }
 
-    /// The `n` positions from `first` on. Nobody looks at the state behind the last.
+    /// The `n` positions from `first` on. `last`: nobody looks at the state behind them.
     fn chunk<E: Element>(
         &mut self,
         micro: Micro<E>,

@@ -138,7 +138,7 @@ impl Room {
         self.state.end(&mut task.heads, (1, keys));
     }
 
-    /// The `n` positions from `first` on. Nobody looks at the state behind the last.
+    /// The `n` positions from `first` on. `last`: nobody looks at the state behind them.
     fn chunk<E: Element>(
         &mut self,
         micro: Micro<E>,
