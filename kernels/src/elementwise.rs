@@ -41,9 +41,22 @@ pub fn exp(x: F) -> F {
 /// Loads up to sixteen numbers; the rest of the lanes get `fill`.
 #[inline(always)]
 pub(crate) fn load(x: &[f32], fill: f32) -> F {
+    // A copy whose length is not known before is a call.
+    if let Some(x) = x.as_array() {
+        return F(*x);
+    }
     let mut v = F::splat(fill);
     v.0[..x.len()].copy_from_slice(x);
     v
+}
+
+/// Stores the first lanes, as many as there is room for.
+#[inline(always)]
+pub(crate) fn store(v: F, y: &mut [f32]) {
+    match y.as_mut_array() {
+        Some(y) => *y = v.0,
+        None => y.copy_from_slice(&v.0[..y.len()]),
+    }
 }
 
 /// The sum of all lanes, always added in the same order.
@@ -72,7 +85,7 @@ kernel! {
         let mut total = F::ZERO;
         for part in x.chunks_mut(LANES) {
             let y = exp(load(part, f32::NEG_INFINITY).mul_add(F::splat(scale), shift));
-            part.copy_from_slice(&y.0[..part.len()]);
+            store(y, part);
             total = total + y;
         }
         let inverse = 1.0 / sum(total);

@@ -1,6 +1,6 @@
 //! Mixers that carry a state from position to position instead of looking back at all of them.
 //!
-//! Their recurrences are computed in chunks of [`CHUNK`] positions. What happens within a chunk is attention without a softmax, what
+//! Their recurrences are computed in chunks of 64 positions. What happens within a chunk is attention without a softmax, what
 //! earlier chunks add is one product with the state, and the state moves on once a chunk by another, so that nearly all of the work is
 //! matrix products (Yang et al. 2024, "Gated Linear Attention", section 4; Dao and Gu 2024, section 6).
 

@@ -1,16 +1,13 @@
 //! The short convolution in front of a scan, and by itself the mixer of LFM2.
 
 use crate::dispatch::kernel;
-use crate::elementwise::{Activation, load};
+use crate::elementwise::{Activation, load, store};
 use crate::gemm::View;
 use crate::lanes::{F, LANES};
 use rayon::prelude::*;
 
 /// Rows that one task handles.
 const ROWS: usize = 32;
-
-/// Channels that one task handles at once, so that the rows it looks back at stay in the nearest cache.
-const CHANNELS: usize = 512;
 
 /// A depthwise causal convolution: each channel is filtered by itself, over the positions up to its own.
 #[derive(Debug, Clone, Copy)]
@@ -62,30 +59,16 @@ pub fn causal_conv(
         .collect();
     tiles.into_par_iter().for_each(|(w, first, out)| {
         let mut rows: Vec<&[f32]> = Vec::with_capacity(taps);
-        for start in (0..channels).step_by(CHANNELS) {
-            let columns = start..(start + CHANNELS).min(channels);
-            let bias = bias.map_or(&[][..], |bias| &bias[columns.clone()]);
-            for (i, out) in out.chunks_mut(channels).enumerate() {
-                let t = first + i;
-                rows.clear();
-                // Of the rows before a window that begins afresh, none is there.
-                let absent = if before.is_none() { (taps - 1).saturating_sub(t) } else { 0 };
-                for tap in absent..taps {
-                    let row = match (t + tap).checked_sub(taps - 1) {
-                        Some(t) => x.row(w * positions + t),
-                        None => &before.unwrap_or_default()[(t + tap) * channels..][..channels],
-                    };
-                    rows.push(&row[columns.clone()]);
-                }
-                filter(
-                    &rows,
-                    &turned[absent * channels + start..],
-                    channels,
-                    bias,
-                    activation,
-                    &mut out[columns.clone()],
-                );
-            }
+        for (i, out) in out.chunks_mut(channels).enumerate() {
+            let t = first + i;
+            // Of the rows before a window that begins afresh, none is there.
+            let absent = if before.is_none() { (taps - 1).saturating_sub(t) } else { 0 };
+            rows.clear();
+            rows.extend((absent..taps).map(|tap| match (t + tap).checked_sub(taps - 1) {
+                Some(t) => x.row(w * positions + t),
+                None => &before.unwrap_or_default()[(t + tap) * channels..][..channels],
+            }));
+            filter(&rows, &turned[absent * channels..], bias, activation, out);
         }
     });
     if let Some(state) = &mut state {
@@ -98,24 +81,28 @@ pub fn causal_conv(
 }
 
 kernel! {
-    /// `activation(bias + Σ rows·weights)`. `rows`: `[taps][n]`; `weights`: `[taps, n]` with rows `stride` apart; `bias`: `[n]`, or
-    /// empty; `out`: `[n]`.
+    /// One row: `activation(bias + Σ rows·weights)`. `rows`: `[taps][n]`; `weights`: `[taps, n]`; `bias`, `out`: `[n]`.
     pub fn filter / filter_on(
         rows: &[&[f32]],
         weights: &[f32],
-        stride: usize,
-        bias: &[f32],
+        bias: Option<&[f32]>,
         activation: Option<Activation>,
         out: &mut [f32],
     ) {
+        let n = out.len();
         for (first, out) in (0..).step_by(LANES).zip(out.chunks_mut(LANES)) {
-            let n = out.len();
-            let mut y = if bias.is_empty() { F::ZERO } else { load(&bias[first..][..n], 0.0) };
-            for (row, weights) in rows.iter().zip(weights.chunks(stride)) {
-                y = load(&row[first..][..n], 0.0).mul_add(load(&weights[first..][..n], 0.0), y);
+            let columns = first..first + out.len();
+            let mut y = F::ZERO;
+            if let Some(bias) = bias {
+                y = load(&bias[columns.clone()], 0.0);
             }
-            let y = activation.map_or(y, |activation| activation.of(y));
-            out.copy_from_slice(&y.0[..n]);
+            for (row, weights) in rows.iter().zip(weights.chunks_exact(n)) {
+                y = load(&row[columns.clone()], 0.0).mul_add(load(&weights[columns.clone()], 0.0), y);
+            }
+            if let Some(activation) = activation {
+                y = activation.of(y);
+            }
+            store(y, out);
         }
     }
 }

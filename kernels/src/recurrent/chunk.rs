@@ -1,6 +1,7 @@
 //! What all chunked scans have in common: decays within a chunk, and a state that chunks read and move on.
 
 use super::CHUNK;
+use super::tasks::Head;
 use crate::Isa;
 use crate::dispatch::kernel;
 use crate::elementwise::exp;
@@ -119,26 +120,28 @@ impl State {
         State { numbers: vec![0.0; keys * width * heads], keys, width, wide: width * heads, live: false }
     }
 
-    /// Zeros, for `heads` heads.
-    pub fn clear(&mut self, heads: usize) {
-        self.wide = self.width * heads;
+    /// Zeros, or what the heads go on from. `steps`: from a key to the next one in a head's own state, and from a column to the next.
+    pub fn begin(&mut self, heads: &[Head<'_>], steps: (usize, usize)) {
+        self.wide = self.width * heads.len();
         self.live = false;
-    }
-
-    /// Takes a head's state from elsewhere. `steps`: from a key to the next one there, and from a column to the next.
-    pub fn load(&mut self, head: usize, from: &[f32], steps: (usize, usize)) {
-        self.live = true;
-        for (key, row) in self.numbers.chunks_exact_mut(self.wide).take(self.keys).enumerate() {
-            let from = from[key * steps.0..].iter().step_by(steps.1);
-            row[head * self.width..][..self.width].iter_mut().zip(from).for_each(|(to, from)| *to = *from);
+        for (h, head) in heads.iter().enumerate() {
+            let Some(from) = &head.state else { continue };
+            self.live = true;
+            for (key, row) in self.numbers.chunks_exact_mut(self.wide).take(self.keys).enumerate() {
+                let from = from[key * steps.0..].iter().step_by(steps.1);
+                row[h * self.width..][..self.width].iter_mut().zip(from).for_each(|(to, from)| *to = *from);
+            }
         }
     }
 
     /// The way back.
-    pub fn store(&self, head: usize, to: &mut [f32], steps: (usize, usize)) {
-        for (key, row) in self.numbers.chunks_exact(self.wide).take(self.keys).enumerate() {
-            let to = to[key * steps.0..].iter_mut().step_by(steps.1);
-            to.zip(&row[head * self.width..][..self.width]).for_each(|(to, from)| *to = *from);
+    pub fn end(&self, heads: &mut [Head<'_>], steps: (usize, usize)) {
+        for (h, head) in heads.iter_mut().enumerate() {
+            let Some(to) = &mut head.state else { continue };
+            for (key, row) in self.numbers.chunks_exact(self.wide).take(self.keys).enumerate() {
+                let to = to[key * steps.0..].iter_mut().step_by(steps.1);
+                to.zip(&row[h * self.width..][..self.width]).for_each(|(to, from)| *to = *from);
+            }
         }
     }
 

@@ -5,7 +5,7 @@ use super::chunk::{Decays, State, multiply_on, scale_rows_on};
 use super::tasks::{Task, at_once, tasks};
 use crate::blocks::Spare;
 use crate::dispatch::kernel;
-use crate::elementwise::{load, sum};
+use crate::elementwise::{load, store, sum};
 use crate::gemm::{Old, Precision, View, product_on, with_micro};
 use crate::lanes::{F, LANES, whole};
 use crate::micro::{Element, Micro};
@@ -41,7 +41,7 @@ pub struct DeltaShape {
 /// What [`gated_delta_rule`] reads of each position.
 #[derive(Debug, Clone, Copy)]
 pub struct DeltaInputs<'a> {
-    /// `[windows · positions, key_heads · dk]`, of any length.
+    /// `[windows · positions, key_heads · dk]`, not yet normalized.
     pub q: View<'a>,
     /// The same.
     pub k: View<'a>,
@@ -160,24 +160,16 @@ impl Room {
     /// All chunks of a window, one after the other.
     fn scan<E: Element>(&mut self, micro: Micro<E>, inputs: &DeltaInputs<'_>, mut task: Task<'_>) {
         let DeltaShape { positions, dv, .. } = self.shape;
-        self.state.clear(task.heads.len());
-        for (h, head) in task.heads.iter().enumerate() {
-            if let Some(state) = &head.state {
-                self.state.load(h, state, (dv, 1));
-            }
-        }
+        self.state.begin(&task.heads, (dv, 1));
+        let unseen = task.heads[0].state.is_none();
         for first in (0..positions).step_by(CHUNK) {
-            let last = first + CHUNK >= positions && task.heads[0].state.is_none();
+            let last = unseen && first + CHUNK >= positions;
             self.chunk(micro, inputs, &mut task, first, CHUNK.min(positions - first), last);
         }
-        for (h, head) in task.heads.iter_mut().enumerate() {
-            if let Some(state) = &mut head.state {
-                self.state.store(h, state, (dv, 1));
-            }
-        }
+        self.state.end(&mut task.heads, (dv, 1));
     }
 
-    /// The `n` positions from `first` on. Nobody looks at the state behind the last.
+    /// The `n` positions from `first` on. `last`: nobody looks at the state behind them.
     fn chunk<E: Element>(
         &mut self,
         micro: Micro<E>,
@@ -315,8 +307,8 @@ kernel! {
                 let at = i * stride + first..i * stride + first + columns;
                 let both = u[at.clone()].chunks_mut(LANES).zip(carried[at].chunks_mut(LANES));
                 for (from, (u, carried)) in solved[i].iter().zip(both) {
-                    u.copy_from_slice(&from.0[..u.len()]);
-                    carried.copy_from_slice(&(*from * F::splat(end[i])).0[..u.len()]);
+                    store(*from, u);
+                    store(*from * F::splat(end[i]), carried);
                 }
             }
         }

@@ -129,24 +129,16 @@ impl Room {
     /// All chunks of a window, one after the other.
     fn scan<E: Element>(&mut self, micro: Micro<E>, inputs: &Mamba2Inputs<'_>, mut task: Task<'_>) {
         let Mamba2Shape { positions, state: keys, .. } = self.shape;
-        self.state.clear(task.heads.len());
-        for (h, head) in task.heads.iter().enumerate() {
-            if let Some(state) = &head.state {
-                self.state.load(h, state, (1, keys));
-            }
-        }
+        self.state.begin(&task.heads, (1, keys));
+        let unseen = task.heads[0].state.is_none();
         for first in (0..positions).step_by(CHUNK) {
-            let last = first + CHUNK >= positions && task.heads[0].state.is_none();
+            let last = unseen && first + CHUNK >= positions;
             self.chunk(micro, inputs, &mut task, first, CHUNK.min(positions - first), last);
         }
-        for (h, head) in task.heads.iter_mut().enumerate() {
-            if let Some(state) = &mut head.state {
-                self.state.store(h, state, (1, keys));
-            }
-        }
+        self.state.end(&mut task.heads, (1, keys));
     }
 
-    /// The `n` positions from `first` on. Nobody looks at the state behind the last.
+    /// The `n` positions from `first` on. `last`: nobody looks at the state behind them.
     fn chunk<E: Element>(
         &mut self,
         micro: Micro<E>,

@@ -3,7 +3,7 @@
 use crate::pack::Out;
 
 /// Columns of the states that one task carries along, if one head has no more: what stays in the second cache.
-const WIDE: usize = 384;
+const WIDE: usize = 512;
 
 /// Some heads of one window that share their keys, and with them the scores of their chunks.
 pub struct Task<'a> {
