@@ -8,16 +8,20 @@ use crate::error::{Error, Result};
 use crate::source::config::Config;
 use llmq_kernels::elementwise::Activation;
 
-/// The configuration of the text model: what is inside `text_config` where the model sees or hears, too. The embedding is the output
-/// matrix, or is not, by what either says; and the weights' quantization is said outside.
+/// The configuration of the text model: what is inside `text_config` where the model sees or hears, too. Whether the embedding is
+/// the output matrix is said outside; and the weights' quantization is said outside.
 ///
 /// # Errors
 /// `text_config` is no object.
 pub fn text(config: &Config) -> Result<Config> {
     let Some(text) = config.object("text_config")? else { return Ok(config.clone()) };
-    let outside = ["tie_word_embeddings", "quantization_config"];
+    let outside = ["quantization_config", "vision_config"];
     let said = outside.iter().filter_map(|&key| Some((key.to_owned(), config.get(key)?.clone())));
-    Ok(text.with_defaults(serde_json::Value::Object(said.collect())))
+    let text = text.with_defaults(serde_json::Value::Object(said.collect()));
+    Ok(match config.get("tie_word_embeddings") {
+        Some(tied) => text.with("tie_word_embeddings", tied.clone()),
+        None => text,
+    })
 }
 
 /// Reads sizes, rotary embedding and biases; what is special to a family is put on top by its own file. `tied`: whether the
@@ -57,6 +61,38 @@ pub fn read(architecture: &'static dyn Architecture, config: &Config, tied: bool
         tied: config.get("tie_word_embeddings").map_or(Ok(tied), |_| config.flag("tie_word_embeddings"))?,
         ..plain
     })
+}
+
+/// What each block is, by `layer_types`; none where that is not said. Newer versions of transformers have other names for some.
+///
+/// # Errors
+/// Another number of blocks, or a kind that is none of `known`.
+pub fn layer_types(config: &Config, blocks: usize, known: &[&str]) -> Result<Option<Vec<String>>> {
+    let Some(list) = config.get("layer_types") else { return Ok(None) };
+    let all: Vec<String> =
+        list.as_array().into_iter().flatten().filter_map(|kind| kind.as_str()).map(str::to_owned).collect();
+    if all.len() != blocks {
+        return Err(config.unsupported(&format!("layer_types names {} blocks, and there are {blocks}", all.len())));
+    }
+    match all.iter().find(|kind| !known.contains(&kind.as_str())) {
+        None => Ok(Some(all)),
+        Some(kind) => Err(config
+            .unsupported(&format!("blocks of type '{kind}' are not supported"))
+            .hint(format!("the supported ones are: {}", known.join(", ")))),
+    }
+}
+
+/// The first of several names for a whole number above zero.
+///
+/// # Errors
+/// None of them is there.
+pub fn first_size(config: &Config, keys: &[&str]) -> Result<usize> {
+    for key in keys {
+        if let Some(n) = config.maybe_size(key)? {
+            return Ok(n);
+        }
+    }
+    config.size(keys[0])
 }
 
 /// Numbers per head. `explicit`: what the configuration says itself.

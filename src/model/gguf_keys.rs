@@ -61,7 +61,7 @@ pub fn metadata(model: &Decoder, architecture: &dyn Architecture) -> Metadata {
                 put("rope.scaling.yarn_beta_fast", Value::F32(yarn.fast as f32));
                 put("rope.scaling.yarn_beta_slow", Value::F32(yarn.slow as f32));
                 // llama.cpp multiplies the paper's growth by it; latent attention has another key for its own.
-                if let Some(growth) = yarn.magnitude.filter(|_| model.latent.is_none()) {
+                if let Some(growth) = yarn.magnitude.filter(|_| model.latent.is_none() && model.yarn_growth.is_none()) {
                     put("rope.scaling.attn_factor", Value::F32((growth / yarn.usual_magnitude()) as f32));
                 }
             }
@@ -88,6 +88,8 @@ fn eps_key(norm: Norm) -> &'static str {
 pub struct Keys<'a> {
     file: &'a Gguf,
     architecture: &'a str,
+    /// How many blocks it names, and how many of these the forward pass uses.
+    blocks: [usize; 2],
 }
 
 impl Keys<'_> {
@@ -120,13 +122,14 @@ impl Keys<'_> {
     ///
     /// # Errors
     /// Something else is there, or a list of another length.
-    pub fn per_block(&self, key: &str, blocks: usize) -> Result<Option<Vec<u64>>> {
+    pub fn per_block(&self, key: &str) -> Result<Option<Vec<u64>>> {
+        let [all, blocks] = self.blocks;
         let wrong = || self.wrong(&format!("{} is not a list of {blocks} numbers", self.named(key)));
         match self.maybe(key) {
             None => Ok(None),
             Some(value) => match (value.as_u64(), value.as_array()) {
                 (Some(n), _) => Ok(Some(vec![n; blocks])),
-                (None, Some(list)) if list.len() == blocks => {
+                (None, Some(list)) if [all, blocks].contains(&list.len()) => {
                     let number = |i: usize| list.get(i)?.as_u64().filter(|&n| n < 1 << 32);
                     (0..blocks).map(number).collect::<Option<Vec<u64>>>().map(Some).ok_or_else(wrong)
                 }
@@ -139,13 +142,15 @@ impl Keys<'_> {
     ///
     /// # Errors
     /// Something else is there, or a list of another length.
-    pub fn marks(&self, key: &str, blocks: usize) -> Result<Option<Vec<bool>>> {
+    pub fn marks(&self, key: &str) -> Result<Option<Vec<bool>>> {
+        let [all, blocks] = self.blocks;
         let Some(list) = self.maybe(key).and_then(Value::as_array) else { return Ok(None) };
         let mark = |i: usize| {
             let value = list.get(i)?;
             value.as_bool().or_else(|| value.as_u64().map(|n| n != 0))
         };
-        let marks = (0..blocks).map(mark).collect::<Option<Vec<bool>>>().filter(|_| list.len() == blocks);
+        let marks =
+            (0..blocks).map(mark).collect::<Option<Vec<bool>>>().filter(|_| [all, blocks].contains(&list.len()));
         marks.map(Some).ok_or_else(|| self.wrong(&format!("{} is not a list of {blocks} marks", self.named(key))))
     }
 
@@ -210,7 +215,17 @@ pub fn read(file: &Gguf, vector: impl Fn(&str) -> Result<Option<Vec<f32>>>) -> R
         Error::new(format!("{path}: architecture '{name}' is not supported"))
             .hint(format!("the supported ones are: {}", known.join(", ")))
     })?;
-    let keys = Keys { file, architecture: name };
+    let mut keys = Keys { file, architecture: name, blocks: [0; 2] };
+    let all = keys.size("block_count")?;
+    // Each of them has a tensor at least.
+    if all > file.tensors.len() {
+        return Err(keys.wrong(&format!("{all} blocks in a file of {} tensors", file.tensors.len())));
+    }
+    // Those that predict several tokens come last.
+    let extra = keys.maybe("nextn_predict_layers").and_then(Value::as_u64).unwrap_or(0) as usize;
+    let blocks = all.checked_sub(extra).filter(|&n| n > 0);
+    let blocks = blocks.ok_or_else(|| keys.wrong(&format!("{extra} of its {all} blocks predict several tokens")))?;
+    keys.blocks = [all, blocks];
     let (hidden, heads) = (keys.size("embedding_length")?, keys.first_size("attention.head_count")?);
     let explicit = keys.maybe_size("attention.key_length")?;
     let plain = architecture.decoder();
@@ -241,11 +256,6 @@ pub fn read(file: &Gguf, vector: impl Fn(&str) -> Result<Option<Vec<f32>>>) -> R
     let vocab = *embedding.dims.get(1).ok_or_else(|| keys.wrong("'token_embd.weight' is no matrix"))?;
     let qkv_bias = ["blk.0.attn_q.bias", "blk.0.attn_qkv.bias"].iter().any(|name| keys.has(name));
     let mlp_bias = ["blk.0.ffn_gate.bias", "blk.0.ffn_up.bias"].iter().any(|name| keys.has(name));
-    let blocks = keys.size("block_count")?;
-    // Each of them has a tensor at least.
-    if blocks > file.tensors.len() {
-        return Err(keys.wrong(&format!("{blocks} blocks in a file of {} tensors", file.tensors.len())));
-    }
     let decoder = Decoder {
         blocks,
         hidden,

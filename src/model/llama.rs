@@ -16,11 +16,11 @@ impl Architecture for Llama {
     }
 
     fn model_types(&self) -> &'static [&'static str] {
-        &["llama", "mistral", "mixtral"]
+        &["llama", "mistral", "mixtral", "internlm3"]
     }
 
     fn examples(&self) -> &'static str {
-        "Llama 2 to 3.3, Mistral 7B, Nemo, Mixtral, SmolLM 2, MiniCPM5, DeepSeek R1 distills"
+        "Llama 2 to 3.3, Mistral 7B, Nemo, Mixtral, SmolLM 2, MiniCPM5, InternLM3, DeepSeek R1 distills"
     }
 
     fn query_rows(&self) -> QueryRows {
@@ -38,6 +38,10 @@ impl Architecture for Llama {
         }
         config::check_activation(config, &["hidden_act"], model.activation, "silu")?;
         model.mlp_bias = config.flag("mlp_bias")?;
+        if config.string("model_type")? == "internlm3" {
+            let bias = config.flag("bias")?;
+            (model.qkv_bias, model.o_bias, model.mlp_bias) = (config.flag("qkv_bias")?, bias, bias);
+        }
         // Mistral 0.1; llama.cpp ignores it, which only matters in contexts that are longer.
         model.window = config.maybe_size("sliding_window")?.map(Window::everywhere);
         Ok(model.build(self))

@@ -12,6 +12,7 @@ mod deepseek2;
 pub mod embedding;
 pub mod frame;
 mod gemma;
+mod gemma4;
 pub mod gguf_keys;
 mod glm4;
 mod gpt2;
@@ -23,7 +24,9 @@ mod llama;
 pub mod lm_head;
 pub mod mapping;
 pub mod matrix;
+mod mistral3;
 pub mod mixer;
+mod nextn;
 mod olmo2;
 pub mod ops;
 pub mod orthogonal;
@@ -31,7 +34,9 @@ pub mod part;
 pub mod per_layer;
 mod phi3;
 mod qwen;
+mod qwen35;
 mod qwen_moe;
+mod qwen_vl;
 pub mod rope;
 pub mod rotation;
 mod smollm3;
@@ -54,13 +59,20 @@ pub use tensors::TensorSpec;
 /// Every architecture.
 pub static ARCHITECTURES: &[&dyn Architecture] = &[
     &llama::Llama,
+    &mistral3::Mistral3,
     &qwen::Qwen2,
     &qwen::Qwen3,
     &qwen_moe::Qwen2Moe,
     &qwen_moe::Qwen3Moe,
+    &qwen_vl::Qwen2Vl,
+    &qwen_vl::Qwen3Vl,
+    &qwen35::Qwen35,
+    &qwen35::Qwen35Moe,
+    &qwen35::Qwen3Next,
     &gemma::Gemma,
     &gemma::Gemma2,
     &gemma::Gemma3,
+    &gemma4::Gemma4,
     &phi3::Phi3,
     &smollm3::SmolLm3,
     &granite::Granite,

@@ -53,13 +53,19 @@ pub struct Yarn {
     pub magnitude: Option<f64>,
 }
 
+/// `0.1 · mscale · ln(factor) + 1` where contexts grow.
+pub fn growth(factor: f64, mscale: f64) -> f64 {
+    if factor > 1.0 { 0.1 * mscale * factor.ln() + 1.0 } else { 1.0 }
+}
+
 impl Yarn {
     /// By what queries and keys grow in the paper (equation 22).
     pub fn usual_magnitude(&self) -> f64 {
-        if self.factor > 1.0 { 0.1 * self.factor.ln() + 1.0 } else { 1.0 }
+        growth(self.factor, 1.0)
     }
 
-    fn magnitude(&self) -> f64 {
+    /// By what queries and keys grow.
+    pub fn magnitude(&self) -> f64 {
         self.magnitude.unwrap_or(self.usual_magnitude())
     }
 
@@ -116,8 +122,13 @@ impl Rope {
             Some(n) => Some(n),
             None => config.maybe_positive("original_max_position_embeddings")?,
         };
+        let factor = scaling.maybe_positive("factor")?.unwrap_or(1.0);
+        if kind.as_deref() == Some("yarn") {
+            scaling.positive("factor")?;
+        }
         rope.scaling = match kind.as_deref().unwrap_or("default") {
-            "default" => Scaling::None,
+            // Positions of text are the same along all axes; and what is dynamic only begins beyond the trained length.
+            "default" | "mrope" | "dynamic" => Scaling::None,
             "linear" => Scaling::Linear(scaling.positive("factor")?),
             "llama3" => Scaling::Factors(llama3_factors(
                 base,
@@ -128,14 +139,21 @@ impl Rope {
                 original.unwrap_or(8192.0),
             )),
             "yarn" => Scaling::Yarn(Yarn {
-                factor: scaling.positive("factor")?,
+                factor,
                 original: match original {
                     Some(n) => n,
                     None => config.positive("max_position_embeddings")?,
                 },
                 fast: scaling.maybe_positive("beta_fast")?.unwrap_or(32.0),
                 slow: scaling.maybe_positive("beta_slow")?.unwrap_or(1.0),
-                magnitude: scaling.maybe_positive("attention_factor")?,
+                magnitude: match scaling.maybe_positive("attention_factor")? {
+                    Some(own) => Some(own),
+                    // As transformers does it.
+                    None => scaling
+                        .maybe_positive("mscale")?
+                        .zip(scaling.maybe_positive("mscale_all_dim")?)
+                        .map(|(own, all)| growth(factor, own) / growth(factor, all)),
+                },
             }),
             "longrope" | "su" => {
                 let original = match original {
@@ -158,7 +176,7 @@ impl Rope {
             other => {
                 return Err(config
                     .unsupported(&format!("rope scaling of type '{other}' is not supported"))
-                    .hint("the supported ones are: default, linear, llama3, yarn, longrope"));
+                    .hint("the supported ones are: default, dynamic, linear, llama3, yarn, longrope"));
             }
         };
         Ok(rope)

@@ -68,6 +68,14 @@ impl Config {
         self
     }
 
+    /// The same with another value for a key.
+    pub fn with(mut self, key: &str, value: Value) -> Config {
+        if let Some(own) = self.json.as_object_mut() {
+            own.insert(key.to_owned(), value);
+        }
+        self
+    }
+
     /// A whole number above zero.
     ///
     /// # Errors

@@ -11,6 +11,7 @@ use crate::model::states::MixerState;
 use crate::model::mixer::Place;
 use candle_core::{Device, Tensor};
 use llmq_kernels::attention::{Scores, Shape};
+use std::ops::Range;
 
 impl Part {
     /// Queries; with a gate for each number of a head, these rows behind those of the query, head by head.
@@ -62,6 +63,8 @@ pub struct Attention {
     pub keeps: bool,
     /// By what scores are multiplied.
     pub scale: f32,
+    /// They grow beyond the context of the first training.
+    pub temperature: Option<Temperature>,
     /// Scores stay below this.
     pub cap: Option<f32>,
     /// A position sees itself and so many less one before it; all of them without.
@@ -85,6 +88,15 @@ pub enum HeadNorms {
     Centred,
     /// All heads as one vector.
     Whole,
+}
+
+/// Scores are multiplied by `1 + β·ln(1 + ⌊position / original⌋)`, as in Llama 4.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Temperature {
+    /// β.
+    pub beta: f32,
+    /// Tokens of the first training.
+    pub original: usize,
 }
 
 /// What the heads' results are multiplied by before the output layer.
@@ -126,6 +138,7 @@ impl Attention {
             gate: Gate::None,
             keys_values: KeysValues::Own,
             keeps: false,
+            temperature: None,
             scale: 1.0 / (head_dim as f32).sqrt(),
             cap: None,
             window: None,
@@ -164,6 +177,18 @@ impl Attention {
         let positions = layers.positions(x.dim(0)?, at);
         let (cos, sin) = layers.frame().table(rope, &positions)?;
         Ok(ops::rope(&x, &cos, &sin, self.head_dim, layers.frame().pairing())?)
+    }
+
+    /// Queries by what scores grow at their positions.
+    fn warmed(&self, q: Tensor, positions: &Range<usize>) -> Result<Tensor> {
+        let Some(Temperature { beta, original }) = self.temperature.filter(|own| positions.end > own.original) else {
+            return Ok(q);
+        };
+        let factors: Vec<f32> = positions.clone().map(|t| 1.0 + beta * ((t / original) as f32).ln_1p()).collect();
+        let (n, width) = q.dims2()?;
+        let factors = Tensor::from_vec(factors, (1, positions.len(), 1), q.device())?;
+        let q = q.reshape((n / positions.len(), positions.len(), width))?.broadcast_mul(&factors)?;
+        Ok(q.reshape((n, width))?)
     }
 
     /// Keys and values of the positions of `x`, `[tokens, kv_heads · head_dim]` each.
@@ -262,6 +287,7 @@ impl Mix for Attention {
             sinks: if self.sinks { layers.weight(Part::SINKS).to_vec1()? } else { Vec::new() },
         };
         let positions = layers.positions(q.dim(0)?, at);
+        let q = self.warmed(q, &positions)?;
         let (k, v) = match &mut at.state {
             Some(state) => state.extended(k, v)?,
             None => (k, v),
