@@ -237,13 +237,12 @@ mod tests {
                 let (mut a, mut b, mut c) = (x.clone(), vec![0.0; n], vec![0.0; n]);
                 softmax_on(isa, &mut a, 0.3);
                 rms_norm_row_on(isa, &x, &gain, 1e-5, &mut b);
-                let acts =
-                    [Activation::Silu, Activation::GeluTanh, Activation::Gelu, Activation::SiluBounded].map(|kind| {
-                        let mut y = x.clone();
-                        gated_row_on(isa, kind, &x, &gain, &mut c);
-                        activate_row_on(isa, kind, &mut y);
-                        (c.clone(), y)
-                    });
+                let acts = Activation::ALL.map(|kind| {
+                    let mut y = x.clone();
+                    gated_row_on(isa, kind, &x, &gain, &mut c);
+                    activate_row_on(isa, kind, &mut y);
+                    (c.clone(), y)
+                });
                 let (mut capped, mut centred) = (x.clone(), vec![0.0; n]);
                 softcap_on(isa, &mut capped, 0.7, 5.0);
                 layer_norm_row_on(isa, &x, &gain, &gain, 1e-5, &mut centred);

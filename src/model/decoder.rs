@@ -46,6 +46,8 @@ pub struct Decoder {
     pub tied: bool,
     /// What kind of norms they are.
     pub norm: Norm,
+    /// Norms that subtract the mean have no bias.
+    pub norms_without_bias: bool,
     /// A norm in front of attention and of the MLP.
     pub pre_norms: bool,
     /// A norm behind each, before it is added to the residual stream.
@@ -170,6 +172,7 @@ impl Decoder {
         rope_skip: None,
         tied: false,
         norm: Norm::Rms,
+        norms_without_bias: false,
         pre_norms: true,
         post_norms: false,
         parallel: false,
@@ -217,7 +220,13 @@ impl Decoder {
 
     /// A norm of this model.
     pub fn norm_of(&self, part: Part, source: &'static str) -> NormConfig {
-        NormConfig { part, source, kind: self.norm, bias: self.norm == Norm::Layer, eps: self.norm_eps }
+        NormConfig {
+            part,
+            source,
+            kind: self.norm,
+            bias: self.norm == Norm::Layer && !self.norms_without_bias,
+            eps: self.norm_eps,
+        }
     }
 
     /// The attention of a block.
@@ -315,7 +324,7 @@ impl Decoder {
             vocab: self.vocab,
             context: self.context,
             group: self.heads / self.kv_heads.max(1),
-            norm: NormConfig { bias: self.norm == Norm::Layer, ..self.norm_of(Part("output_norm"), "") },
+            norm: self.norm_of(Part("output_norm"), ""),
             embedding_scale: self.embedding_scale,
             positions: self.positions,
             per_layer: None,

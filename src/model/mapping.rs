@@ -85,6 +85,8 @@ pub enum Pick {
         /// Rows in the checkpoint.
         of: usize,
     },
+    /// Numbers that the checkpoint does not have, in single precision: each has these bits.
+    Filled(u32),
     /// Column `j` is the checkpoint's column `places[j]`.
     ColumnOrder(Arc<[usize]>),
 }
@@ -128,6 +130,13 @@ impl From<Pick> for TensorMapping {
     }
 }
 
+impl TensorMapping {
+    /// The same number everywhere.
+    pub fn filled(x: f32) -> TensorMapping {
+        Pick::Filled(x.to_bits()).into()
+    }
+}
+
 impl From<Change> for TensorMapping {
     fn from(change: Change) -> TensorMapping {
         TensorMapping { change, ..TensorMapping::AS_IS }
@@ -160,6 +169,7 @@ impl TensorSpec {
     pub fn check(&self, checkpoint: &Checkpoint) -> Result<()> {
         match self.mapping.pick {
             Pick::Stacked => (0..self.shape[0]).try_for_each(|i| checkpoint.check(&self.of(i), &self.shape[1..])),
+            Pick::Filled(_) => Ok(()),
             _ => checkpoint.check(&self.source, &self.stored()),
         }
     }
@@ -173,6 +183,7 @@ impl TensorSpec {
     pub fn sources(&self) -> Vec<String> {
         match self.mapping.pick {
             Pick::Stacked => (0..self.shape[0]).map(|i| self.of(i)).collect(),
+            Pick::Filled(_) => Vec::new(),
             _ => vec![self.source.clone()],
         }
     }
@@ -296,6 +307,7 @@ impl TensorSpec {
                 let read = checkpoint.read_rows(&self.source, &stored, rows)?;
                 Ok(read.chunks(columns).flat_map(|row| places.iter().map(|&place| row[place])).collect())
             }
+            &Pick::Filled(bits) => Ok(vec![f32::from_bits(bits); rows.len() * columns]),
             Pick::Stacked if self.shape.len() < 3 => {
                 self.by_matrix(rows, 1, |i, _| checkpoint.read(&self.of(i), &self.shape[1..]))
             }
@@ -331,7 +343,7 @@ impl TensorSpec {
             return stored.clone();
         }
         match &self.mapping.pick {
-            Pick::AsIs | Pick::ByHeads { .. } | Pick::ColumnOrder(_) | Pick::Stacked => shape.clone(),
+            Pick::AsIs | Pick::ByHeads { .. } | Pick::ColumnOrder(_) | Pick::Stacked | Pick::Filled(_) => shape.clone(),
             Pick::StackRows { of, .. } => vec![shape[0], *of, shape[2]],
             Pick::Rows { of, .. } => [&[*of], &shape[1..]].concat(),
             Pick::Columns { of, .. } => vec![shape[0], shape[2], *of],

@@ -283,6 +283,9 @@ pub mod portable {
                 let x = x.minimum(7.0)?;
                 &x * ((&x * -1.702)?.exp()? + 1.0)?.recip()?
             }
+            Activation::ReluSquared => x.relu()?.sqr(),
+            Activation::Softplus => x.maximum(0.0)? + (x.abs()?.neg()?.exp()? + 1.0)?.log()?,
+            Activation::Sigmoid => super::sigmoid(x),
         }
     }
 
@@ -376,7 +379,7 @@ mod tests {
         let gain = tensor(1, 32, 0.2).reshape(32).unwrap();
         close(&rms_norm(&x, &gain, 1e-5).unwrap(), &portable::rms_norm(&x, &gain, 1e-5).unwrap());
         let y = tensor(24, 32, 0.9);
-        for kind in [Activation::Silu, Activation::GeluTanh, Activation::Gelu, Activation::SiluBounded] {
+        for kind in Activation::ALL {
             close(&gated(kind, &x, &y).unwrap(), &portable::gated(kind, &x, &y).unwrap());
             close(&activate(kind, &x).unwrap(), &portable::activate(kind, &x).unwrap());
         }

@@ -16,9 +16,26 @@ pub enum Activation {
     Gelu,
     /// `x·σ(1.702·x)` of x up to 7, what it gates being kept within ±7 and then raised by one (gpt-oss).
     SiluBounded,
+    /// `max(x, 0)²` (So et al. 2021).
+    ReluSquared,
+    /// `ln(1 + exp(x))`.
+    Softplus,
+    /// `1 / (1 + exp(−x))`.
+    Sigmoid,
 }
 
 impl Activation {
+    /// All of them.
+    pub const ALL: [Activation; 7] = [
+        Activation::Silu,
+        Activation::GeluTanh,
+        Activation::Gelu,
+        Activation::SiluBounded,
+        Activation::ReluSquared,
+        Activation::Softplus,
+        Activation::Sigmoid,
+    ];
+
     #[inline(always)]
     pub(crate) fn of(self, x: F) -> F {
         match self {
@@ -30,6 +47,12 @@ impl Activation {
                 let x = x.less(F::splat(7.0), x, F::splat(7.0));
                 x.zip(exp(F::splat(-1.702) * x), |x, e| x / (1.0 + e))
             }
+            Activation::ReluSquared => {
+                let x = x.less(F::ZERO, F::ZERO, x);
+                x * x
+            }
+            Activation::Softplus => x.map(|x| if x > 20.0 { x } else { x.exp().ln_1p() }),
+            Activation::Sigmoid => gate(F::splat(1.0), x),
         }
     }
 

@@ -11,6 +11,7 @@ use crate::model::states::MixerState;
 use crate::model::mixer::Place;
 use candle_core::{Device, Tensor};
 use llmq_kernels::attention::{Scores, Shape};
+use llmq_kernels::elementwise::Activation;
 use std::ops::Range;
 
 impl Part {
@@ -51,6 +52,8 @@ pub struct Attention {
     pub o_bias: bool,
     /// Norms of queries and keys.
     pub head_norms: HeadNorms,
+    /// Queries and keys are turned before they go through their norms, not after.
+    pub norms_behind_rope: bool,
     /// The ε of norms of heads.
     pub eps: f32,
     /// Values go through an RMS norm without a gain, each head by itself.
@@ -88,6 +91,8 @@ pub enum HeadNorms {
     Centred,
     /// All heads as one vector.
     Whole,
+    /// Each head by itself, without a gain.
+    Bare,
 }
 
 /// Scores are multiplied by `1 + β·ln(1 + ⌊position / original⌋)`, as in Llama 4.
@@ -106,6 +111,10 @@ pub enum Gate {
     None,
     /// The sigmoid of numbers that come with the queries: `[heads, 2, head_dim]` rows.
     WithQueries,
+    /// A function of what a layer of its own gives, for each number of the heads.
+    Each(Activation),
+    /// The same, for each head.
+    PerHead(Activation),
 }
 
 /// Where keys and values come from.
@@ -133,6 +142,7 @@ impl Attention {
             qkv_bias: false,
             o_bias: false,
             head_norms: HeadNorms::None,
+            norms_behind_rope: false,
             eps: 1e-6,
             value_norm: false,
             gate: Gate::None,
@@ -162,6 +172,11 @@ impl Attention {
         if self.head_norms == HeadNorms::None {
             return Ok(x.clone());
         }
+        if self.head_norms == HeadNorms::Bare {
+            let rows = x.reshape(((), self.head_dim))?;
+            let ones = rows.get(0)?.ones_like()?;
+            return Ok(ops::norm(Norm::Rms, &rows, &ones, None, self.eps)?.reshape(x.shape())?);
+        }
         let gain = layers.weight(part);
         // One gain for every row, and then one for each head.
         let centred = self.head_norms == HeadNorms::Centred;
@@ -170,6 +185,14 @@ impl Attention {
         let kind = if centred { Norm::Layer } else { Norm::Rms };
         let y = ops::norm(kind, &rows, &shared, None, self.eps)?.reshape(x.shape())?;
         Ok(if centred { y.broadcast_mul(&gain.flatten_all()?)? } else { y })
+    }
+
+    /// Queries or keys, normed and turned.
+    fn placed(&self, layers: &Layers, norm: Part, x: Tensor, at: &At) -> Result<Tensor> {
+        match self.norms_behind_rope {
+            false => self.turned(layers, self.head_norm(layers, norm, &x)?, at),
+            true => self.head_norm(layers, norm, &self.turned(layers, x, at)?),
+        }
     }
 
     fn turned(&self, layers: &Layers, x: Tensor, at: &At) -> Result<Tensor> {
@@ -200,8 +223,7 @@ impl Attention {
             }
             false => v,
         };
-        let k = self.head_norm(layers, Part::K_NORM, &k)?;
-        Ok((self.turned(layers, k, at)?, v))
+        Ok((self.placed(layers, Part::K_NORM, k, at)?, v))
     }
 
     /// Queries, keys and values as their layers give them; a query's gate comes with it.
@@ -221,13 +243,13 @@ impl Attention {
 impl Mix for Attention {
     fn tensors(&self, hidden: usize) -> Vec<BlockTensor> {
         let ((q, kv), d, input) = (self.rows(), self.head_dim, Reads::Site(Place::Input));
-        let plain = self.gate == Gate::None;
+        let doubled = self.gate == Gate::WithQueries;
         let layer = |part, source, rows: usize| BlockTensor::linear(part, source, &[rows, hidden], input).bias(self.qkv_bias);
         let mut tensors = Vec::new();
         if self.fused_qkv {
             tensors.push(layer(Part::QKV, "self_attn.qkv_proj", q + 2 * kv));
         } else {
-            tensors.push(layer(Part::Q, "self_attn.q_proj", if plain { q } else { 2 * q }).order(self.order));
+            tensors.push(layer(Part::Q, "self_attn.q_proj", if doubled { 2 * q } else { q }).order(self.order));
         }
         if !self.fused_qkv && !self.is_shared() {
             tensors.push(layer(Part::K, "self_attn.k_proj", kv).order(self.order));
@@ -236,7 +258,7 @@ impl Mix for Attention {
             }
         }
         let shapes: Option<[Vec<usize>; 2]> = match self.head_norms {
-            HeadNorms::None => None,
+            HeadNorms::None | HeadNorms::Bare => None,
             HeadNorms::PerHead => Some([vec![d], vec![d]]),
             HeadNorms::Centred => Some([vec![self.heads, d], vec![self.kv_heads, d]]),
             HeadNorms::Whole => Some([vec![q], vec![kv]]),
@@ -247,6 +269,14 @@ impl Mix for Attention {
                 tensors.push(BlockTensor::new(Part::K_NORM, "self_attn.k_norm", &of_keys));
             }
         }
+        let of_gate = match self.gate {
+            Gate::None | Gate::WithQueries => None,
+            Gate::Each(_) => Some(q),
+            Gate::PerHead(_) => Some(self.heads),
+        };
+        tensors.extend(of_gate.map(|rows| {
+            BlockTensor::linear(Part::ATTN_GATE, "self_attn.gate_proj", &[rows, hidden], input)
+        }));
         if self.sinks {
             tensors.push(BlockTensor::new(Part::SINKS, "self_attn.sinks", &[self.heads]).bare("weight"));
         }
@@ -279,7 +309,7 @@ impl Mix for Attention {
             let part = |first: usize| both.narrow(2, first, d)?.contiguous()?.reshape(((), rows));
             (q, gate) = (part(0)?, Some(part(d)?));
         }
-        let q = self.turned(layers, self.head_norm(layers, Part::Q_NORM, &q)?, at)?;
+        let q = self.placed(layers, Part::Q_NORM, q, at)?;
         let scores = Scores {
             scale: self.scale,
             cap: self.cap,
@@ -295,10 +325,18 @@ impl Mix for Attention {
         let shape =
             Shape { positions: positions.len(), past: positions.start, heads: self.heads, kv_heads: self.kv_heads, d };
         let y = ops::attention(&q, &k, &v, shape, &scores)?;
-        match gate {
-            Some(gate) => Ok((y * ops::sigmoid(&gate)?)?),
-            None => Ok(y),
-        }
+        Ok(match self.gate {
+            Gate::None => y,
+            Gate::WithQueries => match gate {
+                Some(gate) => (y * ops::sigmoid(&gate)?)?,
+                None => y,
+            },
+            Gate::Each(activation) => (y * ops::activate(activation, &layers.linear(Part::ATTN_GATE, x)?)?)?,
+            Gate::PerHead(activation) => {
+                let gate = ops::activate(activation, &layers.linear(Part::ATTN_GATE, x)?)?.unsqueeze(2)?;
+                y.reshape(((), self.heads, d))?.broadcast_mul(&gate)?.reshape(y.shape())?
+            }
+        })
     }
 
     fn absorber(&self) -> Option<Absorber> {
