@@ -134,6 +134,7 @@ pub fn check_activation(config: &Config, keys: &[&str], wanted: Activation, usua
             "silu" | "swish" => Some(Activation::Silu),
             "gelu_pytorch_tanh" | "gelu_new" | "gelu_fast" => Some(Activation::GeluTanh),
             "gelu" => Some(Activation::Gelu),
+            "relu2" => Some(Activation::ReluSquared),
             _ => None,
         };
         if known != Some(wanted) {

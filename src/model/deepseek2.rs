@@ -8,7 +8,10 @@ use super::mixer::experts::Experts;
 use super::mixer::mlp::Mlp;
 use super::mixer::routing::Scoring;
 use super::rope::{Rope, Scaling, Yarn};
-use super::{Architecture, BlockConfig, BlockTensor, Decoder, Kind, Model, Part, QueryRows, TensorMapping, config};
+use super::{
+    Architecture, BlockConfig, BlockTensor, Decoder, ExtraBlocks, Kind, Model, Part, QueryRows, TensorMapping, config,
+    nextn,
+};
 use crate::error::Result;
 use crate::source::config::Config;
 use crate::source::value::Value;
@@ -24,6 +27,51 @@ const LITE: [usize; 2] = [26, 27];
 fn stretched(scale: f32, factor: f64, all: f64) -> f32 {
     let grown = if factor > 1.0 { 0.1 * all * factor.ln() + 1.0 } else { 1.0 };
     scale * (grown * grown) as f32
+}
+
+/// GLM-4.7-Flash: the same, always with sigmoids, and with a layer that predicts several tokens.
+pub struct Glm4MoeLite;
+
+impl Architecture for Glm4MoeLite {
+    fn gguf(&self) -> &'static str {
+        "deepseek2"
+    }
+
+    fn model_types(&self) -> &'static [&'static str] {
+        &["glm4_moe_lite"]
+    }
+
+    fn examples(&self) -> &'static str {
+        "GLM-4.7-Flash 30B-A3B"
+    }
+
+    fn query_rows(&self) -> QueryRows {
+        QueryRows::Neighbours
+    }
+
+    fn sample(&'static self) -> Model {
+        DeepSeek2.sample()
+    }
+
+    fn read(&'static self, config: &Config) -> Result<Model> {
+        Ok(read(self, config)?.build(self))
+    }
+
+    fn read_gguf(&'static self, keys: &Keys, model: Decoder) -> Result<Model> {
+        DeepSeek2.read_gguf(keys, model)
+    }
+
+    fn source(&self, tensor: &BlockTensor) -> &'static str {
+        DeepSeek2.source(tensor)
+    }
+
+    fn mapping(&self, block: &BlockConfig, tensor: &BlockTensor, kind: Kind) -> TensorMapping {
+        DeepSeek2.mapping(block, tensor, kind)
+    }
+
+    fn extra_blocks(&self, model: &Model, has: &dyn Fn(&str) -> bool) -> Option<ExtraBlocks> {
+        nextn::numbered(model, model.blocks.last()?, has)
+    }
 }
 
 impl Architecture for DeepSeek2 {
@@ -50,74 +98,7 @@ impl Architecture for DeepSeek2 {
     }
 
     fn read(&'static self, config: &Config) -> Result<Model> {
-        let latent = Latent {
-            query: config.maybe_size("q_lora_rank")?,
-            latent: config.size("kv_lora_rank")?,
-            turned: config.size("qk_rope_head_dim")?,
-            value: config.size("v_head_dim")?,
-        };
-        let mut model = config::read(self, config, false)?;
-        config::check_activation(config, &["hidden_act"], model.activation, "silu")?;
-        if latent.query.is_none() && !LITE.contains(&model.blocks) {
-            return Err(config::refused(config, "no q_lora_rank is only supported for models of 26 or 27 blocks"));
-        }
-        if config.flag("attention_bias")? {
-            return Err(config::refused(config, "attention_bias is not supported"));
-        }
-        if config.maybe_size("moe_layer_freq")?.is_some_and(|every| every != 1) {
-            return Err(config::refused(config, "moe_layer_freq other than 1 is not supported"));
-        }
-        model.head_dim = config.size("qk_nope_head_dim")? + latent.turned;
-        if latent.value > model.head_dim {
-            return Err(config::refused(config, "values that are wider than keys are not supported"));
-        }
-        model.explicit_head_dim = false;
-        model.kv_heads = model.heads;
-        let mut rope = Rope::read(config, latent.turned)?;
-        let mut scale = 1.0 / (model.head_dim as f32).sqrt();
-        if let Scaling::Yarn(yarn) = &mut rope.scaling {
-            let scaling = config.object("rope_parameters")?;
-            let scaling = scaling.map_or_else(|| config.object("rope_scaling"), |s| Ok(Some(s)))?;
-            let of = |key: &str| scaling.as_ref().map(|s| s.maybe_positive(key)).transpose().map(Option::flatten);
-            if let Some(all) = of("mscale_all_dim")? {
-                if of("mscale")?.is_some_and(|own| own != all) {
-                    return Err(config::refused(config, "mscale other than mscale_all_dim is not supported"));
-                }
-                scale = stretched(scale, yarn.factor, all);
-                model.yarn_growth = Some(all as f32);
-            }
-            yarn.magnitude = Some(1.0);
-        }
-        model.rope = Some(rope);
-        model.attention_scale = Some(scale);
-        model.latent = Some(latent);
-        let sigmoid = config.string("model_type")? == "deepseek_v3";
-        let of_shared = config.maybe_size("n_shared_experts")?.unwrap_or(0);
-        model.experts = None;
-        if let Some(count) = config.maybe_size("n_routed_experts")? {
-            let ffn = config.size("moe_intermediate_size")?;
-            let groups = config.maybe_size("n_group")?.zip(config.maybe_size("topk_group")?).filter(|(n, _)| *n > 1);
-            let groups = groups.filter(|_| {
-                sigmoid || matches!(config.maybe_string("topk_method"), Ok(Some(method)) if method == "group_limited_greedy")
-            });
-            if groups.is_some_and(|(n, _)| !count.is_multiple_of(n)) {
-                return Err(config.unsupported(&format!("{count} experts do not divide into n_group groups")));
-            }
-            let dense = config.get("first_k_dense_replace").and_then(serde_json::Value::as_u64).unwrap_or(0);
-            model.dense = dense as usize;
-            model.experts = Some(Experts {
-                scoring: if sigmoid { Scoring::Sigmoid } else { Scoring::Softmax },
-                // The code that came with V2 never norms.
-                normed: sigmoid && config.flag("norm_topk_prob")?,
-                scale: config.maybe_positive("routed_scaling_factor")?.unwrap_or(1.0) as f32,
-                selection_bias: sigmoid,
-                groups,
-                shared: shared(of_shared * ffn),
-                ..Experts::plain(count, config.size("num_experts_per_tok")?, ffn)
-            });
-        }
-        put_keys(&mut model);
-        Ok(model.build(self))
+        Ok(read(self, config)?.build(self))
     }
 
     fn read_gguf(&'static self, keys: &Keys, mut model: Decoder) -> Result<Model> {
@@ -185,6 +166,78 @@ impl Architecture for DeepSeek2 {
             _ => TensorMapping::AS_IS,
         }
     }
+}
+
+fn read(architecture: &'static dyn Architecture, config: &Config) -> Result<Decoder> {
+    let latent = Latent {
+        query: config.maybe_size("q_lora_rank")?,
+        latent: config.size("kv_lora_rank")?,
+        turned: config.size("qk_rope_head_dim")?,
+        value: config.size("v_head_dim")?,
+    };
+    let mut model = config::read(architecture, config, false)?;
+    config::check_activation(config, &["hidden_act"], model.activation, "silu")?;
+    if latent.query.is_none() && !LITE.contains(&model.blocks) {
+        return Err(config::refused(config, "no q_lora_rank is only supported for models of 26 or 27 blocks"));
+    }
+    if config.flag("attention_bias")? {
+        return Err(config::refused(config, "attention_bias is not supported"));
+    }
+    if config.maybe_size("moe_layer_freq")?.is_some_and(|every| every != 1) {
+        return Err(config::refused(config, "moe_layer_freq other than 1 is not supported"));
+    }
+    model.head_dim = config.size("qk_nope_head_dim")? + latent.turned;
+    if latent.value > model.head_dim {
+        return Err(config::refused(config, "values that are wider than keys are not supported"));
+    }
+    model.explicit_head_dim = false;
+    model.kv_heads = model.heads;
+    let mut rope = Rope::read(config, latent.turned)?;
+    let mut scale = 1.0 / (model.head_dim as f32).sqrt();
+    if let Scaling::Yarn(yarn) = &mut rope.scaling {
+        let scaling = config.object("rope_parameters")?;
+        let scaling = scaling.map_or_else(|| config.object("rope_scaling"), |s| Ok(Some(s)))?;
+        let of = |key: &str| scaling.as_ref().map(|s| s.maybe_positive(key)).transpose().map(Option::flatten);
+        if let Some(all) = of("mscale_all_dim")? {
+            if of("mscale")?.is_some_and(|own| own != all) {
+                return Err(config::refused(config, "mscale other than mscale_all_dim is not supported"));
+            }
+            scale = stretched(scale, yarn.factor, all);
+            model.yarn_growth = Some(all as f32);
+        }
+        yarn.magnitude = Some(1.0);
+    }
+    model.rope = Some(rope);
+    model.attention_scale = Some(scale);
+    model.latent = Some(latent);
+    let sigmoid = config.string("model_type")? != "deepseek_v2";
+    let of_shared = config.maybe_size("n_shared_experts")?.unwrap_or(0);
+    model.experts = None;
+    if let Some(count) = config.maybe_size("n_routed_experts")? {
+        let ffn = config.size("moe_intermediate_size")?;
+        let groups = config.maybe_size("n_group")?.zip(config.maybe_size("topk_group")?).filter(|(n, _)| *n > 1);
+        let groups = groups.filter(|_| {
+            sigmoid
+                || matches!(config.maybe_string("topk_method"), Ok(Some(method)) if method == "group_limited_greedy")
+        });
+        if groups.is_some_and(|(n, _)| !count.is_multiple_of(n)) {
+            return Err(config.unsupported(&format!("{count} experts do not divide into n_group groups")));
+        }
+        let dense = config.get("first_k_dense_replace").and_then(serde_json::Value::as_u64).unwrap_or(0);
+        model.dense = dense as usize;
+        model.experts = Some(Experts {
+            scoring: if sigmoid { Scoring::Sigmoid } else { Scoring::Softmax },
+            // The code that came with V2 never norms.
+            normed: sigmoid && config.flag("norm_topk_prob")?,
+            scale: config.maybe_positive("routed_scaling_factor")?.unwrap_or(1.0) as f32,
+            selection_bias: sigmoid,
+            groups,
+            shared: shared(of_shared * ffn),
+            ..Experts::plain(count, config.size("num_experts_per_tok")?, ffn)
+        });
+    }
+    put_keys(&mut model);
+    Ok(model)
 }
 
 /// The experts that every token goes to, as one MLP; none of no width.

@@ -191,6 +191,11 @@ impl Keys<'_> {
         self.file.tensor(tensor).is_some()
     }
 
+    /// Rows of a matrix, if the file has it.
+    pub fn rows(&self, tensor: &str) -> Option<usize> {
+        self.file.tensor(tensor)?.dims.get(1).map(|&n| n as usize)
+    }
+
     /// An error about this file.
     pub fn wrong(&self, what: &str) -> Error {
         Error::new(format!("{}: {what}", self.file.path.display()))
@@ -286,7 +291,7 @@ pub fn read(file: &Gguf, vector: impl Fn(&str) -> Result<Option<Vec<f32>>>) -> R
 
 /// Architectures whose rotary embedding may turn a part of each head.
 fn may_be_partial(name: &str) -> bool {
-    ["phi3", "glm4", "stablelm", "gptneox", "deepseek2"].contains(&name)
+    ["phi3", "glm4", "stablelm", "gptneox", "deepseek2", "glm4moe"].contains(&name)
 }
 
 fn scaling(

@@ -224,7 +224,7 @@ impl TensorSpec {
                     numbers.drain(..(rows.start - first * each) * columns);
                     Ok(numbers)
                 } else {
-                    let rows = if self.shape.len() < 2 { 0..self.shape[0] } else { rows };
+                    let rows = if self.shape.len() < 2 { 0..stored[0] } else { rows };
                     checkpoint.read_rows(&self.source, &stored, rows)
                 }
             }

@@ -4,30 +4,41 @@
 //! their names in the checkpoint and in GGUF. There is one forward pass for each [`mixer`], not one for each family. To add an
 //! architecture, write one file and add it to [`ARCHITECTURES`]; to add a mixer, write one and add it to the list in [`mixer`].
 
+mod afmoe;
+mod arcee;
 pub mod block;
 pub mod checkpoint;
 mod config;
 pub mod decoder;
 mod deepseek2;
 pub mod embedding;
+mod ernie4_5;
+mod exaone4;
 pub mod frame;
 mod gemma;
 mod gemma4;
 pub mod gguf_keys;
 mod glm4;
+mod glm4_moe;
 mod gpt2;
 mod gpt_neox;
 mod gpt_oss;
 mod granite;
 pub mod half;
+mod hunyuan;
+mod laguna;
+mod lfm2;
 mod llama;
 pub mod lm_head;
 pub mod mapping;
 pub mod matrix;
 mod mistral3;
 pub mod mixer;
+mod mixture;
+mod muse_glimmer;
 mod nextn;
 mod olmo2;
+mod olmoe;
 pub mod ops;
 pub mod orthogonal;
 pub mod part;
@@ -39,6 +50,7 @@ mod qwen_moe;
 mod qwen_vl;
 pub mod rope;
 pub mod rotation;
+mod seed_oss;
 mod smollm3;
 mod stablelm;
 mod starcoder2;
@@ -84,6 +96,24 @@ pub static ARCHITECTURES: &[&dyn Architecture] = &[
     &gpt_neox::GptNeoX,
     &gpt_oss::GptOss,
     &deepseek2::DeepSeek2,
+    &deepseek2::Glm4MoeLite,
+    &granite::GraniteMoe,
+    &granite::GraniteShared,
+    &olmoe::Olmoe,
+    &seed_oss::SeedOss,
+    &ernie4_5::Ernie45,
+    &ernie4_5::Ernie45Moe,
+    &hunyuan::HunyuanDense,
+    &hunyuan::HunyuanMoe,
+    &arcee::Arcee,
+    &qwen_vl::Qwen3VlMoe,
+    &muse_glimmer::MuseGlimmer,
+    &lfm2::Lfm2,
+    &lfm2::Lfm2Moe,
+    &glm4_moe::Glm4Moe,
+    &laguna::Laguna,
+    &afmoe::AfMoe,
+    &exaone4::Exaone4,
 ];
 
 /// A family of checkpoints.
@@ -233,6 +263,8 @@ pub struct Model {
     pub norm: NormConfig,
     /// By what embedded tokens are multiplied.
     pub embedding_scale: f32,
+    /// Embedded tokens go through an RMS norm without a gain; its ε.
+    pub embedding_norm: Option<f32>,
     /// Positions have embeddings of their own, which are learned.
     pub positions: bool,
     /// Tokens have an embedding for each block, too.

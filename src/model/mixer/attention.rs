@@ -52,6 +52,8 @@ pub struct Attention {
     pub o_bias: bool,
     /// Norms of queries and keys.
     pub head_norms: HeadNorms,
+    /// What the gain of queries is, where checkpoints have none and GGUF has one.
+    pub made_up_gain: Option<f32>,
     /// Queries and keys are turned before they go through their norms, not after.
     pub norms_behind_rope: bool,
     /// The ε of norms of heads.
@@ -142,6 +144,7 @@ impl Attention {
             qkv_bias: false,
             o_bias: false,
             head_norms: HeadNorms::None,
+            made_up_gain: None,
             norms_behind_rope: false,
             eps: 1e-6,
             value_norm: false,

@@ -169,4 +169,4 @@ macro_rules! mixers {
 }
 
 mixers!(attention Attention, latent_attention LatentAttention, gated_delta_net GatedDeltaNet, mlp Mlp, experts Experts,
-    per_layer_gate PerLayerGate);
+    per_layer_gate PerLayerGate, short_conv ShortConv);
