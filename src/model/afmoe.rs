@@ -6,6 +6,7 @@ use super::mixer::Mixer;
 use super::mixer::attention::{Gate, HeadNorms};
 use super::mixer::experts::Experts;
 use super::mixer::routing::Scoring;
+use super::rope::Rope;
 use super::{Architecture, BlockTensor, Decoder, Model, Part, config, mixture};
 use crate::error::Result;
 use crate::source::config::Config;
@@ -96,10 +97,14 @@ impl Architecture for AfMoe {
             model.size_key("attention.sliding_window", tokens);
         }
         model.key(PATTERN, Value::Array(Array::Bool(local.clone())));
+        config::put_local_base(config, &mut model)?;
         Ok(build(model, tokens, local, self))
     }
 
     fn read_gguf(&'static self, keys: &Keys, mut model: Decoder) -> Result<Model> {
+        let base = keys.maybe_number("rope.freq_base_swa")?;
+        let local = |rope: &Rope| Some(Rope { base: base?, ..rope.clone() });
+        model.local_rope = model.rope.as_ref().and_then(local);
         mixture::read_gguf(keys, &mut model, Experts { scoring: Scoring::Sigmoid, ..Experts::plain(0, 0, 0) })?;
         let marks = keys.marks(PATTERN)?;
         let local = marks.unwrap_or_else(|| (0..model.blocks).map(|i| !(i + 1).is_multiple_of(4)).collect());

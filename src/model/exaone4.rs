@@ -3,6 +3,7 @@
 use super::decoder::{Window, WindowBlocks};
 use super::gguf_keys::Keys;
 use super::mixer::attention::HeadNorms;
+use super::rope::Rope;
 use super::{Architecture, BlockTensor, Decoder, Model, Part, config};
 use crate::error::Result;
 use crate::source::config::Config;
@@ -67,11 +68,15 @@ impl Architecture for Exaone4 {
             None => (0..model.blocks).map(|i| !(i + 1).is_multiple_of(4)).collect(),
         };
         model.size_key("attention.sliding_window", tokens);
+        config::put_local_base(config, &mut model)?;
         model.key(PATTERN, Value::Array(Array::Bool(local.clone())));
         Ok(build(model, Some(Window { tokens, blocks: WindowBlocks::Marked(local) }), self))
     }
 
-    fn read_gguf(&'static self, keys: &Keys, model: Decoder) -> Result<Model> {
+    fn read_gguf(&'static self, keys: &Keys, mut model: Decoder) -> Result<Model> {
+        let base = keys.maybe_number("rope.freq_base_swa")?;
+        let local = |rope: &Rope| Some(Rope { base: base?, ..rope.clone() });
+        model.local_rope = model.rope.as_ref().and_then(local);
         let tokens = keys.maybe_size("attention.sliding_window")?.filter(|_| model.blocks == LARGE);
         let marks = keys.marks(PATTERN)?;
         let blocks = marks.map_or(WindowBlocks::ButEvery(4), WindowBlocks::Marked);

@@ -5,6 +5,7 @@ use super::gguf_keys::Keys;
 use super::mapping::{Change, TensorMapping};
 use super::mixer::Mixer;
 use super::mixer::attention::{Gate, HeadNorms};
+use super::rope::Rope;
 use super::{Architecture, BlockConfig, BlockTensor, Decoder, Kind, Model, Part, QueryRows, config};
 use crate::error::Result;
 use crate::source::config::Config;
@@ -90,12 +91,16 @@ impl Architecture for MuseGlimmer {
             model.key("final_logit_softcapping", Value::F32(cap));
         }
         model.size_key("attention.sliding_window", tokens);
+        config::put_local_base(config, &mut model)?;
         model.key(PATTERN, Value::Array(Array::Bool(local.clone())));
         let queries = config.maybe_positive("qk_scale_factor")?.unwrap_or(QUERIES) as f32;
         Ok(build(model, tokens, local, queries, self))
     }
 
     fn read_gguf(&'static self, keys: &Keys, mut model: Decoder) -> Result<Model> {
+        let base = keys.maybe_number("rope.freq_base_swa")?;
+        let local = |rope: &Rope| Some(Rope { base: base?, ..rope.clone() });
+        model.local_rope = model.rope.as_ref().and_then(local);
         model.logit_scale = keys.number("logit_scale")? as f32;
         model.logit_cap = keys.maybe_number("final_logit_softcapping")?.map(|x| x as f32);
         let marks = keys.marks(PATTERN)?;

@@ -17,12 +17,6 @@ const PERIOD: usize = 4;
 
 const PATTERN: &str = "attention.sliding_window_pattern";
 
-/// Nothing is stretched in blocks with a window.
-fn windowed(model: &mut Decoder, tokens: usize, blocks: WindowBlocks) {
-    model.window = Some(Window { tokens, blocks });
-    model.local_rope = model.rope.as_ref().map(|rope| Rope::plain(rope.base, rope.rotary));
-}
-
 impl Architecture for Olmo2 {
     fn gguf(&self) -> &'static str {
         "olmo2"
@@ -61,7 +55,11 @@ impl Architecture for Olmo2 {
             };
             model.size_key("attention.sliding_window", tokens);
             model.key(PATTERN, Value::Array(Array::Bool(local.clone())));
-            windowed(&mut model, tokens, WindowBlocks::Marked(local));
+            model.window = Some(Window { tokens, blocks: WindowBlocks::Marked(local) });
+            if model.local_rope.is_none() {
+                model.local_rope = model.rope.as_ref().map(|rope| Rope::plain(rope.base, rope.rotary));
+            }
+            config::put_local_base(config, &mut model)?;
         }
         Ok(model.build(self))
     }
@@ -69,7 +67,10 @@ impl Architecture for Olmo2 {
     fn read_gguf(&'static self, keys: &Keys, mut decoder: Decoder) -> Result<Model> {
         if let Some(tokens) = keys.maybe_size("attention.sliding_window")? {
             let blocks = keys.marks(PATTERN)?.map_or(WindowBlocks::ButEvery(PERIOD), WindowBlocks::Marked);
-            windowed(&mut decoder, tokens, blocks);
+            decoder.window = Some(Window { tokens, blocks });
+            // Nothing is stretched there.
+            let base = keys.maybe_number("rope.freq_base_swa")?;
+            decoder.local_rope = decoder.rope.as_ref().map(|rope| Rope::plain(base.unwrap_or(rope.base), rope.rotary));
         }
         Ok(decoder.build(self))
     }
