@@ -1,6 +1,7 @@
 //! `config.json`, read with errors that name the key.
 
-use crate::error::{Context, Error, Result};
+use super::{folder, json, mistral};
+use crate::error::{Error, Result};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
@@ -14,17 +15,32 @@ pub struct Config {
 }
 
 impl Config {
-    /// Reads a file.
+    /// Reads a file. Of a folder in Mistral's own layout, `config.json` is what its `params.json` amounts to.
     ///
     /// # Errors
-    /// A missing file, or one that is no JSON object.
+    /// A missing file, or one that is no JSON object; parameters of Mistral's that are not supported.
     pub fn open(path: &Path) -> Result<Config> {
-        let text = std::fs::read_to_string(path).context(|| format!("cannot read {}", path.display()))?;
-        let json: Value = serde_json::from_str(&text).context(|| format!("{} is not valid JSON", path.display()))?;
+        let folder = path.parent().unwrap_or(Path::new(""));
+        if path.file_name().is_some_and(|name| name == "config.json") {
+            if mistral::is_native(folder) {
+                return mistral::config(folder);
+            }
+            if let Some(other) = Some(folder).filter(|_| !path.exists()).and_then(folder::recognized) {
+                return Err(other);
+            }
+        }
+        Config::of(path.into(), json::read(path)?)
+    }
+
+    /// What stands in a file.
+    ///
+    /// # Errors
+    /// No object.
+    pub(super) fn of(path: PathBuf, json: Value) -> Result<Config> {
         if !json.is_object() {
             return Err(Error::new(format!("{} is not a JSON object", path.display())));
         }
-        Ok(Config { path: path.into(), within: String::new(), json })
+        Ok(Config { path, within: String::new(), json })
     }
 
     /// The file.
@@ -98,7 +114,7 @@ impl Config {
     pub fn maybe_positive(&self, key: &str) -> Result<Option<f64>> {
         match self.get(key) {
             None => Ok(None),
-            Some(v) => match v.as_f64() {
+            Some(v) => match json::number(v) {
                 Some(x) if x.is_finite() && x > 0.0 => Ok(Some(x)),
                 _ => Err(self.wrong(key, v, "a number above zero")),
             },
@@ -151,7 +167,7 @@ impl Config {
     /// Missing, or something else.
     pub fn numbers(&self, key: &str, count: usize) -> Result<Vec<f32>> {
         let found = self.get(key).ok_or_else(|| self.missing(key))?;
-        let list = found.as_array().map(|list| list.iter().filter_map(Value::as_f64).map(|x| x as f32).collect());
+        let list = found.as_array().map(|list| list.iter().filter_map(json::number).map(|x| x as f32).collect());
         match list {
             Some(list) if Vec::len(&list) == count && list.iter().all(|x: &f32| x.is_finite()) => Ok(list),
             _ => Err(self.wrong(key, found, &format!("a list of {count} numbers"))),

@@ -14,8 +14,8 @@ use memmap2::Mmap;
 use self::parser::{Parser, damaged, shown};
 use self::split::Split;
 pub use self::split::{SPLIT_COUNT, SPLIT_NO, SPLIT_TENSORS, keys as split_keys, shard_name};
-use super::pages;
 use super::value::{Metadata, Value, get};
+use super::{lfs, pages};
 use crate::error::{Context, Error, Result};
 
 /// The first four bytes of every GGUF file.
@@ -207,9 +207,21 @@ fn open_one(path: &Path, layout: &dyn Fn(u32) -> Option<TypeLayout>) -> Result<(
     // SAFETY: the map is read-only and every byte pattern is a valid u8. Another program could still shorten or
     // rewrite the file meanwhile; that is outside what any reader of mapped files can prevent.
     let map = unsafe { Mmap::map(&file) }.context(what)?;
-    let parsed = parse(&map, layout).context(|| format!("cannot read {} as GGUF", path.display()))?;
+    lfs::refuse_pointer(path, &map)?;
+    let parsed = parse(&map, layout).map_err(|cause| match of_checkpoint(path).filter(|_| !map.starts_with(&MAGIC)) {
+        Some(folder) => cause.hint(format!("of a checkpoint, give the folder that it is in: {}", folder.display())),
+        None => cause,
+    });
+    let parsed = parsed.context(|| format!("cannot read {} as GGUF", path.display()))?;
     let shard = Shard { path: path.to_owned(), map, data_start: parsed.data_start };
     Ok((parsed, shard))
+}
+
+/// The folder of a file that is part of a checkpoint by its name.
+fn of_checkpoint(path: &Path) -> Option<&Path> {
+    let ending = path.extension()?.to_str()?.to_lowercase();
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    ["safetensors", "bin", "pt", "pth", "json"].contains(&ending.as_str()).then_some(folder)
 }
 
 /// What tensor data is aligned to by a file with this metadata, in bytes.
