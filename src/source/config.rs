@@ -188,3 +188,34 @@ impl Config {
         Error::new(format!("{}: '{}{key}' is {found}, not {wanted}", self.path.display(), self.within))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pythons_infinity_is_a_number_that_most_keys_cannot_be() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config.json");
+        let open = |text: &str| {
+            std::fs::write(&path, text).unwrap();
+            Config::open(&path)
+        };
+        let config = open(r#"{"hidden_size": 8, "limit": [0.0, Infinity], "eps": NaN, "sizes": [1, 2]}"#).unwrap();
+        assert_eq!((config.size("hidden_size").unwrap(), config.numbers("sizes", 2).unwrap()), (8, vec![1.0, 2.0]));
+        let message = config.numbers("limit", 2).unwrap_err().to_string();
+        assert!(message.contains("'limit'") && message.contains("Infinity"), "{message}");
+        assert!(config.positive("eps").unwrap_err().to_string().contains("'eps'"));
+        assert!(open("[]").unwrap_err().to_string().contains("not a JSON object"));
+    }
+
+    #[test]
+    fn a_folder_without_a_configuration_says_what_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("adapter_config.json"), "{}").unwrap();
+        let open = || Config::open(&folder.path().join("config.json"));
+        assert!(open().unwrap_err().to_string().contains("adapter"));
+        std::fs::write(folder.path().join("config.json"), "{}").unwrap();
+        assert!(open().is_ok());
+    }
+}

@@ -421,6 +421,17 @@ mod tests {
         assert!(errors(b"GGUF\x01\0\0\0").contains("version 1"));
         assert!(errors(b"GGUF\x04\0\0\0").contains("version 4"));
         assert!(errors(b"GGUF\0\0\0\x03").contains("big-endian"));
+        // A file of a checkpoint belongs to a folder, and any other may be the wrong one.
+        let folder = tempfile::tempdir().unwrap();
+        let hint = |name: &str, bytes: &[u8]| {
+            let path = folder.path().join(name);
+            fs::write(&path, bytes).unwrap();
+            Gguf::open(&path, layout).unwrap_err().hint_text().unwrap().to_owned()
+        };
+        let own = folder.path().display().to_string();
+        assert!(hint("model.safetensors", b"{}").contains(&format!("give the folder that it is in: {own}")));
+        assert!(hint("a.gguf", b"{}").contains("a .gguf file"));
+        assert!(!hint("a.bin", b"GGUF\x01\0\0\0").contains("folder"));
     }
 
     #[test]

@@ -26,6 +26,9 @@ pub fn refuse_pointer(path: &Path, bytes: &[u8]) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::source::config::Config;
+    use crate::source::gguf::Gguf;
+    use crate::source::vocabulary::Vocabulary;
 
     #[test]
     fn a_pointer_is_told_from_a_file_that_speaks_of_pointers() {
@@ -38,5 +41,28 @@ mod tests {
         for other in [&b""[..], b"# version https://git-lfs.github.com/spec/v1", &long] {
             refuse_pointer(Path::new("a"), other).unwrap();
         }
+    }
+
+    #[test]
+    fn every_file_that_git_lfs_may_hold_is_looked_at() {
+        const POINTER: &str = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5775872\n";
+        let folder = tempfile::tempdir().unwrap();
+        let pointer = |name: &str| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, POINTER).unwrap();
+            path
+        };
+        let named = |error: Option<Error>, name: &str| {
+            let told = error.expect("an error").chain().join(": ");
+            assert!(told.contains(&format!("{name} is a Git LFS pointer")), "{told}");
+        };
+        let config = serde_json::json!({});
+        for name in ["tokenizer.model", "tokenizer.json", "tekken.json"] {
+            let path = pointer(name);
+            named(Vocabulary::from_files(folder.path(), 8, &config, None).err(), name);
+            std::fs::remove_file(path).unwrap();
+        }
+        named(Gguf::open(&pointer("a.gguf"), |_| None).err(), "a.gguf");
+        named(Config::open(&pointer("config.json")).err(), "config.json");
     }
 }

@@ -23,7 +23,7 @@ const FILE: &str = "tekken.json";
 /// The longest token that is read, in bytes; the longest of the published files has 78.
 const LONGEST: usize = 512;
 
-/// How many merges there may be for each token, on average; those of the published files have 3.
+/// How many merges there may be for each token, on average; those of the published files have 2.
 const MERGES: usize = 64;
 
 /// The special tokens of files that do not list them, which are those up to version 7 (mistral-common, `tekken.py`).
