@@ -1,6 +1,6 @@
 //! Text into tokens.
 
-use super::vocabulary::{Kind, SpmEncoder, Vocabulary, token_type};
+use super::vocabulary::{Kind, SpmEncoder, Vocabulary, tekken, token_type};
 use crate::error::{Context, Error, Result};
 use rayon::prelude::*;
 use std::path::Path;
@@ -26,7 +26,7 @@ impl Tokenizer {
     /// A file that the tokenizers crate cannot read.
     pub fn open(folder: &Path, vocabulary: &Vocabulary) -> Result<Tokenizer> {
         let path = folder.join("tokenizer.json");
-        if !path.exists() {
+        if !path.exists() || tekken::is_used(folder) {
             return Self::from_vocabulary(vocabulary);
         }
         let inner = tokenizers::Tokenizer::from_file(&path).context(|| format!("cannot read {}", path.display()))?;

@@ -15,6 +15,7 @@ mod spaces;
 mod special;
 mod spm;
 mod spm_files;
+pub(super) mod tekken;
 mod templates;
 mod word_pieces;
 

@@ -9,9 +9,9 @@ use serde_json::Value;
 use super::sentencepiece::SentencePiece;
 use super::slots::Slots;
 use super::spm_files::{self, Gathered};
-use super::{Kind, Vocabulary, merges, special, templates, token_type};
+use super::{Kind, Vocabulary, merges, special, tekken, templates, token_type};
 use crate::error::{Context, Error, Result};
-use crate::source::pre_tokenizer;
+use crate::source::{lfs, pre_tokenizer};
 
 /// How much of a token's text an error shows.
 pub(super) const SHOWN: usize = 48;
@@ -32,13 +32,17 @@ pub(super) struct Files<'a> {
 }
 
 impl Vocabulary {
-    /// Reads `tokenizer.json`, `tokenizer.model`, or both, and what their neighbours add to them. `vocab_size` is the
+    /// Reads `tokenizer.json`, `tokenizer.model`, or both, and what their neighbours add to them, or `tekken.json`. `vocab_size` is the
     /// number of embedding rows, `config` the checkpoint's `config.json`, and `pre` overrides what is derived from the
     /// pre-tokenizer of byte-level BPE.
     ///
     /// # Errors
     /// Files that are missing, damaged or of a kind that GGUF does not have; tokens without a row.
     pub fn from_files(folder: &Path, vocab_size: usize, config: &Value, pre: Option<&str>) -> Result<Self> {
+        if tekken::is_used(folder) {
+            check_pre(Kind::ByteLevel, pre)?;
+            return Vocabulary::from_tekken(folder, vocab_size, pre);
+        }
         let path = folder.join("tokenizer.json");
         let mut files = Files {
             tokenizer: read_json(&path)?,
@@ -191,7 +195,7 @@ pub(super) fn added_tokens(tokenizer: &Value) -> impl Iterator<Item = &Value> {
 /// The text of a file, or `None` when there is none.
 pub(super) fn read_text(path: &Path) -> Result<Option<String>> {
     match std::fs::read_to_string(path) {
-        Ok(text) => Ok(Some(text)),
+        Ok(text) => lfs::refuse_pointer(path, text.as_bytes()).map(|()| Some(text)),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error).context(|| format!("cannot read {}", path.display())),
     }

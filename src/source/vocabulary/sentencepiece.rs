@@ -7,6 +7,7 @@ use std::path::Path;
 
 use super::token_type;
 use crate::error::{Context, Error, Result};
+use crate::source::lfs;
 
 /// No known file comes near this size (Gemma's has 4 MB); it bounds what a wrong file can make us read.
 const MAX_BYTES: u64 = 256 << 20;
@@ -55,6 +56,7 @@ impl SentencePiece {
             return Err(Error::new(what));
         }
         let bytes = std::fs::read(path).context(unreadable)?;
+        lfs::refuse_pointer(path, &bytes)?;
         SentencePiece::parse(&bytes).map(Some).map_err(|cause| {
             Error::new(format!("{} is not a SentencePiece model", path.display()))
                 .because(cause)
