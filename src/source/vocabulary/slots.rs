@@ -15,7 +15,7 @@ pub(super) const ADDED: f32 = -1000.0;
 /// The score of a filler.
 const FILLER: f32 = -10000.0;
 /// No embedding has so many rows (Gemma's have 262144); it bounds what a wrong file can make us reserve.
-pub(super) const MAX_ROWS: usize = 1 << 24;
+pub(super) const MAX_ROWS: usize = 1 << 22;
 
 /// The rows, of which some have no token yet.
 pub(super) struct Slots {
