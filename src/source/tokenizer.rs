@@ -1,7 +1,9 @@
 //! Text into tokens.
 
+mod own;
+
 use super::vocabulary::{Kind, SpmEncoder, Vocabulary, tekken, token_type};
-use crate::error::{Context, Error, Result};
+use crate::error::{Error, Result};
 use rayon::prelude::*;
 use std::path::Path;
 
@@ -19,18 +21,19 @@ enum Inner {
 }
 
 impl Tokenizer {
-    /// The checkpoint's own `tokenizer.json`, or the vocabulary where there is none; the vocabulary says whether texts
-    /// start with BOS.
+    /// The checkpoint's own `tokenizer.json`, or the vocabulary where there is none or where it has other added tokens; the
+    /// vocabulary says whether texts start with BOS.
     ///
     /// # Errors
     /// A file that the tokenizers crate cannot read.
     pub fn open(folder: &Path, vocabulary: &Vocabulary) -> Result<Tokenizer> {
-        let path = folder.join("tokenizer.json");
-        if !path.exists() || tekken::is_used(folder) {
+        if tekken::is_used(folder) {
             return Self::from_vocabulary(vocabulary);
         }
-        let inner = tokenizers::Tokenizer::from_file(&path).context(|| format!("cannot read {}", path.display()))?;
-        Ok(Self::new(Inner::HuggingFace(inner.into()), vocabulary))
+        match own::open(folder, vocabulary)? {
+            Some(own) => Ok(Self::new(Inner::HuggingFace(own.into()), vocabulary)),
+            None => Self::from_vocabulary(vocabulary),
+        }
     }
 
     /// The tokenizer that a GGUF's vocabulary describes.
@@ -38,9 +41,11 @@ impl Tokenizer {
     /// # Errors
     /// A vocabulary that makes no tokenizer.
     pub fn from_vocabulary(vocabulary: &Vocabulary) -> Result<Tokenizer> {
+        let raw = vocabulary.pre_tokenizer().is_some_and(|pre| pre.is_raw());
         let inner = match vocabulary.kind {
-            Kind::ByteLevel => Inner::HuggingFace(vocabulary.tokenizer()?.into()),
-            Kind::SentencePiece => Inner::Spm(vocabulary.spm_encoder()),
+            Kind::Bpe if !raw => Inner::HuggingFace(vocabulary.tokenizer()?.into()),
+            Kind::Unigram => Inner::HuggingFace(vocabulary.tokenizer()?.into()),
+            Kind::Bpe | Kind::Gemma4 | Kind::SentencePiece => Inner::Spm(vocabulary.spm_encoder()?),
             Kind::WordPiece => return Err(Error::new("text is not encoded with a GGUF's word pieces")),
         };
         Ok(Self::new(inner, vocabulary))

@@ -1,13 +1,20 @@
-//! Encoding with a vocabulary of kind `llama` as llama.cpp does it: SentencePiece's BPE without its normalizer.
+//! Encoding with the kinds of vocabulary that mark spaces by U+2581, as llama.cpp does it: `llama`, which is SentencePiece's BPE
+//! without its normalizer, and `gemma4`, which has a list of merges instead of scores.
 //!
-//! Text is cut at special tokens; what lies between is cut into characters, and of all neighbours whose text together is
-//! a token, those with the highest score are joined first. A character that is no token becomes one token a byte. One
-//! thing llama.cpp does besides: where `general.name` contains "phi-3", special tokens swallow the spaces behind them.
+//! Text is cut at special tokens; what lies between is cut into characters, and of all neighbours that can be joined, the
+//! best are joined first. With scores, neighbours can be joined whose text together is a token, the higher its score the
+//! better; with a list, those in the list, the earlier the better, and never over the end of a line. A character that is no
+//! token becomes one token a byte. One thing llama.cpp does besides: where `general.name` contains "phi-3", special tokens
+//! swallow the spaces behind them.
 
 use std::cmp::Ordering;
 use std::collections::{BinaryHeap, HashMap, HashSet};
 
+use regex::Regex;
+
 use super::{Vocabulary, token_type};
+use crate::error::{Context, Error, Result};
+use crate::source::pre_tokenizer::{self, PreTokenizer, Step};
 
 /// What stands for a space in a token.
 pub(super) const SPACE: char = '\u{2581}';
@@ -15,12 +22,20 @@ pub(super) const SPACE: char = '\u{2581}';
 /// Encodes text as llama.cpp does it with the same vocabulary.
 pub struct SpmEncoder {
     ids: HashMap<String, u32>,
-    scores: Vec<f32>,
+    joins: Joins,
     /// Tokens that are matched in the text itself, the longest first.
     special: Vec<(String, u32)>,
     /// What each byte becomes where the character is no token.
     bytes: Vec<Option<u32>>,
     space_prefix: bool,
+}
+
+/// Which neighbours can be joined.
+enum Joins {
+    /// Those whose text together is a token; the scores of all tokens.
+    Scores(Vec<f32>),
+    /// Those in a list of `left right`, with their places in it.
+    List { ranks: HashMap<String, usize>, pre: &'static PreTokenizer, pieces: Regex },
 }
 
 /// A part of a text.
@@ -31,7 +46,7 @@ enum Part<'a> {
 }
 
 impl SpmEncoder {
-    pub(super) fn new(vocabulary: &Vocabulary) -> SpmEncoder {
+    pub(super) fn new(vocabulary: &Vocabulary) -> Result<SpmEncoder> {
         let texts = || vocabulary.tokens.iter().zip(0u32..);
         let ids: HashMap<String, u32> = texts().map(|(text, id)| (text.clone(), id)).collect();
         let kind = |id: u32| vocabulary.token_type.get(id as usize).copied();
@@ -42,15 +57,20 @@ impl SpmEncoder {
         let special = texts().filter(|(text, id)| !text.is_empty() && is_special(*id));
         let mut special: Vec<(String, u32)> = special.map(|(text, id)| (text.clone(), id)).collect();
         special.sort_by_key(|(text, _)| std::cmp::Reverse(text.len()));
-        let unknown = vocabulary.special("unk");
+        let joins = match vocabulary.kind.has_merges() {
+            true => Joins::of_list(vocabulary)?,
+            false => Joins::Scores(vocabulary.scores.clone()),
+        };
+        // Merges have no token for what is unknown: such bytes vanish.
+        let unknown = vocabulary.special("unk").filter(|_| matches!(joins, Joins::Scores(_)));
         let byte = |byte: u8| ids.get(&format!("<0x{byte:02X}>")).copied().or(unknown);
-        SpmEncoder {
+        Ok(SpmEncoder {
             bytes: (0..=u8::MAX).map(byte).collect(),
             ids,
-            scores: vocabulary.scores.clone(),
             special,
-            space_prefix: vocabulary.add_space_prefix.unwrap_or(true),
-        }
+            space_prefix: !vocabulary.kind.has_merges() && vocabulary.add_space_prefix.unwrap_or(true),
+            joins,
+        })
     }
 
     /// A text's tokens, without any BOS or EOS; the text of special tokens becomes those tokens.
@@ -66,8 +86,9 @@ impl SpmEncoder {
                     if self.space_prefix && starts {
                         escaped.push(SPACE);
                     }
-                    escaped.extend(text.chars().map(|c| if c == ' ' { SPACE } else { c }));
-                    self.merge(&escaped, &mut tokens);
+                    let escapes = !matches!(&self.joins, Joins::List { pre, .. } if !pre.escape_spaces);
+                    escaped.extend(text.chars().map(|c| if c == ' ' && escapes { SPACE } else { c }));
+                    self.pieces(&escaped, &mut tokens);
                 }
             }
             starts = matches!(part, Part::Token(_));
@@ -101,6 +122,23 @@ impl SpmEncoder {
             parts = cut;
         }
         parts
+    }
+
+    /// Cuts a text, if need be, and merges its pieces.
+    fn pieces(&self, text: &str, tokens: &mut Vec<u32>) {
+        let Joins::List { pre, pieces, .. } = &self.joins else { return self.merge(text, tokens) };
+        let mut piece = |piece: &str| match self.ids.get(piece) {
+            _ if piece.is_empty() => {}
+            Some(id) if pre.gemma4 && piece.bytes().all(|byte| byte == b'\n') => tokens.push(*id),
+            _ => self.merge(piece, tokens),
+        };
+        let mut end = 0;
+        for found in pieces.find_iter(text) {
+            piece(&text[end..found.start()]);
+            piece(found.as_str());
+            end = found.end();
+        }
+        piece(&text[end..]);
     }
 
     fn merge(&self, text: &str, tokens: &mut Vec<u32>) {
@@ -140,12 +178,32 @@ impl SpmEncoder {
         }
     }
 
-    /// Adds two neighbours to those that can be joined, if their text together is a token.
+    /// Adds two neighbours to those that can be joined, if they can.
     fn propose(&self, text: &str, symbols: &[Symbol], left: usize, right: usize, pairs: &mut BinaryHeap<Pair>) {
         let (Some(a), Some(b)) = (symbols.get(left), symbols.get(right)) else { return };
-        if let Some(&id) = self.ids.get(&text[a.start..b.start + b.length]) {
-            pairs.push(Pair { score: self.scores[id as usize], left, right, length: a.length + b.length });
+        let end = b.start + b.length;
+        let score = match &self.joins {
+            Joins::Scores(scores) => self.ids.get(&text[a.start..end]).map(|id| f64::from(scores[*id as usize])),
+            Joins::List { ranks, .. } => {
+                ranks.get(&format!("{} {}", &text[a.start..b.start], &text[b.start..end])).map(|rank| -(*rank as f64))
+            }
+        };
+        pairs.extend(score.map(|score| Pair { score, left, right, length: a.length + b.length }));
+    }
+}
+
+impl Joins {
+    fn of_list(vocabulary: &Vocabulary) -> Result<Joins> {
+        let pre = vocabulary.pre_tokenizer().ok_or_else(|| pre_tokenizer::unknown(&vocabulary.pre))?;
+        let [Step::Split(regex)] = pre.steps else {
+            return Err(Error::new(format!("the pre-tokenizer `{}` is for merges of bytes", vocabulary.pre)));
+        };
+        let pieces = Regex::new(regex).context(|| format!("the regex {regex} does not compile"))?;
+        let mut ranks = HashMap::with_capacity(vocabulary.merges.len());
+        for (rank, merge) in vocabulary.merges.iter().enumerate() {
+            ranks.entry(merge.clone()).or_insert(rank);
         }
+        Ok(Joins::List { ranks, pre, pieces })
     }
 }
 
@@ -162,7 +220,7 @@ struct Symbol {
 
 /// Two neighbours that can be joined: the higher score first, then the one further left.
 struct Pair {
-    score: f32,
+    score: f64,
     left: usize,
     right: usize,
     length: usize,
@@ -210,7 +268,7 @@ mod tests {
             add_space_prefix: Some(space_prefix),
             ..other
         };
-        (SpmEncoder::new(&vocabulary), vocabulary.tokens)
+        (SpmEncoder::new(&vocabulary).unwrap(), vocabulary.tokens)
     }
 
     fn texts<'a>((encoder, tokens): &'a (SpmEncoder, Vec<String>), text: &str) -> Vec<&'a str> {

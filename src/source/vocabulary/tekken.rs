@@ -64,15 +64,20 @@ impl Vocabulary {
     pub(super) fn from_tekken(folder: &Path, rows: usize, pre: Option<&str>) -> Result<Self> {
         let path = folder.join(FILE);
         let file = json::read(&path)?;
-        let (chat_template, named_templates) =
-            templates::read(folder, &read_json(&folder.join("tokenizer_config.json"))?)?;
+        let templates = templates::read(folder, &read_json(&folder.join("tokenizer_config.json"))?)?;
+        if let Some(name) = pre.filter(|name| pre_tokenizer::by_name(name).is_none()) {
+            return Err(
+                Error::usage(format!("llama.cpp knows no pre-tokenizer `{name}`")).hint(pre_tokenizer::advice())
+            );
+        }
         let mut vocabulary = of_file(&file, rows, pre).context(|| format!("cannot use {}", path.display()))?;
-        if chat_template.is_none() {
+        vocabulary.notes.extend(templates.note);
+        if templates.default.is_none() {
             let note =
                 "there is no chat template: mistral-common builds prompts itself; put a chat_template.jinja beside it";
             vocabulary.notes.push(note.into());
         }
-        Ok(Self { chat_template, named_templates, ..vocabulary })
+        Ok(Self { chat_template: templates.default, named_templates: templates.named, ..vocabulary })
     }
 }
 
@@ -103,7 +108,7 @@ fn of_file(file: &Value, rows: usize, pre: Option<&str>) -> Result<Vocabulary> {
 
     let letters = alphabet();
     let spelled = |bytes: &[u8]| bytes.iter().map(|&byte| letters[usize::from(byte)]).collect::<String>();
-    let mut slots = Slots::new(rows);
+    let mut slots = Slots::new(rows)?;
     for (id, text) in special_tokens(file, specials)?.iter().enumerate() {
         slots.place(text, &id.into(), token_type::CONTROL, 0.0)?;
     }
@@ -124,7 +129,7 @@ fn of_file(file: &Value, rows: usize, pre: Option<&str>) -> Result<Vocabulary> {
     };
     let caveat = pre_tokenizer::by_name(pre).and_then(|pre| pre.caveat);
     Ok(Vocabulary {
-        kind: Kind::ByteLevel,
+        kind: Kind::Bpe,
         pre: pre.to_owned(),
         merges: merges(&tokens)?.into_iter().map(|(a, b)| format!("{} {}", spelled(a), spelled(b))).collect(),
         special: SPECIAL.map(|(name, _)| special(name)),
@@ -137,6 +142,8 @@ fn of_file(file: &Value, rows: usize, pre: Option<&str>) -> Result<Vocabulary> {
         chat_template: None,
         named_templates: Vec::new(),
         normalizer: None,
+        suppress_tokens: Vec::new(),
+        unigram: None,
         notes: caveat.into_iter().map(str::to_owned).collect(),
         tokens: gathered.texts,
     })

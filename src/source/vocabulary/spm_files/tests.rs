@@ -166,7 +166,10 @@ fn what_llama_cpp_does_otherwise_is_told() {
         .contains("NFKC")
     );
     let trained = of_json(|json| json["model"]["merges"] = json!(["\u{2581} a"])).unwrap().notes.join("; ");
-    assert!(trained.contains("1 tokens can be put together"), "{trained}");
+    assert!(
+        trained.contains("1 tokens can be put together in ways that are no merge (\"\u{2581}\" and \"\u{2581}\""),
+        "{trained}"
+    );
     let folder = tempfile::tempdir().unwrap();
     put(folder.path(), "tokenizer.json", converted().to_string());
     let notes = Vocabulary::from_files(folder.path(), 8, &json!({}), None).unwrap().notes.join("; ");
@@ -210,6 +213,38 @@ fn a_model_that_is_not_of_the_same_tokenizer_is_not_used() {
 }
 
 #[test]
+fn a_damaged_model_beside_a_good_json_is_left_aside() {
+    let folder = tempfile::tempdir().unwrap();
+    put(folder.path(), "tokenizer.json", converted().to_string());
+    put(folder.path(), "tokenizer.model", "version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 499723\n");
+    let found = Vocabulary::from_files(folder.path(), 9, &json!({}), None).unwrap();
+    assert_eq!(found.scores[7], -2.0);
+    let notes = found.notes.join("; ");
+    assert!(
+        notes.contains("tokenizer.model is left aside: ") && notes.contains("not a SentencePiece model"),
+        "{notes}"
+    );
+    fs::remove_file(folder.path().join("tokenizer.json")).unwrap();
+    let text = complaint(Vocabulary::from_files(folder.path(), 9, &json!({}), None));
+    assert!(text.contains("not a SentencePiece model"), "{text}");
+}
+
+#[test]
+fn placeholders_are_renamed_but_a_text_keeps_its_id() {
+    let folder = tempfile::tempdir().unwrap();
+    put(folder.path(), "tokenizer.model", write::model(&PIECES, true));
+    let token = |text: &str| json!({"content": text, "special": true});
+    let texts = |decoder: Value| {
+        put(folder.path(), "tokenizer_config.json", json!({"added_tokens_decoder": decoder}).to_string());
+        let found = Vocabulary::from_files(folder.path(), 10, &json!({}), None).unwrap();
+        [2, 6, 7, 8].map(|id| found.tokens[id].clone())
+    };
+    assert_eq!(texts(json!({"7": token("<x>")})), ["</s>", "\u{2581}", "<x>", "[PAD8]"]);
+    assert_eq!(texts(json!({"8": token("</s>")})), ["</s>", "\u{2581}", "a", "[PAD8]"]);
+    assert_eq!(texts(json!({"6": token("a"), "7": token("\u{2581}")})), ["</s>", "a", "\u{2581}", "[PAD8]"], "swapped");
+}
+
+#[test]
 fn what_gguf_cannot_hold_is_refused() {
     let text = complaint(of_model(&[write::bytes(2, &write::number(3, 3))]).1);
     assert!(text.contains("tokenizer.model is of type 3") && text.contains("hint"), "{text}");
@@ -226,4 +261,6 @@ fn what_gguf_cannot_hold_is_refused() {
     assert!(text.contains("does not replace spaces"), "{text}");
     let text = complaint(of_json(|json| json["pre_tokenizer"] = json!({"type": "Digits"})));
     assert!(text.contains("tokenizer.json") && text.contains("Digits"), "{text}");
+    let text = complaint(of_json(|json| json["pre_tokenizer"] = json!({"type": "WhitespaceSplit"})));
+    assert!(text.contains("drops all whitespace"), "{text}");
 }
