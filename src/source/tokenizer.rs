@@ -3,15 +3,18 @@
 mod own;
 
 use super::vocabulary::{Kind, SpmEncoder, Vocabulary, tekken, token_type};
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Result};
 use rayon::prelude::*;
 use std::path::Path;
+use tokenizers::AddedToken;
 
 /// A tokenizer and the token that its texts start with.
 pub struct Tokenizer {
     inner: Inner,
     /// What each id stands for; none for fillers.
     texts: Vec<Option<String>>,
+    /// Added tokens that llama.cpp holds to be special, and `tokenizer.json` does not.
+    control: Vec<AddedToken>,
     bos: Option<u32>,
 }
 
@@ -54,7 +57,18 @@ impl Tokenizer {
     fn new(inner: Inner, vocabulary: &Vocabulary) -> Tokenizer {
         let texts = vocabulary.tokens.iter().zip(&vocabulary.token_type);
         let texts = texts.map(|(text, kind)| (*kind != token_type::UNUSED).then(|| text.clone())).collect();
-        Tokenizer { inner, texts, bos: vocabulary.bos() }
+        let is_control = |id: u32| vocabulary.token_type.get(id as usize) == Some(&token_type::CONTROL);
+        let control = match &inner {
+            Inner::HuggingFace(inner) => {
+                let added = inner.get_added_tokens_decoder();
+                let mut control: Vec<_> =
+                    added.into_iter().filter(|(id, token)| !token.special && is_control(*id)).collect();
+                control.sort_by_key(|(id, _)| *id);
+                control.into_iter().map(|(_, token)| AddedToken { special: true, ..token }).collect()
+            }
+            Inner::Spm(_) => Vec::new(),
+        };
+        Tokenizer { inner, texts, control, bos: vocabulary.bos() }
     }
 
     /// The token that every text starts with, if there is one.
@@ -79,6 +93,25 @@ impl Tokenizer {
                 Ok(encoding.get_ids().to_vec())
             }
             Inner::Spm(inner) => Ok(inner.encode(text)),
+        }
+    }
+
+    /// The same, but the text of special tokens is read like any other, as llama-perplexity does; that of added tokens that are not
+    /// special becomes those tokens all the same.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>> {
+        match &self.inner {
+            Inner::HuggingFace(inner) => {
+                let mut inner = inner.clone();
+                inner.set_encode_special_tokens(true);
+                inner.add_tokens(self.control.clone()).context(|| "cannot tokenize".into())?;
+                let encoding =
+                    inner.encode_fast(text, false).map_err(|cause| Error::new("cannot tokenize").because(cause))?;
+                Ok(encoding.get_ids().to_vec())
+            }
+            Inner::Spm(inner) => Ok(inner.encode_plain(text)),
         }
     }
 

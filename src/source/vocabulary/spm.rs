@@ -25,6 +25,8 @@ pub struct SpmEncoder {
     joins: Joins,
     /// Tokens that are matched in the text itself, the longest first.
     special: Vec<(String, u32)>,
+    /// Those among them that users have added, and that are no special tokens of the model.
+    user_defined: Vec<(String, u32)>,
     /// What each byte becomes where the character is no token.
     bytes: Vec<Option<u32>>,
     space_prefix: bool,
@@ -63,11 +65,14 @@ impl SpmEncoder {
         };
         // Merges have no token for what is unknown: such bytes vanish.
         let unknown = vocabulary.special("unk").filter(|_| matches!(joins, Joins::Scores(_)));
+        let is_user_defined = |id: u32| kind(id) == Some(token_type::USER_DEFINED);
+        let user_defined = special.iter().filter(|(_, id)| is_user_defined(*id)).cloned().collect();
         let byte = |byte: u8| ids.get(&format!("<0x{byte:02X}>")).copied().or(unknown);
         Ok(SpmEncoder {
             bytes: (0..=u8::MAX).map(byte).collect(),
             ids,
             special,
+            user_defined,
             space_prefix: !vocabulary.kind.has_merges() && vocabulary.add_space_prefix.unwrap_or(true),
             joins,
         })
@@ -75,10 +80,19 @@ impl SpmEncoder {
 
     /// A text's tokens, without any BOS or EOS; the text of special tokens becomes those tokens.
     pub fn encode(&self, text: &str) -> Vec<u32> {
+        self.encode_between(text, &self.special)
+    }
+
+    /// A text's tokens, without any BOS or EOS; only the text of tokens that users have added becomes those tokens.
+    pub fn encode_plain(&self, text: &str) -> Vec<u32> {
+        self.encode_between(text, &self.user_defined)
+    }
+
+    fn encode_between(&self, text: &str, special: &[(String, u32)]) -> Vec<u32> {
         let mut tokens = Vec::new();
         // Not only the text itself, but also what follows a special token gets the space in front.
         let mut starts = true;
-        for part in self.parts(text) {
+        for part in parts(text, special) {
             match part {
                 Part::Token(id) => tokens.push(id),
                 Part::Text(text) => {
@@ -94,34 +108,6 @@ impl SpmEncoder {
             starts = matches!(part, Part::Token(_));
         }
         tokens
-    }
-
-    /// Cuts a text at special tokens. The longest token has the first choice, not the one that comes first.
-    fn parts<'a>(&self, text: &'a str) -> Vec<Part<'a>> {
-        // Of thousands of special tokens hardly one begins as anything in the text does.
-        let beginnings: HashSet<&[u8]> = text.as_bytes().windows(2).collect();
-        let mut parts = if text.is_empty() { Vec::new() } else { vec![Part::Text(text)] };
-        for (special, id) in &self.special {
-            let occurs = special.as_bytes().get(..2).is_none_or(|two| beginnings.contains(two));
-            if !occurs || !text.contains(special.as_str()) {
-                continue;
-            }
-            let mut cut = Vec::with_capacity(parts.len());
-            for part in parts {
-                let Part::Text(mut text) = part else {
-                    cut.push(part);
-                    continue;
-                };
-                while let Some(at) = text.find(special.as_str()) {
-                    cut.extend((at > 0).then(|| Part::Text(&text[..at])));
-                    cut.push(Part::Token(*id));
-                    text = &text[at + special.len()..];
-                }
-                cut.extend((!text.is_empty()).then_some(Part::Text(text)));
-            }
-            parts = cut;
-        }
-        parts
     }
 
     /// Cuts a text, if need be, and merges its pieces.
@@ -205,6 +191,34 @@ impl Joins {
         }
         Ok(Joins::List { ranks, pre, pieces })
     }
+}
+
+/// Cuts a text at special tokens. The longest token has the first choice, not the one that comes first.
+fn parts<'a>(text: &'a str, special: &[(String, u32)]) -> Vec<Part<'a>> {
+    // Of thousands of special tokens hardly one begins as anything in the text does.
+    let beginnings: HashSet<&[u8]> = text.as_bytes().windows(2).collect();
+    let mut parts = if text.is_empty() { Vec::new() } else { vec![Part::Text(text)] };
+    for (special, id) in special {
+        let occurs = special.as_bytes().get(..2).is_none_or(|two| beginnings.contains(two));
+        if !occurs || !text.contains(special.as_str()) {
+            continue;
+        }
+        let mut cut = Vec::with_capacity(parts.len());
+        for part in parts {
+            let Part::Text(mut text) = part else {
+                cut.push(part);
+                continue;
+            };
+            while let Some(at) = text.find(special.as_str()) {
+                cut.extend((at > 0).then(|| Part::Text(&text[..at])));
+                cut.push(Part::Token(*id));
+                text = &text[at + special.len()..];
+            }
+            cut.extend((!text.is_empty()).then_some(Part::Text(text)));
+        }
+        parts = cut;
+    }
+    parts
 }
 
 /// No symbol.
