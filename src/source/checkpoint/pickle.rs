@@ -20,8 +20,8 @@ pub enum Value {
     Int(i64),
     /// A string.
     Text(String),
-    /// The name of a class or function: its module and its own.
-    Global(String, String),
+    /// The name of a class or function: its module and its own, both strings.
+    Global(Id, Id),
     /// A tuple or a list.
     Sequence(Vec<Id>),
     /// A dictionary.
@@ -86,7 +86,7 @@ impl Pickle {
     /// The name of a class or function.
     pub fn global(&self, id: Id) -> Option<(&str, &str)> {
         match self.get(id) {
-            Value::Global(module, name) => Some((module, name)),
+            &Value::Global(module, name) => Some((self.text(module)?, self.text(name)?)),
             _ => None,
         }
     }
@@ -149,16 +149,15 @@ impl Reader<'_> {
             }
             b'c' => {
                 let (module, name) = (self.line()?, self.line()?);
+                let [module, name] = [module, name].map(|text| self.add(Value::Text(text)));
                 self.push(Value::Global(module, name));
             }
             0x93 => {
                 let (name, module) = (self.pop()?, self.pop()?);
-                match (&self.values[module], &self.values[name]) {
-                    (Value::Text(module), Value::Text(name)) => {
-                        self.push(Value::Global(module.clone(), name.clone()));
-                    }
-                    _ => return Err(self.damaged(start, "a global without a name")),
+                if [module, name].iter().any(|&id| !matches!(self.values[id], Value::Text(_))) {
+                    return Err(self.damaged(start, "a global without a name"));
                 }
+                self.push(Value::Global(module, name));
             }
             b')' | b']' => self.push(Value::Sequence(Vec::new())),
             b'}' => self.push(Value::Dict(Vec::new())),
@@ -191,7 +190,8 @@ impl Reader<'_> {
             }
             b'R' | 0x81 => {
                 let (arguments, callee) = (self.pop()?, self.pop()?);
-                let ordered = matches!(&self.values[callee], Value::Global(_, name) if name == "OrderedDict");
+                let is_name = |id: Id| matches!(&self.values[id], Value::Text(name) if name == "OrderedDict");
+                let ordered = matches!(self.values[callee], Value::Global(_, name) if is_name(name));
                 self.push(if ordered { Value::Dict(Vec::new()) } else { Value::Call(callee, arguments) });
             }
             // What is set on an object behind its contents: nothing that tensors need.
@@ -279,9 +279,14 @@ impl Reader<'_> {
         Ok(())
     }
 
-    fn push(&mut self, value: Value) {
-        self.stack.push(self.values.len());
+    fn add(&mut self, value: Value) -> Id {
         self.values.push(value);
+        self.values.len() - 1
+    }
+
+    fn push(&mut self, value: Value) {
+        let id = self.add(value);
+        self.stack.push(id);
     }
 
     fn pop(&mut self) -> Result<Id> {
@@ -398,5 +403,15 @@ mod tests {
         assert_eq!(pickle.values.len(), 41);
         let nested: Vec<u8> = [&b")"[..], &b"\x85".repeat(1 << 20), b"."].concat();
         assert_eq!(Pickle::read(&nested).unwrap().values.len(), (1 << 20) + 1);
+        // A long name, and each five bytes behind it make a class of it.
+        let name = [&b"X\0\0\x10\0"[..], &[b'a'; 1 << 20], b"q\0"].concat();
+        let classes = Pickle::read(&[name, b"h\0h\0\x93".repeat(1000), b".".to_vec()].concat()).unwrap();
+        let bytes: usize =
+            classes.values.iter().map(|value| if let Value::Text(text) = value { text.len() } else { 0 }).sum();
+        assert_eq!((classes.values.len(), bytes), (1001, 1 << 20));
+        assert_eq!(
+            classes.global(classes.root).map(|(module, name)| (module.len(), name.len())),
+            Some((1 << 20, 1 << 20))
+        );
     }
 }

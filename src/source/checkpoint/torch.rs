@@ -5,11 +5,17 @@ use super::pickle::{Id, Pickle, Value};
 use super::place::{Place, Shard};
 use crate::error::{Error, Result};
 use safetensors::tensor::Dtype;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::Cursor;
 use std::ops::Range;
 use std::path::Path;
 use zip::{CompressionMethod, ZipArchive};
+
+/// More dimensions than this are refused; PyTorch itself stops at 64.
+const MOST_DIMS: usize = 64;
+
+/// How often a tensor can be wrapped, as a parameter or for a subclass, which no program does more than once.
+const MOST_WRAPPINGS: usize = 8;
 
 /// The tensors of a file that `torch.save` wrote, the `number`th of a checkpoint.
 ///
@@ -28,9 +34,13 @@ pub fn tensors(shard: &Shard, number: usize) -> Result<Vec<(String, Place)>> {
     let Value::Dict(pairs) = pickle.get(pickle.root) else {
         return Err(Error::new(format!("{path}: it holds no dictionary of tensors")).hint("it may not be a checkpoint"));
     };
-    let mut tensors = Vec::new();
+    let (mut tensors, mut seen) = (Vec::new(), HashSet::new());
     for &(name, tensor) in pairs {
         let (Some(name), Value::Call(..)) = (pickle.text(name), pickle.get(tensor)) else { continue };
+        // A pickle can repeat what it has in a few bytes.
+        if !seen.insert(name) {
+            return Err(Error::new(format!("{path}: tensor '{name}' is in its dictionary twice")).hint(damaged()));
+        }
         let place = place(&pickle, &archive, tensor, number)
             .map_err(|what| Error::new(format!("{path}: tensor '{name}' {what}")).hint(damaged()))?;
         tensors.push((name.to_owned(), place));
@@ -58,6 +68,8 @@ fn conversion(path: &Path) -> String {
 
 /// Where in the file the pickle and the storages are.
 struct Archive {
+    /// The bytes of the whole file.
+    bytes: usize,
     pickle: Range<usize>,
     storages: HashMap<String, Range<usize>>,
 }
@@ -101,7 +113,7 @@ impl Archive {
         let prefix = format!("{folder}data/");
         let storages =
             entries.into_iter().filter_map(|(name, place)| Some((name.strip_prefix(&prefix)?.to_owned(), place)));
-        Ok(Archive { pickle, storages: storages.collect() })
+        Ok(Archive { bytes: map.len(), pickle, storages: storages.collect() })
     }
 }
 
@@ -109,7 +121,10 @@ impl Archive {
 fn place(pickle: &Pickle, archive: &Archive, tensor: Id, number: usize) -> Result<Place, String> {
     let (function, arguments) = rebuilt(pickle, tensor).ok_or("is made in a way that is not known")?;
     let &[storage, offset, size, stride, ..] = arguments else { return Err("has too few parts".into()) };
-    let sizes = |id: Id| pickle.sequence(id)?.iter().map(|&id| pickle.size(id)).collect::<Option<Vec<usize>>>();
+    let sizes = |id: Id| {
+        let ids = pickle.sequence(id).filter(|ids| ids.len() <= MOST_DIMS)?;
+        ids.iter().map(|&id| pickle.size(id)).collect::<Option<Vec<usize>>>()
+    };
     let shape = sizes(size).ok_or("has a shape that is none")?;
     let strides = sizes(stride).filter(|strides| strides.len() == shape.len()).ok_or("has strides that are none")?;
     let offset = pickle.size(offset).ok_or("has an offset that is none")?;
@@ -137,9 +152,12 @@ fn place(pickle: &Pickle, archive: &Archive, tensor: Id, number: usize) -> Resul
             .try_fold(offset, |at, (&n, &stride)| (n - 1).checked_mul(stride).and_then(|step| at.checked_add(step)));
         last?.checked_add(1)
     };
-    // The product of the shape has to fit, too, though strides of zero repeat numbers.
     let elements =
         shape.iter().try_fold(1usize, |product, &n| product.checked_mul(n)).and_then(|n| n.checked_mul(width));
+    // Strides of zero repeat numbers: a few bytes could be more than any memory.
+    if elements.is_some_and(|bytes| bytes > archive.bytes) {
+        return Err(format!("has shape {shape:?}, which takes more bytes than the {} of the file", archive.bytes));
+    }
     let end = elements.and_then(|_| end()).and_then(|n| n.checked_mul(width)).filter(|&end| end <= held.len());
     let Some(end) = end else {
         let (held, kind) = (held.len() / width, format!("{dtype:?}"));
@@ -154,8 +172,7 @@ fn place(pickle: &Pickle, archive: &Archive, tensor: Id, number: usize) -> Resul
 
 /// The function that makes a tensor and its arguments, under the wrappings of parameters and subclasses.
 fn rebuilt(pickle: &Pickle, mut tensor: Id) -> Option<(&str, &[Id])> {
-    // Each wrapping is another value, so there cannot be more of them.
-    for _ in 0..pickle.values.len() {
+    for _ in 0..=MOST_WRAPPINGS {
         let Value::Call(function, arguments) = pickle.get(tensor) else { return None };
         let ((module, name), arguments) = (pickle.global(*function)?, pickle.sequence(*arguments)?);
         match (module, name) {

@@ -185,3 +185,22 @@ fn tensors_that_make_no_sense_are_named() {
     refused(&file(&dictionary(&[]), &[], &[]), &["names no tensors"]);
     refused(&file(b"\x80\x02}", &[], &[]), &["fewer than 1 bytes left"]);
 }
+
+/// In all of these, a few bytes ask for many: a strange file must not fill the memory or take for ever.
+#[test]
+fn what_is_repeated_without_end_is_refused() {
+    let storages = [("0", floats([3.0, 4.0]))];
+    let refused = |pickle: &[u8], told: &str| refused(&file(pickle, &storages, &[]), &[told]);
+    let small = || tensor("FloatStorage", "0", 0, &[2], &[1]);
+    refused(&dictionary(&[("a", small()), ("a", small())]), "tensor 'a' is in its dictionary twice");
+    let repeated = tensor("FloatStorage", "0", 0, &[1 << 20, 1 << 20], &[0, 0]);
+    refused(&dictionary(&[("a", repeated)]), "shape [1048576, 1048576], which takes more bytes than the");
+    let shape = [1; MOST_DIMS + 1];
+    refused(&dictionary(&[("a", tensor("FloatStorage", "0", 0, &shape, &shape))]), "'a' has a shape that is none");
+    let wrap = |inner: Vec<u8>, _| {
+        [global("torch._utils", "_rebuild_parameter"), tuple(&[inner, b"\x88".to_vec()]), b"R".to_vec()].concat()
+    };
+    let wrapped = |times: usize| dictionary(&[("a", (0..times).fold(small(), wrap))]);
+    assert_eq!(read(&file(&wrapped(MOST_WRAPPINGS), &storages, &[])).unwrap().1["a"].shape, [2]);
+    refused(&wrapped(MOST_WRAPPINGS + 1), "'a' is made in a way that is not known");
+}
