@@ -1,5 +1,6 @@
 //! Text into tokens.
 
+use super::value::quoted;
 use super::vocabulary::{Kind, SpmEncoder, Vocabulary, token_type};
 use crate::error::{Context, Error, Result};
 use rayon::prelude::*;
@@ -65,15 +66,36 @@ impl Tokenizer {
     /// A text's tokens, without any BOS or EOS.
     ///
     /// # Errors
-    /// A text that the tokenizer refuses.
+    /// A text that the tokenizer refuses, or that holds a token for which the model has no row.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         match &self.inner {
             Inner::HuggingFace(inner) => {
                 let encoding =
                     inner.encode_fast(text, false).map_err(|cause| Error::new("cannot tokenize").because(cause))?;
+                self.check(encoding.get_ids())?;
                 Ok(encoding.get_ids().to_vec())
             }
             Inner::Spm(inner) => Ok(inner.encode(text)),
+        }
+    }
+
+    /// Refuses ids beyond the vocabulary: a `tokenizer.json` may add tokens for which the embedding was never given rows.
+    fn check(&self, ids: &[u32]) -> Result<()> {
+        let rows = self.texts.len();
+        match ids.iter().find(|&&id| id as usize >= rows) {
+            None => Ok(()),
+            Some(id) => {
+                let text = self.inner_text(*id).map_or_else(String::new, |text| format!(" {}", quoted(&text, 48)));
+                Err(Error::new(format!("the text becomes token {id}{text}, but the embedding has only {rows} rows"))
+                    .hint("take the token out of the text, or resize the model's embedding to its tokenizer"))
+            }
+        }
+    }
+
+    fn inner_text(&self, id: u32) -> Option<String> {
+        match &self.inner {
+            Inner::HuggingFace(inner) => inner.id_to_token(id),
+            Inner::Spm(_) => None,
         }
     }
 
@@ -94,9 +116,32 @@ impl Tokenizer {
         };
         let mut tokens = Vec::new();
         for encoding in encoded {
+            self.check(&encoding)?;
             tokens.extend(self.bos);
             tokens.extend(encoding);
         }
         Ok(tokens)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_without_a_row_are_refused_with_their_text() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("eval/tiny");
+        let mut vocabulary = Vocabulary::from_files(&folder, 2048, &serde_json::json!({}), None).unwrap();
+        // A model with fewer rows than its tokenizer.json has tokens.
+        let last = vocabulary.tokens.pop().unwrap();
+        vocabulary.token_type.pop();
+        let tokenizer = Tokenizer::open(&folder, &vocabulary).unwrap();
+        let (usual, beyond) = ("a text".to_owned(), format!("a {last}"));
+        assert!(tokenizer.encode(&usual).is_ok_and(|ids| !ids.is_empty()));
+        for result in [tokenizer.encode(&beyond), tokenizer.encode_documents(&[usual, beyond])] {
+            let error = result.unwrap_err();
+            assert!(error.to_string().contains(&format!("token 2047 {last:?}, but the embedding has only 2047 rows")));
+            assert!(error.hint_text().is_some());
+        }
     }
 }

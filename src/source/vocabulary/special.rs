@@ -142,8 +142,8 @@ impl Found {
     fn follow_template(&mut self, template: &Value, ids: &Ids) {
         let id = |piece: Option<&Value>| {
             let name = piece?["SpecialToken"]["id"].as_str()?;
-            let listed = template["special_tokens"][name]["ids"][0].as_u64().and_then(|id| id.try_into().ok());
-            listed.or_else(|| id_of(ids, name))
+            let listed = template["special_tokens"][name]["ids"][0].as_u64().filter(|&id| id < ids.len() as u64);
+            listed.map(|id| id as u32).or_else(|| id_of(ids, name))
         };
         let pieces = |key: &str| template[key].as_array().map(Vec::as_slice).unwrap_or_default();
         let single = pieces("single");

@@ -218,6 +218,17 @@ fn what_is_added_follows_the_template_and_the_override() {
 }
 
 #[test]
+fn a_template_cannot_name_tokens_that_are_not_there() {
+    let mut json = tokenizer();
+    let first = json!({"SpecialToken": {"id": "<s>", "type_id": 0}});
+    let beyond = json!({"<s>": {"id": "<s>", "ids": [12], "tokens": ["<s>"]}});
+    let single = json!([first, {"Sequence": {"id": "A", "type_id": 0}}]);
+    json["post_processor"] = json!({"type": "TemplateProcessing", "single": single, "special_tokens": beyond});
+    let vocabulary = read(&[("tokenizer.json", json)], 12, json!({})).unwrap();
+    assert_eq!(vocabulary.special("bos"), Some(5), "the token of that text, not the number");
+}
+
+#[test]
 fn chat_templates_come_from_the_config_then_from_files() {
     let read = |files: &[(&str, Value)]| {
         let mut all = vec![("tokenizer.json", tokenizer())];
