@@ -5,6 +5,7 @@ pub mod config;
 pub mod gguf;
 pub mod hub;
 pub mod imatrix;
+pub mod links;
 pub mod pages;
 pub mod pre_tokenizer;
 pub mod tokenizer;
