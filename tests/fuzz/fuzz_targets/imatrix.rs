@@ -15,5 +15,6 @@ fuzz_target!(|bytes: &[u8]| {
         (0..entry.counts.len()).for_each(|matrix| drop(black_box(entry.means(matrix))));
     }
     let same = imatrix.clone();
-    imatrix.merge(same).expect("the same shapes");
+    // Sums may become too large, which is an error.
+    let _ = imatrix.merge(same);
 });

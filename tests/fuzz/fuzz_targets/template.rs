@@ -3,6 +3,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use llmq::calib::chat::Chat;
+use llmq::source::value::Metadata;
 use serde_json::{Value, json};
 use std::hint::black_box;
 use std::sync::LazyLock;
@@ -18,6 +19,13 @@ static MESSAGES: LazyLock<Value> = LazyLock::new(|| {
 static TOOLS: LazyLock<Value> = LazyLock::new(|| json!([{"type": "function", "function": {"name": "f"}}]));
 
 fuzz_target!(|template: &str| {
-    let Ok(chat) = Chat::new(template, "<s>".into(), "</s>".into(), true) else { return };
+    let tokens = ["<s>", "</s>"].map(str::to_owned).to_vec();
+    let keys: Metadata = vec![
+        ("tokenizer.chat_template".into(), template.into()),
+        ("tokenizer.ggml.tokens".into(), tokens.into()),
+        ("tokenizer.ggml.bos_token_id".into(), 0u32.into()),
+        ("tokenizer.ggml.eos_token_id".into(), 1u32.into()),
+    ];
+    let Ok(Some(chat)) = Chat::of(&keys, true) else { return };
     let _ = black_box(chat.render(&MESSAGES, Some(&TOOLS)));
 });
