@@ -13,6 +13,9 @@ use super::{Kind, Vocabulary, merges, special, templates, token_type};
 use crate::error::{Context, Error, Result};
 use crate::source::pre_tokenizer;
 
+/// More rows than any embedding has: Gemma's has 262,144. What a `config.json` claims is not yet compared with the weights here.
+const MOST_ROWS: usize = 1 << 22;
+
 /// How much of a token's text an error shows.
 pub(super) const SHOWN: usize = 48;
 
@@ -39,6 +42,10 @@ impl Vocabulary {
     /// # Errors
     /// Files that are missing, damaged or of a kind that GGUF does not have; tokens without a row.
     pub fn from_files(folder: &Path, vocab_size: usize, config: &Value, pre: Option<&str>) -> Result<Self> {
+        if vocab_size > MOST_ROWS {
+            return Err(Error::new(format!("{} says that there are {vocab_size} tokens", folder.display()))
+                .hint(format!("vocab_size in config.json should be the embedding's rows, {MOST_ROWS} at most")));
+        }
         let path = folder.join("tokenizer.json");
         let mut files = Files {
             tokenizer: read_json(&path)?,

@@ -218,6 +218,12 @@ fn what_is_added_follows_the_template_and_the_override() {
 }
 
 #[test]
+fn an_embedding_that_no_memory_holds_is_refused() {
+    let error = read(&[("tokenizer.json", tokenizer())], 4_000_000_000, json!({})).unwrap_err();
+    assert!(error.to_string().contains("says that there are 4000000000 tokens") && error.hint_text().is_some());
+}
+
+#[test]
 fn a_template_cannot_name_tokens_that_are_not_there() {
     let mut json = tokenizer();
     let first = json!({"SpecialToken": {"id": "<s>", "type_id": 0}});
