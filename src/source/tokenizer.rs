@@ -3,8 +3,12 @@
 use super::value::quoted;
 use super::vocabulary::{Kind, SpmEncoder, Vocabulary, token_type};
 use crate::error::{Context, Error, Result};
+use crate::guard::guarded;
 use rayon::prelude::*;
 use std::path::Path;
+
+/// What to do where the tokenizers crate panics.
+const ODD: &str = "tokenizer.json is damaged, or was edited by hand: fetch it again";
 
 /// A tokenizer and the token that its texts start with.
 pub struct Tokenizer {
@@ -30,7 +34,10 @@ impl Tokenizer {
         if !path.exists() {
             return Self::from_vocabulary(vocabulary);
         }
-        let inner = tokenizers::Tokenizer::from_file(&path).context(|| format!("cannot read {}", path.display()))?;
+        let mut inner = guarded(ODD, || tokenizers::Tokenizer::from_file(&path))
+            .context(|| format!("cannot read {}", path.display()))?;
+        // These are about batches for training. Here, texts are as long as they are.
+        inner.with_padding(None).with_truncation(None).context(|| format!("cannot use {}", path.display()))?;
         Ok(Self::new(Inner::HuggingFace(inner.into()), vocabulary))
     }
 
@@ -70,8 +77,7 @@ impl Tokenizer {
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         match &self.inner {
             Inner::HuggingFace(inner) => {
-                let encoding =
-                    inner.encode_fast(text, false).map_err(|cause| Error::new("cannot tokenize").because(cause))?;
+                let encoding = guarded(ODD, || inner.encode_fast(text, false)).context(|| "cannot tokenize".into())?;
                 self.check(encoding.get_ids())?;
                 Ok(encoding.get_ids().to_vec())
             }
@@ -107,9 +113,8 @@ impl Tokenizer {
         let texts = || documents.iter().map(String::as_str).collect::<Vec<&str>>();
         let encoded: Vec<Vec<u32>> = match &self.inner {
             Inner::HuggingFace(inner) => {
-                let encodings = inner.encode_batch_fast(texts(), false);
-                let encodings =
-                    encodings.map_err(|cause| Error::new("cannot tokenize the calibration text").because(cause))?;
+                let encodings = guarded(ODD, || inner.encode_batch_fast(texts(), false))
+                    .context(|| "cannot tokenize the calibration text".into())?;
                 encodings.iter().map(|encoding| encoding.get_ids().to_vec()).collect()
             }
             Inner::Spm(inner) => texts().into_par_iter().map(|text| inner.encode(text)).collect(),
@@ -127,6 +132,41 @@ impl Tokenizer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::{Value, json};
+
+    /// What becomes of a text with the tokenizer of a folder whose `tokenizer.json` was changed.
+    fn encoded(change: impl FnOnce(&mut Value)) -> Result<Vec<u32>> {
+        let tiny = Path::new(env!("CARGO_MANIFEST_DIR")).join("eval/tiny");
+        let vocabulary = Vocabulary::from_files(&tiny, 2048, &json!({}), None).unwrap();
+        let mut json = serde_json::from_slice(&std::fs::read(tiny.join("tokenizer.json")).unwrap()).unwrap();
+        change(&mut json);
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("tokenizer.json"), json.to_string()).unwrap();
+        Tokenizer::open(folder.path(), &vocabulary)?.encode("a text of several words")
+    }
+
+    #[test]
+    fn texts_are_neither_cut_nor_filled_up() {
+        let usual = encoded(|_| {}).unwrap();
+        let cut = json!({"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0});
+        assert_eq!(encoded(|json| json["truncation"] = cut).unwrap(), usual);
+        // So many tokens would take more than any memory.
+        let filled = json!({
+            "strategy": {"Fixed": 1u64 << 48}, "direction": "Right", "pad_to_multiple_of": null, "pad_id": 0, "pad_type_id": 0,
+            "pad_token": "x",
+        });
+        assert_eq!(encoded(|json| json["padding"] = filled).unwrap(), usual);
+    }
+
+    #[test]
+    fn what_the_crate_panics_with_is_an_error() {
+        // A trie of one node that leads beyond its end.
+        let error = encoded(|json| {
+            json["normalizer"] = json!({"type": "Precompiled", "precompiled_charsmap": "BAAAAAD8//8="});
+        });
+        let error = error.unwrap_err();
+        assert!(error.chain().join(": ").contains("cannot tokenize: it broke off: index out of bounds"), "{error:?}");
+    }
 
     #[test]
     fn tokens_without_a_row_are_refused_with_their_text() {
