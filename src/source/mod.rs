@@ -8,6 +8,7 @@ pub mod hub;
 pub mod imatrix;
 pub mod json;
 pub mod lfs;
+pub mod links;
 pub mod mistral;
 pub mod pages;
 pub mod pre_tokenizer;

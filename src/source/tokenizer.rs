@@ -2,11 +2,16 @@
 
 mod own;
 
+use super::value::quoted;
 use super::vocabulary::{Kind, SpmEncoder, Vocabulary, tekken, token_type};
 use crate::error::{Context, Error, Result};
+use crate::guard::guarded;
 use rayon::prelude::*;
 use std::path::Path;
 use tokenizers::AddedToken;
+
+/// What to do where the tokenizers crate panics.
+const ODD: &str = "tokenizer.json is damaged, or was edited by hand: fetch it again";
 
 /// A tokenizer and the token that its texts start with.
 pub struct Tokenizer {
@@ -84,12 +89,12 @@ impl Tokenizer {
     /// A text's tokens, without any BOS or EOS.
     ///
     /// # Errors
-    /// A text that the tokenizer refuses.
+    /// A text that the tokenizer refuses, or that holds a token for which the model has no row.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         match &self.inner {
             Inner::HuggingFace(inner) => {
-                let encoding =
-                    inner.encode_fast(text, false).map_err(|cause| Error::new("cannot tokenize").because(cause))?;
+                let encoding = guarded(ODD, || inner.encode_fast(text, false)).context(|| "cannot tokenize".into())?;
+                self.check(encoding.get_ids())?;
                 Ok(encoding.get_ids().to_vec())
             }
             Inner::Spm(inner) => Ok(inner.encode(text)),
@@ -107,11 +112,31 @@ impl Tokenizer {
                 let mut inner = inner.clone();
                 inner.set_encode_special_tokens(true);
                 inner.add_tokens(self.control.clone()).context(|| "cannot tokenize".into())?;
-                let encoding =
-                    inner.encode_fast(text, false).map_err(|cause| Error::new("cannot tokenize").because(cause))?;
+                let encoding = guarded(ODD, || inner.encode_fast(text, false)).context(|| "cannot tokenize".into())?;
+                self.check(encoding.get_ids())?;
                 Ok(encoding.get_ids().to_vec())
             }
             Inner::Spm(inner) => Ok(inner.encode_plain(text)),
+        }
+    }
+
+    /// Refuses ids beyond the vocabulary: a `tokenizer.json` may add tokens for which the embedding was never given rows.
+    fn check(&self, ids: &[u32]) -> Result<()> {
+        let rows = self.texts.len();
+        match ids.iter().find(|&&id| id as usize >= rows) {
+            None => Ok(()),
+            Some(id) => {
+                let text = self.inner_text(*id).map_or_else(String::new, |text| format!(" {}", quoted(&text, 48)));
+                Err(Error::new(format!("the text becomes token {id}{text}, but the embedding has only {rows} rows"))
+                    .hint("take the token out of the text, or resize the model's embedding to its tokenizer"))
+            }
+        }
+    }
+
+    fn inner_text(&self, id: u32) -> Option<String> {
+        match &self.inner {
+            Inner::HuggingFace(inner) => inner.id_to_token(id),
+            Inner::Spm(_) => None,
         }
     }
 
@@ -123,18 +148,75 @@ impl Tokenizer {
         let texts = || documents.iter().map(String::as_str).collect::<Vec<&str>>();
         let encoded: Vec<Vec<u32>> = match &self.inner {
             Inner::HuggingFace(inner) => {
-                let encodings = inner.encode_batch_fast(texts(), false);
-                let encodings =
-                    encodings.map_err(|cause| Error::new("cannot tokenize the calibration text").because(cause))?;
+                let encodings = guarded(ODD, || inner.encode_batch_fast(texts(), false))
+                    .context(|| "cannot tokenize the calibration text".into())?;
                 encodings.iter().map(|encoding| encoding.get_ids().to_vec()).collect()
             }
             Inner::Spm(inner) => texts().into_par_iter().map(|text| inner.encode(text)).collect(),
         };
         let mut tokens = Vec::new();
         for encoding in encoded {
+            self.check(&encoding)?;
             tokens.extend(self.bos);
             tokens.extend(encoding);
         }
         Ok(tokens)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    /// What becomes of a text with the tokenizer of a folder whose `tokenizer.json` was changed.
+    fn encoded(change: impl FnOnce(&mut Value)) -> Result<Vec<u32>> {
+        let tiny = Path::new(env!("CARGO_MANIFEST_DIR")).join("eval/tiny");
+        let vocabulary = Vocabulary::from_files(&tiny, 2048, &json!({}), None).unwrap();
+        let mut json = serde_json::from_slice(&std::fs::read(tiny.join("tokenizer.json")).unwrap()).unwrap();
+        change(&mut json);
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("tokenizer.json"), json.to_string()).unwrap();
+        Tokenizer::open(folder.path(), &vocabulary)?.encode("a text of several words")
+    }
+
+    #[test]
+    fn texts_are_neither_cut_nor_filled_up() {
+        let usual = encoded(|_| {}).unwrap();
+        let cut = json!({"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0});
+        assert_eq!(encoded(|json| json["truncation"] = cut).unwrap(), usual);
+        // So many tokens would take more than any memory.
+        let filled = json!({
+            "strategy": {"Fixed": 1u64 << 48}, "direction": "Right", "pad_to_multiple_of": null, "pad_id": 0, "pad_type_id": 0,
+            "pad_token": "x",
+        });
+        assert_eq!(encoded(|json| json["padding"] = filled).unwrap(), usual);
+    }
+
+    #[test]
+    fn what_the_crate_panics_with_is_an_error() {
+        // A trie of one node that leads beyond its end.
+        let error = encoded(|json| {
+            json["normalizer"] = json!({"type": "Precompiled", "precompiled_charsmap": "BAAAAAD8//8="});
+        });
+        let error = error.unwrap_err();
+        assert!(error.chain().join(": ").contains("cannot tokenize: it broke off: index out of bounds"), "{error:?}");
+    }
+
+    #[test]
+    fn tokens_without_a_row_are_refused_with_their_text() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("eval/tiny");
+        let mut vocabulary = Vocabulary::from_files(&folder, 2048, &serde_json::json!({}), None).unwrap();
+        // A model with fewer rows than its tokenizer.json has tokens.
+        let last = vocabulary.tokens.pop().unwrap();
+        vocabulary.token_type.pop();
+        let tokenizer = Tokenizer::open(&folder, &vocabulary).unwrap();
+        let (usual, beyond) = ("a text".to_owned(), format!("a {last}"));
+        assert!(tokenizer.encode(&usual).is_ok_and(|ids| !ids.is_empty()));
+        for result in [tokenizer.encode(&beyond), tokenizer.encode_documents(&[usual, beyond])] {
+            let error = result.unwrap_err();
+            assert!(error.to_string().contains(&format!("token 2047 {last:?}, but the embedding has only 2047 rows")));
+            assert!(error.hint_text().is_some());
+        }
     }
 }

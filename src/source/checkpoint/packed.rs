@@ -112,6 +112,15 @@ impl Parts<'_> {
         Ok(place)
     }
 
+    /// How many numbers a dimension of a packed tensor unpacks to, `each` for each of its `n`. A tensor without any numbers
+    /// takes no bytes, so that its other dimensions may be anything.
+    ///
+    /// # Errors
+    /// More than can be counted.
+    pub fn times(&self, name: &str, place: &Place, n: usize, each: usize) -> Result<usize> {
+        n.checked_mul(each).ok_or_else(|| self.misfit(name, place, "more than can be unpacked"))
+    }
+
     /// An error about a tensor's shape. `why`: how it goes on.
     pub fn misfit(&self, name: &str, place: &Place, why: &str) -> Error {
         let path = place.path(self.shards).display();

@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use super::super::vocabulary::{LONGEST_UNIGRAM, Vocabulary, check_base64, read_text, token_type};
 use crate::error::{Context, Result};
+use crate::guard::guarded;
 
 /// Normalizers and pre-tokenizers that take any text and any options.
 const HARMLESS: [&str; 21] = [
@@ -73,7 +74,7 @@ pub(super) fn open(folder: &Path, vocabulary: &Vocabulary) -> Result<Option<toke
     if !shape.is_harmless() {
         return Ok(None);
     }
-    let mut tokenizer = tokenizers::Tokenizer::from_bytes(&text).context(unreadable)?;
+    let mut tokenizer = guarded(super::ODD, || tokenizers::Tokenizer::from_bytes(&text)).context(unreadable)?;
     // Many a file cuts texts at the length that its model takes; transformers ignores it until asked.
     tokenizer.with_padding(None).with_truncation(None).context(unreadable)?;
     Ok(has_tokens_of(&tokenizer, vocabulary).then_some(tokenizer))

@@ -8,7 +8,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::sentencepiece::SentencePiece;
-use super::slots::{Conflict, Slots, Tokens};
+use super::slots::{Conflict, MAX_ROWS, Slots, Tokens};
 use super::vocab_and_merges;
 use super::{
     Kind, UnigramNormalizer, Vocabulary, added, merges, special, spm_files, tekken, templates, token_type, unigram,
@@ -60,6 +60,10 @@ impl Vocabulary {
     pub fn from_files(folder: &Path, vocab_size: usize, config: &Value, pre: Option<&str>) -> Result<Self> {
         if tekken::is_used(folder) {
             return Vocabulary::from_tekken(folder, vocab_size, pre);
+        }
+        if vocab_size > MAX_ROWS {
+            return Err(Error::new(format!("{} says that there are {vocab_size} tokens", folder.display()))
+                .hint(format!("vocab_size in config.json should be the embedding's rows, {MAX_ROWS} at most")));
         }
         let mut files = Files {
             tokenizer: read_json(&folder.join("tokenizer.json"))?,

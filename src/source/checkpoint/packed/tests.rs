@@ -414,3 +414,26 @@ fn methods_that_are_not_read_are_refused_by_name() {
         &["'x.weight' has shape [8, 16], but config.json makes it [16, 8]"],
     );
 }
+
+/// Such tensors take no bytes, so a file can claim any shape for them.
+#[test]
+fn shapes_beyond_counting_are_refused_where_there_are_no_numbers() {
+    let huge = usize::MAX / 4;
+    let refused =
+        |description: Value, part: Part| complains(open(description, &[part]), &["more than can be unpacked"]);
+    refused(gptq("gptq"), words("x.qweight", &[huge, 0], &[]));
+    let awq = json!({ "quant_method": "awq", "bits": 4, "group_size": 8 });
+    refused(awq, words("x.qweight", &[0, huge], &[]));
+    let shape = [0, 1, huge, 16];
+    let [blocks, scales] = [("x_blocks", &shape[..]), ("x_scales", &shape[..3])]
+        .map(|(name, shape)| Part(name, Dtype::U8, shape.to_vec(), Vec::new()));
+    complains(open(json!({ "quant_method": "mxfp4" }), &[blocks, scales]), &["more than can be unpacked"]);
+}
+
+#[test]
+fn scales_without_dimensions_are_refused() {
+    let description = json!({ "quant_method": "compressed-tensors", "format": "pack-quantized" });
+    let shape = Part("x.weight_shape", Dtype::I64, vec![2], [1i64, 8].map(i64::to_le_bytes).concat());
+    let parts = [words("x.weight_packed", &[1, 1], &[0]), shape, halves("x.weight_scale", &[], &[1.0])];
+    complains(open(description, &parts), &["'x.weight_scale' has shape []", "divides no 1 x 8"]);
+}

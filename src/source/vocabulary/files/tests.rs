@@ -309,6 +309,23 @@ fn what_is_added_follows_the_template_and_the_override() {
 }
 
 #[test]
+fn an_embedding_that_no_memory_holds_is_refused() {
+    let error = read(&[("tokenizer.json", tokenizer())], 4_000_000_000, json!({})).unwrap_err();
+    assert!(error.to_string().contains("says that there are 4000000000 tokens") && error.hint_text().is_some());
+}
+
+#[test]
+fn a_template_cannot_name_tokens_that_are_not_there() {
+    let mut json = tokenizer();
+    let first = json!({"SpecialToken": {"id": "<s>", "type_id": 0}});
+    let beyond = json!({"<s>": {"id": "<s>", "ids": [12], "tokens": ["<s>"]}});
+    let single = json!([first, {"Sequence": {"id": "A", "type_id": 0}}]);
+    json["post_processor"] = json!({"type": "TemplateProcessing", "single": single, "special_tokens": beyond});
+    let vocabulary = read(&[("tokenizer.json", json)], 12, json!({})).unwrap();
+    assert_eq!(vocabulary.special("bos"), Some(5), "the token of that text, not the number");
+}
+
+#[test]
 fn chat_templates_come_from_files_of_their_own_first() {
     let read = |files: &[(&str, Value)]| {
         let mut all = vec![("tokenizer.json", tokenizer())];

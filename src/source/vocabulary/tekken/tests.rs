@@ -27,7 +27,7 @@ const FIRST: u32 = 24 + 256;
 #[test]
 fn tokens_merges_and_ids_are_those_of_llama_cpps_converter() {
     let vocabulary = of_file(&file(&MORE), 290, None).unwrap();
-    assert_eq!((vocabulary.kind, vocabulary.pre.as_str()), (Kind::ByteLevel, "tekken"));
+    assert_eq!((vocabulary.kind, vocabulary.pre.as_str()), (Kind::Bpe, "tekken"));
     let at = |id: u32| (vocabulary.tokens[id as usize].as_str(), vocabulary.token_type[id as usize]);
     assert_eq!(at(0), ("<unk>", token_type::CONTROL));
     assert_eq!(at(23), ("<SPECIAL_23>", token_type::CONTROL));
