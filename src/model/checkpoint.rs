@@ -87,7 +87,7 @@ impl Model {
         let mut model = Model::read(config)?;
         let has = |name: &str| checkpoint.contains(name);
         model.settle(has);
-        let mut notes = Vec::new();
+        let mut notes = checkpoint.notes().to_vec();
         notes.extend(model.settle_output(checkpoint)?);
         model.settle_experts(checkpoint)?;
         notes.extend(model.settle_extra_blocks(&has, extra));

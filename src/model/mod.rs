@@ -72,6 +72,7 @@ pub use tensors::TensorSpec;
 pub static ARCHITECTURES: &[&dyn Architecture] = &[
     &llama::Llama,
     &mistral3::Mistral3,
+    &mistral3::MistralNative,
     &qwen::Qwen2,
     &qwen::Qwen3,
     &qwen_moe::Qwen2Moe,
