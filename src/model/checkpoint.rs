@@ -155,19 +155,9 @@ impl Model {
         let hidden = self.hidden;
         let fits =
             |rows: usize, columns: usize, shape: &[usize]| shape[shape.len().saturating_sub(2)..] == [rows, columns];
-        let straight = fits(2 * width, hidden, &gate_up_shape) && fits(hidden, width, &down_shape);
-        let turned = fits(hidden, 2 * width, &gate_up_shape) && fits(width, hidden, &down_shape);
-        match (straight, turned) {
-            (_, false) => {}
-            (false, true) => self.expert_layout = ExpertLayout::FusedTransposed,
-            (true, true) => {
-                return Err(Error::new(format!(
-                    "{}: '{}' of shape {gate_up_shape:?} may have its rows along either dimension",
-                    checkpoint.folder().display(),
-                    gate_up.source
-                ))
-                .hint("save the checkpoint with one tensor for each expert"));
-            }
+        // Gate and up together, and down, cannot both be square, so that one of the two tells.
+        if fits(hidden, 2 * width, &gate_up_shape) && fits(width, hidden, &down_shape) {
+            self.expert_layout = ExpertLayout::FusedTransposed;
         }
         Ok(())
     }
