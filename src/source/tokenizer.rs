@@ -102,3 +102,6 @@ impl Tokenizer {
         Ok(tokens)
     }
 }
+
+#[cfg(test)]
+mod tests;
