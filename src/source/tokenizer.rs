@@ -165,6 +165,7 @@ impl Tokenizer {
 }
 
 #[cfg(test)]
+<<<<<<< HEAD
 mod tests {
     use super::*;
     use serde_json::{Value, json};
@@ -220,3 +221,6 @@ mod tests {
         }
     }
 }
+=======
+mod tests;
+>>>>>>> w-tok

@@ -236,5 +236,12 @@ mod tests {
         assert_eq!(vocabulary.bos(), Some(1));
         vocabulary.add_bos = Some(false);
         assert_eq!(vocabulary.bos(), None);
+        vocabulary.special[0] = Some(7);
+        vocabulary.kind = Kind::Unigram;
+        assert_eq!(vocabulary.bos(), None);
+        vocabulary.kind = Kind::Gemma4;
+        assert_eq!(vocabulary.bos(), Some(7), "whatever the file says");
+        (vocabulary.kind, vocabulary.pre) = (Kind::Bpe, "gemma4".into());
+        assert_eq!(vocabulary.bos(), Some(7));
     }
 }

@@ -203,7 +203,14 @@ mod tests {
         vocabulary.add_eos = Some(true);
         vocabulary.chat_template = Some("{{ messages }}".into());
         vocabulary.named_templates = vec![("rag".into(), "r".into()), ("tool_use".into(), "t".into())];
+        vocabulary.suppress_tokens = vec![5, 7];
         assert_eq!(Vocabulary::from_metadata(&vocabulary.to_metadata()).unwrap(), vocabulary);
+        vocabulary.scores = vec![-1000.0; vocabulary.tokens.len()];
+        let gemma = Vocabulary { kind: Kind::Gemma4, pre: String::new(), ..vocabulary.clone() };
+        assert_eq!(Vocabulary::from_metadata(&gemma.to_metadata()).unwrap(), gemma);
+        let unigram = Some(UnigramNormalizer { remove_extra_whitespaces: true, charsmap: vec![0, 200] });
+        let unigram = Vocabulary { kind: Kind::Unigram, merges: Vec::new(), unigram, ..vocabulary };
+        assert_eq!(Vocabulary::from_metadata(&unigram.to_metadata()).unwrap(), unigram);
     }
 
     #[test]

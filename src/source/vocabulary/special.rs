@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 /// Where the special tokens stand in [`SPECIAL`].
 const BOS: usize = 0;
 const EOS: usize = 1;
+const UNK: usize = 2;
 const SEP: usize = 3;
 const EOT: usize = 6;
 const EOM: usize = 7;
@@ -39,6 +40,14 @@ pub(super) fn find(files: &Files, kind: Kind, ids: &Ids) -> Result<Found> {
     let mut found = Found::default();
     for (slot, (name, _)) in found.ids.iter_mut().zip(SPECIAL) {
         *slot = find_one(files, ids, name, &mut found.notes);
+    }
+    if matches!(kind, Kind::SentencePiece | Kind::Unigram) && found.ids[UNK].is_none() {
+        // What the model itself makes of a character that is no token; llama.cpp would take a number of its own.
+        let model = &files.tokenizer["model"];
+        let by_text = model["unk_token"].as_str().and_then(|text| id_of(ids, text));
+        let by_id =
+            model["unk_id"].as_u64().and_then(|id| id.try_into().ok()).filter(|id: &u32| (*id as usize) < ids.len());
+        found.ids[UNK] = by_text.or(by_id);
     }
     let post_processor = &files.tokenizer["post_processor"];
     match post_processor["processors"].as_array() {

@@ -323,4 +323,43 @@ mod tests {
         assert_eq!(texts(&prefixed, "<x>a<x><x>"), ["<x>a", "<x>", "<x>"]);
         assert_eq!(texts(&encoder(&tokens, false), "a<x> a"), ["a", "<x>", "\u{2581}a"]);
     }
+
+    /// Tokens and merges; `<0xC3>` is the only byte that has a token.
+    fn merging(pre: Option<&str>, tokens: &[&str], merges: &[&str]) -> (SpmEncoder, Vec<String>) {
+        let kind = if pre.is_some() { Kind::Bpe } else { Kind::Gemma4 };
+        let tokens: Vec<String> = ["<0xC3>", "<x>"].iter().chain(tokens).map(|text| (*text).to_owned()).collect();
+        let mut token_type = vec![token_type::NORMAL; tokens.len()];
+        token_type[1] = token_type::USER_DEFINED;
+        let merges = merges.iter().map(|merge| (*merge).to_owned()).collect();
+        let pre = pre.unwrap_or_default().to_owned();
+        let vocabulary = Vocabulary { pre, tokens, token_type, merges, ..Vocabulary::empty(kind) };
+        (SpmEncoder::new(&vocabulary).unwrap(), vocabulary.tokens)
+    }
+
+    #[test]
+    fn a_list_of_merges_decides_by_pairs_and_their_places() {
+        let encoder = merging(None, &["a", "b", "c", "ab", "bc", "abc"], &["b c", "a b", "ab c"]);
+        assert_eq!(texts(&encoder, "abc"), ["a", "bc"], "a and bc are in no merge, though abc is a token");
+        assert_eq!(texts(&encoder, "abab"), ["ab", "ab"]);
+        assert_eq!(texts(&encoder, "aéb"), ["a", "<0xC3>", "b"], "a byte without a token vanishes");
+        assert_eq!(texts(&encoder, ""), [""; 0]);
+    }
+
+    #[test]
+    fn spaces_are_part_of_tokens_and_lines_are_not() {
+        let tokens = ["\u{2581}", "a", "\n", "\n\n", "a\u{2581}a", "\u{2581}a", "a\n"];
+        let merges = ["\u{2581} a", "a \u{2581}a", "a \n"];
+        let gemma = merging(None, &tokens, &merges);
+        assert_eq!(texts(&gemma, "a a a"), ["a\u{2581}a", "\u{2581}a"]);
+        assert_eq!(texts(&gemma, "a\na"), ["a", "\n", "a"], "merges end where lines do");
+        assert_eq!(texts(&gemma, "a\n\na"), ["a", "\n\n", "a"], "a run of line ends is a token without any merge");
+        assert_eq!(texts(&gemma, "\n\n\n"), ["\n", "\n", "\n"], "where there is no token of that length");
+        assert_eq!(texts(&gemma, " a<x> a"), ["\u{2581}a", "<x>", "\u{2581}a"], "no space is put in front");
+        let sarvam = merging(Some("sarvam-moe"), &tokens, &merges);
+        assert_eq!(texts(&sarvam, "a\n\na"), ["a", "\n", "\n", "a"], "only Gemma 4 takes runs as they are");
+        let words = merging(Some("whitespace"), &tokens, &merges);
+        assert_eq!(texts(&words, "a a\n"), ["a", "a", "\n"], "a space is no U+2581 here, and no token");
+        let vocabulary = Vocabulary { pre: "gpt-2".into(), ..Vocabulary::empty(Kind::Bpe) };
+        assert!(SpmEncoder::new(&vocabulary).err().unwrap().to_string().contains("merges of bytes"));
+    }
 }

@@ -151,3 +151,111 @@ fn normalizer(vocabulary: &Vocabulary) -> Result<Sequence> {
     steps.push(replace(ReplacePattern::String(" ".into()), &space)?);
     Ok(Sequence::new(steps))
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::super::charsmap::write;
+    use super::*;
+    use crate::source::tokenizer::Tokenizer;
+
+    fn tokenizer() -> Value {
+        use base64::Engine;
+        let table = base64::engine::general_purpose::STANDARD.encode(write::table(b'X', "a"));
+        let runs = json!({"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": "\u{2581}"});
+        let strip = json!({"type": "Strip", "strip_left": false, "strip_right": true});
+        let table = json!({"type": "Precompiled", "precompiled_charsmap": table});
+        let added = |id: u32, text: &str, special: bool| {
+            json!({
+                "id": id, "content": text, "special": special, "single_word": false, "lstrip": false, "rstrip": false,
+                "normalized": false,
+            })
+        };
+        json!({
+            "added_tokens": [added(0, "<unk>", true), added(5, "<x>", false)],
+            "normalizer": {"type": "Sequence", "normalizers": [table, strip, runs]},
+            "pre_tokenizer": {"type": "Metaspace", "replacement": "\u{2581}", "prepend_scheme": "always", "split": true},
+            "post_processor": null,
+            "decoder": {"type": "Metaspace", "replacement": "\u{2581}", "prepend_scheme": "always", "split": true},
+            "model": {
+                "type": "Unigram", "unk_id": 0, "byte_fallback": false,
+                "vocab": [["<unk>", 0.0], ["\u{2581}", -3.0], ["\u{2581}a", -2.5], ["a", -1.0], ["aa", -1.5]],
+            },
+        })
+    }
+
+    fn read(change: impl FnOnce(&mut Value)) -> (tempfile::TempDir, Result<Vocabulary>) {
+        let folder = tempfile::tempdir().unwrap();
+        let mut json = tokenizer();
+        change(&mut json);
+        std::fs::write(folder.path().join("tokenizer.json"), json.to_string()).unwrap();
+        let vocabulary = Vocabulary::from_files(folder.path(), 7, &json!({}), None);
+        (folder, vocabulary)
+    }
+
+    #[test]
+    fn the_likeliest_row_of_tokens_is_found() {
+        let (folder, vocabulary) = read(|_| {});
+        let vocabulary = vocabulary.unwrap();
+        assert_eq!((vocabulary.kind, vocabulary.pre.as_str()), (Kind::Unigram, "default"));
+        assert_eq!(vocabulary.token_type, [3, 1, 1, 1, 1, 4, 5]);
+        assert_eq!(
+            (vocabulary.add_bos, vocabulary.add_eos),
+            (Some(false), Some(false)),
+            "llama.cpp takes silence for yes"
+        );
+        assert_eq!(vocabulary.add_space_prefix, Some(true));
+        assert!(vocabulary.unigram.as_ref().is_some_and(|unigram| unigram.remove_extra_whitespaces));
+        assert_eq!(vocabulary.notes, [""; 0]);
+        let rebuilt = Vocabulary::from_metadata(&vocabulary.to_metadata()).unwrap();
+        let [own, rebuilt] =
+            [Tokenizer::open(folder.path(), &vocabulary), Tokenizer::from_vocabulary(&rebuilt)].map(Result::unwrap);
+        for (text, expected) in [
+            ("aaa", &[2, 4][..]),
+            ("  aX  a ", &[2, 3, 2]),
+            ("a<x>a", &[2, 5, 2]),
+            ("éa", &[1, 0, 3]),
+            ("[PAD6]", &[1, 0]),
+            ("", &[]),
+        ] {
+            assert_eq!(own.encode(text).unwrap(), expected, "{text:?}");
+            assert_eq!(rebuilt.encode(text).unwrap(), expected, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn what_llama_cpp_does_otherwise_is_told_or_refused() {
+        let complaint = |change: &dyn Fn(&mut Value)| read(change).1.unwrap_err().chain().join(": ");
+        let notes = read(|json| json["model"]["byte_fallback"] = true.into()).1.unwrap().notes;
+        assert!(notes[0].contains("becomes bytes"), "{notes:?}");
+        let notes =
+            read(|json| json["normalizer"]["normalizers"][2] = json!({"type": "NFD"})).1.unwrap().notes.join("; ");
+        assert!(notes.contains("NFD") && notes.contains("Strip"), "{notes}");
+        let steps = &|json: &mut Value| json["normalizer"]["normalizers"][0]["precompiled_charsmap"] = "AAAA".into();
+        assert!(complaint(steps).contains("precompiled_charsmap: it is cut off"));
+        assert!(complaint(&|json| json["pre_tokenizer"] = Value::Null).contains("does not replace spaces"));
+        assert!(
+            complaint(&|json| json["model"]["vocab"][1] = json!(["a"])).contains("token 1 is not a text and its score")
+        );
+        assert!(complaint(&|json| json["model"]["vocab"][1][0] = "a".repeat(2000).into()).contains("has 2000 bytes"));
+    }
+
+    #[test]
+    fn a_file_that_cannot_encode_is_refused() {
+        let vocabulary = read(|_| {}).1.unwrap();
+        let error = |change: &dyn Fn(&mut Vocabulary)| {
+            let mut vocabulary = vocabulary.clone();
+            change(&mut vocabulary);
+            tokenizer_error(&vocabulary)
+        };
+        assert!(error(&|it| it.special = Default::default()).contains("no unknown token"));
+        assert!(error(&|it| it.scores[2] = f32::NAN).contains("the score of token 2 is NaN"));
+        assert!(error(&|it| it.unigram.as_mut().unwrap().charsmap.truncate(100)).contains("cut off"));
+        assert!(error(&|it| it.tokens[2] = "a".repeat(2000)).contains("2000 bytes"));
+    }
+
+    fn tokenizer_error(vocabulary: &Vocabulary) -> String {
+        Tokenizer::from_vocabulary(vocabulary).err().unwrap().chain().join(": ")
+    }
+}

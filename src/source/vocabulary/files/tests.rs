@@ -149,6 +149,8 @@ fn the_pre_tokenizer_can_be_overridden() {
     assert_eq!(read(Some("starcoder")).unwrap().pre, "starcoder");
     assert_eq!(read(Some("starcoder")).unwrap().notes, [""; 0]);
     assert!(read(Some("gpt-4o")).unwrap().notes[0].contains("combining marks"));
+    let error = read(Some("sarvam-moe")).unwrap_err();
+    assert!(error.to_string().contains("BPE on characters"), "{error}");
     let error = read(Some("stardust")).unwrap_err();
     assert_eq!(error.kind(), crate::error::Kind::Usage);
     assert!(error.to_string().contains("`stardust`"));
