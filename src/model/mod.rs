@@ -27,6 +27,7 @@ mod granite;
 pub mod half;
 mod hunyuan;
 mod laguna;
+pub mod layers;
 mod lfm2;
 mod llama;
 pub mod lm_head;

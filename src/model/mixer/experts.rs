@@ -4,7 +4,7 @@ use super::mlp::{Mlp, MlpLayers};
 use super::routing::{Route, Scoring, choose, weights};
 use super::{At, Cost, Mix, Place};
 use crate::error::{Error, Result};
-use crate::model::block::Layers;
+use crate::model::layers::Layers;
 use crate::model::half::Norm;
 use crate::model::matrix::Matrix;
 use crate::model::ops;

@@ -5,7 +5,7 @@
 
 pub mod routing;
 
-use super::block::Layers;
+use super::layers::Layers;
 use super::part::{Absorber, BlockTensor, Part};
 use super::rope::Rope;
 use super::states::{MixerState, States};
