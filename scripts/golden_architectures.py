@@ -5,11 +5,11 @@
 
 Needs a python with torch and transformers (5 or newer); the tests that read the files need neither. A file holds the
 configuration, the keys that llama.cpp's converter and loader have for it (`keys` below), the names and shapes of the tensors as
-transformers saves them, from which formula their numbers come, some windows of tokens, and for each token but the first of a
-window its log-probability in float32. The numbers are a hash of a tensor's name and of an element's place (`numbers`
+transformers saves them, without those of images, from which formula their numbers come, some windows of tokens, and for each token
+but the first of a window its log-probability in float32. The numbers are a hash of a tensor's name and of an element's place (`numbers`
 below), so that the test makes the same checkpoint without any file.
 """
-import json, math, os, shutil, sys, tempfile
+import json, math, os, re, shutil, sys, tempfile
 import numpy as np
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -29,6 +29,35 @@ MLA = dict(kv_lora_rank=32, qk_rope_head_dim=16, qk_nope_head_dim=32, v_head_dim
 YARN = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=64, rope_theta=10000.0)
 LONG = dict(rope_type="longrope", short_factor=[1.0 + 0.05 * i for i in range(8)], long_factor=[1.5 + 0.5 * i for i in range(8)],
             original_max_position_embeddings=32, rope_theta=10000.0)
+# Six heads of values on two of keys: turning them over twice is not the same as not at all.
+NET = dict(linear_num_key_heads=2, linear_num_value_heads=6, linear_key_head_dim=16, linear_value_head_dim=16, linear_conv_kernel_dim=4,
+           head_dim=32, num_hidden_layers=3, layer_types=["linear_attention", "full_attention", "linear_attention"])
+QUARTER = dict(rope_type="default", rope_theta=1e6, partial_rotary_factor=0.25)
+SECTIONS = dict(**QUARTER, mrope_section=[2, 1, 1], mrope_interleaved=True)
+NET_MOE = dict(moe_intermediate_size=32, num_experts=4, num_experts_per_tok=2, shared_expert_intermediate_size=64)
+GEMMA4 = usual(head_dim=32, global_head_dim=64, sliding_window=8, final_logit_softcapping=30.0, hidden_size_per_layer_input=0,
+               rope_parameters=dict(sliding_attention=dict(rope_type="default", rope_theta=10000.0),
+                                    full_attention=dict(rope_type="proportional", rope_theta=1e6, partial_rotary_factor=0.25)))
+SHARED_KEYS = dict(attention_k_eq_v=True, num_global_key_value_heads=1)
+
+
+def kinds(letters):
+    return ["full_attention" if letter == "f" else "sliding_attention" for letter in letters]
+
+
+# What sees has a model of text inside. Its own sizes matter to nobody here.
+IMAGES = dict(image_token_id=2040, video_token_id=2041, vision_start_token_id=2042, vision_end_token_id=2043)
+VISION = dict(hidden_size=32, depth=2, num_heads=2, intermediate_size=48, out_hidden_size=64, patch_size=4, spatial_merge_size=2,
+              temporal_patch_size=2, in_channels=3)
+VISION3 = dict(**VISION, num_position_embeddings=16)
+PIXTRAL = dict(model_type="pixtral", hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48, image_size=16,
+               patch_size=4, head_dim=16)
+
+
+def seeing(vision, text, **more):
+    return dict(text_config=text, vision_config=vision, **more)
+
+
 MODELS = {
     "llama": ("llama", usual()),
     "llama-yarn": ("llama", usual(rope_parameters=YARN)),
@@ -71,6 +100,32 @@ MODELS = {
     "gpt_neox": ("gpt_neox", usual(rotary_pct=0.25, rope_parameters=dict(rope_type="default", rope_theta=10000.0,
                                                                         partial_rotary_factor=0.25), intermediate_size=256)),
     "gpt_neox-serial": ("gpt_neox", usual(use_parallel_residual=False)),
+    "internlm3": ("internlm3", usual(head_dim=32, qkv_bias=True, bias=True)),
+    "mistral3": ("mistral3", seeing(PIXTRAL, usual(model_type="mistral", head_dim=32, sliding_window=None),
+                                    tie_word_embeddings=False, spatial_merge_size=2, image_token_index=2040)),
+    "ministral3": ("ministral3", usual(head_dim=32, sliding_window=None, tie_word_embeddings=True, rope_parameters={
+        **YARN, "original_max_position_embeddings": 16, "beta_fast": 32.0, "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0,
+        "llama_4_scaling_beta": 0.1})),
+    "qwen2_vl": ("qwen2_vl", seeing(dict(depth=2, embed_dim=32, hidden_size=64, num_heads=2, patch_size=4, spatial_merge_size=2,
+                                         temporal_patch_size=2, in_channels=3),
+                                    usual(rope_parameters=dict(rope_type="default", rope_theta=1e6, mrope_section=[4, 2, 2])), **IMAGES)),
+    "qwen2_5_vl": ("qwen2_5_vl", seeing(dict(window_size=16, fullatt_block_indexes=[1], **VISION),
+                                        usual(rope_parameters=dict(rope_type="default", rope_theta=1e6, mrope_section=[4, 2, 2])),
+                                        tie_word_embeddings=True, **IMAGES)),
+    "qwen3_vl": ("qwen3_vl", seeing(dict(deepstack_visual_indexes=[0], **VISION3),
+                                    usual(head_dim=32, rope_parameters=dict(rope_type="default", rope_theta=1e6, mrope_section=[8, 4, 4],
+                                                                            mrope_interleaved=True)), **IMAGES)),
+    "qwen3_5": ("qwen3_5_text", usual(**NET, rope_parameters=SECTIONS)),
+    "qwen3_5-seeing": ("qwen3_5", seeing(VISION3, usual(**NET, rope_parameters=SECTIONS), tie_word_embeddings=True, **IMAGES)),
+    "qwen3_5_moe": ("qwen3_5_moe_text", usual(**NET, **NET_MOE, rope_parameters=SECTIONS)),
+    "qwen3_5_moe-seeing": ("qwen3_5_moe", seeing(VISION3, usual(**NET, **NET_MOE, rope_parameters=SECTIONS), **IMAGES)),
+    "qwen3_next": ("qwen3_next", usual(**NET, **NET_MOE, rope_parameters=QUARTER)),
+    "gemma4": ("gemma4_text", {**GEMMA4, **SHARED_KEYS, "num_hidden_layers": 4, "layer_types": kinds("sfsf")}),
+    "gemma4_e2b": ("gemma4_text", {**GEMMA4, "num_hidden_layers": 5, "layer_types": kinds("sfssf"), "num_key_value_heads": 1,
+                                   "hidden_size_per_layer_input": 32, "vocab_size_per_layer_input": VOCAB, "num_kv_shared_layers": 2,
+                                   "use_double_wide_mlp": True}),
+    "gemma4_moe": ("gemma4_text", {**GEMMA4, **SHARED_KEYS, "num_hidden_layers": 2, "layer_types": kinds("sf"), "enable_moe_block": True,
+                                   "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 32}),
 }
 
 
@@ -95,8 +150,11 @@ def spread(kind, name, shape):
         return 0.0, 0.3
     if last == "sinks":
         return 0.0, 1.0
+    if last in ("A_log", "dt_bias", "layer_scalar"):
+        return {"A_log": (0.7, 0.7), "dt_bias": (0.0, 0.5), "layer_scalar": (0.8, 0.1)}[last]
     if len(shape) == 1:
-        return (0.0 if kind.startswith("gemma") else 1.0), 0.2
+        above_one = kind in ("gemma", "gemma2", "gemma3_text") or kind.startswith(("qwen3_5", "qwen3_next"))
+        return (0.0 if above_one and "linear_attn" not in name else 1.0), 0.2
     if VOCAB in shape or "wpe" in name:
         return 0.0, 0.3
     columns = shape[0] if kind == "gpt2" else shape[-1]
@@ -106,13 +164,16 @@ def spread(kind, name, shape):
 
 # What llama.cpp calls each type of model, where it is another name.
 ARCHITECTURES = {"mistral": "llama", "mixtral": "llama", "qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe", "gemma3_text": "gemma3",
-                 "gpt_oss": "gpt-oss", "gpt_neox": "gptneox", "deepseek_v2": "deepseek2", "deepseek_v3": "deepseek2"}
+                 "gpt_oss": "gpt-oss", "gpt_neox": "gptneox", "deepseek_v2": "deepseek2", "deepseek_v3": "deepseek2",
+                 "internlm3": "llama", "ministral3": "mistral3", "qwen2_vl": "qwen2vl", "qwen2_5_vl": "qwen2vl", "qwen3_vl": "qwen3vl",
+                 "qwen3_5": "qwen35", "qwen3_5_text": "qwen35", "qwen3_5_moe": "qwen35moe", "qwen3_5_moe_text": "qwen35moe",
+                 "qwen3_next": "qwen3next", "gemma4_text": "gemma4"}
 LAYER_NORM = ("stablelm", "starcoder2", "gpt2", "gpt_neox")
 
 
 def keys(kind, config):
     """Every key of the model itself in GGUF. A whole number stands for a u32, one with a point for an f32."""
-    own = config.to_dict()
+    own = config.get_text_config().to_dict()
 
     def get(*names):
         return next((own[name] for name in names if own.get(name) is not None), None)
@@ -193,24 +254,58 @@ def keys(kind, config):
                   "expert_weights_norm": v3 and get("norm_topk_prob"), "expert_gating_func": 2 if v3 else 1}
         if v3:
             found |= {"expert_group_count": get("n_group"), "expert_group_used_count": get("topk_group")}
+    if rope.get("mrope_section"):
+        found["rope.dimension_sections"] = (rope["mrope_section"] + [0] * 4)[:4]
+    if kind == "qwen3_vl":
+        found["n_deepstack_layers"] = len(config.vision_config.deepstack_visual_indexes)
+    if kind == "ministral3":
+        found |= {"rope.scaling.yarn_log_multiplier": rope["mscale_all_dim"], "attention.temperature_scale": rope["llama_4_scaling_beta"]}
+    if "linear_num_key_heads" in own:
+        found |= {"ssm.conv_kernel": get("linear_conv_kernel_dim"), "ssm.state_size": get("linear_key_head_dim"),
+                  "ssm.group_count": get("linear_num_key_heads"), "ssm.time_step_rank": get("linear_num_value_heads"),
+                  "ssm.inner_size": get("linear_num_value_heads") * get("linear_value_head_dim"), "full_attention_interval": 4,
+                  "attention.recurrent_layers": [kind == "linear_attention" for kind in get("layer_types")]}
+    if kind.startswith("gemma4"):
+        found |= gemma4_keys(own)
     name = ARCHITECTURES.get(kind, kind)
     return {f"{name}.{key}": value for key, value in sorted(found.items())}
+
+
+def gemma4_keys(own):
+    """Those of Gemma 4: two kinds of blocks. Lists where blocks differ."""
+    local, blocks = [kind == "sliding_attention" for kind in own["layer_types"]], own["num_hidden_layers"]
+    head, shared = own["head_dim"], own.get("num_kv_shared_layers") or 0
+    whole = own["per_layer_config"][str(local.index(False))]
+    full = whole["head_dim"]
+    found = {"attention.key_length": full, "attention.value_length": full, "attention.key_length_swa": head,
+             "attention.value_length_swa": head, "rope.dimension_count": full, "rope.dimension_count_swa": head,
+             "attention.sliding_window": own["sliding_window"], "attention.sliding_window_pattern": local,
+             "attention.shared_kv_layers": shared,
+             "embedding_length_per_layer_input": own.get("hidden_size_per_layer_input") or 0}
+    if own.get("attention_k_eq_v"):
+        found["attention.head_count_kv"] = [own["num_key_value_heads"] if kind else whole["num_key_value_heads"] for kind in local]
+    if own.get("use_double_wide_mlp"):
+        found["feed_forward_length"] = [own["intermediate_size"] * (2 if i >= blocks - shared else 1) for i in range(blocks)]
+    if own.get("enable_moe_block"):
+        found["expert_used_count"] = own["top_k_experts"]
+    return found
 
 
 def golden(name):
     import torch
     from safetensors.numpy import load_file, save_file
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
     kind, changes = MODELS[name]
+    family = AutoModelForImageTextToText if "vision_config" in changes else AutoModelForCausalLM
     config = AutoConfig.for_model(kind, **changes)
     folder = tempfile.mkdtemp()
     try:
-        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+        family.from_config(config).save_pretrained(folder)
         path = os.path.join(folder, "model.safetensors")
         shapes = {tensor: list(array.shape) for tensor, array in sorted(load_file(path).items())}
         tensors = {tensor: [shape, *spread(kind, tensor, shape)] for tensor, shape in shapes.items()}
         save_file({tensor: numbers(tensor, *how) for tensor, how in tensors.items()}, path, metadata={"format": "pt"})
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+        model = family.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
         with open(os.path.join(folder, "config.json"), encoding="utf8") as file:
             saved = json.load(file)
     finally:
@@ -222,7 +317,8 @@ def golden(name):
         logs = torch.log_softmax(model(torch.tensor(windows)).logits.double(), -1)
     scored = logs[:, :-1].gather(2, torch.tensor(windows)[:, 1:, None])[:, :, 0]
     saved = {key: value for key, value in saved.items() if key not in ("transformers_version", "dtype")}
-    rows = ",\n".join(f"  {json.dumps(tensor)}: {json.dumps(how)}" for tensor, how in tensors.items())
+    text = {tensor: how for tensor, how in tensors.items() if not re.search(r"(^|\.)(visual|vision_tower|multi_modal_projector)\.", tensor)}
+    rows = ",\n".join(f"  {json.dumps(tensor)}: {json.dumps(how)}" for tensor, how in text.items())
     with open(os.path.join(ROOT, "tests", "architectures", f"{name}.json"), "w", encoding="utf8") as file:
         file.write('{"config": %s,\n"keys": %s,\n"tensors": {\n%s\n},\n"windows": %s,\n"logprobs": %s}\n' % (
             json.dumps(saved, indent=1), json.dumps(keys(kind, model.config), indent=1), rows, json.dumps(windows.tolist()),

@@ -5,6 +5,8 @@ mod common;
 
 use common::checkpoint::{Checkpoint, Shape};
 use common::{folder, llmq, names, refused, tiny};
+use llmq::format;
+use llmq::pipeline::weights::open_gguf;
 use safetensors::Dtype;
 use serde_json::{Value, json};
 use std::fs;
@@ -116,6 +118,24 @@ fn weights_too_large_for_their_type() {
     let (_root, model) = written(&checkpoint);
     let told = "element 7 is 1000000, which F16 cannot hold";
     refused(&model, &["--type", "F16"], 1, &["'model.layers.0.mlp.down_proj.weight'", told, HINT]);
+}
+
+/// A scale ends at 65504, but what it is multiplied with does not end at one.
+#[test]
+fn blocks_hold_large_weights() {
+    let mut checkpoint = small();
+    checkpoint.numbers("model.layers.0.mlp.down_proj.weight")[7] = 1e5;
+    let (root, model) = written(&checkpoint);
+    let file = root.path().join("out.gguf");
+    for kind in ["Q8_0", "Q4_0", "MXFP4"] {
+        llmq!["quantize", &model, "-o", &file, "--type", kind, "--method", "rtn", "--force"].ok();
+        let gguf = open_gguf(&file).unwrap();
+        let down = gguf.tensor("blk.0.ffn_down.weight").unwrap();
+        let x = format::by_id(down.type_id).unwrap().decode_all(gguf.data(down))[7];
+        assert!((x / 1e5 - 1.0).abs() < 0.05, "{kind}: {x}");
+    }
+    let told = "element 7 is 100000, but Q4_1 is only sure to hold numbers up to 65504";
+    refused(&model, &["--type", "Q4_1", "--method", "rtn"], 1, &[told, HINT]);
 }
 
 #[test]

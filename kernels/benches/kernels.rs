@@ -5,7 +5,11 @@
 use half::slice::HalfFloatSliceExt;
 use llmq_kernels::attention::{self, Scores, Shape};
 use llmq_kernels::elementwise::Activation;
-use llmq_kernels::gemm::{self, Precision};
+use llmq_kernels::gemm::{self, Precision, View};
+use llmq_kernels::recurrent::{
+    CausalConv, DeltaInputs, DeltaShape, HeadOrder, Mamba2Inputs, Mamba2Shape, causal_conv, gated_delta_rule,
+    mamba2_scan,
+};
 use llmq_kernels::search;
 use llmq_kernels::{F, Isa, LANES, Levels, cholesky, column, convert, descent, elementwise, fused, squares, syrk};
 use std::hint::black_box;
@@ -175,6 +179,37 @@ fn rows() {
     show("swiglu", 1e-9 * x.len() as f64 / ours, "Gnumbers/s", ours, "the baseline", theirs);
 }
 
+/// The mixers of Qwen3.5-4B and -9B and of Nemotron 3 Nano, beside attention of the same width: one window of 512 positions.
+fn scans() {
+    let (n, keys, values) = (512, 16 * 128, 32 * 128);
+    let wide = 2 * keys + values;
+    let (x, mut y, mut out) = (numbers(n * wide), vec![0.0; n * wide], vec![0.0; n * values]);
+    let kv = numbers(n * values);
+    let shape = Shape { positions: n, past: 0, heads: 32, kv_heads: 32, d: 128 };
+    let how = Scores { scale: 0.1, ..Scores::default() };
+    let attention = best(|| attention::causal(&kv, &kv, &kv, shape, &how, black_box(&mut out)));
+    let beside = |what: &str, ours: f64| {
+        show(what, 1e-3 * n as f64 / ours, "k/s", ours, "attention, 32 heads of 128", attention);
+    };
+    let weight = numbers(wide * 4);
+    let conv = CausalConv { weight: &weight, taps: 4, bias: None, activation: Some(Activation::Silu) };
+    let convolved = best(|| causal_conv(View::new(&x, n, wide, wide), n, &conv, None, black_box(&mut y)));
+    beside(&format!("causal convolution, {wide} channels"), convolved);
+    let part = |first: usize, columns| View::new(&x[first..], n, columns, wide);
+    let strengths: Vec<f32> = numbers(n * 32).into_iter().map(f32::abs).collect();
+    let decays: Vec<f32> = strengths.iter().map(|x| -x).collect();
+    let inputs =
+        DeltaInputs { q: part(0, keys), k: part(keys, keys), v: part(2 * keys, values), g: &decays, beta: &strengths };
+    let shape = DeltaShape { positions: n, key_heads: 16, value_heads: 32, dk: 128, dv: 128, order: HeadOrder::Tiled };
+    let scan = best(|| gated_delta_rule(&inputs, shape, 1e-6, None, black_box(&mut out)));
+    beside("gated delta rule, 16 and 32 heads of 128", scan);
+    beside("both", convolved + scan);
+    let (a, dt) = (vec![-1.0; 64], vec![0.1; n * 64]);
+    let inputs = Mamba2Inputs { x: part(0, values), dt: &dt, a: &a, b: part(values, 1024), c: part(5120, 1024), d: &a };
+    let shape = Mamba2Shape { positions: n, heads: 64, head_dim: 64, groups: 8, state: 128 };
+    beside("Mamba-2, 64 heads of 64", best(|| mamba2_scan(&inputs, shape, None, black_box(&mut out))));
+}
+
 fn searches() {
     let w: Vec<F> = numbers(32 * LANES).chunks(LANES).map(|x| F(x.try_into().expect("sixteen"))).collect();
     let h = vec![F::splat(1.0); 32];
@@ -252,6 +287,7 @@ fn main() {
     products();
     factors();
     rows();
+    scans();
     searches();
     conversions();
 }

@@ -88,7 +88,7 @@ fn pays(isa: Isa) -> bool {
 }
 
 /// Defines a kernel once and compiles it for every [`Isa`]: `name(args)` runs on the best one, `name_on(isa, args)` on a
-/// given one, which has to be available.
+/// given one, which has to be available. `_ / name_on` defines the second alone.
 macro_rules! kernel {
     ($(#[$meta:meta])* pub fn $name:ident / $on:ident($($arg:ident : $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
         $(#[$meta])*
@@ -97,10 +97,16 @@ macro_rules! kernel {
             $on($crate::dispatch::Isa::best(), $($arg),*)
         }
 
-        /// The same on a given instruction set.
-        ///
-        /// # Panics
-        /// If this machine does not have it.
+        $crate::dispatch::kernel! {
+            /// The same on a given instruction set.
+            ///
+            /// # Panics
+            /// If this machine does not have it.
+            pub fn _ / $on($($arg: $ty),*) $(-> $ret)? $body
+        }
+    };
+    ($(#[$meta:meta])* pub fn _ / $on:ident($($arg:ident : $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
+        $(#[$meta])*
         #[allow(clippy::too_many_arguments)]
         pub fn $on(isa: $crate::dispatch::Isa, $($arg: $ty),*) $(-> $ret)? {
             #[inline(always)]

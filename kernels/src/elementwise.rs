@@ -40,15 +40,28 @@ pub fn exp(x: F) -> F {
 
 /// Loads up to sixteen numbers; the rest of the lanes get `fill`.
 #[inline(always)]
-fn load(x: &[f32], fill: f32) -> F {
+pub(crate) fn load(x: &[f32], fill: f32) -> F {
+    // A copy whose length is not known before is a call.
+    if let Some(x) = x.as_array() {
+        return F(*x);
+    }
     let mut v = F::splat(fill);
     v.0[..x.len()].copy_from_slice(x);
     v
 }
 
+/// Stores the first lanes, as many as there is room for.
+#[inline(always)]
+pub(crate) fn store(v: F, y: &mut [f32]) {
+    match y.as_mut_array() {
+        Some(y) => *y = v.0,
+        None => y.copy_from_slice(&v.0[..y.len()]),
+    }
+}
+
 /// The sum of all lanes, always added in the same order.
 #[inline(always)]
-fn sum(v: F) -> f32 {
+pub(crate) fn sum(v: F) -> f32 {
     let mut v = v.0;
     let mut half = LANES / 2;
     while half > 0 {
@@ -72,7 +85,7 @@ kernel! {
         let mut total = F::ZERO;
         for part in x.chunks_mut(LANES) {
             let y = exp(load(part, f32::NEG_INFINITY).mul_add(F::splat(scale), shift));
-            part.copy_from_slice(&y.0[..part.len()]);
+            store(y, part);
             total = total + y;
         }
         let inverse = 1.0 / sum(total);
@@ -224,13 +237,12 @@ mod tests {
                 let (mut a, mut b, mut c) = (x.clone(), vec![0.0; n], vec![0.0; n]);
                 softmax_on(isa, &mut a, 0.3);
                 rms_norm_row_on(isa, &x, &gain, 1e-5, &mut b);
-                let acts =
-                    [Activation::Silu, Activation::GeluTanh, Activation::Gelu, Activation::SiluBounded].map(|kind| {
-                        let mut y = x.clone();
-                        gated_row_on(isa, kind, &x, &gain, &mut c);
-                        activate_row_on(isa, kind, &mut y);
-                        (c.clone(), y)
-                    });
+                let acts = Activation::ALL.map(|kind| {
+                    let mut y = x.clone();
+                    gated_row_on(isa, kind, &x, &gain, &mut c);
+                    activate_row_on(isa, kind, &mut y);
+                    (c.clone(), y)
+                });
                 let (mut capped, mut centred) = (x.clone(), vec![0.0; n]);
                 softcap_on(isa, &mut capped, 0.7, 5.0);
                 layer_norm_row_on(isa, &x, &gain, &gain, 1e-5, &mut centred);

@@ -121,10 +121,18 @@ pub enum Old {
 /// If the shapes do not fit.
 pub fn product(precision: Precision, c: &mut [f32], stride: usize, old: Old, alpha: f32, a: View<'_>, b: View<'_>) {
     let out = Out::new(c, a.rows, b.columns, stride);
-    with_micro!(precision, micro => on(micro, out, old, alpha, a, b))
+    with_micro!(precision, micro => product_on(micro, out, old, alpha, a, b))
 }
 
-fn on<E: Element>(micro: Micro<E>, mut out: Out<'_>, old: Old, alpha: f32, a: View<'_>, b: View<'_>) {
+/// [`product`] with given tiles.
+pub(crate) fn product_on<E: Element>(
+    micro: Micro<E>,
+    mut out: Out<'_>,
+    old: Old,
+    alpha: f32,
+    a: View<'_>,
+    b: View<'_>,
+) {
     thread_local! {
         static PACKED: RefCell<[Vec<f32>; 2]> = const { RefCell::new([Vec::new(), Vec::new()]) };
     }
@@ -316,7 +324,7 @@ mod tests {
             for (a_view, b_view) in lefts.into_iter().flat_map(|a| rights.map(|b| (a, b))) {
                 for kept in [Old::Kept, Old::Replaced] {
                     let mut c = if kept == Old::Kept { old.clone() } else { vec![f32::NAN; m * n] };
-                    on(micro, Out::new(&mut c, m, n, n), kept, -0.5, a_view, b_view);
+                    product_on(micro, Out::new(&mut c, m, n, n), kept, -0.5, a_view, b_view);
                     for (i, j) in (0..m).flat_map(|i| (0..n).map(move |j| (i, j))) {
                         let sum: f64 = (0..k).map(|p| f64::from(a[i * k + p]) * f64::from(b[p * n + j])).sum();
                         let before = if kept == Old::Kept { f64::from(old[i * n + j]) } else { 0.0 };

@@ -1,6 +1,6 @@
 //! CPU kernels of llmq: safe functions on slices, without any llmq types.
 //!
-//! Two kinds live here. Products ([`gemm`], [`fused`], [`syrk`], [`attention`], [`mod@cholesky`]) cut their output into tiles of a fixed size, so
+//! Two kinds live here. Products ([`gemm`], [`fused`], [`syrk`], [`attention`], [`recurrent`], [`mod@cholesky`]) cut their output into tiles of a fixed size, so
 //! that the result does not depend on the number of threads. Lane kernels ([`search`], [`mod@column`], [`descent`], [`elementwise`]) are
 //! written once on [`lanes::F`], sixteen numbers side by side, and compiled for every instruction set in [`dispatch`];
 //! they contain no operation whose result depends on the instruction set, so all of them agree to the last bit.
@@ -22,6 +22,7 @@ pub mod levels;
 pub mod memory;
 mod micro;
 mod pack;
+pub mod recurrent;
 pub mod search;
 pub mod squares;
 pub mod syrk;

@@ -32,6 +32,15 @@ impl<'a> View<'a> {
         View { rows: self.columns, columns: self.rows, steps: (self.steps.1, self.steps.0), ..self }
     }
 
+    /// One of its rows.
+    ///
+    /// # Panics
+    /// If the numbers of a row do not lie side by side.
+    pub(crate) fn row(self, i: usize) -> &'a [f32] {
+        assert!(i < self.rows && self.steps.1 == 1, "a row of a matrix");
+        &self.data[i * self.steps.0..][..self.columns]
+    }
+
     /// Some rows and some columns of it.
     pub(crate) fn part(self, rows: Range<usize>, columns: Range<usize>) -> Self {
         assert!(rows.end <= self.rows && columns.end <= self.columns, "a part of a matrix");
@@ -162,7 +171,7 @@ impl<'a> Out<'a> {
 
     /// A few numbers of a row.
     #[inline(always)]
-    fn row(&mut self, i: usize, columns: Range<usize>) -> &mut [f32] {
+    pub fn row(&mut self, i: usize, columns: Range<usize>) -> &mut [f32] {
         assert!(i < self.rows && columns.start <= columns.end && columns.end <= self.columns, "an output's row");
         // SAFETY: the line above, and what `new` has seen: all of it lies inside the data that is borrowed. No other strip has
         // these columns, and this one is borrowed mutably.

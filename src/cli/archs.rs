@@ -2,7 +2,8 @@
 
 use super::output;
 use crate::error::Result;
-use crate::model::{ARCHITECTURES, Architecture, MlpLayers, Site};
+use crate::model::rotation::obstacle;
+use crate::model::{ARCHITECTURES, Architecture};
 use serde_json::json;
 
 #[derive(Debug, clap::Args)]
@@ -14,8 +15,8 @@ pub struct Args {
 
 /// What applies to a family.
 struct Applies {
-    /// The layers into whose inputs AWQ can put scales.
-    awq: Vec<&'static str>,
+    /// The layers into whose inputs AWQ can put scales: for each site, those that read it.
+    awq: Vec<String>,
     /// Why a rotation does not apply, if it does not.
     obstacle: Option<&'static str>,
     /// Whether its blocks have experts.
@@ -23,48 +24,43 @@ struct Applies {
 }
 
 impl Applies {
-    fn to(architecture: &dyn Architecture) -> Applies {
-        let form = architecture.form();
-        let experts = form.experts.is_some();
-        let absorbed = |site: &Site| form.absorber(*site, experts).is_some();
-        let layers = |site: Site| match site {
-            Site::AttnIn if form.latent.is_some() => Some("attn_q_a, attn_kv_a_mqa"),
-            Site::AttnIn if form.fused_qkv => Some("attn_qkv"),
-            Site::AttnIn => Some("attn_q, attn_k, attn_v"),
-            Site::AttnOut => Some("attn_output"),
-            // Those of experts get none.
-            Site::FfnIn | Site::FfnMid if experts => None,
-            Site::FfnIn if form.mlp.layers == MlpLayers::Gated => Some("ffn_gate, ffn_up"),
-            Site::FfnIn => Some("ffn_up"),
-            Site::FfnMid => Some("ffn_down"),
-        };
-        let awq = Site::ALL.into_iter().filter(absorbed).filter_map(layers).collect();
-        Applies { awq, obstacle: architecture.obstacle_to_rotation(&form), experts }
+    fn to(architecture: &'static dyn Architecture) -> Applies {
+        let model = architecture.sample();
+        let mut awq: Vec<String> = Vec::new();
+        for (i, block) in model.blocks.iter().enumerate() {
+            let specs = model.block(i);
+            for site in block.sites().filter(|site| block.absorber(*site, model.hidden).is_some()) {
+                let readers = specs.iter().filter(|spec| spec.site() == Some(site));
+                let names: Vec<&str> = readers.filter_map(|spec| spec.gguf.split('.').nth(2)).collect();
+                awq.extend((!names.is_empty()).then(|| names.join(", ")).filter(|names| !awq.contains(names)));
+            }
+        }
+        let experts = model.blocks.iter().flat_map(|block| block.mixers()).any(|mixer| mixer.experts().is_some());
+        Applies { awq, obstacle: obstacle(&model), experts }
     }
 }
 
 pub fn run(args: &Args) -> Result<()> {
     if !args.json {
-        output::line(format!("{:12} {:28} {:6} {:64} --rotate", "GGUF name", "model_type", "GPTQ", "AWQ scales of"));
+        output::line(format!("{:12} {:38} {:8} {}", "GGUF name", "model_type", "--rotate", "models"));
     }
-    for architecture in ARCHITECTURES {
-        let Applies { awq, obstacle, experts } = Applies::to(*architecture);
-        let (name, types) = (architecture.gguf(), architecture.model_types());
+    for &architecture in ARCHITECTURES {
+        let Applies { awq, obstacle, experts } = Applies::to(architecture);
+        let (name, types, examples) = (architecture.gguf(), architecture.model_types(), architecture.examples());
         if args.json {
             let fields = json!({
-                "gguf": name, "model_types": types, "gptq": true, "awq": awq, "rotate": obstacle.is_none(),
+                "gguf": name, "model_types": types, "models": examples, "gptq": true, "awq": awq, "rotate": obstacle.is_none(),
                 "experts": experts, "why_not_rotate": obstacle,
             });
             output::json("architecture", fields);
         } else {
-            let (types, awq) = (types.join(", "), awq.join(", "));
-            let rotate = obstacle.map_or("yes".to_owned(), |why| format!("no: {why}"));
-            output::line(format!("{name:12} {types:28} {:6} {awq:64} {rotate}", "yes"));
+            let rotate = if obstacle.is_none() { "yes" } else { "no" };
+            output::line(format!("{name:12} {:38} {rotate:8} {examples}", types.join(", ")));
         }
     }
     if !args.json {
         output::note(
-            "Experts are rounded with GPTQ on the tokens that the router sends to them; Mixtral is of type mixtral under llama.",
+            "GPTQ, AWQ and auto apply to all of them; experts are rounded on the tokens that the router sends to them. --json says more.",
         );
     }
     Ok(())

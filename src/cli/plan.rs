@@ -225,7 +225,10 @@ fn speed(plan: &Plan, options: &method::Options) -> Speed {
         }
     }
     let (kind, _) = sums.into_iter().max_by_key(|(_, sum)| *sum).expect("a model has tensors");
-    let (hidden, ffn) = plan.model().map_or((1024, 1024), |model| (model.hidden, model.ffn));
+    let (hidden, ffn) = plan.model().map_or((1024, 1024), |model| {
+        let widest = model.blocks.iter().flat_map(|block| block.mixers()).map(|mixer| mixer.cost().inner).max();
+        (model.hidden, widest.unwrap_or(model.hidden))
+    });
     Speed::measure(hidden, ffn, kind, options)
 }
 

@@ -49,7 +49,7 @@ pub enum Reference {
 impl Reference {
     fn blocks(&self) -> usize {
         match self {
-            Reference::Model(subject) => subject.model.blocks,
+            Reference::Model(subject) => subject.model.blocks.len(),
             Reference::Saved(_) => 0,
         }
     }
@@ -101,7 +101,7 @@ pub fn compare_in_parts(
     let widest = files.iter().map(|file| file.subject.model.hidden).fold(reference.hidden(), usize::max);
     let group = windows_of_a_part(context, widest * (files.len() + 1));
     let groups = windows.len().div_ceil(group);
-    let steps = reference.blocks() + files.iter().map(|file| file.subject.model.blocks).sum::<usize>() + 1;
+    let steps = reference.blocks() + files.iter().map(|file| file.subject.model.blocks.len()).sum::<usize>() + 1;
     let mut scored = vec![Vec::new(); files.len()];
     for (g, windows) in windows.chunks(group).enumerate() {
         let tell = |step: usize| progress(g * steps + step, groups * steps);
@@ -123,7 +123,7 @@ pub fn compare_in_parts(
         for file in files {
             let hidden = final_states(file.subject, windows, first, &|block| tell(done + block));
             streams.push((file.subject, hidden.context(|| format!("running {}", file.name))?));
-            done += file.subject.model.blocks;
+            done += file.subject.model.blocks.len();
         }
         let tokens = all(&original, &streams, &targets(windows, first))?;
         for (tokens, (file, scored)) in tokens.iter().zip(files.iter().zip(&scored)) {

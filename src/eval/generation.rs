@@ -4,20 +4,26 @@
 
 use crate::error::{Context, Error, Result};
 use crate::interrupt;
-use crate::model::block::{Block, Frame};
-use crate::model::cache::Cache;
-use crate::model::ends::{LastNorm, Start};
+use crate::model::TensorSpec;
+use crate::model::block::Block;
+use crate::model::embedding::Embedding;
+use crate::model::frame::Frame;
+use crate::model::lm_head::LastNorm;
 use crate::model::matrix::Matrix;
+use crate::model::per_layer::PerLayerInputs;
+use crate::model::states::{MixerState, States};
 use crate::pipeline::subject::{BATCH, Subject};
 use candle_core::Tensor;
 use llmq_kernels::gemm::Precision;
+use std::sync::Arc;
 
 /// One window that grows.
 pub struct Generation<'a> {
     subject: &'a Subject,
     frame: &'a Frame,
-    start: Start<'a>,
-    blocks: Vec<(Block<'a>, Cache)>,
+    start: Embedding<'a>,
+    blocks: Vec<(Block<'a>, Vec<MixerState>)>,
+    len: usize,
     norm: LastNorm,
     output: Matrix<'a>,
 }
@@ -31,13 +37,15 @@ impl<'a> Generation<'a> {
         let (model, positions) = (&subject.model, frame.positions());
         let block = |i: usize| {
             let own = subject.block(frame, i).context(|| format!("block {i}"))?;
-            Ok((own, Cache::new(model, positions, frame.device())?))
+            let state = own.new_state(positions)?;
+            Ok((own, state))
         };
         Ok(Generation {
             subject,
             frame,
-            start: Start::new(model, positions, |spec, rows| subject.rows(spec, rows))?,
-            blocks: (0..model.blocks).map(block).collect::<Result<_>>()?,
+            start: Embedding::new(model, positions, |spec, rows| subject.rows(spec, rows))?,
+            blocks: (0..model.blocks.len()).map(block).collect::<Result<_>>()?,
+            len: 0,
             norm: LastNorm::new(model, |spec| subject.read(spec))?,
             output: subject.output()?,
         })
@@ -45,7 +53,7 @@ impl<'a> Generation<'a> {
 
     /// Tokens that it has read.
     pub fn len(&self) -> usize {
-        self.blocks.first().map_or(0, |(_, cache)| cache.seen())
+        self.len
     }
 
     /// Whether it has read none.
@@ -55,7 +63,8 @@ impl<'a> Generation<'a> {
 
     /// Forgets all that it has read.
     pub fn clear(&mut self) {
-        self.blocks.iter_mut().for_each(|(_, cache)| cache.clear());
+        self.blocks.iter_mut().flat_map(|(_, states)| states).for_each(MixerState::clear);
+        self.len = 0;
     }
 
     /// Reads on, and gives the logits of what may come next: `[vocab]`.
@@ -88,12 +97,17 @@ impl<'a> Generation<'a> {
             x.extend(self.subject.rows(&embedding, token as usize..token as usize + 1)?);
         }
         self.start.apply_from(self.len(), &mut x);
-        let mut h = Tensor::from_vec(x, (tokens.len(), model.hidden), self.frame.device())?;
-        for (i, (block, cache)) in self.blocks.iter_mut().enumerate() {
+        let h = Tensor::from_vec(x, (tokens.len(), model.hidden), self.frame.device())?;
+        let read = |spec: &TensorSpec, rows| self.subject.rows(spec, rows);
+        let per_layer = PerLayerInputs::new(model, tokens.iter().copied(), &read)?;
+        let per_layer = per_layer.map(|inputs| (inputs, Arc::new(tokens.to_vec())));
+        let mut states = States { per_layer, ..States::new(h) };
+        for (i, (block, own)) in self.blocks.iter_mut().enumerate() {
             interrupt::check()?;
-            h = block.forward_behind(&h, cache).context(|| format!("block {i}"))?;
+            states = block.forward_behind(&states, own).context(|| format!("block {i}"))?;
         }
-        Ok(h)
+        self.len += tokens.len();
+        Ok(states.h)
     }
 }
 

@@ -9,8 +9,10 @@ use super::perplexity::{STREAM, targets};
 use super::statistics::Mean;
 use crate::error::{Context, Error, Result};
 use crate::interrupt;
-use crate::model::block::{Block, Frame};
-use crate::model::ends::LastNorm;
+use crate::model::block::Block;
+use crate::model::frame::Frame;
+use crate::model::lm_head::LastNorm;
+use crate::model::states::States;
 use crate::pipeline::subject::Subject;
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
@@ -64,7 +66,7 @@ pub fn layers(
     progress: &dyn Fn(usize, usize),
 ) -> Result<Vec<Layer>> {
     check(file, original)?;
-    let blocks = original.model.blocks;
+    let blocks = original.model.blocks.len();
     let context = windows.first().map_or(0, Vec::len);
     // As many streams as blocks, and four more: both models', the embedding's, and the one that is being made.
     let group = (STREAM / (4 * context * original.model.hidden * (blocks + 4)).max(1)).max(1);
@@ -114,7 +116,7 @@ pub fn layers(
 /// # Errors
 /// The blocks of one model cannot stand in for those of the other.
 fn check(file: &Subject, original: &Subject) -> Result<()> {
-    let sizes = |subject: &Subject| [subject.model.blocks, subject.model.hidden, subject.model.vocab];
+    let sizes = |subject: &Subject| [subject.model.blocks.len(), subject.model.hidden, subject.model.vocab];
     let (own, theirs) = (sizes(file), sizes(original));
     if own != theirs {
         let shown =
@@ -125,7 +127,7 @@ fn check(file: &Subject, original: &Subject) -> Result<()> {
 }
 
 /// Streams of residuals, in batches: `[windows · positions, hidden]` each.
-type Stream = Vec<Tensor>;
+type Stream = Vec<States>;
 
 /// Two models side by side.
 struct Side<'a> {
@@ -174,13 +176,10 @@ impl<'a> Side<'a> {
         let [file, original] = self.models;
         let normed = |subject: &Subject, stream: &Stream| -> Result<Tensor> {
             let norm = LastNorm::new(&subject.model, |spec| subject.read(spec))?;
-            let (context, hidden) = (windows[0].len(), subject.model.hidden);
-            let scored = stream.iter().map(|h| -> Result<Tensor> {
-                let h = norm.apply(h)?;
-                let n = h.dims2()?.0 / context;
-                let h = h.reshape((n, context, hidden))?.narrow(1, first, context - 1 - first)?;
-                Ok(h.reshape((n * (context - 1 - first), hidden))?)
-            });
+            let context = windows[0].len();
+            let scored = stream
+                .iter()
+                .map(|states| Ok(states.with(norm.apply(&states.h)?).narrow(context, first, context - 1 - first)?.h));
             Ok(Tensor::cat(&scored.collect::<Result<Vec<_>>>()?, 0)?)
         };
         let clean = Original::Hidden(original, normed(original, &self.clean)?);
@@ -193,9 +192,9 @@ impl<'a> Side<'a> {
 }
 
 fn through(block: &Block, stream: &Stream) -> Result<Stream> {
-    let forward = |h: &Tensor| {
+    let forward = |states: &States| {
         interrupt::check()?;
-        block.forward(h)
+        block.forward(states)
     };
     stream.iter().map(forward).collect()
 }
@@ -204,8 +203,8 @@ fn through(block: &Block, stream: &Stream) -> Result<Stream> {
 fn errors(own: &Stream, clean: &Stream) -> Result<Vec<f64>> {
     let mut errors = Vec::new();
     for (own, clean) in own.iter().zip(clean) {
-        let width = clean.dims2()?.1;
-        let [a, b] = [own, clean].map(|h| h.flatten_all()?.to_vec1::<f32>());
+        let width = clean.h.dims2()?.1;
+        let [a, b] = [own, clean].map(|states| states.h.flatten_all()?.to_vec1::<f32>());
         let (a, b) = (a?, b?);
         let of = |(a, b): (&[f32], &[f32])| {
             let squares = a.iter().zip(b).map(|(&a, &b)| ((f64::from(a) - f64::from(b)).powi(2), f64::from(b).powi(2)));

@@ -10,8 +10,11 @@
 use super::logits::{Likelihood, each_row};
 use crate::error::{Context, Error, Result};
 use crate::interrupt;
-use crate::model::block::{Frame, Half};
-use crate::model::ends::LastNorm;
+use crate::model::BlockConfig;
+use crate::model::block::Block;
+use crate::model::frame::Frame;
+use crate::model::lm_head::LastNorm;
+use crate::model::states::States;
 use crate::pipeline::subject::{BATCH, Subject};
 use candle_core::{Device, Tensor};
 
@@ -110,7 +113,7 @@ impl Perplexity {
 }
 
 /// The windows of a text: `[windows][context]`. One final newline of the text is ignored; what does not fill the last
-/// window is dropped.
+/// window is dropped. llama.cpp's protocol reads the text of special tokens as plain text, the other one as those tokens.
 ///
 /// # Errors
 /// A text that is too short: llama.cpp's protocol wants two windows, the other one.
@@ -137,7 +140,19 @@ pub fn cut(
 ) -> Result<Vec<Vec<u32>>> {
     let mut tokens = Vec::new();
     tokens.extend(subject.tokenizer.bos().filter(|_| protocol == Protocol::LlamaCpp));
-    tokens.extend(subject.tokenizer.encode(text.strip_suffix('\n').unwrap_or(text))?);
+    let text = text.strip_suffix('\n').unwrap_or(text);
+    tokens.extend(match protocol {
+        Protocol::LlamaCpp => subject.tokenizer.encode_plain(text)?,
+        Protocol::Hf => subject.tokenizer.encode(text)?,
+    });
+    cut_tokens(&tokens, protocol, context, chunks)
+}
+
+/// [`cut`] of tokens.
+///
+/// # Errors
+/// As [`windows`].
+pub fn cut_tokens(tokens: &[u32], protocol: Protocol, context: usize, chunks: Option<usize>) -> Result<Vec<Vec<u32>>> {
     let needed = if protocol == Protocol::LlamaCpp { context.saturating_mul(2) } else { context };
     if tokens.len() < needed {
         let n = tokens.len();
@@ -216,7 +231,7 @@ fn losses_and_states(
     let context = windows.first().map_or(0, Vec::len);
     let group = windows_of_a_part(context, subject.model.hidden);
     let groups = windows.len().div_ceil(group);
-    let steps = subject.model.blocks + 1;
+    let steps = subject.model.blocks.len() + 1;
     let mut losses = Vec::new();
     for (g, windows) in windows.chunks(group).enumerate() {
         let own = match parts.known(g) {
@@ -265,31 +280,39 @@ pub(super) fn final_states(
     let context = windows[0].len();
     let frame = Frame::new(model, subject.pairing(), context, &device)?;
     let mut batches = subject.embed(windows, &device)?;
-    let scored = |h: &Tensor| -> Result<Tensor> {
-        let n = h.dims2()?.0 / context;
-        let h = h.reshape((n, context, model.hidden))?.narrow(1, first, context - 1 - first)?;
-        Ok(h.reshape((n * (context - 1 - first), model.hidden))?)
-    };
-    for i in 0..model.blocks {
+    let blocks = model.blocks.len();
+    for i in 0..blocks {
         let place = || format!("block {i}");
         let block = subject.block(&frame, i).context(place)?;
-        let last = i + 1 == model.blocks;
-        for h in &mut batches {
+        let last = i + 1 == blocks;
+        for states in &mut batches {
             interrupt::check()?;
-            *h = match last {
-                false => block.forward(h).context(place)?,
-                // Behind the last attention, positions that are not scored count for nothing.
-                true => {
-                    let attended = block.half(Half::Attention, h, h).context(place)?;
-                    block.half(Half::Mlp, &scored(&attended)?, &scored(h)?).context(place)?
-                }
+            *states = match last {
+                false => block.forward(states).context(place)?,
+                true => behind_last(&block, &model.blocks[i], states, context, first).context(place)?,
             };
         }
         done(i + 1);
     }
     let norm = LastNorm::new(model, |spec| subject.read(spec))?;
-    let states = batches.iter().map(|h| norm.apply(h)).collect::<Result<Vec<_>>>()?;
+    let states = batches.iter().map(|states| norm.apply(&states.h)).collect::<Result<Vec<_>>>()?;
     Ok(Tensor::cat(&states, 0)?)
+}
+
+/// What is behind the last block for positions `first .. context − 1` of every window: behind the last half that mixes positions, those
+/// that are not scored count for nothing.
+fn behind_last(block: &Block, config: &BlockConfig, before: &States, context: usize, first: usize) -> Result<States> {
+    let alone = config.halves.iter().rposition(|half| half.mixer.mixes_positions()).map_or(0, |half| half + 1);
+    let scored = |states: &States| states.narrow(context, first, context - 1 - first);
+    let mut states = before.clone();
+    for half in 0..alone {
+        states = block.half(half, &states, before)?;
+    }
+    let (mut states, before) = (scored(&states)?, scored(before)?);
+    for half in alone..config.halves.len() {
+        states = block.half(half, &states, &before)?;
+    }
+    Ok(states)
 }
 
 /// `−ln p(target)` for each row of `hidden`, the output matrix in pieces.

@@ -4,7 +4,7 @@
 
 use super::generation::{Generation, likeliest};
 use crate::error::{Error, Result};
-use crate::model::block::Frame;
+use crate::model::frame::Frame;
 use crate::pipeline::report::{forget_peak_memory, peak_memory};
 use crate::pipeline::subject::Subject;
 use candle_core::Device;

@@ -1,132 +1,137 @@
-//! The forward pass of one decoder block, cut at its sites.
-//!
-//! A block is two halves, attention and MLP. Each reads the residual stream `h` through a norm (its *input*), mixes it
-//! into what its last linear layer reads (its *inner*), and adds that layer's result to `h` (its *output*).
+//! The forward pass of one decoder block, half by half, cut at its sites.
 
-use super::cache::{Cache, extended};
-use super::form::{HeadNorms, MlpLayers, Norm};
-use super::matrix::{Lent, Matrix, Rows};
+use super::TensorSpec;
+use super::frame::Frame;
+use super::half::{HalfConfig, NormConfig};
+use super::matrix::{Matrix, OnTheFly, Rows};
+use super::mixer::experts::{Experts, Routed};
+use super::mixer::{At, Place};
 use super::ops;
-use super::{Kind, Model, Part, Role, Site, TensorSpec};
+use super::part::{Kind, Part, TensorRole};
+use super::states::{MixerState, States};
 use crate::error::{Context, Error, Result};
-use candle_core::{Device, Tensor};
-use llmq_kernels::attention::{Scores, Shape};
-use llmq_kernels::elementwise::Pairing;
-use llmq_kernels::gemm::Precision;
+use candle_core::Tensor;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
-
-/// The half of a block that a site belongs to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub enum Half {
-    Attention,
-    Mlp,
-}
-
-impl Half {
-    /// In the order of the block.
-    pub const ALL: [Half; 2] = [Half::Attention, Half::Mlp];
-
-    /// The site that the half's first linear layers read.
-    pub fn input(self) -> Site {
-        match self {
-            Half::Attention => Site::AttnIn,
-            Half::Mlp => Site::FfnIn,
-        }
-    }
-
-    fn last(self) -> Part {
-        match self {
-            Half::Attention => Part::O,
-            Half::Mlp => Part::Down,
-        }
-    }
-
-    /// The site that its last linear layer reads.
-    pub fn inner(self) -> Site {
-        match self {
-            Half::Attention => Site::AttnOut,
-            Half::Mlp => Site::FfnMid,
-        }
-    }
-}
 
 /// The size of the errors that [`Block::response`] probes with, against the outputs that they are added to: about that of four-bit
 /// rounding.
 const PROBE: f32 = 0.03;
 
-/// What all blocks of a model share: sizes and rotary tables.
-#[derive(Clone)]
-pub struct Frame {
-    pub(super) model: Model,
-    pub(super) pairing: Pairing,
-    pub(super) positions: usize,
-    /// Cosines and sines, `[positions, rotary / 2]`: of blocks that see everything, and of the others.
-    pub(super) tables: Option<[(Tensor, Tensor); 2]>,
-    device: Device,
-    pub(super) precision: Precision,
-}
+/// Gives one expert's matrix, `[rows, columns]`.
+pub type ExpertMatrices<'f, 'a> = dyn Fn(Part, usize) -> Result<Matrix<'a>> + 'f;
 
-impl Frame {
-    /// For windows of `positions` tokens. `pairing` says in which order the rows of queries and keys come.
-    ///
-    /// # Errors
-    /// The device has no room for the tables.
-    pub fn new(model: &Model, pairing: Pairing, positions: usize, device: &Device) -> Result<Frame> {
-        let tables = model.rope.as_ref().map(|rope| -> Result<_> {
-            let of = |local: bool| -> Result<(Tensor, Tensor)> {
-                let (cos, sin) = rope.tables(positions, local);
-                let tensor = |x: Vec<f32>| Tensor::from_vec(x, (positions, rope.rotary / 2), device);
-                Ok((tensor(cos)?, tensor(sin)?))
-            };
-            let whole = of(false)?;
-            let local = if rope.local_base.is_some() { of(true)? } else { whole.clone() };
-            Ok([whole, local])
-        });
-        let tables = tables.transpose()?;
-        Ok(Frame {
-            model: model.clone(),
-            pairing,
-            positions,
-            tables,
-            device: device.clone(),
-            precision: Precision::Split,
-        })
-    }
-
-    /// The same with linear layers that need not be more exact than this.
-    #[must_use]
-    pub fn with_precision(self, precision: Precision) -> Frame {
-        Frame { precision, ..self }
-    }
-
-    /// Tokens per window.
-    pub fn positions(&self) -> usize {
-        self.positions
-    }
-
-    /// Where tensors live.
-    pub fn device(&self) -> &Device {
-        &self.device
-    }
-}
-
-/// One block's weights, in `f32` or lent, and its forward pass. A clone shares them until one of the two gets others.
+/// One block's weights, in `f32` or dequantized on the fly, and its forward pass. A clone shares them until one of the two gets others.
 #[derive(Clone)]
 pub struct Block<'a> {
-    pub(super) frame: &'a Frame,
-    pub(super) index: usize,
-    pub(super) tensors: HashMap<(Part, Kind), Tensor>,
-    lent: HashMap<Part, Lent<'a>>,
+    frame: &'a Frame,
+    index: usize,
+    tensors: HashMap<(Part, Kind), Tensor>,
+    on_the_fly: HashMap<Part, OnTheFly<'a>>,
+}
+
+/// The layers of a half, for its mixer.
+pub struct Layers<'b, 'a> {
+    block: &'b Block<'a>,
+    half: usize,
+    /// What is added to the output of one layer.
+    moved: Option<(Part, &'b Tensor)>,
+    /// Where matrices of experts come from, if not from the block.
+    experts: Option<&'b ExpertMatrices<'b, 'a>>,
+}
+
+impl Layers<'_, '_> {
+    /// What all blocks share.
+    pub fn frame(&self) -> &Frame {
+        self.block.frame
+    }
+
+    /// A tensor.
+    ///
+    /// # Panics
+    /// It was never set: whoever runs a half sets all of its tensors.
+    pub fn weight(&self, part: Part) -> &Tensor {
+        self.block.weight(part)
+    }
+
+    /// A tensor, if the half has it.
+    pub fn maybe(&self, part: Part) -> Option<&Tensor> {
+        self.block.tensors.get(&(part, Kind::Weight))
+    }
+
+    /// `x·wᵀ + bias`. `x`: `[n, columns]`, result: `[n, rows]`.
+    ///
+    /// # Errors
+    /// Shapes that do not fit.
+    pub fn linear(&self, part: Part, x: &Tensor) -> Result<Tensor> {
+        let y = self.block.linear(part, x)?;
+        match self.moved {
+            Some((of, by)) if of == part => Ok((y + by)?),
+            _ => Ok(y),
+        }
+    }
+
+    /// What the half's last linear layer makes of what it reads.
+    ///
+    /// # Errors
+    /// Shapes that do not fit.
+    pub fn last(&self, inner: &Tensor) -> Result<Tensor> {
+        self.block.last(self.half, inner)
+    }
+
+    /// One expert's matrix, `[rows, columns]`.
+    ///
+    /// # Errors
+    /// There is no such expert, or it cannot be read.
+    pub fn expert(&self, part: Part, expert: usize) -> Result<Matrix<'_>> {
+        match self.experts {
+            Some(weight) => weight(part, expert),
+            None => self.block.expert(self.half, part, expert),
+        }
+    }
+
+    /// A layer of an expert with its bias. `x`: `[tokens, columns]`.
+    ///
+    /// # Errors
+    /// Shapes that do not fit, or rows that cannot be read.
+    pub fn expert_linear(&self, part: Part, expert: usize, x: &Tensor, weight: &Matrix<'_>) -> Result<Tensor> {
+        let y = weight.linear(self.frame().precision(), x)?;
+        match self.block.tensors.get(&(part, Kind::Bias)) {
+            Some(bias) => Ok(y.broadcast_add(&bias.get(expert)?)?),
+            None => Ok(y),
+        }
+    }
+
+    /// Which positions of their window `rows` rows have: all of them, or those behind the ones in a state.
+    pub fn positions(&self, rows: usize, at: &At) -> Range<usize> {
+        match &at.state {
+            Some(state) => state.seen..state.seen + rows,
+            None => 0..self.frame().positions(),
+        }
+    }
+
+    /// An error: the half was run without something that it needs.
+    pub fn missing(&self, what: &str) -> Error {
+        Error::new(format!("half {} of block {} was run without {what}", self.half, self.block.index))
+    }
 }
 
 impl<'a> Block<'a> {
     /// Block `index` without weights; [`Block::set`] brings them.
     pub fn new(frame: &'a Frame, index: usize) -> Block<'a> {
-        Block { frame, index, tensors: HashMap::new(), lent: HashMap::new() }
+        Block { frame, index, tensors: HashMap::new(), on_the_fly: HashMap::new() }
+    }
+
+    /// How many halves it has.
+    pub fn halves(&self) -> Range<usize> {
+        0..self.frame.model.blocks[self.index].halves.len()
+    }
+
+    fn config(&self, half: usize) -> &'a HalfConfig {
+        &self.frame.model.blocks[self.index].halves[half]
     }
 
     /// Replaces a tensor's numbers, in the shape that its description has.
@@ -134,32 +139,37 @@ impl<'a> Block<'a> {
     /// # Errors
     /// It is not a block's tensor, or the device has no room.
     pub fn set(&mut self, spec: &TensorSpec, numbers: Vec<f32>) -> Result<()> {
-        let Role::Block(part, kind) = spec.role else {
+        let TensorRole::Block(part, kind) = spec.role else {
             return Err(Error::new(format!("{} is not a tensor of a block", spec.gguf)));
         };
-        let tensor = Tensor::from_vec(numbers, spec.shape.as_slice(), &self.frame.device)
+        let tensor = Tensor::from_vec(numbers, spec.shape.as_slice(), self.frame.device())
             .context(|| format!("tensor '{}' of shape {:?}", spec.source, spec.shape))?;
         self.tensors.insert((part, kind), tensor);
         Ok(())
     }
 
-    /// Lends a matrix, which takes the place of numbers. False if it is one that is used otherwise than by multiplying with it.
+    /// Takes a matrix whose rows are dequantized on the fly, in the place of numbers. False if it is one that is used otherwise
+    /// than by multiplying with it.
     #[must_use]
-    pub fn lend(&mut self, spec: &TensorSpec, source: &Arc<dyn Rows + 'a>) -> bool {
-        let Role::Block(part, Kind::Weight) = spec.role else { return false };
-        // Two are cut into heads, and the one of keys is turned over; norms may have a gain for each head.
-        let only_multiplied = spec.shape.len() > 1 && !matches!(part, Part::KB | Part::VB | Part::QNorm | Part::KNorm);
-        if only_multiplied {
-            self.lent.insert(part, Lent::new(source.clone(), spec.rows(), spec.columns()));
+    pub fn set_on_the_fly(&mut self, spec: &TensorSpec, source: &Arc<dyn Rows + 'a>) -> bool {
+        let TensorRole::Block(part, Kind::Weight) = spec.role else { return false };
+        if spec.only_multiplied {
+            self.on_the_fly.insert(part, OnTheFly::new(source.clone(), spec.rows(), spec.columns()));
         }
-        only_multiplied
+        spec.only_multiplied
     }
 
-    /// Drops the matrices that a half's [`output`](Self::output) does not need: all but its last.
-    pub fn keep_last(&mut self, half: Half) {
-        let last = half.last();
-        self.tensors.retain(|(part, _), tensor| *part == last || tensor.rank() < 2);
-        self.lent.retain(|part, _| *part == last);
+    /// Drops the matrices that a half's [`output`](Self::output) does not need: all but its last. `specs`: those of the block.
+    pub fn keep_last<'s>(&mut self, half: usize, specs: impl Iterator<Item = &'s TensorSpec>) {
+        let last = self.config(half).mixer.last();
+        for spec in specs.filter(|spec| spec.half == half && spec.reads.is_some()) {
+            if let TensorRole::Block(part, Kind::Weight) = spec.role
+                && Some(part) != last
+            {
+                self.tensors.remove(&(part, Kind::Weight));
+                self.on_the_fly.remove(&part);
+            }
+        }
     }
 
     /// A tensor's numbers.
@@ -168,201 +178,187 @@ impl<'a> Block<'a> {
     /// It was never set.
     pub fn numbers(&self, spec: &TensorSpec) -> Result<Vec<f32>> {
         let tensor = match spec.role {
-            Role::Block(part, kind) => self.tensors.get(&(part, kind)),
+            TensorRole::Block(part, kind) => self.tensors.get(&(part, kind)),
             _ => None,
         };
         let tensor = tensor.ok_or_else(|| Error::new(format!("the block has no '{}'", spec.gguf)))?;
         Ok(tensor.flatten_all()?.to_vec1()?)
     }
 
-    pub(super) fn weight(&self, part: Part) -> &Tensor {
-        self.tensors.get(&(part, Kind::Weight)).expect("every part of a block has a weight")
+    fn weight(&self, part: Part) -> &Tensor {
+        let set = self.tensors.get(&(part, Kind::Weight));
+        set.unwrap_or_else(|| panic!("'{}' of block {} was never set", part.0, self.index))
     }
 
-    /// Whether it has a weight for this part, held or lent.
-    pub(super) fn has(&self, part: Part) -> bool {
-        self.lent.contains_key(&part) || self.tensors.contains_key(&(part, Kind::Weight))
-    }
-
-    pub(super) fn bias(&self, part: Part) -> Option<&Tensor> {
-        self.tensors.get(&(part, Kind::Bias))
-    }
-
-    pub(super) fn linear(&self, part: Part, x: &Tensor) -> Result<Tensor> {
-        let y = match self.lent.get(&part) {
-            Some(weight) => weight.linear(self.frame.precision, x)?,
-            None => ops::linear(self.frame.precision, x, self.weight(part))?,
+    fn linear(&self, part: Part, x: &Tensor) -> Result<Tensor> {
+        let precision = self.frame.precision();
+        let y = match self.on_the_fly.get(&part) {
+            Some(weight) => weight.linear(precision, x)?,
+            None => ops::linear(precision, x, self.weight(part))?,
         };
-        match self.bias(part) {
+        match self.tensors.get(&(part, Kind::Bias)) {
             Some(bias) => Ok(y.broadcast_add(bias)?),
             None => Ok(y),
         }
     }
 
-    /// One matrix of a stack of `count`, `[rows, columns]`.
-    pub(super) fn of_stack(&self, part: Part, i: usize, count: usize) -> Result<Matrix<'a>> {
-        match self.lent.get(&part) {
-            Some(stack) => Ok(Matrix::Lent(stack.get(i, count)?)),
-            None => Ok(Matrix::Held(self.weight(part).get(i)?)),
+    /// One expert's matrix, `[rows, columns]`.
+    ///
+    /// # Errors
+    /// There is no such expert.
+    pub fn expert(&self, half: usize, part: Part, expert: usize) -> Result<Matrix<'a>> {
+        let count = self.experts(half).map_or(0, |experts| experts.count);
+        match self.on_the_fly.get(&part) {
+            Some(stack) => Ok(Matrix::OnTheFly(stack.get(expert, count)?)),
+            None => Ok(Matrix::Held(self.weight(part).get(expert)?)),
         }
     }
 
-    pub(super) fn norm(&self, part: Part, x: &Tensor) -> Result<Tensor> {
-        let model = &self.frame.model;
-        Ok(ops::norm(model.form.norm, x, self.weight(part), self.bias(part), model.norm_eps)?)
+    /// The experts of a half, if it has some.
+    pub fn experts(&self, half: usize) -> Option<&'a Experts> {
+        self.config(half).mixer.experts()
     }
 
-    /// What the first linear layers of a half read. `h`: the stream in front of the half, `[windows · positions, hidden]`;
-    /// `before`: in front of the block, which is the same for the first half; result: as `h`.
+    /// Whether one linear layer writes what a half adds to the stream, for every token.
+    pub fn has_last(&self, half: usize) -> bool {
+        self.config(half).mixer.last().is_some()
+    }
+
+    fn layers(&self, half: usize) -> Layers<'_, 'a> {
+        Layers { block: self, half, moved: None, experts: None }
+    }
+
+    fn norm(&self, norm: &NormConfig, x: &Tensor) -> Result<Tensor> {
+        let bias = self.tensors.get(&(norm.part, Kind::Bias));
+        Ok(ops::norm(norm.kind, x, self.weight(norm.part), bias, norm.eps)?)
+    }
+
+    /// What the first linear layers of a half read, `[windows · positions, hidden]`. `states`: in front of the half; `before`: in
+    /// front of the block, which is the same for the first half.
     ///
     /// # Errors
     /// Shapes that do not fit.
-    pub fn input(&self, half: Half, h: &Tensor, before: &Tensor) -> Result<Tensor> {
-        let form = &self.frame.model.form;
-        let h = if form.parallel { before } else { h };
-        if !form.pre_norms {
-            return Ok(h.clone());
+    pub fn input(&self, half: usize, states: &States, before: &States) -> Result<Tensor> {
+        let config = self.config(half);
+        let h = if config.parallel { &before.h } else { &states.h };
+        match &config.norm {
+            Some(norm) => self.norm(norm, h),
+            None => Ok(h.clone()),
         }
-        let norm = match half {
-            Half::Mlp if !form.shared_norm => Part::FfnNorm,
-            _ => Part::AttnNorm,
-        };
-        self.norm(norm, h)
     }
 
-    /// What the last linear layer of a half reads. `x`: the half's input; result: `[windows · positions, columns]`.
+    /// What the last linear layer of a half reads. `x`: the half's input; `states`: in front of the half; result:
+    /// `[windows · positions, columns]`.
     ///
     /// # Errors
     /// Shapes that do not fit.
-    pub fn inner(&self, half: Half, x: &Tensor) -> Result<Tensor> {
-        self.inner_moved(half, x, None)
+    pub fn inner(&self, half: usize, x: &Tensor, states: &States) -> Result<Tensor> {
+        self.config(half).mixer.inner(&self.layers(half), x, &mut At { states, state: None })
     }
 
-    /// The same with something added to the output of one of the half's first linear layers.
-    fn inner_moved(&self, half: Half, x: &Tensor, moved: Option<(Part, &Tensor)>) -> Result<Tensor> {
-        let linear = |part: Part| -> Result<Tensor> {
-            let y = self.linear(part, x)?;
-            match moved {
-                Some((of, by)) if of == part => Ok((y + by)?),
-                _ => Ok(y),
-            }
-        };
-        let y = match half {
-            Half::Attention => self.attention(linear, None)?,
-            Half::Mlp => {
-                let mlp = self.frame.model.form.mlp;
-                match mlp.layers {
-                    MlpLayers::Gated => ops::gated(mlp.activation, &linear(Part::Gate)?, &linear(Part::Up)?)?,
-                    MlpLayers::Fused => {
-                        let both = linear(Part::GateUp)?;
-                        let width = both.dim(1)? / 2;
-                        let part = |i: usize| both.narrow(1, i * width, width)?.contiguous();
-                        ops::gated(mlp.activation, &part(0)?, &part(1)?)?
-                    }
-                    MlpLayers::Plain => ops::activate(mlp.activation, &linear(Part::Up)?)?,
-                }
-            }
-        };
-        Ok(y)
-    }
-
-    /// What the attention's last layer reads. `cache`: the window's earlier positions; the input then is of those behind them.
-    pub(super) fn attention(
-        &self,
-        linear: impl Fn(Part) -> Result<Tensor>,
-        cache: Option<&mut Cache>,
-    ) -> Result<Tensor> {
-        let Frame { model, pairing, .. } = self.frame;
-        let (form, heads, kv_heads, d) = (&model.form, model.heads, model.kv_heads, model.head_dim);
-        if let Some(latent) = form.latent {
-            return self.latent_attention(latent, linear, cache);
-        }
-        let (mut q, mut k, v) = if form.fused_qkv {
-            let all = linear(Part::Qkv)?;
-            let part = |first: usize, n: usize| all.narrow(1, first * d, n * d)?.contiguous();
-            (part(0, heads)?, part(heads, kv_heads)?, part(heads + kv_heads, kv_heads)?)
-        } else {
-            (linear(Part::Q)?, linear(Part::K)?, linear(Part::V)?)
-        };
-        if form.head_norms != HeadNorms::None {
-            (q, k) = (self.head_norm(Part::QNorm, &q)?, self.head_norm(Part::KNorm, &k)?);
-        }
-        let local = form.window.is_some_and(|window| window.holds(self.index));
-        let positions = self.positions(&q, cache.as_deref());
-        if let Some((cos, sin)) = self.tables(local, &positions)? {
-            (q, k) = (ops::rope(&q, &cos, &sin, d, *pairing)?, ops::rope(&k, &cos, &sin, d, *pairing)?);
-        }
-        let scores = Scores {
-            scale: form.attention_scale.unwrap_or(1.0 / (d as f32).sqrt()),
-            cap: form.attention_cap,
-            window: form.window.filter(|_| local).map(|window| window.tokens),
-            sinks: match self.tensors.get(&(Part::Sinks, Kind::Weight)) {
-                Some(sinks) => sinks.to_vec1()?,
-                None => Vec::new(),
-            },
-        };
-        let (k, v) = extended(cache, k, v)?;
-        let shape = Shape { positions: positions.len(), past: positions.start, heads, kv_heads, d };
-        Ok(ops::attention(&q, &k, &v, shape, &scores)?)
-    }
-
-    /// Queries or keys, `[tokens, heads · head_dim]`, behind their norm.
-    fn head_norm(&self, part: Part, x: &Tensor) -> candle_core::Result<Tensor> {
-        let (model, gain) = (&self.frame.model, self.weight(part));
-        // One gain for every row, and then one for each head.
-        let centred = model.form.head_norms == HeadNorms::Centred;
-        let shared = if centred { gain.get(0)?.ones_like()? } else { gain.clone() };
-        let rows = x.reshape(((), shared.elem_count()))?;
-        let kind = if centred { Norm::Layer } else { Norm::Rms };
-        let y = ops::norm(kind, &rows, &shared, None, model.norm_eps)?.reshape(x.shape())?;
-        if centred { y.broadcast_mul(&gain.flatten_all()?) } else { Ok(y) }
-    }
-
-    /// The residual stream after a half: `h` plus its last linear layer of `inner`.
+    /// The activations at a place of a half.
     ///
     /// # Errors
     /// Shapes that do not fit.
-    pub fn output(&self, half: Half, h: &Tensor, inner: &Tensor) -> Result<Tensor> {
-        self.added(half, h, self.last(half, inner)?)
+    pub fn at(&self, place: Place, half: usize, states: &States, before: &States) -> Result<Tensor> {
+        let x = self.input(half, states, before)?;
+        match place {
+            Place::Input => Ok(x),
+            Place::Inner => self.inner(half, &x, states),
+        }
+    }
+
+    /// The states after a half: the stream plus its last linear layer of `inner`.
+    ///
+    /// # Errors
+    /// Shapes that do not fit.
+    pub fn output(&self, half: usize, states: &States, before: &States, inner: &Tensor) -> Result<States> {
+        let added = self.added(half, &states.h, self.last(half, inner)?)?;
+        if self.config(half).mixer.kept_columns() == 0 {
+            return Ok(states.with(added));
+        }
+        let x = self.input(half, states, before)?;
+        Ok(self.keeping(half, &x, &mut At { states, state: None })?.with(added))
+    }
+
+    /// The states in front of a half with what it keeps for later blocks.
+    fn keeping(&self, half: usize, x: &Tensor, at: &mut At) -> Result<States> {
+        let mixer = &self.config(half).mixer;
+        let own = if mixer.kept_columns() > 0 { mixer.kept(&self.layers(half), x, at)? } else { None };
+        let kept = match (&at.states.kept, own) {
+            (Some(kept), Some(own)) => Some(Tensor::cat(&[kept, &own], 1)?),
+            (kept, own) => own.or_else(|| kept.clone()),
+        };
+        Ok(States { kept, ..at.states.clone() })
     }
 
     /// The residual stream with what a half makes.
-    fn added(&self, half: Half, h: &Tensor, mut y: Tensor) -> Result<Tensor> {
-        let form = &self.frame.model.form;
-        if form.post_norms {
-            y = self.norm(if half == Half::Attention { Part::AttnPostNorm } else { Part::FfnPostNorm }, &y)?;
+    fn added(&self, half: usize, h: &Tensor, mut y: Tensor) -> Result<Tensor> {
+        let config = self.config(half);
+        if let Some(norm) = &config.post_norm {
+            y = self.norm(norm, &y)?;
         }
-        if form.residual_scale != 1.0 {
-            y = (y * f64::from(form.residual_scale))?;
+        if config.residual_scale != 1.0 {
+            y = (y * f64::from(config.residual_scale))?;
         }
-        Ok(ops::sum(h, &y)?)
+        let sum = ops::sum(h, &y)?;
+        match config.output_scale {
+            Some(part) => Ok(sum.broadcast_mul(self.weight(part))?),
+            None => Ok(sum),
+        }
     }
 
-    /// What a half's last linear layer would have to add, so that the stream after it moves by `gap`, `[tokens, hidden]`; none
+    /// What a half's last linear layer would have to add, so that the stream in front of it moves by `gap`, `[tokens, hidden]`; none
     /// where more than a factor stands between.
     ///
     /// # Errors
     /// The device has no room.
-    pub fn owed(&self, gap: Tensor) -> Result<Option<Tensor>> {
-        let form = &self.frame.model.form;
-        match form.residual_scale {
+    pub fn owed(&self, half: usize, gap: Tensor) -> Result<Option<Tensor>> {
+        let config = self.config(half);
+        match config.residual_scale {
             // What the shared expert adds depends on the token, and the others add to it.
-            _ if form.post_norms || self.frame.model.experts(self.index).is_some() => Ok(None),
+            _ if config.post_norm.is_some() || config.mixer.experts().is_some() => Ok(None),
             1.0 => Ok(Some(gap)),
             scale => Ok(Some((gap / f64::from(scale))?)),
         }
     }
 
-    pub(super) fn last(&self, half: Half, inner: &Tensor) -> Result<Tensor> {
-        self.linear(half.last(), inner)
+    fn last(&self, half: usize, inner: &Tensor) -> Result<Tensor> {
+        let last = self.config(half).mixer.last();
+        self.linear(last.ok_or_else(|| self.layers(half).missing("a last layer"))?, inner)
     }
 
     /// What the half's last linear layer makes of a difference between two inners: the layer without its bias.
     ///
     /// # Errors
     /// Shapes that do not fit.
-    pub fn difference(&self, half: Half, inner: &Tensor) -> Result<Tensor> {
-        Ok(ops::linear(self.frame.precision, inner, self.weight(half.last()))?)
+    pub fn difference(&self, half: usize, inner: &Tensor) -> Result<Tensor> {
+        let last = self.config(half).mixer.last().ok_or_else(|| self.layers(half).missing("a last layer"))?;
+        Ok(ops::linear(self.frame.precision(), inner, self.weight(last))?)
+    }
+
+    /// What goes to the experts of a half, and which of it to which. `x`: the half's input; none without experts.
+    ///
+    /// # Errors
+    /// Shapes that do not fit, or a router whose scores are no numbers.
+    pub fn routed(&self, half: usize, x: &Tensor, states: &States) -> Result<Option<Routed>> {
+        let experts = self.experts(half);
+        experts.map(|experts| experts.routed(&self.layers(half), x, &At { states, state: None })).transpose()
+    }
+
+    /// What the last layer of an expert reads. `x`: the rows of [`Routed::x`] that go to it; `weight`: its own matrices.
+    ///
+    /// # Errors
+    /// Shapes that do not fit, or a matrix that cannot be read.
+    pub fn expert_inner(
+        &self,
+        half: usize,
+        expert: usize,
+        x: &Tensor,
+        weight: &dyn Fn(Part) -> Result<Matrix<'a>>,
+    ) -> Result<Tensor> {
+        let experts = self.experts(half).ok_or_else(|| self.layers(half).missing("experts"))?;
+        experts.expert_inner(&self.layers(half), expert, x, weight)
     }
 
     /// How much an error of one of a half's first linear layers moves what the half adds to the residual stream: the mean of
@@ -373,19 +369,23 @@ impl<'a> Block<'a> {
     ///
     /// # Errors
     /// Shapes that do not fit, or a block without the part.
-    pub fn response(&self, half: Half, x: &Tensor, part: Part) -> Result<f64> {
-        let weight = self.weight(part);
+    pub fn response(&self, half: usize, x: &Tensor, states: &States, part: Part) -> Result<f64> {
+        let config = self.config(half);
         let y = self.linear(part, x)?;
         let size = y.sqr()?.mean_all()?.to_scalar::<f32>()?.sqrt() * PROBE;
-        if size == 0.0 {
+        if size == 0.0 || config.mixer.last().is_none() {
             return Ok(0.0);
         }
         let (tokens, rows) = y.dims2()?;
         let mut signs = ChaCha8Rng::seed_from_u64(tokens as u64);
         let noise: Vec<f32> = (0..tokens * rows).map(|_| if signs.random() { size } else { -size }).collect();
-        let noise = Tensor::from_vec(noise, (tokens, rows), weight.device())?;
-        let moved = self.last(half, &self.inner_moved(half, x, Some((part, &noise)))?)?;
-        let difference = (moved - self.last(half, &self.inner(half, x)?)?)?.sqr()?.sum_all()?.to_scalar::<f32>()?;
+        let noise = Tensor::from_vec(noise, (tokens, rows), x.device())?;
+        let inner = |moved| {
+            let layers = Layers { moved, ..self.layers(half) };
+            config.mixer.inner(&layers, x, &mut At { states, state: None })
+        };
+        let moved = self.last(half, &inner(Some((part, &noise)))?)?;
+        let difference = (moved - self.last(half, &inner(None)?)?)?.sqr()?.sum_all()?.to_scalar::<f32>()?;
         Ok(f64::from(difference) / (tokens * rows) as f64 / f64::from(size * size))
     }
 
@@ -393,38 +393,70 @@ impl<'a> Block<'a> {
     ///
     /// # Errors
     /// Shapes that do not fit.
-    pub fn forward(&self, before: &Tensor) -> Result<Tensor> {
-        let mut h = before.clone();
-        for half in Half::ALL {
-            h = self.half(half, &h, before)?;
+    pub fn forward(&self, before: &States) -> Result<States> {
+        let mut states = before.clone();
+        for half in self.halves() {
+            states = self.half(half, &states, before)?;
         }
-        Ok(h)
+        Ok(states)
     }
 
-    /// A half of it. `h`: the stream in front of the half; `before`: in front of the block.
+    /// A half of it. `states`: in front of the half; `before`: in front of the block.
     ///
     /// # Errors
     /// Shapes that do not fit.
-    pub fn half(&self, half: Half, h: &Tensor, before: &Tensor) -> Result<Tensor> {
-        self.half_of(half, h, before, &|part, expert| self.expert(part, expert))
+    pub fn half(&self, half: usize, states: &States, before: &States) -> Result<States> {
+        self.run(&self.layers(half), states, before, None)
     }
 
-    /// The same with matrices of experts from elsewhere. `weight`: one of an expert, `[rows, columns]`.
+    /// The same with matrices of experts from elsewhere.
     ///
     /// # Errors
     /// Shapes that do not fit, or a matrix that cannot be read.
     pub fn half_of(
         &self,
-        half: Half,
-        h: &Tensor,
-        before: &Tensor,
-        weight: &dyn Fn(Part, usize) -> Result<Matrix<'a>>,
-    ) -> Result<Tensor> {
-        let x = self.input(half, h, before)?;
-        let y = match half {
-            Half::Mlp if self.frame.model.experts(self.index).is_some() => self.mixture(&x, weight)?,
-            _ => self.last(half, &self.inner(half, &x)?)?,
-        };
-        self.added(half, h, y)
+        half: usize,
+        states: &States,
+        before: &States,
+        experts: &ExpertMatrices<'_, 'a>,
+    ) -> Result<States> {
+        self.run(&Layers { experts: Some(experts), ..self.layers(half) }, states, before, None)
+    }
+
+    fn run(
+        &self,
+        layers: &Layers<'_, 'a>,
+        states: &States,
+        before: &States,
+        state: Option<&mut MixerState>,
+    ) -> Result<States> {
+        let (half, mixer) = (layers.half, &self.config(layers.half).mixer);
+        let x = self.input(half, states, before)?;
+        let mut at = At { states, state };
+        // Before a state moves on.
+        let kept = self.keeping(half, &x, &mut at)?;
+        let y = mixer.output(layers, &x, &mut at)?;
+        Ok(kept.with(self.added(half, &states.h, y)?))
+    }
+
+    /// What each half needs to go on with windows of up to `capacity` positions.
+    ///
+    /// # Errors
+    /// The device has no room.
+    pub fn new_state(&self, capacity: usize) -> Result<Vec<MixerState>> {
+        self.halves().map(|half| self.config(half).mixer.state(capacity, self.frame.device())).collect()
+    }
+
+    /// The states behind the block for positions that follow those in `own`, one state for each half.
+    /// `before`: in front of it, `[positions, hidden]`.
+    ///
+    /// # Errors
+    /// More positions than the frame or the states were made for.
+    pub fn forward_behind(&self, before: &States, own: &mut [MixerState]) -> Result<States> {
+        let mut states = before.clone();
+        for (half, own) in self.halves().zip(own) {
+            states = self.run(&self.layers(half), &states, before, Some(own))?;
+        }
+        Ok(states)
     }
 }

@@ -1,9 +1,11 @@
 //! Google's Gemma 1 to 3, text only.
 
-use super::form::{Mlp, Window};
+use super::decoder::Window;
 use super::gguf_keys::Keys;
+use super::mapping::Change;
+use super::mixer::attention::HeadNorms;
 use super::rope::Rope;
-use super::{Architecture, Form, HeadNorms, Kind, Made, MlpLayers, Model, Part, sizes};
+use super::{Architecture, BlockConfig, BlockTensor, Decoder, Kind, Model, Part, TensorMapping, config};
 use crate::error::Result;
 use crate::source::config::Config;
 use crate::source::value::Value;
@@ -18,56 +20,61 @@ pub struct Gemma2;
 /// Norms of queries and keys instead of a bound of scores; five blocks of six see a window and have a rotary base of their own.
 pub struct Gemma3;
 
-const FORM: Form = Form { mlp: Mlp { activation: Activation::GeluTanh, layers: MlpLayers::Gated }, ..Form::PLAIN };
+/// What all of them share.
+fn plain() -> Decoder {
+    Decoder { activation: Activation::GeluTanh, ..Decoder::PLAIN }
+}
 
 /// What all three have in common, in front of what is special to each.
-fn read(architecture: &'static dyn Architecture, config: &Config) -> Result<Model> {
+fn read(architecture: &'static dyn Architecture, config: &Config) -> Result<Decoder> {
     // Gemma 1 has it in both keys, and only the newer one is right.
-    sizes::check_activation(config, &["hidden_activation"], Activation::GeluTanh, "gelu_pytorch_tanh")?;
-    let mut model = sizes::read(architecture, config, true)?;
-    model.form.embedding_scale = (model.hidden as f32).sqrt();
+    config::check_activation(config, &["hidden_activation"], Activation::GeluTanh, "gelu_pytorch_tanh")?;
+    let mut model = config::read(architecture, config, true)?;
+    model.embedding_scale = (model.hidden as f32).sqrt();
     model.explicit_head_dim = true;
     if !model.tied {
-        return Err(sizes::refused(config, "an output matrix of its own is not supported"));
+        return Err(config::refused(config, "an output matrix of its own is not supported"));
     }
     Ok(model)
 }
 
 /// Every norm is of this kind.
-fn made(part: Part) -> Made {
-    match part {
-        Part::AttnNorm | Part::AttnPostNorm | Part::FfnNorm | Part::FfnPostNorm | Part::QNorm | Part::KNorm => {
-            Made::PlusOne
+fn mapping(tensor: &BlockTensor) -> TensorMapping {
+    match tensor.part {
+        Part::ATTN_NORM | Part::ATTN_POST_NORM | Part::FFN_NORM | Part::FFN_POST_NORM | Part::Q_NORM | Part::K_NORM => {
+            Change::PlusOne.into()
         }
-        _ => Made::AsIs,
+        _ => TensorMapping::AS_IS,
     }
 }
 
-fn source(part: Part) -> &'static str {
-    match part {
-        Part::FfnNorm => "pre_feedforward_layernorm",
-        _ => part.usual_source(),
+fn source(tensor: &BlockTensor) -> &'static str {
+    match tensor.part {
+        Part::FFN_NORM => "pre_feedforward_layernorm",
+        _ => tensor.source,
     }
 }
 
 /// What scores are multiplied by: llama.cpp takes it from the size of the model. `large`: how many blocks the 27B model has.
-fn attention_scale(model: &Model, large: usize) -> f32 {
+fn attention_scale(model: &Decoder, large: usize) -> f32 {
     let per_head = if model.blocks == large { model.hidden / model.heads } else { model.head_dim };
     1.0 / (per_head as f32).sqrt()
 }
 
-fn check_scale(config: &Config, model: &Model, large: usize) -> Result<f32> {
+fn check_scale(config: &Config, model: &Decoder, large: usize) -> Result<f32> {
     let scale = attention_scale(model, large);
     let own = config.maybe_positive("query_pre_attn_scalar")?.unwrap_or(256.0) as f32;
     if ((1.0 / own.sqrt()) / scale - 1.0).abs() > 1e-3 {
         let taken = (1.0 / (scale * scale)).round();
-        return Err(sizes::refused(
+        return Err(config::refused(
             config,
             &format!("query_pre_attn_scalar {own} is not supported: llama.cpp takes {taken} for these sizes"),
         ));
     }
     Ok(scale)
 }
+
+const NO_ROTATION: &str = "a rotation needs an output matrix of its own, which llama.cpp does not read for it";
 
 impl Architecture for Gemma {
     fn gguf(&self) -> &'static str {
@@ -78,29 +85,41 @@ impl Architecture for Gemma {
         &["gemma"]
     }
 
-    fn form(&self) -> Form {
-        FORM
+    fn examples(&self) -> &'static str {
+        "Gemma 1 2B and 7B, CodeGemma"
+    }
+
+    fn decoder(&self) -> Decoder {
+        plain()
+    }
+
+    fn sample(&'static self) -> Model {
+        self.decoder().sized().build(self)
     }
 
     fn read(&'static self, config: &Config) -> Result<Model> {
-        read(self, config)
+        Ok(read(self, config)?.build(self))
     }
 
-    fn read_gguf(&self, _: &Keys, model: &mut Model) -> Result<()> {
-        model.form.embedding_scale = (model.hidden as f32).sqrt();
-        Ok(())
+    fn read_gguf(&'static self, _: &Keys, mut model: Decoder) -> Result<Model> {
+        model.embedding_scale = (model.hidden as f32).sqrt();
+        Ok(model.build(self))
     }
 
     fn writes_rope_base(&self) -> bool {
         false
     }
 
-    fn obstacle_to_rotation(&self, _: &Form) -> Option<&'static str> {
-        Some("a rotation needs an output matrix of its own, which llama.cpp does not read for it")
+    fn obstacle_to_rotation(&self) -> Option<&'static str> {
+        Some(NO_ROTATION)
     }
 
-    fn made(&self, _: &Model, part: Part, _: Kind) -> Made {
-        made(part)
+    fn mapping(&self, _: &BlockConfig, tensor: &BlockTensor, _: Kind) -> TensorMapping {
+        mapping(tensor)
+    }
+
+    fn norm_mapping(&self) -> TensorMapping {
+        Change::PlusOne.into()
     }
 }
 
@@ -116,54 +135,68 @@ impl Architecture for Gemma2 {
         &["gemma2"]
     }
 
-    fn form(&self) -> Form {
-        Form { post_norms: true, ..FORM }
+    fn examples(&self) -> &'static str {
+        "Gemma 2 2B, 9B and 27B"
+    }
+
+    fn decoder(&self) -> Decoder {
+        Decoder { post_norms: true, ..plain() }
+    }
+
+    fn sample(&'static self) -> Model {
+        self.decoder().sized().build(self)
     }
 
     fn read(&'static self, config: &Config) -> Result<Model> {
         let mut model = read(self, config)?;
-        model.form.attention_scale = Some(check_scale(config, &model, LARGE_2)?);
-        model.form.attention_cap = config.maybe_positive("attn_logit_softcapping")?.map(|x| x as f32);
-        model.form.logit_cap = config.maybe_positive("final_logit_softcapping")?.map(|x| x as f32);
+        model.attention_scale = Some(check_scale(config, &model, LARGE_2)?);
+        model.attention_cap = config.maybe_positive("attn_logit_softcapping")?.map(|x| x as f32);
+        model.logit_cap = config.maybe_positive("final_logit_softcapping")?.map(|x| x as f32);
         let tokens = config.maybe_size("sliding_window")?.unwrap_or(4096);
-        model.form.window = Some(Window { tokens, period: Some(2) });
-        Ok(model)
+        model.window = Some(Window::but_every(tokens, 2));
+        for (key, cap) in
+            [("attn_logit_softcapping", model.attention_cap), ("final_logit_softcapping", model.logit_cap)]
+        {
+            if let Some(cap) = cap {
+                model.key(key, Value::F32(cap));
+            }
+        }
+        model.size_key("attention.sliding_window", tokens);
+        Ok(model.build(self))
     }
 
-    fn read_gguf(&self, keys: &Keys, model: &mut Model) -> Result<()> {
-        model.form.embedding_scale = (model.hidden as f32).sqrt();
-        model.form.attention_scale = Some(attention_scale(model, LARGE_2));
-        model.form.attention_cap = keys.maybe_number("attn_logit_softcapping")?.map(|x| x as f32);
-        model.form.logit_cap = keys.maybe_number("final_logit_softcapping")?.map(|x| x as f32);
+    fn read_gguf(&'static self, keys: &Keys, mut model: Decoder) -> Result<Model> {
+        model.embedding_scale = (model.hidden as f32).sqrt();
+        model.attention_scale = Some(attention_scale(&model, LARGE_2));
+        model.attention_cap = keys.maybe_number("attn_logit_softcapping")?.map(|x| x as f32);
+        model.logit_cap = keys.maybe_number("final_logit_softcapping")?.map(|x| x as f32);
         let tokens = keys.maybe_size("attention.sliding_window")?.unwrap_or(4096);
-        model.form.window = Some(Window { tokens, period: Some(2) });
-        Ok(())
-    }
-
-    fn keys(&self, model: &Model) -> Vec<(&'static str, Value)> {
-        let form = &model.form;
-        let mut keys = Vec::new();
-        keys.extend(form.attention_cap.map(|cap| ("attn_logit_softcapping", Value::F32(cap))));
-        keys.extend(form.logit_cap.map(|cap| ("final_logit_softcapping", Value::F32(cap))));
-        keys.extend(form.window.map(|window| ("attention.sliding_window", Value::U32(window.tokens as u32))));
-        keys
+        model.window = Some(Window::but_every(tokens, 2));
+        Ok(model.build(self))
     }
 
     fn writes_rope_base(&self) -> bool {
         false
     }
 
-    fn source(&self, part: Part) -> &'static str {
-        source(part)
+    fn source(&self, tensor: &BlockTensor) -> &'static str {
+        source(tensor)
     }
 
-    fn made(&self, _: &Model, part: Part, _: Kind) -> Made {
-        made(part)
+    fn mapping(&self, _: &BlockConfig, tensor: &BlockTensor, _: Kind) -> TensorMapping {
+        mapping(tensor)
+    }
+
+    fn norm_mapping(&self) -> TensorMapping {
+        Change::PlusOne.into()
     }
 }
 
 /// Blocks of Gemma 3 27B.
 const LARGE_3: usize = 62;
+
+/// One block of six sees everything.
+const PERIOD: usize = 6;
 
 impl Architecture for Gemma3 {
     fn gguf(&self) -> &'static str {
@@ -174,23 +207,30 @@ impl Architecture for Gemma3 {
         &["gemma3_text", "gemma3"]
     }
 
-    fn form(&self) -> Form {
-        Form { post_norms: true, head_norms: HeadNorms::PerHead, ..FORM }
+    fn examples(&self) -> &'static str {
+        "Gemma 3 270M to 27B, MedGemma"
+    }
+
+    fn decoder(&self) -> Decoder {
+        Decoder { post_norms: true, head_norms: HeadNorms::PerHead, ..plain() }
+    }
+
+    fn sample(&'static self) -> Model {
+        self.decoder().sized().build(self)
     }
 
     fn read(&'static self, config: &Config) -> Result<Model> {
-        // A model that sees, too, has this one's configuration inside; keys of usual values are left out there.
-        let inside = config.object("text_config")?.map(|text| text.with_defaults(usual_of_gemma3()));
-        let config = inside.as_ref().unwrap_or(config);
+        // Inside the configuration of a model that sees, too, keys of usual values are left out.
+        let config = &config.clone().with_defaults(usual_of_gemma3());
         let mut model = read(self, config)?;
-        model.form.attention_scale = Some(check_scale(config, &model, LARGE_3)?);
-        model.form.logit_cap = config.maybe_positive("final_logit_softcapping")?.map(|x| x as f32);
+        model.attention_scale = Some(check_scale(config, &model, LARGE_3)?);
+        model.logit_cap = config.maybe_positive("final_logit_softcapping")?.map(|x| x as f32);
         let period = config.maybe_size("sliding_window_pattern")?.unwrap_or(PERIOD);
         if period != PERIOD {
-            return Err(sizes::refused(config, &format!("sliding_window_pattern {period} is not supported")));
+            return Err(config::refused(config, &format!("sliding_window_pattern {period} is not supported")));
         }
         let tokens = config.maybe_size("sliding_window")?.unwrap_or(4096);
-        model.form.window = Some(Window { tokens, period: Some(PERIOD) });
+        model.window = Some(Window::but_every(tokens, PERIOD));
         // Newer configurations have parameters for each kind of block.
         let newer = config.object("rope_parameters")?;
         let of = |kind: &str| newer.as_ref().map(|parameters| parameters.object(kind)).transpose().map(Option::flatten);
@@ -201,41 +241,41 @@ impl Architecture for Gemma3 {
         if config.get("rope_theta").is_none() && newer.is_none() {
             rope.base = 1e6;
         }
-        rope.local_base = Some(match of("sliding_attention")? {
+        let local = match of("sliding_attention")? {
             Some(parameters) => parameters.positive("rope_theta")?,
             None => config.maybe_positive("rope_local_base_freq")?.unwrap_or(1e4),
-        });
+        };
+        model.local_rope = Some(Rope::plain(local, rope.rotary));
         model.rope = Some(rope);
-        Ok(model)
+        if let Some(cap) = model.logit_cap {
+            model.key("final_logit_softcapping", Value::F32(cap));
+        }
+        model.size_key("attention.sliding_window", tokens);
+        model.key("rope.freq_base_swa", Value::F32(local as f32));
+        Ok(model.build(self))
     }
 
-    fn read_gguf(&self, keys: &Keys, model: &mut Model) -> Result<()> {
-        model.form.embedding_scale = (model.hidden as f32).sqrt();
-        model.form.attention_scale = Some(attention_scale(model, LARGE_3));
-        model.form.logit_cap = keys.maybe_number("final_logit_softcapping")?.map(|x| x as f32);
+    fn read_gguf(&'static self, keys: &Keys, mut model: Decoder) -> Result<Model> {
+        model.embedding_scale = (model.hidden as f32).sqrt();
+        model.attention_scale = Some(attention_scale(&model, LARGE_3));
+        model.logit_cap = keys.maybe_number("final_logit_softcapping")?.map(|x| x as f32);
         let tokens = keys.maybe_size("attention.sliding_window")?.unwrap_or(4096);
-        model.form.window = Some(Window { tokens, period: Some(PERIOD) });
+        model.window = Some(Window::but_every(tokens, PERIOD));
         let local = keys.maybe_number("rope.freq_base_swa")?.unwrap_or(1e4);
-        model.rope.iter_mut().for_each(|rope| rope.local_base = Some(local));
-        Ok(())
+        model.local_rope = model.rope.as_ref().map(|rope| Rope::plain(local, rope.rotary));
+        Ok(model.build(self))
     }
 
-    fn keys(&self, model: &Model) -> Vec<(&'static str, Value)> {
-        let form = &model.form;
-        let mut keys = Vec::new();
-        keys.extend(form.logit_cap.map(|cap| ("final_logit_softcapping", Value::F32(cap))));
-        keys.extend(form.window.map(|window| ("attention.sliding_window", Value::U32(window.tokens as u32))));
-        let local = model.rope.as_ref().and_then(|rope| rope.local_base);
-        keys.extend(local.map(|base| ("rope.freq_base_swa", Value::F32(base as f32))));
-        keys
+    fn source(&self, tensor: &BlockTensor) -> &'static str {
+        source(tensor)
     }
 
-    fn source(&self, part: Part) -> &'static str {
-        source(part)
+    fn mapping(&self, _: &BlockConfig, tensor: &BlockTensor, _: Kind) -> TensorMapping {
+        mapping(tensor)
     }
 
-    fn made(&self, _: &Model, part: Part, _: Kind) -> Made {
-        made(part)
+    fn norm_mapping(&self) -> TensorMapping {
+        Change::PlusOne.into()
     }
 }
 
@@ -254,6 +294,3 @@ fn usual_of_gemma3() -> serde_json::Value {
         "sliding_window": 4096,
     })
 }
-
-/// One block of six sees everything.
-const PERIOD: usize = 6;

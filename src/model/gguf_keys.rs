@@ -1,7 +1,8 @@
 //! A model's sizes as GGUF metadata, and back.
 
+use super::half::Norm;
 use super::rope::{Rope, Scaling, Yarn};
-use super::{ARCHITECTURES, Form, Model, Norm};
+use super::{ARCHITECTURES, Architecture, Decoder, Model};
 use crate::error::{Error, Result};
 use crate::source::gguf::Gguf;
 use crate::source::value::{Metadata, Value};
@@ -16,22 +17,27 @@ pub const ROPE_LONG: &str = "rope_factors_long.weight";
 pub const ROPE_SHORT: &str = "rope_factors_short.weight";
 
 /// The keys of the model itself, in llama.cpp's order, without `general.*` and the tokenizer.
-pub fn metadata(model: &Model) -> Metadata {
-    let mut keys = Vec::new();
-    let architecture = model.architecture;
-    let mut put = |key: &str, value: Value| keys.push((format!("{}.{key}", architecture.gguf()), value));
+pub fn metadata(model: &Decoder, architecture: &dyn Architecture) -> Metadata {
+    let mut keys: Metadata = Vec::new();
+    let mut put = |key: &str, value: Value| {
+        let key = format!("{}.{key}", architecture.gguf());
+        match keys.iter_mut().find(|(other, _)| *other == key) {
+            Some((_, own)) => *own = value,
+            None => keys.push((key, value)),
+        }
+    };
     let size = |n: usize| Value::U32(n as u32);
     put("block_count", size(model.blocks));
     put("context_length", size(model.context));
     put("embedding_length", size(model.hidden));
     put("feed_forward_length", size(model.ffn));
     put("attention.head_count", size(model.heads));
-    put("attention.head_count_kv", size(architecture.kv_heads(model)));
+    put("attention.head_count_kv", size(model.kv_heads));
     if let Some(rope) = model.rope.as_ref().filter(|_| architecture.writes_rope_base()) {
         put("rope.freq_base", Value::F32(rope.base as f32));
     }
-    put(eps_key(model.form.norm), Value::F32(model.norm_eps));
-    if let Some(experts) = &model.form.experts {
+    put(eps_key(model.norm), Value::F32(model.norm_eps));
+    if let Some(experts) = &model.experts {
         put("expert_count", size(experts.count));
         put("expert_used_count", size(experts.used));
     }
@@ -55,7 +61,7 @@ pub fn metadata(model: &Model) -> Metadata {
                 put("rope.scaling.yarn_beta_fast", Value::F32(yarn.fast as f32));
                 put("rope.scaling.yarn_beta_slow", Value::F32(yarn.slow as f32));
                 // llama.cpp multiplies the paper's growth by it; latent attention has another key for its own.
-                if let Some(growth) = yarn.magnitude.filter(|_| model.form.latent.is_none()) {
+                if let Some(growth) = yarn.magnitude.filter(|_| model.latent.is_none() && model.yarn_growth.is_none()) {
                     put("rope.scaling.attn_factor", Value::F32((growth / yarn.usual_magnitude()) as f32));
                 }
             }
@@ -65,8 +71,8 @@ pub fn metadata(model: &Model) -> Metadata {
             }
         }
     }
-    for (key, value) in architecture.keys(model) {
-        put(key, value);
+    for (key, value) in &model.keys {
+        put(key, value.clone());
     }
     keys
 }
@@ -82,6 +88,8 @@ fn eps_key(norm: Norm) -> &'static str {
 pub struct Keys<'a> {
     file: &'a Gguf,
     architecture: &'a str,
+    /// How many blocks it names, and how many of these the forward pass uses.
+    blocks: [usize; 2],
 }
 
 impl Keys<'_> {
@@ -110,6 +118,53 @@ impl Keys<'_> {
         self.maybe_size(key)?.ok_or_else(|| self.wrong(&format!("there is no {}", self.named(key))))
     }
 
+    /// Numbers for each block: a list, or one that stands for all.
+    ///
+    /// # Errors
+    /// Something else is there, or a list of another length.
+    pub fn per_block(&self, key: &str) -> Result<Option<Vec<u64>>> {
+        let [all, blocks] = self.blocks;
+        let wrong = || self.wrong(&format!("{} is not a list of {blocks} numbers", self.named(key)));
+        match self.maybe(key) {
+            None => Ok(None),
+            Some(value) => match (value.as_u64(), value.as_array()) {
+                (Some(n), _) => Ok(Some(vec![n; blocks])),
+                (None, Some(list)) if [all, blocks].contains(&list.len()) => {
+                    let number = |i: usize| list.get(i)?.as_u64().filter(|&n| n < 1 << 32);
+                    (0..blocks).map(number).collect::<Option<Vec<u64>>>().map(Some).ok_or_else(wrong)
+                }
+                _ => Err(wrong()),
+            },
+        }
+    }
+
+    /// Marks for each block, if the key is there.
+    ///
+    /// # Errors
+    /// Something else is there, or a list of another length.
+    pub fn marks(&self, key: &str) -> Result<Option<Vec<bool>>> {
+        let [all, blocks] = self.blocks;
+        let Some(list) = self.maybe(key).and_then(Value::as_array) else { return Ok(None) };
+        let mark = |i: usize| {
+            let value = list.get(i)?;
+            value.as_bool().or_else(|| value.as_u64().map(|n| n != 0))
+        };
+        let marks =
+            (0..blocks).map(mark).collect::<Option<Vec<bool>>>().filter(|_| [all, blocks].contains(&list.len()));
+        marks.map(Some).ok_or_else(|| self.wrong(&format!("{} is not a list of {blocks} marks", self.named(key))))
+    }
+
+    /// A whole number above zero: the first of a list that has a number for each block, or the only one.
+    ///
+    /// # Errors
+    /// Missing or something else.
+    pub fn first_size(&self, key: &str) -> Result<usize> {
+        let Some(list) = self.maybe(key).and_then(Value::as_array) else { return self.size(key) };
+        let numbers = (0..list.len()).filter_map(|i| list.get(i)?.as_u64());
+        let first = numbers.into_iter().find(|n| (1..1 << 32).contains(n));
+        first.map(|n| n as usize).ok_or_else(|| self.wrong(&format!("{} has no number above zero", self.named(key))))
+    }
+
     /// A number above zero, if the key is there.
     ///
     /// # Errors
@@ -136,6 +191,11 @@ impl Keys<'_> {
         self.file.tensor(tensor).is_some()
     }
 
+    /// Rows of a matrix, if the file has it.
+    pub fn rows(&self, tensor: &str) -> Option<usize> {
+        self.file.tensor(tensor)?.dims.get(1).map(|&n| n as usize)
+    }
+
     /// An error about this file.
     pub fn wrong(&self, what: &str) -> Error {
         Error::new(format!("{}: {what}", self.file.path.display()))
@@ -160,17 +220,30 @@ pub fn read(file: &Gguf, vector: impl Fn(&str) -> Result<Option<Vec<f32>>>) -> R
         Error::new(format!("{path}: architecture '{name}' is not supported"))
             .hint(format!("the supported ones are: {}", known.join(", ")))
     })?;
-    let keys = Keys { file, architecture: name };
-    let (hidden, heads) = (keys.size("embedding_length")?, keys.size("attention.head_count")?);
+    let mut keys = Keys { file, architecture: name, blocks: [0; 2] };
+    let all = keys.size("block_count")?;
+    // Each of them has a tensor at least.
+    if all > file.tensors.len() {
+        return Err(keys.wrong(&format!("{all} blocks in a file of {} tensors", file.tensors.len())));
+    }
+    // Those that predict several tokens come last.
+    let extra = keys.maybe("nextn_predict_layers").and_then(Value::as_u64).unwrap_or(0) as usize;
+    let blocks = all.checked_sub(extra).filter(|&n| n > 0);
+    let blocks = blocks.ok_or_else(|| keys.wrong(&format!("{extra} of its {all} blocks predict several tokens")))?;
+    keys.blocks = [all, blocks];
+    let (hidden, heads) = (keys.size("embedding_length")?, keys.first_size("attention.head_count")?);
     let explicit = keys.maybe_size("attention.key_length")?;
-    let form = architecture.form();
+    let plain = architecture.decoder();
     let rotary = keys.maybe_size("rope.dimension_count")?;
     let head_dim = explicit.unwrap_or(match rotary {
         // Only a part of each head may be turned.
         Some(rotary) if hidden % heads != 0 || !may_be_partial(name) => rotary,
         _ => hidden / heads,
     });
-    let kv_heads = keys.maybe_size("attention.head_count_kv")?.unwrap_or(heads);
+    let kv_heads = match keys.maybe("attention.head_count_kv") {
+        Some(_) => keys.first_size("attention.head_count_kv")?,
+        None => heads,
+    };
     if heads % kv_heads != 0 || head_dim == 0 || head_dim % 2 != 0 {
         return Err(Error::new(format!(
             "{path}: {heads} heads, {kv_heads} key-value heads of {head_dim} make no attention"
@@ -188,9 +261,8 @@ pub fn read(file: &Gguf, vector: impl Fn(&str) -> Result<Option<Vec<f32>>>) -> R
     let vocab = *embedding.dims.get(1).ok_or_else(|| keys.wrong("'token_embd.weight' is no matrix"))?;
     let qkv_bias = ["blk.0.attn_q.bias", "blk.0.attn_qkv.bias"].iter().any(|name| keys.has(name));
     let mlp_bias = ["blk.0.ffn_gate.bias", "blk.0.ffn_up.bias"].iter().any(|name| keys.has(name));
-    let mut model = Model {
-        architecture,
-        blocks: keys.size("block_count")?,
+    let decoder = Decoder {
+        blocks,
         hidden,
         vocab: vocab as usize,
         context,
@@ -198,17 +270,19 @@ pub fn read(file: &Gguf, vector: impl Fn(&str) -> Result<Option<Vec<f32>>>) -> R
         kv_heads,
         head_dim,
         explicit_head_dim: explicit.is_some(),
-        ffn: keys.size("feed_forward_length")?,
-        norm_eps: keys.number(eps_key(form.norm))? as f32,
+        ffn: keys.first_size("feed_forward_length")?,
+        norm_eps: keys.number(eps_key(plain.norm))? as f32,
         rope: Some(Rope { scaling, ..Rope::plain(base, rotary) }),
-        form: Form { qkv_bias, mlp_bias, o_bias: keys.has("blk.0.attn_output.bias"), ..form },
+        qkv_bias,
+        mlp_bias,
+        o_bias: keys.has("blk.0.attn_output.bias"),
         tied: !keys.has("output.weight"),
-        renamed: ("", ""),
+        ..plain
     };
-    let may_have_experts = model.form.experts.is_some();
-    architecture.read_gguf(&keys, &mut model)?;
+    let model = architecture.read_gguf(&keys, decoder)?;
+    let has_experts = model.blocks.iter().flat_map(|block| block.mixers()).any(|mixer| mixer.experts().is_some());
     match keys.maybe_size("expert_count").unwrap_or_default() {
-        Some(experts) if !may_have_experts && model.form.experts.is_none() => {
+        Some(experts) if !has_experts => {
             Err(keys.wrong(&format!("blocks with experts, here {experts} of them, are not supported")))
         }
         _ => Ok(model),
@@ -217,7 +291,7 @@ pub fn read(file: &Gguf, vector: impl Fn(&str) -> Result<Option<Vec<f32>>>) -> R
 
 /// Architectures whose rotary embedding may turn a part of each head.
 fn may_be_partial(name: &str) -> bool {
-    ["phi3", "glm4", "stablelm", "gptneox", "deepseek2"].contains(&name)
+    ["phi3", "glm4", "stablelm", "gptneox", "deepseek2", "glm4moe"].contains(&name)
 }
 
 fn scaling(

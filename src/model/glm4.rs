@@ -1,7 +1,8 @@
 //! Zhipu's GLM-4 (0414).
 
-use super::form::Mlp;
-use super::{Architecture, Form, MlpLayers, Model, Part, QueryRows, sizes};
+use super::gguf_keys::Keys;
+use super::mixer::mlp::MlpLayers;
+use super::{Architecture, BlockTensor, Decoder, Model, Part, QueryRows, config};
 use crate::error::Result;
 use crate::source::config::Config;
 use llmq_kernels::elementwise::Activation;
@@ -18,28 +19,39 @@ impl Architecture for Glm4 {
         &["glm4"]
     }
 
+    fn examples(&self) -> &'static str {
+        "GLM-4-0414 9B and 32B, GLM-Z1"
+    }
+
     fn query_rows(&self) -> QueryRows {
         QueryRows::Neighbours
     }
 
-    fn form(&self) -> Form {
-        let mlp = Mlp { activation: Activation::Silu, layers: MlpLayers::Fused };
-        Form { post_norms: true, mlp, ..Form::PLAIN }
+    fn decoder(&self) -> Decoder {
+        Decoder { post_norms: true, mlp: MlpLayers::Fused, ..Decoder::PLAIN }
+    }
+
+    fn sample(&'static self) -> Model {
+        self.decoder().sized().build(self)
     }
 
     fn read(&'static self, config: &Config) -> Result<Model> {
-        let mut model = sizes::read(self, config, false)?;
-        sizes::check_activation(config, &["hidden_act"], Activation::Silu, "silu")?;
+        let mut model = config::read(self, config, false)?;
+        config::check_activation(config, &["hidden_act"], Activation::Silu, "silu")?;
         // attention_bias is about q, k and v alone.
-        model.form.o_bias = false;
-        Ok(model)
+        model.o_bias = false;
+        Ok(model.build(self))
     }
 
-    fn source(&self, part: Part) -> &'static str {
-        match part {
-            Part::AttnPostNorm => "post_self_attn_layernorm",
-            Part::FfnPostNorm => "post_mlp_layernorm",
-            _ => part.usual_source(),
+    fn read_gguf(&'static self, _: &Keys, decoder: Decoder) -> Result<Model> {
+        Ok(decoder.build(self))
+    }
+
+    fn source(&self, tensor: &BlockTensor) -> &'static str {
+        match tensor.part {
+            Part::ATTN_POST_NORM => "post_self_attn_layernorm",
+            Part::FFN_POST_NORM => "post_mlp_layernorm",
+            _ => tensor.source,
         }
     }
 }

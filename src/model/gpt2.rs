@@ -1,8 +1,11 @@
 //! OpenAI's GPT-2.
 
-use super::form::Mlp;
 use super::gguf_keys::Keys;
-use super::{Architecture, Ends, Form, Kind, Made, MlpLayers, Model, Norm, Part, sizes};
+use super::mapping::Pick;
+use super::mixer::mlp::MlpLayers;
+use super::{
+    Architecture, BlockConfig, BlockTensor, Decoder, Kind, Model, Norm, OutsideNames, Part, TensorMapping, config,
+};
 use crate::error::Result;
 use crate::source::config::Config;
 use llmq_kernels::elementwise::Activation;
@@ -19,64 +22,70 @@ impl Architecture for Gpt2 {
         &["gpt2"]
     }
 
-    fn form(&self) -> Form {
-        Form {
+    fn examples(&self) -> &'static str {
+        "GPT-2, DistilGPT-2"
+    }
+
+    fn decoder(&self) -> Decoder {
+        Decoder {
             norm: Norm::Layer,
             positions: true,
             fused_qkv: true,
             qkv_bias: true,
             o_bias: true,
             mlp_bias: true,
-            mlp: Mlp { activation: Activation::GeluTanh, layers: MlpLayers::Plain },
-            ..Form::PLAIN
+            activation: Activation::GeluTanh,
+            mlp: MlpLayers::Plain,
+            ..Decoder::PLAIN
         }
+    }
+
+    fn sample(&'static self) -> Model {
+        self.decoder().sized().build(self)
     }
 
     fn read(&'static self, config: &Config) -> Result<Model> {
         let (hidden, heads) = (config.size("n_embd")?, config.size("n_head")?);
-        sizes::check_activation(config, &["activation_function"], Activation::GeluTanh, "gelu_new")?;
+        config::check_activation(config, &["activation_function"], Activation::GeluTanh, "gelu_new")?;
         if config.flag("scale_attn_by_inverse_layer_idx")? {
-            return Err(sizes::refused(config, "scale_attn_by_inverse_layer_idx is not supported"));
+            return Err(config::refused(config, "scale_attn_by_inverse_layer_idx is not supported"));
         }
         let tied = config.get("tie_word_embeddings").map_or(Ok(true), |_| config.flag("tie_word_embeddings"))?;
-        Ok(Model {
-            architecture: self,
+        let decoder = Decoder {
             blocks: config.size("n_layer")?,
             hidden,
             vocab: config.size("vocab_size")?,
             context: config.size("n_positions")?,
             heads,
             kv_heads: heads,
-            head_dim: sizes::head_dim(config, hidden, heads, None)?,
+            head_dim: config::head_dim(config, hidden, heads, None)?,
             explicit_head_dim: false,
             ffn: config.maybe_size("n_inner")?.unwrap_or(4 * hidden),
             norm_eps: config.positive("layer_norm_epsilon")? as f32,
-            rope: None,
-            form: self.form(),
             tied,
-            renamed: ("", ""),
-        })
+            ..self.decoder()
+        };
+        Ok(decoder.build(self))
     }
 
-    fn read_gguf(&self, _: &Keys, model: &mut Model) -> Result<()> {
-        model.rope = None;
-        Ok(())
+    fn read_gguf(&'static self, _: &Keys, decoder: Decoder) -> Result<Model> {
+        Ok(Decoder { rope: None, ..decoder }.build(self))
     }
 
-    fn source(&self, part: Part) -> &'static str {
-        match part {
-            Part::AttnNorm => "ln_1",
-            Part::Qkv => "attn.c_attn",
+    fn source(&self, tensor: &BlockTensor) -> &'static str {
+        match tensor.part {
+            Part::ATTN_NORM => "ln_1",
+            Part::QKV => "attn.c_attn",
             Part::O => "attn.c_proj",
-            Part::FfnNorm => "ln_2",
-            Part::Up => "mlp.c_fc",
-            Part::Down => "mlp.c_proj",
-            _ => part.usual_source(),
+            Part::FFN_NORM => "ln_2",
+            Part::UP => "mlp.c_fc",
+            Part::DOWN => "mlp.c_proj",
+            _ => tensor.source,
         }
     }
 
-    fn ends(&self) -> Ends {
-        Ends {
+    fn outside(&self) -> OutsideNames {
+        OutsideNames {
             embedding: "transformer.wte",
             positions: "transformer.wpe",
             blocks: "transformer.h",
@@ -85,10 +94,10 @@ impl Architecture for Gpt2 {
         }
     }
 
-    fn made(&self, _: &Model, part: Part, kind: Kind) -> Made {
-        match (part, kind) {
-            (Part::Qkv | Part::O | Part::Up | Part::Down, Kind::Weight) => Made::Transposed,
-            _ => Made::AsIs,
+    fn mapping(&self, _: &BlockConfig, tensor: &BlockTensor, kind: Kind) -> TensorMapping {
+        match (tensor.part, kind) {
+            (Part::QKV | Part::O | Part::UP | Part::DOWN, Kind::Weight) => Pick::Transposed.into(),
+            _ => TensorMapping::AS_IS,
         }
     }
 }

@@ -1,8 +1,12 @@
 //! EleutherAI's GPT-NeoX, and Pythia.
 
-use super::form::Mlp;
 use super::gguf_keys::Keys;
-use super::{Architecture, Ends, Form, Kind, Made, MlpLayers, Model, Norm, Part, sizes};
+use super::mapping::Pick;
+use super::mixer::Mixer;
+use super::mixer::mlp::MlpLayers;
+use super::{
+    Architecture, BlockConfig, BlockTensor, Decoder, Kind, Model, Norm, OutsideNames, Part, TensorMapping, config,
+};
 use crate::error::Result;
 use crate::source::config::Config;
 use crate::source::value::Value;
@@ -21,27 +25,36 @@ impl Architecture for GptNeoX {
         &["gpt_neox"]
     }
 
-    fn form(&self) -> Form {
-        Form {
+    fn examples(&self) -> &'static str {
+        "GPT-NeoX 20B, Pythia"
+    }
+
+    fn decoder(&self) -> Decoder {
+        Decoder {
             norm: Norm::Layer,
             parallel: true,
             fused_qkv: true,
             qkv_bias: true,
             o_bias: true,
             mlp_bias: true,
-            mlp: Mlp { activation: Activation::Gelu, layers: MlpLayers::Plain },
-            ..Form::PLAIN
+            activation: Activation::Gelu,
+            mlp: MlpLayers::Plain,
+            ..Decoder::PLAIN
         }
     }
 
+    fn sample(&'static self) -> Model {
+        self.decoder().sized().build(self)
+    }
+
     fn read(&'static self, config: &Config) -> Result<Model> {
-        let mut model = sizes::read(self, config, false)?;
+        let mut model = config::read(self, config, false)?;
         model.kv_heads = model.heads;
-        sizes::check_activation(config, &["hidden_act"], Activation::Gelu, "gelu")?;
+        config::check_activation(config, &["hidden_act"], Activation::Gelu, "gelu")?;
         let parallel = config.get("use_parallel_residual").map_or(Ok(true), |_| config.flag("use_parallel_residual"));
-        model.form.parallel = parallel?;
+        model.parallel = parallel?;
         if config.get("attention_bias").is_some() && !config.flag("attention_bias")? {
-            return Err(sizes::refused(config, "attention_bias false is not supported"));
+            return Err(config::refused(config, "attention_bias false is not supported"));
         }
         // Older configurations have names of their own.
         let rope = model.rope.as_mut().expect("it was read");
@@ -56,30 +69,27 @@ impl Architecture for GptNeoX {
                 return Err(config.unsupported(&format!("rotary_pct {part} of head_dim {}", model.head_dim)));
             }
         }
-        Ok(model)
+        model.key("use_parallel_residual", Value::Bool(model.parallel));
+        Ok(model.build(self))
     }
 
-    fn read_gguf(&self, keys: &Keys, model: &mut Model) -> Result<()> {
-        model.form.parallel = keys.maybe("use_parallel_residual").and_then(Value::as_bool).unwrap_or(true);
-        Ok(())
+    fn read_gguf(&'static self, keys: &Keys, mut model: Decoder) -> Result<Model> {
+        model.parallel = keys.maybe("use_parallel_residual").and_then(Value::as_bool).unwrap_or(true);
+        Ok(model.build(self))
     }
 
-    fn keys(&self, model: &Model) -> Vec<(&'static str, Value)> {
-        vec![("use_parallel_residual", Value::Bool(model.form.parallel))]
-    }
-
-    fn source(&self, part: Part) -> &'static str {
-        match part {
-            Part::Qkv => "attention.query_key_value",
+    fn source(&self, tensor: &BlockTensor) -> &'static str {
+        match tensor.part {
+            Part::QKV => "attention.query_key_value",
             Part::O => "attention.dense",
-            Part::Up => "mlp.dense_h_to_4h",
-            Part::Down => "mlp.dense_4h_to_h",
-            _ => part.usual_source(),
+            Part::UP => "mlp.dense_h_to_4h",
+            Part::DOWN => "mlp.dense_4h_to_h",
+            _ => tensor.source,
         }
     }
 
-    fn ends(&self) -> Ends {
-        Ends {
+    fn outside(&self) -> OutsideNames {
+        OutsideNames {
             embedding: "gpt_neox.embed_in",
             positions: "",
             blocks: "gpt_neox.layers",
@@ -88,10 +98,10 @@ impl Architecture for GptNeoX {
         }
     }
 
-    fn made(&self, model: &Model, part: Part, _: Kind) -> Made {
-        match part {
-            Part::Qkv => Made::ByHeads { heads: model.heads, head_dim: model.head_dim },
-            _ => Made::AsIs,
+    fn mapping(&self, block: &BlockConfig, tensor: &BlockTensor, _: Kind) -> TensorMapping {
+        match (tensor.part, &block.halves[0].mixer) {
+            (Part::QKV, Mixer::Attention(own)) => Pick::ByHeads { heads: own.heads, head_dim: own.head_dim }.into(),
+            _ => TensorMapping::AS_IS,
         }
     }
 }

@@ -1,11 +1,12 @@
 //! OpenAI's gpt-oss.
 
-use super::form::{Experts, Mlp, Window};
+use super::decoder::Window;
 use super::gguf_keys::Keys;
-use super::{Architecture, Form, Kind, Made, MlpLayers, Model, Part, sizes};
+use super::mapping::Pick;
+use super::mixer::experts::Experts;
+use super::{Architecture, BlockConfig, BlockTensor, Decoder, Kind, Model, Part, TensorMapping, config};
 use crate::error::Result;
 use crate::source::config::Config;
-use crate::source::value::Value;
 use llmq_kernels::elementwise::Activation;
 
 /// Experts with biases and a bounded activation, a score of nothing in every head, and every other block sees a window.
@@ -22,50 +23,55 @@ impl Architecture for GptOss {
         &["gpt_oss"]
     }
 
-    fn form(&self) -> Form {
-        let mlp = Mlp { activation: Activation::SiluBounded, layers: MlpLayers::Gated };
-        Form { experts: Some(Experts::UNREAD), sinks: true, qkv_bias: true, o_bias: true, mlp, ..Form::PLAIN }
+    fn examples(&self) -> &'static str {
+        "gpt-oss 20B and 120B"
+    }
+
+    fn decoder(&self) -> Decoder {
+        let activation = Activation::SiluBounded;
+        Decoder { sinks: true, qkv_bias: true, o_bias: true, activation, ..Decoder::PLAIN }
+    }
+
+    fn sample(&'static self) -> Model {
+        Decoder { experts: Some(Experts { bias: true, ..Experts::plain(2, 1, 8) }), ..self.decoder().sized() }
+            .build(self)
     }
 
     fn read(&'static self, config: &Config) -> Result<Model> {
-        let mut model = sizes::read(self, config, false)?;
+        let mut model = config::read(self, config, false)?;
         let (count, used) = (config.size("num_local_experts")?, config.size("num_experts_per_tok")?);
-        model.form.experts = Some(Experts { bias: true, ..Experts::plain(count, used, model.ffn) });
+        model.experts = Some(Experts { bias: true, ..Experts::plain(count, used, model.ffn) });
         let tokens = config.maybe_size("sliding_window")?.unwrap_or(128);
-        model.form.window = Some(Window { tokens, period: Some(PERIOD) });
-        Ok(model)
+        model.window = Some(Window::but_every(tokens, PERIOD));
+        model.size_key("attention.sliding_window", tokens);
+        model.size_key("expert_feed_forward_length", model.ffn);
+        Ok(model.build(self))
     }
 
-    fn read_gguf(&self, keys: &Keys, model: &mut Model) -> Result<()> {
+    fn read_gguf(&'static self, keys: &Keys, mut model: Decoder) -> Result<Model> {
         let (count, used) = (keys.size("expert_count")?, keys.size("expert_used_count")?);
         let ffn = keys.maybe_size("expert_feed_forward_length")?.unwrap_or(model.ffn);
-        model.form.experts = Some(Experts { bias: true, ..Experts::plain(count, used, ffn) });
+        model.experts = Some(Experts { bias: true, ..Experts::plain(count, used, ffn) });
         let tokens = keys.maybe_size("attention.sliding_window")?.unwrap_or(128);
-        model.form.window = Some(Window { tokens, period: Some(PERIOD) });
-        model.form.mlp_bias = false;
-        Ok(())
+        model.window = Some(Window::but_every(tokens, PERIOD));
+        model.mlp_bias = false;
+        Ok(model.build(self))
     }
 
-    fn keys(&self, model: &Model) -> Vec<(&'static str, Value)> {
-        let window = model.form.window.map(|window| ("attention.sliding_window", window.tokens));
-        let inside = model.form.experts.map(|experts| ("expert_feed_forward_length", experts.ffn));
-        window.into_iter().chain(inside).map(|(key, n)| (key, Value::U32(n as u32))).collect()
-    }
-
-    fn source(&self, part: Part) -> &'static str {
-        match part {
-            Part::Router => "mlp.router",
-            Part::ExpertGates | Part::ExpertUps => "mlp.experts.gate_up_proj",
-            Part::ExpertDowns => "mlp.experts.down_proj",
-            _ => part.usual_source(),
+    fn source(&self, tensor: &BlockTensor) -> &'static str {
+        match tensor.part {
+            Part::ROUTER => "mlp.router",
+            Part::EXPERT_GATES | Part::EXPERT_UPS => "mlp.experts.gate_up_proj",
+            Part::EXPERT_DOWNS => "mlp.experts.down_proj",
+            _ => tensor.source,
         }
     }
 
-    fn suffix(&self, part: Part, kind: Kind) -> String {
-        match (part, kind) {
-            (Part::Sinks, _) => String::new(),
-            (_, Kind::Weight) if part.is_of_experts() => String::new(),
-            (_, Kind::Bias) if part.is_of_experts() => "_bias".into(),
+    fn suffix(&self, tensor: &BlockTensor, kind: Kind) -> String {
+        match (tensor.part, kind) {
+            (Part::SINKS, _) => String::new(),
+            (Part::EXPERT_GATES | Part::EXPERT_UPS | Part::EXPERT_DOWNS, Kind::Weight) => String::new(),
+            (Part::EXPERT_GATES | Part::EXPERT_UPS | Part::EXPERT_DOWNS, Kind::Bias) => "_bias".into(),
             _ => format!(".{}", kind.suffix()),
         }
     }
@@ -73,19 +79,20 @@ impl Architecture for GptOss {
     fn gguf_name(&self, part: Part) -> &'static str {
         match part {
             // As llama.cpp has it.
-            Part::FfnNorm => "post_attention_norm",
-            _ => part.gguf(),
+            Part::FFN_NORM => "post_attention_norm",
+            _ => part.0,
         }
     }
 
-    fn made(&self, _: &Model, part: Part, kind: Kind) -> Made {
-        match (part, kind) {
-            (Part::ExpertGates, Kind::Weight) => Made::Columns { first: 0, step: 2 },
-            (Part::ExpertUps, Kind::Weight) => Made::Columns { first: 1, step: 2 },
-            (Part::ExpertDowns, Kind::Weight) => Made::Columns { first: 0, step: 1 },
-            (Part::ExpertGates, Kind::Bias) => Made::Every { first: 0, step: 2 },
-            (Part::ExpertUps, Kind::Bias) => Made::Every { first: 1, step: 2 },
-            _ => Made::AsIs,
+    fn mapping(&self, _: &BlockConfig, tensor: &BlockTensor, kind: Kind) -> TensorMapping {
+        let columns = |first, step| Pick::Columns { first, step, of: step * tensor.shape[1] }.into();
+        match (tensor.part, kind) {
+            (Part::EXPERT_GATES, Kind::Weight) => columns(0, 2),
+            (Part::EXPERT_UPS, Kind::Weight) => columns(1, 2),
+            (Part::EXPERT_DOWNS, Kind::Weight) => columns(0, 1),
+            (Part::EXPERT_GATES, Kind::Bias) => Pick::Every { first: 0, step: 2 }.into(),
+            (Part::EXPERT_UPS, Kind::Bias) => Pick::Every { first: 1, step: 2 }.into(),
+            _ => TensorMapping::AS_IS,
         }
     }
 }

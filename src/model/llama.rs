@@ -1,8 +1,9 @@
 //! The Llama family: Llama 1 to 3, Mistral, Mixtral, and the many checkpoints that share their `model_type`.
 
-use super::form::{Experts, Window};
+use super::decoder::Window;
 use super::gguf_keys::Keys;
-use super::{Architecture, Form, Kind, Made, Model, Part, QueryRows, sizes};
+use super::mixer::experts::Experts;
+use super::{Architecture, BlockTensor, Decoder, Model, Part, QueryRows, config};
 use crate::error::Result;
 use crate::source::config::Config;
 
@@ -15,42 +16,54 @@ impl Architecture for Llama {
     }
 
     fn model_types(&self) -> &'static [&'static str] {
-        &["llama", "mistral", "mixtral"]
+        &["llama", "mistral", "mixtral", "internlm3"]
+    }
+
+    fn examples(&self) -> &'static str {
+        "Llama 2 to 3.3, Mistral 7B, Nemo, Mixtral, SmolLM 2, MiniCPM5, InternLM3, DeepSeek R1 distills"
     }
 
     fn query_rows(&self) -> QueryRows {
         QueryRows::Interleaved
     }
 
+    fn sample(&'static self) -> Model {
+        self.decoder().sized().build(self)
+    }
+
     fn read(&'static self, config: &Config) -> Result<Model> {
-        let mut model = sizes::read(self, config, false)?;
+        let mut model = config::read(self, config, false)?;
         if let Some(count) = config.maybe_size("num_local_experts")? {
-            model.form.experts = Some(Experts::plain(count, config.size("num_experts_per_tok")?, model.ffn));
+            model.experts = Some(Experts::plain(count, config.size("num_experts_per_tok")?, model.ffn));
         }
-        sizes::check_activation(config, &["hidden_act"], model.form.mlp.activation, "silu")?;
+        config::check_activation(config, &["hidden_act"], model.activation, "silu")?;
+        model.mlp_bias = config.flag("mlp_bias")?;
+        if config.string("model_type")? == "internlm3" {
+            // As published; transformers saves it with Llama's names.
+            let bias = config.flag("bias")?;
+            model.qkv_bias |= config.flag("qkv_bias")?;
+            model.o_bias |= bias;
+            model.mlp_bias |= bias;
+        }
         // Mistral 0.1; llama.cpp ignores it, which only matters in contexts that are longer.
-        let window = config.maybe_size("sliding_window")?.map(|tokens| Window { tokens, period: None });
-        Ok(Model { form: Form { mlp_bias: config.flag("mlp_bias")?, window, ..model.form }, ..model })
+        model.window = config.maybe_size("sliding_window")?.map(Window::everywhere);
+        Ok(model.build(self))
     }
 
-    fn read_gguf(&self, keys: &Keys, model: &mut Model) -> Result<()> {
+    fn read_gguf(&'static self, keys: &Keys, mut decoder: Decoder) -> Result<Model> {
         if let Some(count) = keys.maybe_size("expert_count")? {
-            model.form.experts = Some(Experts::plain(count, keys.size("expert_used_count")?, model.ffn));
+            decoder.experts = Some(Experts::plain(count, keys.size("expert_used_count")?, decoder.ffn));
         }
-        Ok(())
+        Ok(decoder.build(self))
     }
 
-    fn source(&self, part: Part) -> &'static str {
-        match part {
-            Part::Router => "block_sparse_moe.gate",
-            Part::ExpertGates => "block_sparse_moe.experts.{}.w1",
-            Part::ExpertUps => "block_sparse_moe.experts.{}.w3",
-            Part::ExpertDowns => "block_sparse_moe.experts.{}.w2",
-            _ => part.usual_source(),
+    fn source(&self, tensor: &BlockTensor) -> &'static str {
+        match tensor.part {
+            Part::ROUTER => "block_sparse_moe.gate",
+            Part::EXPERT_GATES => "block_sparse_moe.experts.{}.w1",
+            Part::EXPERT_UPS => "block_sparse_moe.experts.{}.w3",
+            Part::EXPERT_DOWNS => "block_sparse_moe.experts.{}.w2",
+            _ => tensor.source,
         }
-    }
-
-    fn made(&self, _: &Model, part: Part, _: Kind) -> Made {
-        if part.is_of_experts() { Made::Stacked } else { Made::AsIs }
     }
 }

@@ -1,4 +1,4 @@
-//! Weight matrices: held as numbers, or lent by whoever can decode their rows.
+//! Weight matrices: held as numbers, or dequantized on the fly, a few rows at a time.
 
 use super::ops;
 use crate::error::{Error, Result};
@@ -22,34 +22,34 @@ pub enum Matrix<'a> {
     /// `[rows, columns]`, in `f32`.
     Held(Tensor),
     /// Decoded anew in each product, never all of it at once.
-    Lent(Lent<'a>),
+    OnTheFly(OnTheFly<'a>),
 }
 
 /// Some of the rows of a matrix that someone else has.
 #[derive(Clone)]
-pub struct Lent<'a> {
+pub struct OnTheFly<'a> {
     source: Arc<dyn Rows + 'a>,
     first: usize,
     rows: usize,
     columns: usize,
 }
 
-impl<'a> Lent<'a> {
+impl<'a> OnTheFly<'a> {
     /// A matrix of `[rows, columns]`; a stack of matrices is one with the rows of all.
-    pub fn new(source: Arc<dyn Rows + 'a>, rows: usize, columns: usize) -> Lent<'a> {
-        Lent { source, first: 0, rows, columns }
+    pub fn new(source: Arc<dyn Rows + 'a>, rows: usize, columns: usize) -> OnTheFly<'a> {
+        OnTheFly { source, first: 0, rows, columns }
     }
 
     /// The `i`-th matrix of a stack of `count`.
     ///
     /// # Errors
     /// There is no such matrix.
-    pub fn get(&self, i: usize, count: usize) -> Result<Lent<'a>> {
+    pub fn get(&self, i: usize, count: usize) -> Result<OnTheFly<'a>> {
         if i >= count {
             return Err(Error::new(format!("there is no matrix {i} in a stack of {count}")));
         }
         let rows = self.rows / count;
-        Ok(Lent { first: self.first + i * rows, rows, ..self.clone() })
+        Ok(OnTheFly { first: self.first + i * rows, rows, ..self.clone() })
     }
 
     /// `x·wᵀ`. `x`: `[n, columns]`, result: `[n, rows]`.
@@ -79,7 +79,7 @@ impl Matrix<'_> {
     pub fn linear(&self, precision: Precision, x: &Tensor) -> Result<Tensor> {
         match self {
             Matrix::Held(w) => Ok(ops::linear(precision, x, w)?),
-            Matrix::Lent(w) => w.linear(precision, x),
+            Matrix::OnTheFly(w) => w.linear(precision, x),
         }
     }
 }
@@ -112,9 +112,9 @@ mod tests {
 
     #[test]
     fn a_matrix_of_a_stack_is_multiplied_with() {
-        let stack = Lent::new(Arc::new(Numbered), 6, 3);
+        let stack = OnTheFly::new(Arc::new(Numbered), 6, 3);
         let x = Tensor::from_vec(vec![1f32, 1.0, 1.0, 0.0, 2.0, 0.0], (2, 3), &Device::Cpu).unwrap();
-        let y = Matrix::Lent(stack.get(1, 3).unwrap()).linear(Precision::Single, &x).unwrap();
+        let y = Matrix::OnTheFly(stack.get(1, 3).unwrap()).linear(Precision::Single, &x).unwrap();
         assert_eq!(y.to_vec2::<f32>().unwrap(), [[6.0, 9.0], [4.0, 6.0]]);
         assert!(stack.get(3, 3).is_err());
         assert_eq!(stack.get(2, 3).unwrap().linear(Precision::Single, &x).unwrap_err().to_string(), "row 4 is gone");

@@ -1,61 +1,91 @@
-//! One decoder block, described by data.
+//! What a model is: a list of blocks, each a list of halves, each with a mixer.
 //!
-//! An [`Architecture`] turns a checkpoint's `config.json` into a [`Model`]: sizes, the variations of the one decoder
-//! block ([`form`]), and a list of tensors with their names in the checkpoint and in GGUF. There is one forward pass
-//! ([`block::Block`]) for all of them. To add an architecture, write one file and add it to [`ARCHITECTURES`].
+//! An [`Architecture`] turns a checkpoint's `config.json` into a [`Model`]: what each block is ([`half`]), and a list of tensors with
+//! their names in the checkpoint and in GGUF. There is one forward pass for each [`mixer`], not one for each family. To add an
+//! architecture, write one file and add it to [`ARCHITECTURES`]; to add a mixer, write one and add it to the list in [`mixer`].
 
+mod afmoe;
+mod arcee;
 pub mod block;
-pub mod cache;
+pub mod checkpoint;
+mod config;
+pub mod decoder;
 mod deepseek2;
-pub mod ends;
-pub mod form;
+pub mod embedding;
+mod ernie4_5;
+mod exaone4;
+pub mod frame;
 mod gemma;
+mod gemma4;
 pub mod gguf_keys;
 mod glm4;
+mod glm4_moe;
 mod gpt2;
 mod gpt_neox;
 mod gpt_oss;
 mod granite;
-mod latent;
+pub mod half;
+mod hunyuan;
+mod laguna;
+mod lfm2;
 mod llama;
-pub mod made;
+pub mod lm_head;
+pub mod mapping;
 pub mod matrix;
+mod mistral3;
+pub mod mixer;
+mod mixture;
+mod muse_glimmer;
+mod nextn;
 mod olmo2;
+mod olmoe;
 pub mod ops;
 pub mod orthogonal;
-pub mod parts;
+pub mod part;
+pub mod per_layer;
 mod phi3;
 mod qwen;
+mod qwen35;
 mod qwen_moe;
+mod qwen_vl;
 pub mod rope;
 pub mod rotation;
-pub mod routing;
-mod sizes;
+mod seed_oss;
 mod smollm3;
 mod stablelm;
 mod starcoder2;
+pub mod states;
 mod tensors;
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::source::config::Config;
 use crate::source::value::Value;
-pub use form::{Experts, Form, HeadNorms, Latent, MlpLayers, Norm};
+pub use decoder::Decoder;
 use gguf_keys::Keys;
-pub use made::Made;
-pub use parts::{Kind, Part, Role, RowOrder, Site};
-use rope::Rope;
+pub use half::{BlockConfig, HalfConfig, Norm, NormConfig};
+pub use mapping::TensorMapping;
+pub use part::{BlockTensor, Kind, Part, Reads, RowOrder, Site, TensorRole};
+use per_layer::PerLayer;
 pub use tensors::TensorSpec;
 
 /// Every architecture.
 pub static ARCHITECTURES: &[&dyn Architecture] = &[
     &llama::Llama,
+    &mistral3::Mistral3,
+    &mistral3::MistralNative,
     &qwen::Qwen2,
     &qwen::Qwen3,
     &qwen_moe::Qwen2Moe,
     &qwen_moe::Qwen3Moe,
+    &qwen_vl::Qwen2Vl,
+    &qwen_vl::Qwen3Vl,
+    &qwen35::Qwen35,
+    &qwen35::Qwen35Moe,
+    &qwen35::Qwen3Next,
     &gemma::Gemma,
     &gemma::Gemma2,
     &gemma::Gemma3,
+    &gemma4::Gemma4,
     &phi3::Phi3,
     &smollm3::SmolLm3,
     &granite::Granite,
@@ -67,6 +97,24 @@ pub static ARCHITECTURES: &[&dyn Architecture] = &[
     &gpt_neox::GptNeoX,
     &gpt_oss::GptOss,
     &deepseek2::DeepSeek2,
+    &deepseek2::Glm4MoeLite,
+    &granite::GraniteMoe,
+    &granite::GraniteShared,
+    &olmoe::Olmoe,
+    &seed_oss::SeedOss,
+    &ernie4_5::Ernie45,
+    &ernie4_5::Ernie45Moe,
+    &hunyuan::HunyuanDense,
+    &hunyuan::HunyuanMoe,
+    &arcee::Arcee,
+    &qwen_vl::Qwen3VlMoe,
+    &muse_glimmer::MuseGlimmer,
+    &lfm2::Lfm2,
+    &lfm2::Lfm2Moe,
+    &glm4_moe::Glm4Moe,
+    &laguna::Laguna,
+    &afmoe::AfMoe,
+    &exaone4::Exaone4,
 ];
 
 /// A family of checkpoints.
@@ -77,15 +125,18 @@ pub trait Architecture: Sync {
     /// The values of `model_type` in `config.json` that it covers.
     fn model_types(&self) -> &'static [&'static str];
 
+    /// Published models that it covers.
+    fn examples(&self) -> &'static str;
+
     /// The order of the rows of queries and keys, in the checkpoint and in GGUF.
     fn query_rows(&self) -> QueryRows {
         QueryRows::Halves
     }
 
     /// The variations that all of the family share; [`Architecture::read`] and [`Architecture::read_gguf`] fill in the others, and
-    /// the sizes of experts and of latent attention.
-    fn form(&self) -> Form {
-        Form::PLAIN
+    /// the sizes.
+    fn decoder(&self) -> Decoder {
+        Decoder::PLAIN
     }
 
     /// Reads the configuration.
@@ -94,53 +145,38 @@ pub trait Architecture: Sync {
     /// A key that is missing, of the wrong kind, or asks for something unsupported.
     fn read(&'static self, config: &Config) -> Result<Model>;
 
-    /// Reads what is special to the family from a GGUF's keys.
+    /// Makes the model of a GGUF. `decoder`: what usual keys say.
     ///
     /// # Errors
     /// A key that is missing or makes no sense.
-    fn read_gguf(&self, _keys: &Keys, _model: &mut Model) -> Result<()> {
-        Ok(())
-    }
+    fn read_gguf(&'static self, _keys: &Keys, decoder: Decoder) -> Result<Model>;
 
-    /// The keys that are special to the family, behind the name of the architecture.
-    fn keys(&self, _model: &Model) -> Vec<(&'static str, Value)> {
-        Vec::new()
-    }
+    /// A small model that shows what applies to the family.
+    fn sample(&'static self) -> Model;
 
     /// Whether GGUF has the key `rope.freq_base`; llama.cpp takes 10000 without it.
     fn writes_rope_base(&self) -> bool {
         true
     }
 
-    /// How many key and value heads GGUF names.
-    fn kv_heads(&self, model: &Model) -> usize {
-        model.kv_heads
-    }
-
-    /// What a part's tensors are called in the checkpoint, behind the block's prefix.
-    fn source(&self, part: Part) -> &'static str {
-        part.usual_source()
-    }
-
-    /// The same for a layer of the expert that every token goes to.
-    fn shared_source(&self, part: Part) -> String {
-        part.usual_source().replace("mlp.", "mlp.shared_expert.")
+    /// What a tensor is called in the checkpoint, behind the block's prefix.
+    fn source(&self, tensor: &BlockTensor) -> &'static str {
+        tensor.source
     }
 
     /// What the checkpoint's name of a tensor ends with.
-    fn suffix(&self, part: Part, kind: Kind) -> String {
-        // Some vectors are named like a layer, and are none.
-        if matches!(part, Part::Sinks | Part::Favours) { String::new() } else { format!(".{}", kind.suffix()) }
+    fn suffix(&self, tensor: &BlockTensor, kind: Kind) -> String {
+        if tensor.bare { String::new() } else { format!(".{}", kind.suffix()) }
     }
 
-    /// What a part's tensors are called in GGUF, behind `blk.N.`.
+    /// What a tensor is called in GGUF, behind `blk.N.`.
     fn gguf_name(&self, part: Part) -> &'static str {
-        part.gguf()
+        part.0
     }
 
     /// Names of the checkpoint's tensors outside the blocks, and the prefix of those inside.
-    fn ends(&self) -> Ends {
-        Ends {
+    fn outside(&self) -> OutsideNames {
+        OutsideNames {
             embedding: "model.embed_tokens",
             positions: "",
             blocks: "model.layers",
@@ -149,30 +185,41 @@ pub trait Architecture: Sync {
         }
     }
 
-    /// How a tensor is made from the checkpoint's; a norm outside the blocks is asked for as [`Part::AttnNorm`].
-    fn made(&self, _model: &Model, _part: Part, _kind: Kind) -> Made {
-        Made::AsIs
+    /// How a tensor of a block is made from the checkpoint's.
+    fn mapping(&self, _block: &BlockConfig, tensor: &BlockTensor, _kind: Kind) -> TensorMapping {
+        if self.source(tensor).contains("{}") { TensorMapping::STACKED } else { TensorMapping::AS_IS }
     }
 
-    /// Why a rotation of the residual stream and of the values ([`rotation`]) would change what a model computes, or cannot be
-    /// done: norms that subtract the mean, or any step but RMS norms and linear layers between the stream and a block's inside.
-    fn obstacle_to_rotation(&self, form: &Form) -> Option<&'static str> {
-        match () {
-            () if form.norm == Norm::Layer => Some("its norms subtract the mean, which a rotation does not keep"),
-            () if form.post_norms || !form.pre_norms => {
-                Some("norms stand between its layers and the residual stream, and a rotation cannot pass them")
-            }
-            () if form.fused_qkv || form.mlp.layers == MlpLayers::Fused => Some("it has several layers in one tensor"),
-            () if form.experts.is_some() => Some("it has experts"),
-            () if form.latent.is_some() => Some("its keys and values come from a narrower vector"),
-            () => None,
-        }
+    /// The same for the last norm.
+    fn norm_mapping(&self) -> TensorMapping {
+        TensorMapping::AS_IS
     }
+
+    /// What a checkpoint has behind the blocks, and llama.cpp keeps, though the forward pass does not use it: layers that predict
+    /// several tokens. `has`: whether the checkpoint has a tensor. They come with keys of the file.
+    fn extra_blocks(&self, _model: &Model, _has: &dyn Fn(&str) -> bool) -> Option<ExtraBlocks> {
+        None
+    }
+
+    /// Why a rotation of the residual stream and of the values ([`rotation`]) cannot be stored, if it cannot.
+    fn obstacle_to_rotation(&self) -> Option<&'static str> {
+        None
+    }
+}
+
+/// Blocks that a file keeps, and that the forward pass does not use.
+pub struct ExtraBlocks {
+    /// How many.
+    pub count: usize,
+    /// Their tensors.
+    pub tensors: Vec<TensorSpec>,
+    /// Keys of the file, behind the name of the architecture.
+    pub keys: Vec<(&'static str, Value)>,
 }
 
 /// Names of a checkpoint's tensors outside the blocks, without `.weight`, and the prefix of those inside.
 #[derive(Debug, Clone, Copy)]
-pub struct Ends {
+pub struct OutsideNames {
     /// The token embedding.
     pub embedding: &'static str,
     /// The embedding of positions.
@@ -202,60 +249,60 @@ pub struct Model {
     /// Which family it belongs to.
     pub architecture: &'static dyn Architecture,
     /// Decoder blocks.
-    pub blocks: usize,
+    pub blocks: Vec<BlockConfig>,
+    /// The keys of the model itself, in llama.cpp's order, without `general.*` and the tokenizer.
+    pub keys: Vec<(String, Value)>,
     /// Width of the residual stream.
     pub hidden: usize,
     /// Rows of the embedding.
     pub vocab: usize,
     /// Longest context that it was made for, in tokens.
     pub context: usize,
-    /// Query heads.
-    pub heads: usize,
-    /// Key and value heads.
-    pub kv_heads: usize,
-    /// Numbers per head.
-    pub head_dim: usize,
-    /// Whether the configuration names [`Model::head_dim`]; GGUF then stores it.
-    pub explicit_head_dim: bool,
-    /// Width inside the MLP.
-    pub ffn: usize,
-    /// The ε of the norms.
-    pub norm_eps: f32,
-    /// Rotary embedding; none if there is none.
-    pub rope: Option<Rope>,
-    /// How its blocks differ from the plainest.
-    pub form: Form,
+    /// Query heads for each key-value head, as mixes of types count them.
+    pub group: usize,
+    /// The last norm.
+    pub norm: NormConfig,
+    /// By what embedded tokens are multiplied.
+    pub embedding_scale: f32,
+    /// Embedded tokens go through an RMS norm without a gain; its ε.
+    pub embedding_norm: Option<f32>,
+    /// Positions have embeddings of their own, which are learned.
+    pub positions: bool,
+    /// Tokens have an embedding for each block, too.
+    pub per_layer: Option<PerLayer>,
+    /// By what logits are multiplied.
+    pub logit_scale: f32,
+    /// Logits stay below this.
+    pub logit_cap: Option<f32>,
     /// The embedding is the output matrix, too.
     pub tied: bool,
-    /// A prefix of the checkpoint's names, and what is there instead ([`Model::settle`]).
+    /// Vectors that GGUF has and the checkpoint has not, with their names.
+    pub vectors: Vec<(&'static str, Vec<f32>)>,
+    /// Tensors behind the blocks that the forward pass does not use ([`Architecture::extra_blocks`]).
+    pub tail: Vec<TensorSpec>,
+    /// A prefix of the checkpoint's names, and what is there instead ([`checkpoint`]).
     pub renamed: (&'static str, &'static str),
+    /// The name of the embedding in the checkpoint, where it has none of its own.
+    pub embedding_source: Option<String>,
+    /// The name of the output matrix in the checkpoint, where it is known.
+    pub output_source: Option<String>,
+    /// How the checkpoint has its experts.
+    pub expert_layout: mapping::ExpertLayout,
 }
 
 impl Model {
-    /// Reads `config.json`.
-    ///
-    /// # Errors
-    /// An unsupported `model_type` (the message lists the supported ones), or what the architecture refuses.
-    pub fn read(config: &Config) -> Result<Model> {
-        let found = config.string("model_type")?;
-        match ARCHITECTURES.iter().find(|a| a.model_types().contains(&found.as_str())) {
-            Some(architecture) => architecture.read(config),
-            None => {
-                let known: Vec<_> = ARCHITECTURES.iter().flat_map(|a| a.model_types()).copied().collect();
-                Err(Error::new(format!("{}: model_type '{found}' is not supported", config.path().display()))
-                    .hint(format!("the supported ones are: {}; encoders are for llmq int8", known.join(", "))))
-            }
+    /// Puts a value in the place of a key, or adds it. `key`: behind the name of the architecture.
+    pub fn set_key(&mut self, key: &str, value: Value) {
+        let key = format!("{}.{key}", self.architecture.gguf());
+        match self.keys.iter_mut().find(|(other, _)| *other == key) {
+            Some((_, own)) => *own = value,
+            None => self.keys.push((key, value)),
         }
     }
 
-    /// The experts of a block, if it has some.
-    pub fn experts(&self, block: usize) -> Option<Experts> {
-        self.form.experts.filter(|experts| block >= experts.dense)
-    }
-
-    /// Width inside the MLP of a block that every token goes through.
-    pub fn mlp_width(&self, block: usize) -> usize {
-        self.experts(block).map_or(self.ffn, |experts| experts.shared)
+    /// Numbers for each token that go along with the stream at the end, once all blocks have kept theirs.
+    pub fn kept_columns(&self) -> usize {
+        self.blocks.iter().flat_map(|block| block.mixers()).map(|mixer| mixer.kept_columns()).sum()
     }
 }
 
@@ -263,22 +310,12 @@ impl Model {
 impl Model {
     /// A small plain one.
     pub(crate) fn sample() -> Model {
-        Model {
-            architecture: ARCHITECTURES[0],
-            blocks: 2,
-            hidden: 8,
-            vocab: 20,
-            context: 64,
-            heads: 2,
-            kv_heads: 2,
-            head_dim: 4,
-            explicit_head_dim: true,
-            ffn: 16,
-            norm_eps: 1e-5,
-            rope: Some(Rope::plain(1e4, 4)),
-            form: Form::PLAIN,
-            tied: true,
-            renamed: ("", ""),
-        }
+        Model::sample_of(Decoder { kv_heads: 2, heads: 2, head_dim: 4, hidden: 8, ffn: 16, ..Decoder::PLAIN })
+    }
+
+    /// Another one, of two blocks.
+    pub(crate) fn sample_of(decoder: Decoder) -> Model {
+        let rope = Some(rope::Rope::plain(1e4, decoder.head_dim));
+        Decoder { blocks: 2, vocab: 20, context: 64, rope, tied: true, ..decoder }.build(ARCHITECTURES[0])
     }
 }

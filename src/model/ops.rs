@@ -3,7 +3,7 @@
 //! On the CPU each goes through llmq's own kernels, plugged in as a candle custom operation; on any other device, through
 //! candle's operations in [`portable`]. Tests hold the two against each other.
 
-use super::form::Norm;
+use super::half::Norm;
 use crate::error;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Storage, Tensor, bail};
 use llmq_kernels::attention::{Scores, Shape as Windows, causal};
@@ -170,6 +170,11 @@ impl CustomOp1 for Activate {
     }
 }
 
+/// `1 / (1 + exp(−x))`.
+pub fn sigmoid(x: &Tensor) -> Result<Tensor> {
+    (x.neg()?.exp()? + 1.0)?.recip()
+}
+
 /// `activation(x)`.
 pub fn activate(kind: Activation, x: &Tensor) -> Result<Tensor> {
     if x.device().is_cpu() { x.apply_op1_no_bwd(&Activate(kind)) } else { portable::activate(kind, x) }
@@ -278,6 +283,9 @@ pub mod portable {
                 let x = x.minimum(7.0)?;
                 &x * ((&x * -1.702)?.exp()? + 1.0)?.recip()?
             }
+            Activation::ReluSquared => x.relu()?.sqr(),
+            Activation::Softplus => x.maximum(0.0)? + (x.abs()?.neg()?.exp()? + 1.0)?.log()?,
+            Activation::Sigmoid => super::sigmoid(x),
         }
     }
 
@@ -371,7 +379,7 @@ mod tests {
         let gain = tensor(1, 32, 0.2).reshape(32).unwrap();
         close(&rms_norm(&x, &gain, 1e-5).unwrap(), &portable::rms_norm(&x, &gain, 1e-5).unwrap());
         let y = tensor(24, 32, 0.9);
-        for kind in [Activation::Silu, Activation::GeluTanh, Activation::Gelu, Activation::SiluBounded] {
+        for kind in Activation::ALL {
             close(&gated(kind, &x, &y).unwrap(), &portable::gated(kind, &x, &y).unwrap());
             close(&activate(kind, &x).unwrap(), &portable::activate(kind, &x).unwrap());
         }

@@ -1,9 +1,10 @@
 //! Microsoft's Phi-3 and Phi-4.
 
-use super::form::{Mlp, Window};
+use super::decoder::Window;
 use super::gguf_keys::Keys;
+use super::mixer::mlp::MlpLayers;
 use super::rope::Scaling;
-use super::{Architecture, Form, MlpLayers, Model, sizes};
+use super::{Architecture, Decoder, Model, config};
 use crate::error::Result;
 use crate::source::config::Config;
 use crate::source::value::Value;
@@ -21,31 +22,34 @@ impl Architecture for Phi3 {
         &["phi3"]
     }
 
-    fn form(&self) -> Form {
-        let mlp = Mlp { activation: Activation::Silu, layers: MlpLayers::Fused };
-        Form { fused_qkv: true, mlp, ..Form::PLAIN }
+    fn examples(&self) -> &'static str {
+        "Phi-3, 3.5 mini and medium, Phi-4, Phi-4-mini"
+    }
+
+    fn decoder(&self) -> Decoder {
+        Decoder { fused_qkv: true, mlp: MlpLayers::Fused, ..Decoder::PLAIN }
+    }
+
+    fn sample(&'static self) -> Model {
+        self.decoder().sized().build(self)
     }
 
     fn read(&'static self, config: &Config) -> Result<Model> {
-        let mut model = sizes::read(self, config, false)?;
-        sizes::check_activation(config, &["hidden_act"], Activation::Silu, "silu")?;
-        model.form.window = config.maybe_size("sliding_window")?.map(|tokens| Window { tokens, period: None });
-        Ok(model)
+        let mut model = config::read(self, config, false)?;
+        config::check_activation(config, &["hidden_act"], Activation::Silu, "silu")?;
+        let window = config.maybe_size("sliding_window")?;
+        model.window = window.map(Window::everywhere);
+        model.size_key("attention.sliding_window", window.unwrap_or(0));
+        if model.rope.as_ref().is_some_and(|rope| !matches!(rope.scaling, Scaling::Long { .. })) {
+            model.size_key("rope.scaling.original_context_length", model.context);
+        }
+        Ok(model.build(self))
     }
 
-    fn read_gguf(&self, keys: &Keys, model: &mut Model) -> Result<()> {
+    fn read_gguf(&'static self, keys: &Keys, mut model: Decoder) -> Result<Model> {
         // Zero says that there is none.
         let window = keys.maybe("attention.sliding_window").and_then(Value::as_u64).filter(|&n| n > 0);
-        model.form.window = window.map(|tokens| Window { tokens: tokens as usize, period: None });
-        Ok(())
-    }
-
-    fn keys(&self, model: &Model) -> Vec<(&'static str, Value)> {
-        let window = model.form.window.map_or(0, |window| window.tokens);
-        let mut keys = vec![("attention.sliding_window", Value::U32(window as u32))];
-        if model.rope.as_ref().is_some_and(|rope| !matches!(rope.scaling, Scaling::Long { .. })) {
-            keys.push(("rope.scaling.original_context_length", Value::U32(model.context as u32)));
-        }
-        keys
+        model.window = window.map(|tokens| Window::everywhere(tokens as usize));
+        Ok(model.build(self))
     }
 }

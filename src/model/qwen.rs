@@ -1,6 +1,8 @@
 //! Qwen 2 and 3, without experts.
 
-use super::{Architecture, Form, HeadNorms, Model, sizes};
+use super::gguf_keys::Keys;
+use super::mixer::attention::HeadNorms;
+use super::{Architecture, Decoder, Model, config};
 use crate::error::Result;
 use crate::source::config::Config;
 
@@ -19,12 +21,24 @@ impl Architecture for Qwen2 {
         &["qwen2"]
     }
 
-    fn form(&self) -> Form {
-        Form { qkv_bias: true, ..Form::PLAIN }
+    fn examples(&self) -> &'static str {
+        "Qwen 2 and 2.5, QwQ 32B, Qwen2.5-Coder"
+    }
+
+    fn decoder(&self) -> Decoder {
+        Decoder { qkv_bias: true, ..Decoder::PLAIN }
+    }
+
+    fn sample(&'static self) -> Model {
+        self.decoder().sized().build(self)
     }
 
     fn read(&'static self, config: &Config) -> Result<Model> {
-        read(self, config)
+        Ok(read(self, config)?.build(self))
+    }
+
+    fn read_gguf(&'static self, _: &Keys, decoder: Decoder) -> Result<Model> {
+        Ok(decoder.build(self))
     }
 }
 
@@ -37,21 +51,33 @@ impl Architecture for Qwen3 {
         &["qwen3"]
     }
 
-    fn form(&self) -> Form {
-        Form { head_norms: HeadNorms::PerHead, ..Form::PLAIN }
+    fn examples(&self) -> &'static str {
+        "Qwen 3 0.6B to 32B, Qwen3-Embedding"
+    }
+
+    fn decoder(&self) -> Decoder {
+        Decoder { head_norms: HeadNorms::PerHead, ..Decoder::PLAIN }
+    }
+
+    fn sample(&'static self) -> Model {
+        self.decoder().sized().build(self)
     }
 
     fn read(&'static self, config: &Config) -> Result<Model> {
-        read(self, config)
+        Ok(read(self, config)?.build(self))
+    }
+
+    fn read_gguf(&'static self, _: &Keys, decoder: Decoder) -> Result<Model> {
+        Ok(decoder.build(self))
     }
 }
 
 /// What the family's configurations have in common.
-pub(super) fn read(architecture: &'static dyn Architecture, config: &Config) -> Result<Model> {
+pub(super) fn read(architecture: &'static dyn Architecture, config: &Config) -> Result<Decoder> {
     if config.flag("use_sliding_window")? {
-        return Err(sizes::refused(config, "use_sliding_window is not supported"));
+        return Err(config::refused(config, "use_sliding_window is not supported"));
     }
-    let model = sizes::read(architecture, config, false)?;
-    sizes::check_activation(config, &["hidden_act"], model.form.mlp.activation, "silu")?;
+    let model = config::read(architecture, config, false)?;
+    config::check_activation(config, &["hidden_act"], model.activation, "silu")?;
     Ok(model)
 }

@@ -1,11 +1,13 @@
 //! Qwen 2 and 3 with experts.
 
-use super::form::Experts;
 use super::gguf_keys::Keys;
-use super::{Architecture, Form, HeadNorms, Kind, Made, Model, Part, qwen, sizes};
+use super::mixer::attention::HeadNorms;
+use super::mixer::experts::Experts;
+use super::mixer::mlp::Mlp;
+use super::{Architecture, Decoder, Model, config, qwen};
 use crate::error::Result;
 use crate::source::config::Config;
-use crate::source::value::Value;
+use llmq_kernels::elementwise::Activation;
 
 /// Qwen 1.5 and 2 with experts, and one that every token goes to.
 pub struct Qwen2Moe;
@@ -14,51 +16,44 @@ pub struct Qwen2Moe;
 pub struct Qwen3Moe;
 
 /// A model in which every block has experts; llama.cpp knows no other.
-fn read(architecture: &'static dyn Architecture, config: &Config, shared: bool) -> Result<Model> {
+pub(super) fn read(architecture: &'static dyn Architecture, config: &Config, shared: bool) -> Result<Decoder> {
     let mut model = qwen::read(architecture, config)?;
     if config.get("mlp_only_layers").and_then(|list| list.as_array()).is_some_and(|list| !list.is_empty()) {
-        return Err(sizes::refused(config, "mlp_only_layers is not supported"));
+        return Err(config::refused(config, "mlp_only_layers is not supported"));
     }
     if config.maybe_size("decoder_sparse_step")?.is_some_and(|step| step != 1) {
-        return Err(sizes::refused(config, "decoder_sparse_step other than 1 is not supported"));
+        return Err(config::refused(config, "decoder_sparse_step other than 1 is not supported"));
     }
     // Newer configurations of transformers say it in other words.
     let count = match config.maybe_size("num_experts")? {
         Some(count) => count,
         None => config.size("num_local_experts")?,
     };
-    model.form.experts = Some(Experts {
+    let width = config.size("moe_intermediate_size")?;
+    let beside = shared.then(|| config.size("shared_expert_intermediate_size")).transpose()?;
+    model.experts = Some(Experts {
         normed: config.flag("norm_topk_prob")?,
-        shared: if shared { config.size("shared_expert_intermediate_size")? } else { 0 },
-        shared_gate: shared,
-        ..Experts::plain(count, config.size("num_experts_per_tok")?, config.size("moe_intermediate_size")?)
+        ..with_shared(Experts::plain(count, config.size("num_experts_per_tok")?, width), beside)
     });
+    model.size_key("expert_feed_forward_length", width);
+    if let Some(beside) = beside {
+        model.size_key("expert_shared_feed_forward_length", beside);
+    }
     Ok(model)
 }
 
-fn read_gguf(keys: &Keys, model: &mut Model, normed: bool, shared: bool) -> Result<()> {
-    let ffn = keys.size("expert_feed_forward_length")?;
-    model.form.experts = Some(Experts {
-        normed,
-        shared: if shared { keys.size("expert_shared_feed_forward_length")? } else { 0 },
-        shared_gate: shared,
-        ..Experts::plain(keys.size("expert_count")?, keys.size("expert_used_count")?, ffn)
-    });
+/// Experts with one of a width that every token goes to, more or less.
+fn with_shared(experts: Experts, width: Option<usize>) -> Experts {
+    let shared = width.map(|width| Mlp { shared: true, ..Mlp::gated(width, Activation::Silu) });
+    Experts { shared, shared_gate: shared.is_some(), ..experts }
+}
+
+fn read_gguf(keys: &Keys, decoder: &mut Decoder, normed: bool, shared: bool) -> Result<()> {
+    let beside = shared.then(|| keys.size("expert_shared_feed_forward_length")).transpose()?;
+    let width = keys.size("expert_feed_forward_length")?;
+    let experts = Experts::plain(keys.size("expert_count")?, keys.size("expert_used_count")?, width);
+    decoder.experts = Some(Experts { normed, ..with_shared(experts, beside) });
     Ok(())
-}
-
-fn keys(model: &Model) -> Vec<(&'static str, Value)> {
-    let size = |n: usize| Value::U32(n as u32);
-    let Some(experts) = &model.form.experts else { return Vec::new() };
-    let mut keys = vec![("expert_feed_forward_length", size(experts.ffn))];
-    if experts.shared > 0 {
-        keys.push(("expert_shared_feed_forward_length", size(experts.shared)));
-    }
-    keys
-}
-
-fn made(part: Part) -> Made {
-    if part.is_of_experts() { Made::Stacked } else { Made::AsIs }
 }
 
 impl Architecture for Qwen2Moe {
@@ -70,28 +65,29 @@ impl Architecture for Qwen2Moe {
         &["qwen2_moe"]
     }
 
-    fn form(&self) -> Form {
-        Form { qkv_bias: true, experts: Some(Experts::UNREAD), ..Form::PLAIN }
+    fn examples(&self) -> &'static str {
+        "Qwen1.5-MoE-A2.7B, Qwen2-57B-A14B"
+    }
+
+    fn decoder(&self) -> Decoder {
+        Decoder { qkv_bias: true, ..Decoder::PLAIN }
+    }
+
+    fn sample(&'static self) -> Model {
+        Decoder { experts: Some(with_shared(Experts::plain(2, 1, 8), Some(8))), ..self.decoder().sized() }.build(self)
     }
 
     fn read(&'static self, config: &Config) -> Result<Model> {
         let model = read(self, config, true)?;
-        match model.form.experts {
-            Some(experts) if experts.normed => Err(sizes::refused(config, "norm_topk_prob is not supported")),
-            _ => Ok(model),
+        match model.experts {
+            Some(experts) if experts.normed => Err(config::refused(config, "norm_topk_prob is not supported")),
+            _ => Ok(model.build(self)),
         }
     }
 
-    fn read_gguf(&self, keys: &Keys, model: &mut Model) -> Result<()> {
-        read_gguf(keys, model, false, true)
-    }
-
-    fn keys(&self, model: &Model) -> Vec<(&'static str, Value)> {
-        keys(model)
-    }
-
-    fn made(&self, _: &Model, part: Part, _: Kind) -> Made {
-        made(part)
+    fn read_gguf(&'static self, keys: &Keys, mut decoder: Decoder) -> Result<Model> {
+        read_gguf(keys, &mut decoder, false, true)?;
+        Ok(decoder.build(self))
     }
 }
 
@@ -104,29 +100,30 @@ impl Architecture for Qwen3Moe {
         &["qwen3_moe"]
     }
 
-    fn form(&self) -> Form {
-        Form { head_norms: HeadNorms::PerHead, experts: Some(Experts::UNREAD), ..Form::PLAIN }
+    fn examples(&self) -> &'static str {
+        "Qwen3-30B-A3B, Qwen3-235B-A22B, Qwen3-Coder-30B-A3B"
+    }
+
+    fn decoder(&self) -> Decoder {
+        Decoder { head_norms: HeadNorms::PerHead, ..Decoder::PLAIN }
+    }
+
+    fn sample(&'static self) -> Model {
+        Decoder { experts: Some(with_shared(Experts::plain(2, 1, 8), None)), ..self.decoder().sized() }.build(self)
     }
 
     fn read(&'static self, config: &Config) -> Result<Model> {
         let model = read(self, config, false)?;
-        match model.form.experts {
+        match model.experts {
             Some(experts) if !experts.normed => {
-                Err(sizes::refused(config, "norm_topk_prob must be true, as in all published models"))
+                Err(config::refused(config, "norm_topk_prob must be true, as in all published models"))
             }
-            _ => Ok(model),
+            _ => Ok(model.build(self)),
         }
     }
 
-    fn read_gguf(&self, keys: &Keys, model: &mut Model) -> Result<()> {
-        read_gguf(keys, model, true, false)
-    }
-
-    fn keys(&self, model: &Model) -> Vec<(&'static str, Value)> {
-        keys(model)
-    }
-
-    fn made(&self, _: &Model, part: Part, _: Kind) -> Made {
-        made(part)
+    fn read_gguf(&'static self, keys: &Keys, mut decoder: Decoder) -> Result<Model> {
+        read_gguf(keys, &mut decoder, true, false)?;
+        Ok(decoder.build(self))
     }
 }

@@ -12,10 +12,6 @@ pub struct Rope {
     pub rotary: usize,
     /// How it is stretched for contexts longer than those of the first training.
     pub scaling: Scaling,
-    /// The base in blocks that do not see everything, where it is another one; nothing is stretched there.
-    pub local_base: Option<f64>,
-    /// Every so many-th block turns nothing.
-    pub skip: Option<usize>,
 }
 
 /// How frequencies are changed.
@@ -57,13 +53,19 @@ pub struct Yarn {
     pub magnitude: Option<f64>,
 }
 
+/// `0.1 · mscale · ln(factor) + 1` where contexts grow.
+pub fn growth(factor: f64, mscale: f64) -> f64 {
+    if factor > 1.0 { 0.1 * mscale * factor.ln() + 1.0 } else { 1.0 }
+}
+
 impl Yarn {
     /// By what queries and keys grow in the paper (equation 22).
     pub fn usual_magnitude(&self) -> f64 {
-        if self.factor > 1.0 { 0.1 * self.factor.ln() + 1.0 } else { 1.0 }
+        growth(self.factor, 1.0)
     }
 
-    fn magnitude(&self) -> f64 {
+    /// By what queries and keys grow.
+    pub fn magnitude(&self) -> f64 {
         self.magnitude.unwrap_or(self.usual_magnitude())
     }
 
@@ -81,7 +83,7 @@ impl Yarn {
 impl Rope {
     /// Plain rotary embedding of the first `rotary` numbers of each head.
     pub fn plain(base: f64, rotary: usize) -> Rope {
-        Rope { base, rotary, scaling: Scaling::None, local_base: None, skip: None }
+        Rope { base, rotary, scaling: Scaling::None }
     }
 
     /// Reads `rope_theta`, `rope_scaling`, `partial_rotary_factor` and, as newer checkpoints have them, `rope_parameters`.
@@ -89,11 +91,32 @@ impl Rope {
     /// # Errors
     /// A type of scaling that is not known, or a missing parameter of one.
     pub fn read(config: &Config, head_dim: usize) -> Result<Rope> {
-        let scaling = match config.object("rope_parameters")? {
+        Ok(Rope::kinds(config, head_dim)?.0)
+    }
+
+    /// The same of blocks that see everything, and of those with a window, where newer configurations have parameters for each kind.
+    ///
+    /// # Errors
+    /// As [`Rope::read`].
+    pub fn kinds(config: &Config, head_dim: usize) -> Result<(Rope, Option<Rope>)> {
+        let parameters = match config.object("rope_parameters")? {
             Some(parameters) => Some(parameters),
             None => config.object("rope_scaling")?,
         };
-        Rope::of(config, scaling, head_dim)
+        let kind = |name: &str| parameters.as_ref().map(|all| all.object(name)).transpose().map(Option::flatten);
+        match (kind("full_attention")?, kind("sliding_attention")?) {
+            (None, None) => Ok((Rope::of(config, parameters, head_dim)?, None)),
+            (Some(full), None) => Ok((Rope::of(config, Some(full), head_dim)?, None)),
+            (None, Some(local)) => Ok((Rope::of(config, Some(local), head_dim)?, None)),
+            (Some(full), Some(local)) => {
+                // Gemma 4 has a kind that only its own file knows.
+                let known = |own: &Config| {
+                    own.maybe_string("rope_type").is_ok_and(|kind| kind.as_deref() != Some("proportional"))
+                };
+                let full = Rope::of(config, Some(full).filter(known), head_dim)?;
+                Ok((full, Some(Rope::of(config, Some(local), head_dim)?)))
+            }
+        }
     }
 
     /// The same with an object of parameters that has been found already.
@@ -120,8 +143,13 @@ impl Rope {
             Some(n) => Some(n),
             None => config.maybe_positive("original_max_position_embeddings")?,
         };
+        let factor = scaling.maybe_positive("factor")?.unwrap_or(1.0);
+        if kind.as_deref() == Some("yarn") {
+            scaling.positive("factor")?;
+        }
         rope.scaling = match kind.as_deref().unwrap_or("default") {
-            "default" => Scaling::None,
+            // Positions of text are the same along all axes; and what is dynamic only begins beyond the trained length.
+            "default" | "mrope" | "dynamic" => Scaling::None,
             "linear" => Scaling::Linear(scaling.positive("factor")?),
             "llama3" => Scaling::Factors(llama3_factors(
                 base,
@@ -132,14 +160,21 @@ impl Rope {
                 original.unwrap_or(8192.0),
             )),
             "yarn" => Scaling::Yarn(Yarn {
-                factor: scaling.positive("factor")?,
+                factor,
                 original: match original {
                     Some(n) => n,
                     None => config.positive("max_position_embeddings")?,
                 },
                 fast: scaling.maybe_positive("beta_fast")?.unwrap_or(32.0),
                 slow: scaling.maybe_positive("beta_slow")?.unwrap_or(1.0),
-                magnitude: scaling.maybe_positive("attention_factor")?,
+                magnitude: match scaling.maybe_positive("attention_factor")? {
+                    Some(own) => Some(own),
+                    // As transformers does it.
+                    None => scaling
+                        .maybe_positive("mscale")?
+                        .zip(scaling.maybe_positive("mscale_all_dim")?)
+                        .map(|(own, all)| growth(factor, own) / growth(factor, all)),
+                },
             }),
             "longrope" | "su" => {
                 let original = match original {
@@ -162,24 +197,16 @@ impl Rope {
             other => {
                 return Err(config
                     .unsupported(&format!("rope scaling of type '{other}' is not supported"))
-                    .hint("the supported ones are: default, linear, llama3, yarn, longrope"));
+                    .hint("the supported ones are: default, dynamic, linear, llama3, yarn, longrope"));
             }
         };
         Ok(rope)
     }
 
-    /// Whether a block turns its queries and keys.
-    pub fn turns(&self, block: usize) -> bool {
-        self.skip.is_none_or(|skip| !(block + 1).is_multiple_of(skip))
-    }
-
-    /// Cosines and sines, `[positions, rotary / 2]` each. `local`: of blocks that do not see everything.
-    pub fn tables(&self, positions: usize, local: bool) -> (Vec<f32>, Vec<f32>) {
+    /// Cosines and sines, `[positions, rotary / 2]` each.
+    pub fn tables(&self, positions: usize) -> (Vec<f32>, Vec<f32>) {
         let half = self.rotary / 2;
-        let (base, scaling) = match self.local_base.filter(|_| local) {
-            Some(base) => (base, &Scaling::None),
-            None => (self.base, &self.scaling),
-        };
+        let (base, scaling) = (self.base, &self.scaling);
         let divisor = |i: usize| match scaling {
             Scaling::None => 1.0,
             Scaling::Linear(factor) => *factor,
@@ -236,8 +263,8 @@ mod tests {
     fn linear_scaling_divides_positions() {
         let plain = Rope::plain(10_000.0, 8);
         let scaled = Rope { scaling: Scaling::Linear(4.0), ..plain.clone() };
-        let (cos, _) = plain.tables(2, false);
-        let (stretched, _) = scaled.tables(5, false);
+        let (cos, _) = plain.tables(2);
+        let (stretched, _) = scaled.tables(5);
         assert_eq!(cos[4..8], stretched[16..20]);
     }
 
@@ -248,14 +275,5 @@ mod tests {
         assert_eq!((divisors[0], divisors[20], divisors[63]), (1.0, 1.0, 4.0));
         assert!(divisors.windows(2).all(|pair| pair[0] <= pair[1] + 1e-12));
         assert!((yarn.magnitude() - (1.0 + 0.1 * 4f64.ln())).abs() < 1e-12);
-    }
-
-    #[test]
-    fn blocks_with_a_window_have_a_base_of_their_own() {
-        let rope = Rope { local_base: Some(100.0), scaling: Scaling::Linear(8.0), ..Rope::plain(10_000.0, 8) };
-        assert_eq!(rope.tables(3, true), Rope::plain(100.0, 8).tables(3, false));
-        assert_ne!(rope.tables(3, false), rope.tables(3, true));
-        let skipping = Rope { skip: Some(4), ..rope };
-        assert_eq!((0..8).filter(|&i| !skipping.turns(i)).collect::<Vec<_>>(), [3, 7]);
     }
 }

@@ -14,8 +14,9 @@
 //! down                              W' = Rᵀ·W                          b' = Rᵀ·b
 //! ```
 
+use super::mixer::Place;
 use super::orthogonal::Orthogonal;
-use super::{Kind, Model, Part, Role, TensorSpec};
+use super::{Kind, Model, Norm, Part, Reads, TensorRole, TensorSpec};
 use crate::error::{Error, Result};
 
 /// What a rotation does to the tensors of a model.
@@ -67,7 +68,7 @@ impl Rotation {
     /// # Errors
     /// A family of models whose function a rotation would change.
     pub fn new(model: &Model, seed: u64) -> Result<Rotation> {
-        if let Some(why) = model.architecture.obstacle_to_rotation(&model.form) {
+        if let Some(why) = obstacle(model) {
             let name = model.architecture.gguf();
             return Err(Error::usage(format!("--rotate cannot be used with the architecture '{name}': {why}"))
                 .hint("leave --rotate out"));
@@ -87,13 +88,14 @@ impl Rotation {
 
     /// The transform of the values of a head.
     pub fn values(&self) -> Orthogonal {
-        Orthogonal::new(self.model.head_dim, self.seed, 1)
+        let sizes = self.model.blocks.iter().flat_map(|block| block.mixers()).find_map(|mixer| mixer.rotated_values());
+        Orthogonal::new(sizes.unwrap_or(1), self.seed, 1)
     }
 
     /// The tensor of the checkpoint that one of the rotated model is made from.
     pub fn stored(&self, spec: &TensorSpec) -> TensorSpec {
         match spec.role {
-            Role::Output => TensorSpec { source: self.model.output().source, ..spec.clone() },
+            TensorRole::Output => TensorSpec { source: self.model.output().source, ..spec.clone() },
             _ => spec.clone(),
         }
     }
@@ -101,26 +103,28 @@ impl Rotation {
     /// What becomes of a tensor.
     pub fn turn(&self, spec: &TensorSpec) -> Turn {
         let folded = |gain: Option<Gain>, inputs: Along, outputs: Along| Turn::Folded { gain, inputs, outputs };
-        let (attention, mlp) = (Some(Gain::OfBlock(Part::AttnNorm)), Some(Gain::OfBlock(Part::FfnNorm)));
-        match spec.role {
-            Role::Norm(_) | Role::Block(Part::AttnNorm | Part::FfnNorm, _) => Turn::Ones,
-            Role::Embedding => folded(None, Along::Stream, Along::Still),
-            Role::Output => folded(Some(Gain::Last), Along::Stream, Along::Still),
-            Role::Block(part, Kind::Weight) => match part {
-                Part::Q | Part::K => folded(attention, Along::Stream, Along::Still),
-                Part::V => folded(attention, Along::Stream, Along::Values),
-                Part::O => folded(None, Along::Values, Along::Stream),
-                Part::Gate | Part::Up => folded(mlp, Along::Stream, Along::Still),
-                Part::Down => folded(None, Along::Still, Along::Stream),
-                // Norms of queries and keys stay; the others are not in any model that is rotated.
-                _ => folded(None, Along::Still, Along::Still),
-            },
-            Role::Block(part, Kind::Bias) => match part {
-                Part::V => folded(None, Along::Still, Along::Values),
-                Part::O | Part::Down => folded(None, Along::Still, Along::Stream),
-                _ => folded(None, Along::Still, Along::Still),
-            },
-            Role::Positions | Role::Other => folded(None, Along::Still, Along::Still),
+        let half = spec.block.map(|block| &self.model.blocks[block].halves[spec.half]);
+        let norm = half.and_then(|half| half.norm).map(|norm| norm.part);
+        let values = if spec.values { Along::Values } else { Along::Still };
+        match (spec.role, half) {
+            (TensorRole::Norm(_), _) => Turn::Ones,
+            (TensorRole::Block(part, _), _) if norm == Some(part) => Turn::Ones,
+            (TensorRole::Embedding, _) => folded(None, Along::Stream, Along::Still),
+            (TensorRole::Output, _) => folded(Some(Gain::Last), Along::Stream, Along::Still),
+            (TensorRole::Block(part, kind), Some(half)) => {
+                let is_last = half.mixer.last() == Some(part);
+                match (kind, spec.reads) {
+                    (Kind::Weight, Some(Reads::Site(Place::Input))) => {
+                        folded(norm.map(Gain::OfBlock), Along::Stream, values)
+                    }
+                    (Kind::Weight, Some(Reads::Site(Place::Inner))) if is_last => folded(None, values, Along::Stream),
+                    (Kind::Bias, _) if is_last => folded(None, Along::Still, Along::Stream),
+                    (Kind::Bias, _) => folded(None, Along::Still, values),
+                    // Norms of queries and keys stay; the others are not in any model that is rotated.
+                    _ => folded(None, Along::Still, Along::Still),
+                }
+            }
+            _ => folded(None, Along::Still, Along::Still),
         }
     }
 
@@ -130,26 +134,58 @@ impl Rotation {
             Turn::Folded { gain: Some(Gain::Last), .. } => self.model.output_norm().into_iter().next(),
             Turn::Folded { gain: Some(Gain::OfBlock(norm)), .. } => {
                 let block = self.model.block(spec.block?);
-                block.into_iter().find(|other| other.role == Role::Block(norm, Kind::Weight))
+                block.into_iter().find(|other| other.weight_of() == Some(norm))
             }
             _ => None,
         }
     }
 }
 
+/// Why a rotation of the residual stream and of the values would change what a model computes, or cannot be done: norms that subtract
+/// the mean, or any step but RMS norms and linear layers between the stream and a block's inside.
+pub fn obstacle(model: &Model) -> Option<&'static str> {
+    if let Some(why) = model.architecture.obstacle_to_rotation() {
+        return Some(why);
+    }
+    if model.norm.kind == Norm::Layer {
+        return Some("its norms subtract the mean, which a rotation does not keep");
+    }
+    if model.positions || model.per_layer.is_some() || model.embedding_norm.is_some() {
+        return Some("more than the token embedding goes into the residual stream");
+    }
+    for half in model.blocks.iter().flat_map(|block| &block.halves) {
+        match half.norm {
+            Some(norm) if norm.kind == Norm::Layer => {
+                return Some("its norms subtract the mean, which a rotation does not keep");
+            }
+            Some(_) if half.post_norm.is_none() => {}
+            _ => {
+                return Some("norms stand between its layers and the residual stream, and a rotation cannot pass them");
+            }
+        }
+        if let Some(why) = half.mixer.obstacle_to_rotation() {
+            return Some(why);
+        }
+    }
+    let sizes = model.blocks.iter().flat_map(|block| block.mixers()).filter_map(|mixer| mixer.rotated_values());
+    let mut sizes: Vec<usize> = sizes.collect();
+    sizes.dedup();
+    (sizes.len() > 1).then_some("its blocks have heads of several sizes")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Form, Norm};
+    use crate::model::Decoder;
 
-    fn model(form: Form) -> Model {
-        Model { kv_heads: 1, heads: 3, head_dim: 6, hidden: 12, ffn: 10, form, ..Model::sample() }
+    fn model(decoder: Decoder) -> Model {
+        Model::sample_of(Decoder { kv_heads: 1, heads: 3, head_dim: 6, hidden: 12, ffn: 10, ..decoder })
     }
 
     #[test]
     fn an_architecture_can_refuse() {
-        let form = Form { norm: Norm::Layer, ..Form::PLAIN };
-        let error = Rotation::new(&model(form), 0).err().expect("a refusal");
+        let decoder = Decoder { norm: Norm::Layer, ..Decoder::PLAIN };
+        let error = Rotation::new(&model(decoder), 0).err().expect("a refusal");
         assert_eq!(error.kind(), crate::error::Kind::Usage);
         assert!(error.to_string().contains("'llama': its norms subtract the mean"), "{error}");
     }
@@ -157,7 +193,8 @@ mod tests {
     #[test]
     fn every_dimension_that_turns_has_the_size_for_it() {
         let rotation =
-            Rotation::new(&model(Form { qkv_bias: true, o_bias: true, mlp_bias: true, ..Form::PLAIN }), 0).unwrap();
+            Rotation::new(&model(Decoder { qkv_bias: true, o_bias: true, mlp_bias: true, ..Decoder::PLAIN }), 0)
+                .unwrap();
         let rotated = rotation.model();
         assert!(!rotated.tied);
         for spec in rotated.tensors() {
@@ -175,11 +212,11 @@ mod tests {
             // What reads the stream through a norm takes its gain.
             let gain = rotation.gain(&spec).map(|gain| gain.gguf);
             let wanted = match spec.role {
-                Role::Output => Some("output_norm.weight".to_owned()),
-                Role::Block(Part::Q | Part::K | Part::V, Kind::Weight) => {
+                TensorRole::Output => Some("output_norm.weight".to_owned()),
+                TensorRole::Block(Part::Q | Part::K | Part::V, Kind::Weight) => {
                     Some(format!("blk.{}.attn_norm.weight", spec.block.unwrap()))
                 }
-                Role::Block(Part::Gate | Part::Up, Kind::Weight) => {
+                TensorRole::Block(Part::GATE | Part::UP, Kind::Weight) => {
                     Some(format!("blk.{}.ffn_norm.weight", spec.block.unwrap()))
                 }
                 _ => None,

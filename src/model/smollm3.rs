@@ -1,7 +1,7 @@
 //! SmolLM 3.
 
 use super::gguf_keys::Keys;
-use super::{Architecture, Form, Model, QueryRows, sizes};
+use super::{Architecture, Decoder, Model, QueryRows, config};
 use crate::error::Result;
 use crate::source::config::Config;
 
@@ -20,32 +20,37 @@ impl Architecture for SmolLm3 {
         &["smollm3"]
     }
 
+    fn examples(&self) -> &'static str {
+        "SmolLM 3 3B"
+    }
+
     fn query_rows(&self) -> QueryRows {
         QueryRows::Interleaved
     }
 
+    fn sample(&'static self) -> Model {
+        self.decoder().sized().build(self)
+    }
+
     fn read(&'static self, config: &Config) -> Result<Model> {
         if config.flag("use_sliding_window")? {
-            return Err(sizes::refused(config, "use_sliding_window is not supported"));
+            return Err(config::refused(config, "use_sliding_window is not supported"));
         }
-        let mut model = sizes::read(self, config, true)?;
-        sizes::check_activation(config, &["hidden_act"], model.form.mlp.activation, "silu")?;
+        let model = config::read(self, config, true)?;
+        config::check_activation(config, &["hidden_act"], model.activation, "silu")?;
         if let Some(list) = config.get("no_rope_layers").and_then(|list| list.as_array()) {
             let turned = |i: usize| !(i + 1).is_multiple_of(SKIP);
             if let Some(at) = list.iter().enumerate().position(|(i, on)| on.as_u64() != Some(u64::from(turned(i)))) {
-                return Err(sizes::refused(
+                return Err(config::refused(
                     config,
                     &format!("no_rope_layers must name every fourth block, and block {at} breaks that"),
                 ));
             }
         }
-        model.rope.iter_mut().for_each(|rope| rope.skip = Some(SKIP));
-        let form = Form { mlp_bias: config.flag("mlp_bias")?, ..model.form };
-        Ok(Model { form, ..model })
+        Ok(Decoder { rope_skip: Some(SKIP), mlp_bias: config.flag("mlp_bias")?, ..model }.build(self))
     }
 
-    fn read_gguf(&self, _: &Keys, model: &mut Model) -> Result<()> {
-        model.rope.iter_mut().for_each(|rope| rope.skip = Some(SKIP));
-        Ok(())
+    fn read_gguf(&'static self, _: &Keys, decoder: Decoder) -> Result<Model> {
+        Ok(Decoder { rope_skip: Some(SKIP), ..decoder }.build(self))
     }
 }

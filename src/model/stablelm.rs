@@ -1,7 +1,8 @@
 //! Stability's StableLM.
 
 use super::gguf_keys::Keys;
-use super::{Architecture, Form, HeadNorms, Kind, Made, Model, Norm, Part, sizes};
+use super::mixer::attention::HeadNorms;
+use super::{Architecture, BlockTensor, Decoder, Model, Norm, Part, config};
 use crate::error::Result;
 use crate::source::config::Config;
 use crate::source::value::Value;
@@ -19,42 +20,43 @@ impl Architecture for StableLm {
         &["stablelm"]
     }
 
-    fn form(&self) -> Form {
-        Form { norm: Norm::Layer, ..Form::PLAIN }
+    fn examples(&self) -> &'static str {
+        "StableLM 2, StableLM Zephyr"
+    }
+
+    fn decoder(&self) -> Decoder {
+        Decoder { norm: Norm::Layer, ..Decoder::PLAIN }
+    }
+
+    fn sample(&'static self) -> Model {
+        self.decoder().sized().build(self)
     }
 
     fn read(&'static self, config: &Config) -> Result<Model> {
-        let mut model = sizes::read(self, config, false)?;
-        sizes::check_activation(config, &["hidden_act"], model.form.mlp.activation, "silu")?;
-        model.form.qkv_bias = config.flag("use_qkv_bias")?;
-        vary(&mut model.form, config.flag("use_parallel_residual")?, config.flag("qk_layernorm")?);
-        Ok(model)
+        let mut model = config::read(self, config, false)?;
+        config::check_activation(config, &["hidden_act"], model.activation, "silu")?;
+        model.qkv_bias = config.flag("use_qkv_bias")?;
+        vary(&mut model, config.flag("use_parallel_residual")?, config.flag("qk_layernorm")?);
+        model.key("use_parallel_residual", Value::Bool(model.parallel));
+        Ok(model.build(self))
     }
 
-    fn read_gguf(&self, keys: &Keys, model: &mut Model) -> Result<()> {
+    fn read_gguf(&'static self, keys: &Keys, mut model: Decoder) -> Result<Model> {
         // llama.cpp looks for the tensors.
-        vary(&mut model.form, !keys.has("blk.0.ffn_norm.weight"), keys.has("blk.0.attn_q_norm.weight"));
-        Ok(())
+        vary(&mut model, !keys.has("blk.0.ffn_norm.weight"), keys.has("blk.0.attn_q_norm.weight"));
+        Ok(model.build(self))
     }
 
-    fn keys(&self, model: &Model) -> Vec<(&'static str, Value)> {
-        vec![("use_parallel_residual", Value::Bool(model.form.parallel))]
-    }
-
-    fn source(&self, part: Part) -> &'static str {
-        match part {
-            Part::QNorm => "self_attn.q_layernorm.norms.{}",
-            Part::KNorm => "self_attn.k_layernorm.norms.{}",
-            _ => part.usual_source(),
+    fn source(&self, tensor: &BlockTensor) -> &'static str {
+        match tensor.part {
+            Part::Q_NORM => "self_attn.q_layernorm.norms.{}",
+            Part::K_NORM => "self_attn.k_layernorm.norms.{}",
+            _ => tensor.source,
         }
-    }
-
-    fn made(&self, _: &Model, part: Part, _: Kind) -> Made {
-        if matches!(part, Part::QNorm | Part::KNorm) { Made::Stacked } else { Made::AsIs }
     }
 }
 
-fn vary(form: &mut Form, parallel: bool, head_norms: bool) {
+fn vary(form: &mut Decoder, parallel: bool, head_norms: bool) {
     (form.parallel, form.shared_norm) = (parallel, parallel);
     form.head_norms = if head_norms { HeadNorms::Centred } else { HeadNorms::None };
 }

@@ -1,7 +1,9 @@
 //! BigCode's StarCoder 2.
 
-use super::form::{Mlp, Window};
-use super::{Architecture, Form, MlpLayers, Model, Norm, Part, sizes};
+use super::decoder::Window;
+use super::gguf_keys::Keys;
+use super::mixer::mlp::MlpLayers;
+use super::{Architecture, BlockTensor, Decoder, Model, Norm, Part, config};
 use crate::error::Result;
 use crate::source::config::Config;
 use llmq_kernels::elementwise::Activation;
@@ -18,26 +20,38 @@ impl Architecture for StarCoder2 {
         &["starcoder2"]
     }
 
-    fn form(&self) -> Form {
-        let mlp = Mlp { activation: Activation::GeluTanh, layers: MlpLayers::Plain };
-        Form { norm: Norm::Layer, mlp, ..Form::PLAIN }
+    fn examples(&self) -> &'static str {
+        "StarCoder 2 3B to 15B"
+    }
+
+    fn decoder(&self) -> Decoder {
+        let (activation, mlp) = (Activation::GeluTanh, MlpLayers::Plain);
+        Decoder { norm: Norm::Layer, activation, mlp, ..Decoder::PLAIN }
+    }
+
+    fn sample(&'static self) -> Model {
+        self.decoder().sized().build(self)
     }
 
     fn read(&'static self, config: &Config) -> Result<Model> {
-        let mut model = sizes::read(self, config, true)?;
-        sizes::check_activation(config, &["hidden_act"], Activation::GeluTanh, "gelu_pytorch_tanh")?;
+        let mut model = config::read(self, config, true)?;
+        config::check_activation(config, &["hidden_act"], Activation::GeluTanh, "gelu_pytorch_tanh")?;
         let bias = config.get("use_bias").map_or(Ok(true), |_| config.flag("use_bias"))?;
-        (model.form.qkv_bias, model.form.o_bias, model.form.mlp_bias) = (bias, bias, bias);
+        (model.qkv_bias, model.o_bias, model.mlp_bias) = (bias, bias, bias);
         // llama.cpp ignores it, which only matters in contexts that are longer.
-        model.form.window = config.maybe_size("sliding_window")?.map(|tokens| Window { tokens, period: None });
-        Ok(model)
+        model.window = config.maybe_size("sliding_window")?.map(Window::everywhere);
+        Ok(model.build(self))
     }
 
-    fn source(&self, part: Part) -> &'static str {
-        match part {
-            Part::Up => "mlp.c_fc",
-            Part::Down => "mlp.c_proj",
-            _ => part.usual_source(),
+    fn read_gguf(&'static self, _: &Keys, decoder: Decoder) -> Result<Model> {
+        Ok(decoder.build(self))
+    }
+
+    fn source(&self, tensor: &BlockTensor) -> &'static str {
+        match tensor.part {
+            Part::UP => "mlp.c_fc",
+            Part::DOWN => "mlp.c_proj",
+            _ => tensor.source,
         }
     }
 }

@@ -10,15 +10,16 @@ use super::stream::{PRECISION, Position, Stream};
 use super::{Finished, Run, check_range};
 use crate::calib::hessian::Hessian;
 use crate::calib::squares::Squares;
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, Result};
 use crate::format::Encoding;
 use crate::grid::Grid;
 use crate::interrupt;
 use crate::method::{self, Layer, Sample, Site as Layers};
-use crate::model::block::{Block, Half};
+use crate::model::block::Block;
 use crate::model::matrix::Matrix;
-use crate::model::routing::Route;
-use crate::model::{Kind, Part, Role};
+use crate::model::mixer::experts::Routed;
+use crate::model::mixer::routing::Route;
+use crate::model::{Part, Reads};
 use crate::source::imatrix::Entry;
 use candle_core::{Device, Tensor};
 use std::collections::HashMap;
@@ -79,36 +80,38 @@ fn shrink(hessian: &mut [f32], n: usize, tokens: usize) {
 /// Is told of a batch whether it is held out, what the MLP reads there, and where the router sends it; books its time.
 type Tell<'a> = dyn FnMut(&mut Clock, bool, &Tensor, &[Route]) -> Result<()> + 'a;
 
-/// The three tensors of a block's experts.
-#[derive(Clone, Copy)]
+/// The tensors of a block's experts: those of their first layers, and that of their last.
+#[derive(Clone)]
 struct Stacks<'t> {
-    gates: &'t Planned,
-    ups: &'t Planned,
-    downs: &'t Planned,
+    all: Vec<&'t Planned>,
 }
 
 impl<'t> Stacks<'t> {
-    fn of(tensors: &'t [Planned]) -> Option<Stacks<'t>> {
-        let find = |part: Part| tensors.iter().find(|t| t.spec.role == Role::Block(part, Kind::Weight));
-        Some(Stacks { gates: find(Part::ExpertGates)?, ups: find(Part::ExpertUps)?, downs: find(Part::ExpertDowns)? })
+    fn of(tensors: &'t [Planned], half: usize) -> Option<Stacks<'t>> {
+        let read = |reads| tensors.iter().filter(move |t| t.spec.half == half && t.spec.reads == Some(reads));
+        let last = read(Reads::RoutedInner).next()?;
+        Some(Stacks { all: read(Reads::Routed).chain([last]).collect() })
     }
 
-    fn part(&self, part: Part) -> &'t Planned {
-        match part {
-            Part::ExpertGates => self.gates,
-            Part::ExpertUps => self.ups,
-            _ => self.downs,
-        }
+    /// Those of the first layers.
+    fn firsts(&self) -> &[&'t Planned] {
+        &self.all[..self.all.len() - 1]
     }
 
-    fn all(&self) -> [&'t Planned; 3] {
-        [self.gates, self.ups, self.downs]
+    fn last(&self) -> &'t Planned {
+        self.all[self.all.len() - 1]
+    }
+
+    /// The place of a part.
+    fn place(&self, part: Part) -> Result<usize> {
+        let at = self.all.iter().position(|t| t.spec.weight_of() == Some(part));
+        at.ok_or_else(|| Error::new(format!("the experts have no '{}'", part.0)))
     }
 }
 
 /// What has been made of a stack so far, expert by expert.
 #[derive(Default)]
-struct Made {
+struct Rounded {
     bytes: Vec<u8>,
     errors: Vec<f64>,
     method: Option<&'static str>,
@@ -130,20 +133,20 @@ impl Run<'_> {
     pub(super) fn experts<'t>(
         &mut self,
         i: usize,
+        half: usize,
         tensors: &'t [Planned],
-        block: &Block<'_>,
-        original: &Block<'_>,
+        (block, original): (&Block<'_>, &Block<'_>),
         stream: &mut Stream,
         finished: &mut HashMap<&'t str, Finished>,
     ) -> Result<()> {
-        let Some(stacks) = Stacks::of(tensors) else { return Ok(()) };
+        let Some(stacks) = Stacks::of(tensors, half) else { return Ok(()) };
         let place = || format!("block {i}, experts");
-        let count = stacks.gates.spec.shape[0];
-        let mut made: [Made; 3] = Default::default();
+        let count = stacks.last().spec.shape[0];
+        let mut made: Vec<Rounded> = stacks.all.iter().map(|_| Rounded::default()).collect();
         let mut tokens = Vec::new();
         // The mean squares of what all experts get and of what is inside them, for those that see nothing themselves.
-        let hidden = stacks.gates.spec.columns();
-        let ffn = stacks.downs.spec.columns();
+        let hidden = stacks.all[0].spec.columns();
+        let ffn = stacks.last().spec.columns();
         let at_once = (MEMORY / (8 * (hidden * hidden + ffn * ffn))).clamp(1, count);
         let mut everywhere: Option<Vec<f32>> = None;
         let mut routes = Vec::new();
@@ -151,7 +154,7 @@ impl Run<'_> {
             let group = first..(first + at_once).min(count);
             let mut inputs: Vec<Evidence> = group.clone().map(|_| Evidence::new(hidden)).collect();
             let mut squares = Squares::new(hidden);
-            self.walk(block, stream, &mut routes, &mut |clock, held, x, routes| {
+            self.walk(half, block, stream, &mut routes, &mut |clock, held, x, routes| {
                 let started = clock.start();
                 if everywhere.is_none() {
                     squares.add(x)?;
@@ -168,26 +171,27 @@ impl Run<'_> {
             let everywhere = everywhere.get_or_insert_with(|| squares.means());
             tokens.extend(inputs.iter().map(|evidence| evidence.seen.tokens()));
             if self.rounding.keep_statistics {
-                self.keep_experts(&[stacks.gates, stacks.ups], &inputs, count);
+                self.keep_experts(stacks.firsts(), &inputs, count);
             }
             for (expert, evidence) in group.clone().zip(inputs) {
                 let (seen, held) = evidence.finish(everywhere);
-                self.round_experts(expert, &[(stacks.gates, 0), (stacks.ups, 1)], &seen, &held, &mut made)
-                    .context(place)?;
+                let firsts: Vec<_> = stacks.firsts().iter().copied().zip(0..).collect();
+                self.round_experts(expert, &firsts, &seen, &held, &mut made).context(place)?;
             }
             let mut inners: Vec<Evidence> = group.clone().map(|_| Evidence::new(ffn)).collect();
             let quantized = |part: Part, expert: usize| {
-                let tensor = stacks.part(part);
+                let at = stacks.place(part)?;
+                let tensor = stacks.all[at];
                 let each = rows(tensor, 0).len() * tensor.kind.size(tensor.spec.columns() as u64) as usize;
-                let at = if part == Part::ExpertGates { 0 } else { 1 };
                 matrix(tensor, tensor.kind.decode_all(&made[at].bytes[expert * each..(expert + 1) * each]))
             };
-            self.walk(block, stream, &mut routes, &mut |clock, held, x, routes| {
+            self.walk(half, block, stream, &mut routes, &mut |clock, held, x, routes| {
                 for (expert, evidence) in group.clone().zip(&mut inners) {
                     let route = &routes[expert];
                     if !route.tokens.is_empty() {
                         let started = clock.start();
-                        let inner = block.expert_inner(expert, &route.select(x)?, &|part| quantized(part, expert))?;
+                        let own = route.select(x)?;
+                        let inner = block.expert_inner(half, expert, &own, &|part| quantized(part, expert))?;
                         clock.forward += started.elapsed();
                         let started = clock.start();
                         evidence.of(held).add(&route.weigh(&inner)?)?;
@@ -198,27 +202,29 @@ impl Run<'_> {
             })
             .context(place)?;
             if self.rounding.keep_statistics {
-                self.keep_experts(&[stacks.downs], &inners, count);
+                self.keep_experts(&[stacks.last()], &inners, count);
             }
             let unknown = vec![1.0; ffn];
             for (expert, evidence) in group.zip(inners) {
                 let (seen, held) = evidence.finish(&unknown);
-                self.round_experts(expert, &[(stacks.downs, 2)], &seen, &held, &mut made).context(place)?;
+                let last = [(stacks.last(), stacks.all.len() - 1)];
+                self.round_experts(expert, &last, &seen, &held, &mut made).context(place)?;
             }
         }
         self.report_coverage(i, &tokens);
-        for (tensor, made) in stacks.all().into_iter().zip(made) {
+        for (tensor, made) in stacks.all.iter().zip(made) {
             let error = (!made.errors.is_empty()).then(|| made.errors.iter().sum::<f64>() / made.errors.len() as f64);
             let report = super::report::TensorReport { method: made.method, ..tensor.report(error) };
             finished.insert(&tensor.spec.gguf, Finished { bytes: made.bytes, report });
         }
-        self.behind_experts(stacks, block, original, stream, finished)
+        self.behind_experts(half, &stacks, block, original, stream, finished)
     }
 
     /// Goes over the stream and tells what the MLP reads and where the router sends it. `routes`: those of each batch, found the
     /// first time.
     fn walk(
         &mut self,
+        half: usize,
         block: &Block<'_>,
         stream: &Stream,
         routes: &mut Vec<Vec<Route>>,
@@ -228,9 +234,10 @@ impl Run<'_> {
             interrupt::check()?;
             let position = stream.get(i)?;
             let started = self.clock.start();
-            let x = block.input(Half::Mlp, &position.h, position.before())?;
+            let x = block.input(half, &position.states, position.before())?;
+            let Some(Routed { x, routes: own }) = block.routed(half, &x, &position.states)? else { return Ok(()) };
             if i == routes.len() {
-                routes.push(block.routes(&x)?);
+                routes.push(own);
             }
             self.clock.forward += started.elapsed();
             tell(&mut self.clock, batch.held, &x, &routes[i])?;
@@ -245,7 +252,7 @@ impl Run<'_> {
         layers: &[(&Planned, usize)],
         seen: &[f32],
         held: &[f32],
-        made: &mut [Made; 3],
+        made: &mut [Rounded],
     ) -> Result<()> {
         interrupt::check()?;
         let mut rounded = Vec::new();
@@ -299,35 +306,34 @@ impl Run<'_> {
     /// Moves the stream behind the MLP.
     fn behind_experts(
         &mut self,
-        stacks: Stacks<'_>,
+        half: usize,
+        stacks: &Stacks<'_>,
         block: &Block<'_>,
         original: &Block<'_>,
         stream: &mut Stream,
         finished: &HashMap<&str, Finished>,
     ) -> Result<()> {
         let quantized = |part: Part, expert: usize| {
-            let tensor = stacks.part(part);
+            let tensor = stacks.all[stacks.place(part)?];
             let bytes = &finished[tensor.spec.gguf.as_str()].bytes;
             let each = bytes.len() / tensor.spec.shape[0];
             matrix(tensor, tensor.kind.decode_all(&bytes[expert * each..(expert + 1) * each]))
         };
         let source = &self.plan.source;
         let as_it_was = |part: Part, expert: usize| {
-            let tensor = stacks.part(part);
+            let tensor = stacks.all[stacks.place(part)?];
             matrix(tensor, source.rows(&tensor.spec, rows(tensor, expert))?)
         };
         for batch in 0..stream.batches().len() {
             interrupt::check()?;
             let started = self.clock.start();
-            let Position { h, original: other, before } = stream.get(batch)?;
-            let (before, other_before) = before.unwrap_or_else(|| (h.clone(), other.clone()));
-            let h = block.half_of(Half::Mlp, &h, &before, &quantized)?;
-            let other = match (other, other_before) {
-                (Some(h), Some(before)) => Some(original.half_of(Half::Mlp, &h, &before, &as_it_was)?),
-                _ => None,
-            };
+            let position = stream.get(batch)?;
+            let states = block.half_of(half, &position.states, position.before(), &quantized)?;
+            let other = position.original.as_ref();
+            let of = |states| original.half_of(half, states, position.original_before(states), &as_it_was);
+            let other = other.map(of).transpose()?;
             self.clock.forward += started.elapsed();
-            stream.put(batch, &Position { h, original: other, before: None })?;
+            stream.put(batch, &Position { states, original: other, before: None })?;
         }
         Ok(())
     }

@@ -10,7 +10,8 @@ use crate::error::{Context, Error, Result};
 use crate::format::integer::{self, Content};
 use crate::format::{self, Type};
 use crate::interrupt;
-use crate::model::{Kind, Made, Role, TensorSpec};
+use crate::model::mapping::{Change, Pick};
+use crate::model::{Kind, TensorRole, TensorSpec};
 use crate::source::checkpoint::Checkpoint;
 use crate::source::gguf::{Gguf, TypeLayout};
 use crate::writer::atomic::AtomicFolder;
@@ -39,7 +40,7 @@ pub const MOST: u64 = 5_000_000_000;
 
 /// Whether a matrix is a layer whose codes a folder holds; others stay what they are.
 pub fn is_layer(spec: &TensorSpec) -> bool {
-    matches!(spec.role, Role::Block(_, Kind::Weight)) && (spec.site().is_some() || spec.is_of_experts())
+    matches!(spec.role, TensorRole::Block(_, Kind::Weight)) && (spec.site().is_some() || spec.is_of_experts())
 }
 
 /// Checks that a folder can hold a layer of a checkpoint in a type's codes.
@@ -49,7 +50,7 @@ pub fn is_layer(spec: &TensorSpec) -> bool {
 pub fn check(source: &Checkpoint, spec: &TensorSpec, kind: Type) -> Result<()> {
     let (folder, name) = (source.folder().display(), &spec.source);
     let refusal = |why: String, hint: &str| Err(Error::usage(format!("{folder}: tensor '{name}' {why}")).hint(hint));
-    if !matches!(spec.made, Made::AsIs | Made::Stacked) || !name.ends_with(".weight") {
+    if !matches!(spec.mapping.pick, Pick::AsIs | Pick::Stacked) || !name.ends_with(".weight") {
         let why = "is stored transposed, or together with others, which GPTQ, AWQ and compressed-tensors do not";
         return refusal(why.into(), "write a GGUF instead: leave out --format");
     }
@@ -107,7 +108,7 @@ impl Folder {
         for tensor in &plan.tensors {
             if is_layer(&tensor.spec) {
                 content = content.or(integer::content(tensor.kind));
-                for (i, name) in sources(&tensor.spec).into_iter().enumerate() {
+                for (i, name) in tensor.spec.sources().into_iter().enumerate() {
                     fates.insert(name, Fate::Packed(tensor, i));
                 }
             } else if let Some(numbers) = changed(plan, tensor, draft)? {
@@ -247,14 +248,6 @@ fn write_json(path: &Path, value: &Value) -> Result<()> {
     file.commit()
 }
 
-/// The names of the matrices that a tensor is made of.
-fn sources(spec: &TensorSpec) -> Vec<String> {
-    match spec.made {
-        Made::Stacked => (0..spec.shape[0]).map(|i| spec.source.replace("{}", &i.to_string())).collect(),
-        _ => vec![spec.source.clone()],
-    }
-}
-
 /// One matrix of a tensor of the draft, its rows in the checkpoint's order.
 fn taken_apart(tensor: &Planned, matrix: usize, draft: &Gguf, content: Content) -> Result<Matrix> {
     let (spec, kind) = (&tensor.spec, tensor.kind);
@@ -287,7 +280,10 @@ fn found<'a>(draft: &'a Gguf, name: &str) -> Result<&'a crate::source::gguf::Ten
 /// The numbers of a norm or a bias that are no more what the checkpoint has, as the checkpoint would store them.
 fn changed(plan: &Plan, tensor: &Planned, draft: &Gguf) -> Result<Option<Vec<f32>>> {
     let spec = &tensor.spec;
-    if !matches!(spec.role, Role::Block(..) | Role::Norm(_)) || spec.shape.len() > 1 || tensor.kind.is_quantized() {
+    if !matches!(spec.role, TensorRole::Block(..) | TensorRole::Norm(_))
+        || spec.shape.len() > 1
+        || tensor.kind.is_quantized()
+    {
         return Ok(None);
     }
     let stored = tensor.kind.decode_all(draft.data(found(draft, &spec.gguf)?));
@@ -298,9 +294,9 @@ fn changed(plan: &Plan, tensor: &Planned, draft: &Gguf) -> Result<Option<Vec<f32
     if numbers == plan.source.read(spec)? {
         return Ok(None);
     }
-    match spec.made {
-        Made::AsIs => Ok(Some(numbers)),
-        Made::PlusOne => Ok(Some(numbers.iter().map(|x| x - 1.0).collect())),
+    match (&spec.mapping.pick, spec.mapping.change) {
+        (Pick::AsIs, Change::None) => Ok(Some(numbers)),
+        (Pick::AsIs, Change::PlusOne) => Ok(Some(numbers.iter().map(|x| x - 1.0).collect())),
         _ => Err(Error::new(format!("tensor '{}' has changed, and is stored together with others", spec.source))
             .hint("use a method that leaves it alone: --method gptq")),
     }

@@ -16,7 +16,7 @@ use super::stream::{PRECISION, Wants};
 use super::{PIECE, head, stream};
 use crate::method::{self, Method, Options, PART};
 use crate::model::Model;
-use crate::model::block::Half;
+use crate::model::mixer::Cost;
 use crate::pipeline::plan::Plan;
 use llmq_kernels::gemm;
 use shape::{BlockShape, SiteShape};
@@ -169,7 +169,7 @@ impl<'a> Job<'a> {
                 .with("what tokenizing leaves", self.text.bytes * PER_TEXT + documents * PER_DOCUMENT);
             moments.extend(self.before_blocks(model, shapes, &base));
             for block in shapes {
-                for half in Half::ALL {
+                for half in 0..block.costs.len() {
                     self.half(model, block, half, &base, &mut moments);
                 }
             }
@@ -198,7 +198,8 @@ impl<'a> Job<'a> {
 
     /// Bytes on the disk, beside the output, while the run is at work: the streams of the calibration windows, twice.
     pub fn scratch(&self) -> u64 {
-        let (tokens, hidden) = (self.tokens(), self.model().map_or(0, |model| model.hidden as u64));
+        let tokens = self.tokens();
+        let hidden = self.model().map_or(0, |model| (model.hidden + model.kept_columns()) as u64);
         2 * (tokens.all + tokens.compared) * hidden * stream::WIDTH as u64
     }
 
@@ -211,7 +212,8 @@ impl<'a> Job<'a> {
         let mut moments = vec![base.clone().at("embedding the windows").with(embedded, rows)];
         if tokens.ahead > 0 {
             let block = shapes.iter().map(BlockShape::elements).max().unwrap_or_default();
-            let activations = Half::ALL.map(|half| self.activations(model, half, false)).into_iter().max();
+            let costs = shapes.iter().flat_map(|block| &block.costs);
+            let activations = costs.map(|cost| self.activations(model, cost, false)).max();
             let ahead = base.clone().at("running the original model for the output matrix");
             moments.push(
                 ahead
@@ -229,17 +231,18 @@ impl<'a> Job<'a> {
     }
 
     /// The moments of a half of a block.
-    fn half(&self, model: &Model, block: &BlockShape, half: Half, base: &Peak, moments: &mut Vec<Peak>) {
+    fn half(&self, model: &Model, block: &BlockShape, half: usize, base: &Peak, moments: &mut Vec<Peak>) {
         let tokens = self.tokens();
         let elements: u64 = block.sites(half).map(|site| site.all_elements()).sum();
         let mut without = base.clone();
-        if half == Half::Mlp {
-            let done: u64 = block.sites(Half::Attention).map(|site| site.bytes()).sum();
-            without = without.with("quantized layers of the first half", done);
+        if half > 0 {
+            let done = (0..half).flat_map(|half| block.sites(half)).map(|site| site.bytes()).sum();
+            without = without.with("quantized layers of earlier halves", done);
         }
+        let cost = &block.costs[half];
         let mut base = without.clone().with("half a block in single precision", elements * SINGLE);
         let compared = tokens.compared > 0;
-        if let Some(experts) = block.experts.as_ref().filter(|_| half == Half::Mlp) {
+        if let Some(experts) = block.experts.as_ref().filter(|experts| experts.half == half) {
             let each: u64 = experts.sites.iter().map(|site| (site.columns * site.columns) as u64 * 2 * SINGLE).sum();
             let at_once = (MEMORY as u64 / each.max(1)).clamp(1, experts.count as u64);
             let one = experts.elements() / experts.count as u64 * SINGLE;
@@ -259,7 +262,7 @@ impl<'a> Job<'a> {
                 let base = base.clone().with("inner activations that are kept", kept);
                 base.with("Hessians and drifts, seen and held", sums * samples * SINGLE)
             };
-            let activations = self.activations(model, half, compared);
+            let activations = self.activations(model, cost, compared);
             moments.push(collected(&base).at(&place("the statistics")).with("activations of a batch", activations));
             let weights = site.elements();
             if kept > 0 && !self.method.scales() && block.experts.is_none() {
@@ -270,7 +273,7 @@ impl<'a> Job<'a> {
             }
             let mut solving = collected(&base)
                 .with("copies of the site's weights", weights * SINGLE)
-                .with("freed activations that the allocator keeps", self.unreturned(model, half, activations));
+                .with("freed activations that the allocator keeps", self.unreturned(cost, activations));
             moments.push(factorization(solving.clone().at(&place("factoring")), n, site.widths()));
             if compared {
                 // What is off is turned into what to do about it in place, where it was collected directly.
@@ -302,27 +305,22 @@ impl<'a> Job<'a> {
                 .with("quantized layers of this half", weights * SINGLE + site.codes() + site.bytes())
                 .with("inner activations that are kept", kept);
         }
-        let activations = self.activations(model, half, compared);
+        let activations = self.activations(model, cost, compared);
         moments.push(base.at("the outputs of a half").with("activations of a batch", activations));
     }
 
     /// How much of a batch's activations the allocator still holds when they are gone.
-    fn unreturned(&self, model: &Model, half: Half, activations: u64) -> u64 {
-        let widest = if half == Half::Mlp { model.ffn } else { model.heads * model.head_dim };
-        if self.tokens().batch * widest as u64 * SINGLE <= MAPPED { activations } else { 0 }
+    fn unreturned(&self, cost: &Cost, activations: u64) -> u64 {
+        if self.tokens().batch * cost.inner as u64 * SINGLE <= MAPPED { activations } else { 0 }
     }
 
     /// What a batch is on its way through a half, the original's inputs beside it if `compared`.
-    fn activations(&self, model: &Model, half: Half, compared: bool) -> u64 {
-        let (hidden, q, kv) = (model.hidden, model.heads * model.head_dim, model.kv_heads * model.head_dim);
+    fn activations(&self, model: &Model, cost: &Cost, compared: bool) -> u64 {
         // Input, then what the first layers give, before and behind the rotary embedding, and the inner activations.
-        let (first, inner) = match half {
-            Half::Attention => (hidden + 2 * q + 2 * kv, q),
-            Half::Mlp => (hidden + 2 * model.ffn, model.ffn),
-        };
+        let (hidden, first, inner) = (model.hidden, model.hidden + cost.between, cost.inner);
         let per_token = first + inner * (1 + usize::from(compared));
         let batch = self.tokens().batch;
-        let packed = gemm::workspace(PRECISION, batch as usize, hidden.max(inner), hidden.max(model.ffn)) as u64;
+        let packed = gemm::workspace(PRECISION, batch as usize, hidden.max(inner), hidden.max(inner)) as u64;
         batch * per_token as u64 * SINGLE + packed
     }
 }
@@ -346,6 +344,8 @@ mod tests {
     use super::*;
     use crate::format::mix;
     use crate::format::recipe::{Recipe, Wishes};
+    use crate::model::Site;
+    use crate::model::mixer::Place;
     use crate::pipeline::plan::Request;
     use std::path::Path;
 
@@ -355,6 +355,7 @@ mod tests {
             recipe: Recipe::new(mix::named(kind).unwrap(), Wishes::default()).unwrap(),
             pre: None,
             calibrated: true,
+            mtp: true,
             imatrix: None,
             requantize: false,
             rotate: None,
@@ -405,7 +406,7 @@ mod tests {
         assert_eq!(part("inner activations that are kept"), Some((128 + 44) * 512 * 512 * 4));
         assert_eq!(peak.bytes(), peak.parts.iter().map(|part| part.bytes).sum::<u64>());
         let many = Job { samples: 1024, ..job(&plan, "auto", true) };
-        assert!(!many.keeps(shapes[0].site(Half::Mlp.inner()).unwrap()), "more than is kept");
+        assert!(!many.keeps(shapes[0].site(Site { half: 1, place: Place::Inner }).unwrap()), "more than is kept");
         let plain = job(&plan, "rtn", false).peak(&shapes, 0);
         assert_eq!(plain.moment, "rounding a tensor in pieces");
         assert!(plain.bytes() < peak.bytes() / 10);

@@ -12,9 +12,10 @@ use crate::error::{Context, Result};
 use crate::format::Encoding;
 use crate::interrupt;
 use crate::method::Rows;
-use crate::model::Role;
-use crate::model::block::{Block, Frame};
-use crate::model::ends::LastNorm;
+use crate::model::TensorRole;
+use crate::model::block::Block;
+use crate::model::frame::Frame;
+use crate::model::lm_head::LastNorm;
 use crate::pipeline::subject::{embed, pairing};
 use candle_core::{Device, Tensor};
 
@@ -31,7 +32,7 @@ const ENOUGH: f64 = 8.0;
 /// What [`Run::calibrates_output`] says, for a plan.
 pub(super) fn calibrates_output(plan: &Plan, tensor: &Planned) -> bool {
     let tied = plan.model().is_ok_and(|model| model.tied);
-    let role = if tied { Role::Embedding } else { Role::Output };
+    let role = if tied { TensorRole::Embedding } else { TensorRole::Output };
     tensor.spec.role == role && tensor.is_rounded() && tensor.kind.bits() < ENOUGH
 }
 
@@ -45,7 +46,7 @@ impl Run<'_> {
     pub(super) fn output_rows(&mut self, tensor: &Planned, mut hessian: Vec<f32>) -> Option<Rows> {
         let started = self.clock.start();
         let n = tensor.spec.columns();
-        if tensor.spec.role == Role::Embedding {
+        if tensor.spec.role == TensorRole::Embedding {
             let mean = (0..n).map(|j| hessian[j * n + j]).sum::<f32>() / n as f32;
             (0..n).for_each(|j| hessian[j * n + j] += EMBEDDED * mean);
         }
@@ -64,7 +65,7 @@ impl Run<'_> {
         let frame = Frame::new(model, pairing(&plan.source, model), c.positions, &device)?.with_precision(PRECISION);
         let windows = &windows[..windows.len().div_ceil(SHARE)];
         let mut batches = embed(&plan.source, model, windows, &device)?;
-        for i in 0..model.blocks {
+        for i in 0..model.blocks.len() {
             let mut block = Block::new(&frame, i);
             for spec in model.block(i) {
                 block.set(&spec, self.read(&spec)?)?;
@@ -76,12 +77,12 @@ impl Run<'_> {
             }
             self.clock.forward += started.elapsed();
         }
-        self.final_hessian(batches.into_iter().map(Ok))
+        self.final_hessian(batches.into_iter().map(|states| Ok(states.h)))
     }
 
     /// The Hessian of the last hidden states behind a stream.
     pub(super) fn behind(&mut self, stream: &Stream) -> Result<Vec<f32>> {
-        self.final_hessian((0..stream.batches().len()).map(|i| Ok(stream.get(i)?.h)))
+        self.final_hessian((0..stream.batches().len()).map(|i| Ok(stream.get(i)?.states.h)))
     }
 
     fn final_hessian(&mut self, states: impl Iterator<Item = Result<Tensor>>) -> Result<Vec<f32>> {

@@ -4,9 +4,13 @@ use super::subject::Subject;
 use crate::calib::squares::Squares;
 use crate::error::{Context, Result};
 use crate::interrupt;
-use crate::model::block::{Block, Frame, Half};
-use crate::model::ends::LastNorm;
-use crate::model::{Model, Part, Role, Site, TensorSpec};
+use crate::model::block::Block;
+use crate::model::frame::Frame;
+use crate::model::lm_head::LastNorm;
+use crate::model::mixer::Place;
+use crate::model::mixer::experts::Routed;
+use crate::model::states::States;
+use crate::model::{Reads, Site, TensorSpec};
 use crate::source::imatrix::{Entry, Imatrix};
 use candle_core::{Device, Tensor};
 
@@ -26,27 +30,28 @@ pub fn measure(
     let frame = Frame::new(model, subject.pairing(), positions, &device)?;
     let mut batches = subject.embed(windows, &device)?;
     let mut imatrix = Imatrix { chunks: windows.len() as u32, chunk_size: positions as u32, ..Imatrix::default() };
-    for i in 0..model.blocks {
+    for i in 0..model.blocks.len() {
         let specs = model.block(i);
         let mut block = Block::new(&frame, i);
         for spec in &specs {
             block.set(spec, subject.read(spec)?)?;
         }
         let before = batches.clone();
-        for half in Half::ALL {
-            let mut sums = [half.input(), half.inner()].map(|site| (site, Squares::new(width(&specs, site))));
-            let mut experts = Experts::new(model, half, i);
-            for (h, before) in batches.iter_mut().zip(&before) {
+        for half in block.halves() {
+            let sites = Place::ALL.map(|place| Site { half, place });
+            let mut sums = sites.map(|site| (site, Squares::new(width(&specs, site))));
+            let mut experts = Experts::new(half, &block, &specs);
+            for (states, before) in batches.iter_mut().zip(&before) {
                 interrupt::check()?;
-                let input = block.input(half, h, before)?;
-                let inner = if sums[1].1.columns() > 0 { Some(block.inner(half, &input)?) } else { None };
+                let input = block.input(half, states, before)?;
+                let inner = if sums[1].1.columns() > 0 { Some(block.inner(half, &input, states)?) } else { None };
                 for ((_, squares), x) in sums.iter_mut().zip([Some(&input), inner.as_ref()]) {
                     x.map_or(Ok(()), |x| squares.add(x)).context(|| format!("block {i}"))?;
                 }
-                experts.iter_mut().try_for_each(|experts| experts.add(&block, &input))?;
-                *h = match (&experts, &inner) {
-                    (None, Some(inner)) => block.output(half, h, inner)?,
-                    _ => block.half(half, h, before)?,
+                experts.iter_mut().try_for_each(|experts| experts.add(&block, &input, states))?;
+                *states = match (&experts, &inner) {
+                    (None, Some(inner)) => block.output(half, states, before, inner)?,
+                    _ => block.half(half, states, before)?,
                 };
             }
             experts.into_iter().for_each(|experts| experts.finish(&specs, &mut imatrix));
@@ -56,13 +61,13 @@ pub fn measure(
                 }
             }
         }
-        progress(i + 1, model.blocks);
+        progress(i + 1, model.blocks.len());
     }
     if output {
         let norm = LastNorm::new(model, |spec| subject.read(spec))?;
         let mut squares = Squares::new(model.hidden);
-        for h in &batches {
-            squares.add(&norm.apply(h)?).context(|| "the last norm".into())?;
+        for states in &batches {
+            squares.add(&norm.apply(&states.h)?).context(|| "the last norm".into())?;
         }
         imatrix.entries.insert(model.output().gguf, entry(&squares));
     }
@@ -71,32 +76,37 @@ pub fn measure(
 
 /// The sums of each expert of a block.
 struct Experts {
+    half: usize,
     inputs: Vec<Squares>,
     inners: Vec<Squares>,
 }
 
 impl Experts {
     /// None where the half has no experts.
-    fn new(model: &Model, half: Half, block: usize) -> Option<Experts> {
-        let experts = model.experts(block).filter(|_| half == Half::Mlp)?;
-        let all = |columns: usize| (0..experts.count).map(|_| Squares::new(columns)).collect();
-        Some(Experts { inputs: all(model.hidden), inners: all(experts.ffn) })
+    fn new(half: usize, block: &Block<'_>, specs: &[TensorSpec]) -> Option<Experts> {
+        let count = block.experts(half)?.count;
+        let columns =
+            |reads| specs.iter().find(|spec| spec.half == half && spec.reads == Some(reads)).map(TensorSpec::columns);
+        let all = |columns: usize| (0..count).map(|_| Squares::new(columns)).collect();
+        Some(Experts { half, inputs: all(columns(Reads::Routed)?), inners: all(columns(Reads::RoutedInner)?) })
     }
 
     /// Adds what the router sends where. `x`: `[tokens, hidden]`.
-    fn add(&mut self, block: &Block<'_>, x: &Tensor) -> Result<()> {
-        for (expert, route) in block.routes(x)?.iter().enumerate().filter(|(_, route)| !route.tokens.is_empty()) {
-            let index = Tensor::from_slice(&route.tokens, route.tokens.len(), x.device())?;
-            let own = x.index_select(&index, 0)?;
+    fn add(&mut self, block: &Block<'_>, x: &Tensor, states: &States) -> Result<()> {
+        let half = self.half;
+        let Some(Routed { x, routes }) = block.routed(half, x, states)? else { return Ok(()) };
+        for (expert, route) in routes.iter().enumerate().filter(|(_, route)| !route.tokens.is_empty()) {
+            let own = route.select(&x)?;
             self.inputs[expert].add(&own)?;
-            self.inners[expert].add(&block.expert_inner(expert, &own, &|part| block.expert(part, expert))?)?;
+            let inner = block.expert_inner(half, expert, &own, &|part| block.expert(half, part, expert))?;
+            self.inners[expert].add(&inner)?;
         }
         Ok(())
     }
 
     fn finish(self, specs: &[TensorSpec], imatrix: &mut Imatrix) {
-        for spec in specs.iter().filter(|spec| spec.is_of_experts()) {
-            let inside = matches!(spec.role, Role::Block(Part::ExpertDowns, _));
+        for spec in specs.iter().filter(|spec| spec.is_of_experts() && spec.half == self.half) {
+            let inside = spec.reads == Some(Reads::RoutedInner);
             let all = if inside { &self.inners } else { &self.inputs };
             let sums = all.iter().flat_map(Squares::sums).collect();
             let counts = all.iter().map(|squares| squares.tokens() as f32).collect();

@@ -284,7 +284,7 @@ mod tests {
             files: vec![Saved { tensors: 3, hash: "aa".into() }],
             tensors: vec![(Some(0.1), Some("gptq".into())), (None, None)],
             notes: vec!["a note".into()],
-            stream: Place { path: folder.join("stream-0"), hashes: vec!["bb".into()] },
+            stream: Place { path: folder.join("stream-0"), hashes: vec!["bb".into()], kept: 0 },
         }
     }
 

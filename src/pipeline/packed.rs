@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 use crate::format::exact::{self, Line};
 use crate::format::{self, Type};
-use crate::model::{Role, TensorSpec};
+use crate::model::{TensorRole, TensorSpec};
 use crate::source::checkpoint::{Checkpoint, Grouped};
 use std::ops::Range;
 
@@ -39,7 +39,7 @@ pub fn is_kept(
     let (path, name, how, to) = (weight.path().display(), &spec.source, weight.kind(), kind.name());
     let original = "start from the original checkpoint, or accept the loss with --allow-requantize";
     let hint = match holder(&weight, spec)?.filter(|_| lost.is_none()) {
-        Some(holder) if spec.role == Role::Output => {
+        Some(holder) if spec.role == TensorRole::Output => {
             format!("--output-tensor-type {holder} keeps its values as they are; or {original}")
         }
         Some(holder) => format!("--type {holder} keeps its values as they are; or {original}"),

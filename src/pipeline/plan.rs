@@ -12,8 +12,9 @@ use crate::error::{Context, Error, Result};
 use crate::format;
 use crate::format::mix::Facts;
 use crate::format::recipe::{Choice, Recipe};
+use crate::model::mixer::experts::Experts;
 use crate::model::rotation::Rotation;
-use crate::model::{Model, TensorSpec, gguf_keys};
+use crate::model::{Model, TensorSpec};
 use crate::source::checkpoint::Checkpoint;
 use crate::source::config::Config;
 use crate::source::imatrix::Imatrix;
@@ -63,6 +64,8 @@ pub struct Request<'a> {
     pub pre: Option<&'a str>,
     /// The method collects statistics.
     pub calibrated: bool,
+    /// Blocks for multi-token prediction are kept.
+    pub mtp: bool,
     /// An importance matrix and the file that it came from.
     pub imatrix: Option<(&'a Path, &'a Imatrix)>,
     /// Tensors that are quantized already may be quantized again.
@@ -92,7 +95,7 @@ impl Plan {
     /// tensor that would be quantized twice; an importance matrix of another model; a rotation of what cannot
     /// be rotated.
     pub fn new(path: &Path, request: Request) -> Result<Plan> {
-        let imatrix = request.imatrix;
+        let (imatrix, calibrated) = (request.imatrix, request.calibrated);
         if request.folders.is_some() && !path.is_dir() {
             return Err(Error::usage(format!(
                 "{} is no checkpoint folder, from which alone --format makes another",
@@ -103,9 +106,11 @@ impl Plan {
         if request.rotate.is_some() {
             rotated::check(path, imatrix.map(|(from, _)| from))?;
         }
-        let plan = if path.is_dir() { Plan::of_folder(path, request)? } else { Plan::of_gguf(path, request)? };
+        let mut plan = if path.is_dir() { Plan::of_folder(path, request)? } else { Plan::of_gguf(path, request)? };
         if let Some((from, imatrix)) = imatrix {
-            plan.check_imatrix(imatrix).context(|| format!("cannot use {}", from.display()))?;
+            let unknown = plan.check_imatrix(imatrix).context(|| format!("cannot use {}", from.display()))?;
+            // Calibration knows its layers itself.
+            plan.notes.extend(unknown.filter(|_| !calibrated).map(|unknown| format!("{}: {unknown}", from.display())));
         }
         Ok(plan)
     }
@@ -113,9 +118,8 @@ impl Plan {
     fn of_folder(folder: &Path, mut request: Request) -> Result<Plan> {
         let config = Config::open(&folder.join("config.json"))
             .context(|| format!("{} is not a checkpoint folder", folder.display()))?;
-        let mut original = Model::read(&config)?;
         let source = Checkpoint::open(folder)?;
-        original.settle(|name| source.contains(name));
+        let (original, of_tensors) = Model::of_checkpoint(&config, &source, request.mtp)?;
         let rotation = request.rotate.map(|seed| Rotation::new(&original, seed)).transpose()?;
         let model = rotation.as_ref().map_or_else(|| original.clone(), Rotation::model);
         let vocabulary = Vocabulary::from_files(folder, model.vocab, config.json(), request.pre)?;
@@ -140,11 +144,11 @@ impl Plan {
             let copied = packed::is_kept(&source, &spec, kind, lost, request.requantize)?;
             tensors.push(Planned { spec, from, kind, instead_of, copied, free });
         }
-        let extra = model.extras().into_iter().map(|(name, numbers)| Extra { gguf: name.into(), numbers }).collect();
+        let extra = model.vectors.iter().cloned().map(|(name, numbers)| Extra { gguf: name.into(), numbers }).collect();
         // Untying makes a file larger, but no other model of it.
         let elements = original.tensors().map(|spec| spec.elements() as u64).sum();
         let (mut metadata, of_keys) = general(folder, &model, elements, &vocabulary.tokens);
-        metadata.extend(gguf_keys::metadata(&model));
+        metadata.extend(model.keys.iter().cloned());
         request.stamp(&mut metadata);
         metadata.extend(vocabulary.to_metadata());
         let tokenizer = Some(Tokenizer::open(folder, &vocabulary)?);
@@ -157,7 +161,7 @@ impl Plan {
             }
         };
         let plan = Plan::finish(source, metadata, (tensors, extra), facts, Ok(model), tokenizer, request)?;
-        let notes = [vocabulary.notes, of_keys.into_iter().collect(), notes].concat();
+        let notes = [of_tensors, vocabulary.notes, of_keys.into_iter().collect(), notes].concat();
         Ok(Plan { notes, ..plan })
     }
 
@@ -232,27 +236,27 @@ impl Plan {
         Ok(Plan { source, metadata, tensors, mix, extra, notes, facts, model, tokenizer, pre, blocks })
     }
 
-    fn check_imatrix(&self, imatrix: &Imatrix) -> Result<()> {
-        let mut used = 0;
-        for spec in self.tensors.iter().map(|t| &t.spec) {
-            let Some(entry) = imatrix.entries.get(&spec.gguf) else { continue };
-            let (matrices, columns) = (entry.counts.len(), entry.sums.len() / entry.counts.len());
-            let stacked = if spec.shape.len() > 2 { spec.shape[0] } else { 1 };
-            if columns != spec.columns() || ![1, stacked].contains(&matrices) {
-                let (name, shape) = (&spec.gguf, &spec.shape);
-                return Err(Error::new(format!(
-                    "it has {columns} columns of {matrices} matrices for '{name}', whose shape is {shape:?}"
-                ))
-                .hint("it was made from another model"));
+    /// Holds an importance matrix against the tensors; says of which matrices in the blocks it knows nothing, if there are any.
+    fn check_imatrix(&self, imatrix: &Imatrix) -> Result<Option<String>> {
+        let (mut used, mut rounded, mut unknown) = (0, 0, Vec::new());
+        for tensor in &self.tensors {
+            let is_known = imatrix.entry(&tensor.spec.gguf, &tensor.spec.shape)?.is_some();
+            used += usize::from(is_known);
+            if let Some(block) = tensor.spec.block.filter(|_| tensor.is_rounded()) {
+                rounded += 1;
+                unknown.extend((!is_known).then_some(block));
             }
-            used += 1;
         }
         if used == 0 {
-            let n = imatrix.entries.len();
-            return Err(Error::new(format!("none of its {n} entries has the name of a tensor of this model"))
-                .hint("`llmq inspect` shows both names; it was probably made from another architecture"));
+            return Err(imatrix.foreign());
         }
-        Ok(())
+        let count = unknown.len();
+        unknown.dedup();
+        let blocks: Vec<String> = unknown.iter().map(|block| format!("blk.{block}")).collect();
+        let blocks = blocks.join(", ");
+        Ok((count > 0).then(|| {
+            format!("no data for {count} of {rounded} matrices, which are rounded without: those of {blocks}")
+        }))
     }
 
     /// The model, for a method that has to run it.
@@ -332,10 +336,16 @@ impl Plan {
         self.tensors.iter().any(|t| t.is_rounded() && (is_layer(t) || self.model.is_err()))
     }
 
+    /// The experts of a block, if it has some.
+    pub fn experts(&self, block: usize) -> Option<&Experts> {
+        let block = self.model.as_ref().ok()?.blocks.get(block)?;
+        block.mixers().find_map(|mixer| mixer.experts())
+    }
+
     /// Multiplications of a layer for one token.
     pub fn multiplications(&self, spec: &TensorSpec) -> u64 {
         let elements = spec.elements() as u64;
-        match self.model.as_ref().ok().and_then(|model| model.form.experts) {
+        match spec.block.and_then(|block| self.experts(block)) {
             Some(experts) if spec.is_of_experts() => elements * experts.used as u64 / experts.count.max(1) as u64,
             _ if spec.site().is_some() => elements,
             _ => 0,

@@ -7,7 +7,7 @@ use crate::format::mix::Facts;
 use crate::format::recipe::Recipe;
 use crate::model::orthogonal::Orthogonal;
 use crate::model::rotation::{Along, Rotation, Turn};
-use crate::model::{Model, Role, TensorSpec};
+use crate::model::{Model, TensorRole, TensorSpec};
 use crate::source::checkpoint::Checkpoint;
 use llmq_kernels::elementwise::first_non_finite;
 use rayon::prelude::*;
@@ -126,8 +126,10 @@ pub fn notes(original: &Model, tensors: &[Planned], recipe: &mut Recipe, importa
     if !original.tied {
         return Vec::new();
     }
-    let end = |role: Role| tensors.iter().find(|t| t.spec.role == role);
-    let (Some(embedding), Some(output)) = (end(Role::Embedding), end(Role::Output)) else { return Vec::new() };
+    let end = |role: TensorRole| tensors.iter().find(|t| t.spec.role == role);
+    let (Some(embedding), Some(output)) = (end(TensorRole::Embedding), end(TensorRole::Output)) else {
+        return Vec::new();
+    };
     let spec = &embedding.spec;
     let tied = recipe.choose(&spec.gguf, &spec.shape, &Facts::of(original, importance)).map(|choice| choice.kind);
     let tied = tied.unwrap_or(embedding.kind);

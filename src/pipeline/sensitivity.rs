@@ -25,13 +25,17 @@ use crate::format::budget::{Cost, candidates};
 use crate::format::{Encoding, Type};
 use crate::interrupt;
 use crate::method::{Plain, plain, relative, weight_error};
-use crate::model::block::{Block, Frame, Half};
-use crate::model::ends::{LastNorm, Start};
-use crate::model::{Model, Role, TensorSpec};
+use crate::model::block::Block;
+use crate::model::embedding::Embedding;
+use crate::model::frame::Frame;
+use crate::model::lm_head::LastNorm;
+use crate::model::states::States;
+use crate::model::{Model, Reads, TensorRole, TensorSpec};
 use candle_core::{Device, Tensor};
 use divergence::{Moved, divergences};
 use extent::Extent;
-use inputs::{Inputs, Reads, observe};
+use inputs::{Inputs, observe};
+use std::ops::Range;
 
 /// Rows of a tensor that errors are measured on.
 const ROWS: usize = 1 << 6;
@@ -62,7 +66,7 @@ pub fn measure(
     progress: &dyn Fn(usize, usize),
 ) -> Result<Vec<Sensitivity>> {
     let model = plan.model()?;
-    let wanted = |t: &Planned| free(t) && t.spec.role != Role::Other && !candidates(t.spec.columns()).is_empty();
+    let wanted = |t: &Planned| free(t) && t.spec.role != TensorRole::Other && !candidates(t.spec.columns()).is_empty();
     let all = plan.tensors.iter().enumerate().filter(|(_, t)| wanted(t)).map(|(at, _)| at);
     let all: Vec<usize> = all.collect();
     if all.is_empty() {
@@ -76,19 +80,19 @@ pub fn measure(
     let mut walk =
         Walk { plan, rounding, model, all, tokens: windows.concat(), length: extent.length, probes: Vec::new() };
     let mut batches = embed(&plan.source, model, &windows, &Device::Cpu)?;
-    let mut clean = Tensor::cat(&batches, 0)?.narrow(0, 0, extent.probed * extent.length)?.contiguous()?;
+    let mut clean = States::cat(&batches)?.first(extent.probed * extent.length)?;
     walk.probe_embedding(&clean)?;
     for (i, tensors) in plan.blocks().enumerate() {
         let mut block = Block::new(&frame, i);
-        for tensor in tensors.iter().filter(|t| t.spec.role != Role::Other) {
+        for tensor in tensors.iter().filter(|t| t.spec.role != TensorRole::Other) {
             block.set(&tensor.spec, plan.source.read(&tensor.spec)?)?;
         }
         walk.block(&mut block, i, &mut clean, &mut batches).context(|| format!("block {i}"))?;
-        progress(i + 1, model.blocks + 1);
+        progress(i + 1, model.blocks.len() + 1);
     }
     walk.probe_output(&batches, &clean)?;
     let sensitivities = walk.finish(&clean)?;
-    progress(model.blocks + 1, model.blocks + 1);
+    progress(model.blocks.len() + 1, model.blocks.len() + 1);
     Ok(sensitivities)
 }
 
@@ -107,8 +111,8 @@ struct Probe {
     errors: Errors,
     /// What the method leaves of the error of rounding to nearest.
     left: f64,
-    /// The residual stream that the probe leads to: `[probed tokens, hidden]`.
-    states: Tensor,
+    /// What the probe leads to.
+    states: States,
 }
 
 impl Probe {
@@ -163,33 +167,34 @@ impl<'a> Walk<'a> {
 
     /// Takes everything through block `i` and probes its tensors. `clean`: what is probed, `[probed tokens, hidden]`;
     /// `batches`: all windows.
-    fn block(&mut self, block: &mut Block, i: usize, clean: &mut Tensor, batches: &mut [Tensor]) -> Result<()> {
+    fn block(&mut self, block: &mut Block, i: usize, clean: &mut States, batches: &mut [States]) -> Result<()> {
         for probe in &mut self.probes {
             interrupt::check()?;
             probe.states = block.forward(&probe.states)?;
         }
         let (before, all_before) = (clean.clone(), batches.to_vec());
-        for (n, half) in Half::ALL.into_iter().enumerate() {
-            let here = self.all.iter().copied().filter(|&at| self.plan.tensors[at].spec.block == Some(i));
-            let here: Vec<usize> = here.collect();
+        for half in block.halves() {
+            let tensors = &self.plan.tensors;
+            let is_here = |&at: &usize| tensors[at].spec.block == Some(i) && tensors[at].spec.half == half;
+            let here: Vec<usize> = self.all.iter().copied().filter(is_here).collect();
             let calibrated = self.rounding.method.calibrated();
-            let read = |at: usize| Reads::of(&self.plan.tensors[at].spec);
+            let read = |at: usize| self.plan.tensors[at].spec.reads;
             let mut all = Vec::new();
-            for reads in Reads::of_half(half) {
+            for reads in inputs::ALL {
                 if let Some(&first) = here.iter().find(|&&at| read(at) == Some(reads)) {
                     // What nobody looks at has no feedback.
-                    let fed = calibrated && reads != Reads::Narrow;
+                    let fed = calibrated && reads != Reads::Between;
                     all.push(Inputs::new(reads, self.plan.tensors[first].spec.columns(), fed)?);
                 }
             }
-            for (h, before) in batches.iter_mut().zip(&all_before) {
+            for (states, before) in batches.iter_mut().zip(&all_before) {
                 interrupt::check()?;
-                *h = observe(block, half, h, before, &mut all)?;
+                *states = observe(block, half, states, before, &mut all)?;
             }
             for inputs in all {
                 let reads = inputs.reads;
                 let (squares, left) = inputs.finish();
-                for &at in here.iter().filter(|&&at| Reads::of(&self.plan.tensors[at].spec) == Some(reads)) {
+                for &at in here.iter().filter(|&&at| read(at) == Some(reads)) {
                     interrupt::check()?;
                     let tensor = &self.plan.tensors[at];
                     let w = block.numbers(&tensor.spec)?;
@@ -199,12 +204,12 @@ impl<'a> Walk<'a> {
                     let errors = self.errors(tensor, &rows, &prepared, squares.as_deref())?;
                     let rounded = self.rounded(tensor, errors.probe.0, &w, &self.plain(tensor, None));
                     block.set(&tensor.spec, rounded)?;
-                    let states = through(block, &Half::ALL[n..], clean, &before)?;
+                    let states = through(block, half..block.halves().end, clean, &before)?;
                     block.set(&tensor.spec, w)?;
                     self.probes.push(Probe { tensor: at, errors, left, states });
                 }
             }
-            *clean = through(block, &[half], clean, &before)?;
+            *clean = through(block, half..half + 1, clean, &before)?;
         }
         Ok(())
     }
@@ -212,29 +217,29 @@ impl<'a> Walk<'a> {
     /// The embedding, rounded; if it is the output matrix, too, [`Walk::finish`] does the rest. `clean`: the embedded tokens.
     ///
     /// Rows count as often as their tokens come: that is how often an embedding is used, and how often it is predicted.
-    fn probe_embedding(&mut self, clean: &Tensor) -> Result<()> {
+    fn probe_embedding(&mut self, clean: &States) -> Result<()> {
         let Some(at) = self.place(&self.model.embedding()) else { return Ok(()) };
         let tensor = &self.plan.tensors[at];
         let prepared = self.plain(tensor, self.importance(tensor).as_deref());
         let errors = self.errors(tensor, &self.some_tokens(&tensor.spec)?, &prepared, None)?;
-        let probed = clean.dims2()?;
+        let probed = clean.h.dims2()?;
         let rows = self.rows_of_tokens(&tensor.spec, &self.tokens[..probed.0])?;
         let mut rounded = self.rounded(tensor, errors.probe.0, &rows, &self.plain(tensor, None));
-        let start = Start::new(self.model, self.length, |spec, rows| self.plan.source.rows(spec, rows))?;
+        let start = Embedding::new(self.model, self.length, |spec, rows| self.plan.source.rows(spec, rows))?;
         rounded.chunks_mut(self.length * probed.1).for_each(|window| start.apply(window));
-        let states = Tensor::from_vec(rounded, probed, &Device::Cpu)?;
+        let states = clean.with(Tensor::from_vec(rounded, probed, &Device::Cpu)?);
         self.probes.push(Probe { tensor: at, errors, left: 1.0, states });
         Ok(())
     }
 
     /// The output matrix of a model that has one of its own. `batches`, `clean`: the last residual stream.
-    fn probe_output(&mut self, batches: &[Tensor], clean: &Tensor) -> Result<()> {
+    fn probe_output(&mut self, batches: &[States], clean: &States) -> Result<()> {
         let Some(at) = self.place(&self.model.output()).filter(|_| !self.model.tied) else { return Ok(()) };
         let tensor = &self.plan.tensors[at];
         let mut squares = Squares::new(tensor.spec.columns());
-        for h in batches {
+        for states in batches {
             interrupt::check()?;
-            squares.add(&self.normed(h)?).context(|| "the last norm".into())?;
+            squares.add(&self.normed(states)?).context(|| "the last norm".into())?;
         }
         let prepared = self.plain(tensor, self.importance(tensor).as_deref());
         let errors = self.errors(tensor, &self.some_tokens(&tensor.spec)?, &prepared, Some(&squares.sums()))?;
@@ -243,7 +248,7 @@ impl<'a> Walk<'a> {
     }
 
     /// From the last residual streams to what types cost.
-    fn finish(mut self, clean: &Tensor) -> Result<Vec<Sensitivity>> {
+    fn finish(mut self, clean: &States) -> Result<Vec<Sensitivity>> {
         self.probes.sort_by_key(|probe| probe.tensor);
         let output = self.model.output();
         let moved = self.probes.iter().map(|probe| {
@@ -265,8 +270,8 @@ impl<'a> Walk<'a> {
     }
 
     /// The last norm of a residual stream, `[n, hidden]`.
-    fn normed(&self, h: &Tensor) -> Result<Tensor> {
-        LastNorm::new(self.model, |spec| self.plan.source.read(spec))?.apply(h)
+    fn normed(&self, states: &States) -> Result<Tensor> {
+        LastNorm::new(self.model, |spec| self.plan.source.read(spec))?.apply(&states.h)
     }
 
     /// The rows of some tokens, as often as the text has them.
@@ -313,14 +318,14 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// A residual stream after some halves of a block, `[n, hidden]`.
-fn through(block: &Block, halves: &[Half], h: &Tensor, before: &Tensor) -> Result<Tensor> {
-    let mut h = h.clone();
-    for &half in halves {
+/// What is behind some halves of a block.
+fn through(block: &Block, halves: Range<usize>, states: &States, before: &States) -> Result<States> {
+    let mut states = states.clone();
+    for half in halves {
         interrupt::check()?;
-        h = block.half(half, &h, before)?;
+        states = block.half(half, &states, before)?;
     }
-    Ok(h)
+    Ok(states)
 }
 
 fn some_rows(w: &[f32], columns: usize) -> Vec<f32> {

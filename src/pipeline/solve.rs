@@ -1,6 +1,6 @@
 //! A site's layers, rounded together; and scales folded into what comes before them.
 
-use super::calibrated::{Statistics, is_grid};
+use super::block_step::{Statistics, is_grid};
 use super::plan::Planned;
 use super::{Finished, Run, check_range, convert};
 use crate::error::Result;
@@ -9,7 +9,8 @@ use crate::grid::{Grid, Supers};
 use crate::interrupt;
 use crate::method::{self, Layer, Rounded, Sample, Solver, Target, over, pull, times};
 use crate::model::block::Block;
-use crate::model::{Kind, Part, Role, Site};
+use crate::model::part::Absorber;
+use crate::model::{Kind, Part, Site, TensorRole};
 use std::collections::HashMap;
 use std::sync::OnceLock;
 
@@ -65,8 +66,7 @@ impl Run<'_> {
         }
         let mut solution = self.rounding.method.quantize(&site_of_method, options)?;
         if let (Some(scales), Some(channels)) = (&solution.scales, &site_of_method.channels) {
-            let absorber =
-                self.plan.model()?.absorber(site, place_of(tensors)).and_then(|part| find(tensors, part, Kind::Weight));
+            let absorber = self.absorber(site, tensors)?.and_then(|own| find(tensors, own.part, Kind::Weight));
             let absorber = absorber.and_then(|t| pending.get(t.spec.gguf.as_str()));
             let holds = |p: &Pending| p.rounded.can_scale_rows(&factors(channels, scales), &p.grid.freedom());
             if !absorber.is_none_or(holds) {
@@ -112,15 +112,20 @@ impl Run<'_> {
         tensors: &[Planned],
         pending: &HashMap<&str, Pending>,
     ) -> Result<Option<Vec<usize>>> {
-        let absorber =
-            self.plan.model()?.absorber(site, place_of(tensors)).and_then(|part| find(tensors, part, Kind::Weight));
+        let Some(Absorber { part, channels }) = self.absorber(site, tensors)? else { return Ok(None) };
         let absorbs = |t: &Planned| match pending.get(t.spec.gguf.as_str()) {
             Some(pending) => pending.grid.freedom().supers == Supers::Half,
             None => !t.kind.is_quantized(),
         };
         let scales = |t: &&Planned| t.spec.site() != Some(site) || is_grid(t) || !t.kind.is_quantized();
-        let possible = absorber.is_some_and(absorbs) && tensors.iter().all(|t| scales(&t));
-        Ok(if possible { Some(self.plan.model()?.channels(site, place_of(tensors))) } else { None })
+        let possible = find(tensors, part, Kind::Weight).is_some_and(absorbs) && tensors.iter().all(|t| scales(&t));
+        Ok(possible.then_some(channels))
+    }
+
+    /// What can absorb factors of a site's channels.
+    fn absorber(&self, site: Site, tensors: &[Planned]) -> Result<Option<Absorber>> {
+        let model = self.plan.model()?;
+        Ok(place_of(tensors).and_then(|block| model.blocks[block].absorber(site, model.hidden)))
     }
 
     /// Divides the channels of the tensor before a site by its scales.
@@ -133,10 +138,9 @@ impl Run<'_> {
         finished: &mut HashMap<&'t str, Finished>,
         pending: &mut HashMap<&'t str, Pending>,
     ) -> Result<()> {
-        let model = self.plan.model()?;
-        let Some(part) = model.absorber(site, place_of(tensors)) else { return Ok(()) };
+        let Some(Absorber { part, channels }) = self.absorber(site, tensors)? else { return Ok(()) };
         let Some(rows) = find(tensors, part, Kind::Weight).map(|t| t.spec.shape[0]) else { return Ok(()) };
-        let mut factors = factors(&model.channels(site, place_of(tensors)), scales);
+        let mut factors = factors(&channels, scales);
         factors.resize(rows, 1.0);
         for kind in [Kind::Weight, Kind::Bias] {
             let Some(tensor) = find(tensors, part, kind) else { continue };
@@ -209,10 +213,10 @@ fn factors(channels: &[usize], scales: &[f32]) -> Vec<f32> {
 }
 
 /// Which block tensors are of.
-fn place_of(tensors: &[Planned]) -> usize {
-    tensors.first().and_then(|t| t.spec.block).unwrap_or_default()
+fn place_of(tensors: &[Planned]) -> Option<usize> {
+    tensors.first().and_then(|t| t.spec.block)
 }
 
 fn find(tensors: &[Planned], part: Part, kind: Kind) -> Option<&Planned> {
-    tensors.iter().find(|t| t.spec.role == Role::Block(part, kind))
+    tensors.iter().find(|t| t.spec.role == TensorRole::Block(part, kind))
 }

@@ -7,8 +7,10 @@
 use super::plan::Plan;
 use super::subject::{BATCH, pairing};
 use crate::error::{Context, Error, Result};
-use crate::model::block::Frame;
-use crate::model::ends::Start;
+use crate::model::embedding::Embedding;
+use crate::model::frame::Frame;
+use crate::model::per_layer::PerLayerInputs;
+use crate::model::states::States;
 use candle_core::{Device, Tensor};
 use llmq_kernels::gemm::Precision;
 use rayon::prelude::*;
@@ -16,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// One window in so many is kept out of every Hessian, where a method has to choose.
 const HELD: usize = 8;
@@ -43,8 +46,12 @@ pub struct Stream {
     /// Which of them is read, and which is written.
     read: usize,
     write: usize,
-    /// The second half of a block reads what was in front of the block.
+    /// Halves of some blocks read what was in front of the block.
     parallel: bool,
+    /// Numbers of a token that earlier blocks keep for later ones, in what is read and in what is written.
+    kept: [usize; 2],
+    /// What each block adds for each token, where the model has that.
+    per_layer: Option<Arc<PerLayerInputs>>,
 }
 
 /// Some windows.
@@ -55,30 +62,31 @@ pub struct Batch {
     /// It goes through the original model, too.
     pub compared: bool,
     windows: usize,
-    tokens: usize,
-    hidden: usize,
+    tokens: Arc<Vec<u32>>,
+    /// Numbers of a token: those of the stream, and those that blocks keep.
+    columns: usize,
     offset: u64,
 }
 
 /// Where a batch is in the model.
 pub struct Position {
-    /// The stream behind the blocks as the file has them: `[windows · positions, hidden]`.
-    pub h: Tensor,
+    /// What is behind the blocks as the file has them.
+    pub states: States,
     /// The same in the original model, where a method compares the two.
-    pub original: Option<Tensor>,
-    /// Both in front of the block, where its second half reads that, too.
-    pub before: Option<(Tensor, Option<Tensor>)>,
+    pub original: Option<States>,
+    /// Both in front of the block, where a later half reads that, too.
+    pub before: Option<(States, Option<States>)>,
 }
 
 impl Position {
-    /// The stream in front of the block.
-    pub fn before(&self) -> &Tensor {
-        self.before.as_ref().map_or(&self.h, |(h, _)| h)
+    /// What is in front of the block.
+    pub fn before(&self) -> &States {
+        self.before.as_ref().map_or(&self.states, |(states, _)| states)
     }
 
-    /// The same in the original model, whose stream here is `h`.
-    pub fn original_before<'a>(&'a self, h: &'a Tensor) -> &'a Tensor {
-        self.before.as_ref().and_then(|(_, original)| original.as_ref()).unwrap_or(h)
+    /// The same in the original model, where that is `original` here.
+    pub fn original_before<'a>(&'a self, original: &'a States) -> &'a States {
+        self.before.as_ref().and_then(|(_, before)| before.as_ref()).unwrap_or(original)
     }
 }
 
@@ -128,6 +136,9 @@ pub struct Place {
     pub path: PathBuf,
     /// Of each batch, in hexadecimal digits.
     pub hashes: Vec<String>,
+    /// Numbers of a token that blocks have kept for later ones.
+    #[serde(default)]
+    pub kept: usize,
 }
 
 /// Rows of the embedding.
@@ -177,22 +188,20 @@ impl Stream {
     ) -> Result<Stream> {
         let (model, positions) = (plan.model()?, windows.first().map_or(1, Vec::len).max(1));
         let hidden = model.hidden;
-        let start = Start::new(model, positions, |spec, rows| plan.source.rows(spec, rows))?;
+        let start = Embedding::new(model, positions, |spec, rows| plan.source.rows(spec, rows))?;
         let mut stream = Stream::laid_out(plan, windows, wants, folder)?;
         let size = stream.batches.iter().map(Batch::bytes).sum();
         for file in &stream.files {
             file.reserve(size)?;
         }
-        // Those that are held out come last in the stream and first in the text.
-        let held = wants.held(windows.len());
-        let order: Vec<&Vec<u32>> = windows[held..].iter().chain(&windows[..held]).collect();
+        let order = in_order(windows, wants);
         let mut first = 0;
         for i in 0..stream.batches.len() {
             let batch = stream.batches[i].clone();
             let windows = &order[first..first + batch.windows];
             first += batch.windows;
             let embed = |rows: &[f32]| -> Result<Tensor> {
-                let mut x = Vec::with_capacity(batch.tokens * hidden);
+                let mut x = Vec::with_capacity(batch.tokens.len() * hidden);
                 for window in windows {
                     let first = x.len();
                     for token in *window {
@@ -201,10 +210,11 @@ impl Stream {
                     }
                     start.apply(&mut x[first..]);
                 }
-                Ok(Tensor::from_vec(x, (batch.tokens, hidden), &Device::Cpu)?)
+                Ok(Tensor::from_vec(x, (batch.tokens.len(), hidden), &Device::Cpu)?)
             };
-            let original = if batch.compared { Some(embed(&rows.original)?) } else { None };
-            stream.put(i, &Position { h: embed(&rows.quantized)?, original, before: None })?;
+            let original = if batch.compared { Some(States::new(embed(&rows.original)?)) } else { None };
+            let states = States::new(embed(&rows.quantized)?);
+            stream.put(i, &Position { states, original, before: None })?;
         }
         stream.end_of_block();
         Ok(stream)
@@ -226,7 +236,7 @@ impl Stream {
         let mut stream = Stream::laid_out(plan, windows, wants, folder)?;
         let at = stream.files.iter().position(|file| file.path == place.path);
         let at = at.ok_or_else(|| lost(Error::new(format!("cannot resume: {shown} is no file of this run"))))?;
-        (stream.read, stream.write) = (at, 1 - at);
+        (stream.read, stream.write, stream.kept) = (at, 1 - at, [place.kept; 2]);
         for (i, wanted) in place.hashes.iter().enumerate() {
             let batch = stream.batches.get(i).cloned();
             let bytes = batch.map(|batch| stream.files[at].read(&batch)).transpose();
@@ -244,16 +254,21 @@ impl Stream {
         let (device, model) = (Device::Cpu, plan.model()?);
         let positions = windows.first().map_or(1, Vec::len).max(1);
         let frame = Frame::new(model, pairing(&plan.source, model), positions, &device)?.with_precision(PRECISION);
+        let order = in_order(windows, wants);
         let mut batches: Vec<Batch> = Vec::new();
         for Share { windows, held, compared } in wants.shares(windows.len(), positions) {
             let offset = batches.last().map_or(0, |batch| batch.offset + batch.bytes());
-            let (tokens, hidden) = (windows * positions, model.hidden);
-            batches.push(Batch { held, compared, windows, tokens, hidden, offset });
+            let first: usize = batches.iter().map(|batch| batch.windows).sum();
+            let tokens = order[first..first + windows].iter().flat_map(|window| window.iter()).copied().collect();
+            let (tokens, columns) = (Arc::new(tokens), model.hidden + model.kept_columns());
+            batches.push(Batch { held, compared, windows, tokens, columns, offset });
         }
         let files = NAMES.map(|name| Scratch::open(&named(folder.0, folder.1, name), batches.len()));
         let [a, b] = files;
-        let parallel = model.form.parallel;
-        Ok(Stream { frame, batches, files: [a?, b?], read: 1, write: 0, parallel })
+        let parallel = model.blocks.iter().flat_map(|block| &block.halves).any(|half| half.parallel);
+        let tokens = windows.iter().flatten().copied();
+        let per_layer = PerLayerInputs::new(model, tokens, &|spec, rows| plan.source.rows(spec, rows))?;
+        Ok(Stream { frame, batches, files: [a?, b?], read: 1, write: 0, parallel, kept: [0; 2], per_layer })
     }
 
     /// What its blocks share.
@@ -268,7 +283,7 @@ impl Stream {
 
     /// How many tokens it has.
     pub fn tokens(&self) -> usize {
-        self.batches.iter().map(|batch| batch.tokens).sum()
+        self.batches.iter().map(|batch| batch.tokens.len()).sum()
     }
 
     /// Where a batch is.
@@ -276,24 +291,32 @@ impl Stream {
     /// # Errors
     /// Its file cannot be read.
     pub fn get(&self, i: usize) -> Result<Position> {
-        let (h, original) = self.in_file(self.read, i)?;
-        // In the second half of a block, what is written is what is read, and the other file has what was before.
+        let (states, original) = self.in_file(self.read, i)?;
+        // Behind the first half of a block, what is written is what is read, and the other file has what was before.
         let second = self.read == self.write;
         let before = (second && self.parallel).then(|| self.in_file(1 - self.read, i)).transpose()?;
-        Ok(Position { h, original, before })
+        Ok(Position { states, original, before })
     }
 
-    fn in_file(&self, file: usize, i: usize) -> Result<(Tensor, Option<Tensor>)> {
-        let batch = &self.batches[i];
+    fn in_file(&self, file: usize, i: usize) -> Result<(States, Option<States>)> {
+        let (batch, hidden, kept) = (&self.batches[i], self.frame.hidden(), self.kept[0]);
         let bytes = self.files[file].read(batch)?;
-        let (h, original) = bytes.split_at(batch.tokens * batch.hidden * WIDTH);
-        let tensor = |bytes: &[u8]| {
-            let mut x = vec![0.0f32; bytes.len() / WIDTH];
-            llmq_kernels::convert::bf16_to_f32(bytes, &mut x);
-            Tensor::from_vec(x, (batch.tokens, batch.hidden), &Device::Cpu)
+        let (own, original) = bytes.split_at(batch.section());
+        let tensor = |bytes: &[u8], columns: usize| {
+            let mut x = vec![0.0f32; batch.tokens.len() * columns];
+            llmq_kernels::convert::bf16_to_f32(&bytes[..x.len() * WIDTH], &mut x);
+            Tensor::from_vec(x, (batch.tokens.len(), columns), &Device::Cpu)
         };
-        let original = if batch.compared { Some(tensor(original)?) } else { None };
-        Ok((tensor(h)?, original))
+        let states = |bytes: &[u8]| -> Result<States> {
+            let behind = &bytes[batch.tokens.len() * hidden * WIDTH..];
+            Ok(States {
+                h: tensor(bytes, hidden)?,
+                kept: if kept > 0 { Some(tensor(behind, kept)?) } else { None },
+                per_layer: self.per_layer.as_ref().map(|inputs| (inputs.clone(), batch.tokens.clone())),
+            })
+        };
+        let original = if batch.compared { Some(states(original)?) } else { None };
+        Ok((states(own)?, original))
     }
 
     /// Moves a batch on.
@@ -303,7 +326,7 @@ impl Stream {
     pub fn put(&mut self, i: usize, position: &Position) -> Result<()> {
         let batch = &self.batches[i];
         let mut bytes = vec![0; batch.bytes() as usize];
-        let (h, original) = bytes.split_at_mut(batch.tokens * batch.hidden * WIDTH);
+        let (own, original) = bytes.split_at_mut(batch.section());
         let fill = |bytes: &mut [u8], x: &Tensor| -> Result<()> {
             let x = x.flatten_all()?.to_vec1::<f32>()?;
             bytes.par_chunks_mut(WIDTH << 12).zip(x.par_chunks(1 << 12)).for_each(|(bytes, x)| {
@@ -314,21 +337,28 @@ impl Stream {
             });
             Ok(())
         };
-        fill(h, &position.h)?;
-        if let Some(x) = &position.original {
-            fill(original, x)?;
+        let states = |bytes: &mut [u8], states: &States| -> Result<()> {
+            let (h, behind) = bytes.split_at_mut(states.h.elem_count() * WIDTH);
+            fill(h, &states.h)?;
+            states.kept.as_ref().map_or(Ok(()), |kept| fill(&mut behind[..kept.elem_count() * WIDTH], kept))
+        };
+        states(own, &position.states)?;
+        if let Some(other) = &position.original {
+            states(original, other)?;
         }
+        self.kept[1] = position.states.kept.as_ref().map_or(0, |kept| kept.dims()[1]);
         self.files[self.write].write(i, batch, &bytes)
     }
 
-    /// All batches have been moved by the first half of a block; the second goes on from there.
+    /// All batches have been moved by a half of a block that is not its last; the next one goes on from there.
     pub fn end_of_half(&mut self) {
         self.read = self.write;
+        self.kept[0] = self.kept[1];
     }
 
     /// All batches are behind a block.
     pub fn end_of_block(&mut self) {
-        self.read = self.write;
+        self.end_of_half();
         self.write = 1 - self.read;
     }
 
@@ -343,16 +373,27 @@ impl Stream {
             Error::new(failed("save", path)).hint(hint).because(cause)
         })?;
         let hashes = hashes.iter().flatten().map(|hash| hash.to_hex().to_string()).collect();
-        Ok(Place { path: path.clone(), hashes })
+        Ok(Place { path: path.clone(), hashes, kept: self.kept[0] })
     }
 }
 
 impl Batch {
     /// Its bytes in the file.
     fn bytes(&self) -> u64 {
-        let each = self.tokens * self.hidden * WIDTH;
+        let each = self.section();
         (if self.compared { 2 * each } else { each }) as u64
     }
+
+    /// Bytes of what one model has.
+    fn section(&self) -> usize {
+        self.tokens.len() * self.columns * WIDTH
+    }
+}
+
+/// The windows in the order of the stream: those that are held out come last, and are the first of the text.
+fn in_order(windows: &[Vec<u32>], wants: Wants) -> Vec<&Vec<u32>> {
+    let held = wants.held(windows.len());
+    windows[held..].iter().chain(&windows[..held]).collect()
 }
 
 fn failed(verb: &str, path: &Path) -> String {

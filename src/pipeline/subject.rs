@@ -3,9 +3,12 @@
 use super::weights::{Weights, open_gguf, vector};
 use crate::calib::chat::Chat;
 use crate::error::{Context, Error, Result};
-use crate::model::block::{Block, Frame};
-use crate::model::ends::Start;
-use crate::model::matrix::{Lent, Matrix};
+use crate::model::block::Block;
+use crate::model::embedding::Embedding;
+use crate::model::frame::Frame;
+use crate::model::matrix::{Matrix, OnTheFly};
+use crate::model::per_layer::PerLayerInputs;
+use crate::model::states::States;
 use crate::model::{Model, QueryRows, TensorSpec, gguf_keys};
 use crate::source::checkpoint::Checkpoint;
 use crate::source::config::Config;
@@ -16,6 +19,7 @@ use candle_core::{Device, Tensor};
 use llmq_kernels::elementwise::Pairing;
 use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 
 /// Tokens that go through a block, or the output matrix, at once.
 pub const BATCH: usize = 2048;
@@ -31,13 +35,19 @@ pub struct Subject {
     weights: Weights,
 }
 
+/// Tensors that end with `.scale` and belong to the model.
+const OWN_SCALES: [&str; 2] = [".ffn_gate_inp.scale", ".ffn_down_exps.scale"];
+
 /// The model that a GGUF's metadata describes.
 ///
 /// # Errors
 /// An architecture that is not supported, or keys that are missing or make no sense.
 pub fn gguf_model(file: &Gguf) -> Result<Model> {
     // Files of NVFP4 may have them; the forward pass would go wrong without a word.
-    if let Some(scale) = file.tensors.iter().find(|t| t.name.starts_with("blk.") && t.name.ends_with(".scale")) {
+    let is_scale = |name: &str| {
+        name.starts_with("blk.") && name.ends_with(".scale") && !OWN_SCALES.iter().any(|own| name.ends_with(own))
+    };
+    if let Some(scale) = file.tensors.iter().find(|t| is_scale(&t.name)) {
         let (path, name) = (file.path.display(), &scale.name);
         return Err(Error::new(format!("{path}: weights with a scale beside them ('{name}') are not supported")));
     }
@@ -74,10 +84,12 @@ pub fn pairing(weights: &Weights, model: &Model) -> Pairing {
 ///
 /// # Errors
 /// As [`Weights::rows`].
-pub fn embed(weights: &Weights, model: &Model, windows: &[Vec<u32>], device: &Device) -> Result<Vec<Tensor>> {
+pub fn embed(weights: &Weights, model: &Model, windows: &[Vec<u32>], device: &Device) -> Result<Vec<States>> {
     let (embedding, hidden) = (model.embedding(), model.hidden);
     let positions = windows.first().map_or(1, Vec::len).max(1);
-    let start = Start::new(model, positions, |spec, rows| weights.rows(spec, rows))?;
+    let start = Embedding::new(model, positions, |spec, rows| weights.rows(spec, rows))?;
+    let tokens = windows.iter().flatten().copied();
+    let per_layer = PerLayerInputs::new(model, tokens, &|spec, rows| weights.rows(spec, rows))?;
     let batches = windows.chunks((BATCH / positions).max(1)).map(|windows| {
         let mut x = Vec::with_capacity(windows.len() * positions * hidden);
         for window in windows {
@@ -87,7 +99,9 @@ pub fn embed(weights: &Weights, model: &Model, windows: &[Vec<u32>], device: &De
             }
             start.apply(&mut x[first..]);
         }
-        Ok(Tensor::from_vec(x, (windows.len() * positions, hidden), device)?)
+        let h = Tensor::from_vec(x, (windows.len() * positions, hidden), device)?;
+        let per_layer = per_layer.as_ref().map(|inputs| (inputs.clone(), Arc::new(windows.concat())));
+        Ok(States { per_layer, ..States::new(h) })
     });
     batches.collect()
 }
@@ -101,9 +115,8 @@ impl Subject {
         let subject = if path.is_dir() {
             let config = Config::open(&path.join("config.json"))
                 .context(|| format!("{} is not a checkpoint folder", path.display()))?;
-            let mut model = Model::read(&config)?;
             let weights = Checkpoint::open(path)?;
-            model.settle(|name| weights.contains(name));
+            let (model, _) = Model::of_checkpoint(&config, &weights, false)?;
             let vocabulary = Vocabulary::from_files(path, model.vocab, config.json(), pre)?;
             let tokenizer = Tokenizer::open(path, &vocabulary)?;
             let chat = Chat::of(&vocabulary.to_metadata(), tokenizer.bos().is_some());
@@ -137,11 +150,11 @@ impl Subject {
     }
 
     /// The embedded tokens of windows of equal length, in batches that go through a block at once:
-    /// `[windows · positions, hidden]` each.
+    /// a stream of `[windows · positions, hidden]` each.
     ///
     /// # Errors
     /// As [`Subject::rows`].
-    pub fn embed(&self, windows: &[Vec<u32>], device: &Device) -> Result<Vec<Tensor>> {
+    pub fn embed(&self, windows: &[Vec<u32>], device: &Device) -> Result<Vec<States>> {
         embed(&self.weights, &self.model, windows, device)
     }
 
@@ -152,8 +165,8 @@ impl Subject {
     pub fn block<'a>(&'a self, frame: &'a Frame, i: usize) -> Result<Block<'a>> {
         let mut block = Block::new(frame, i);
         for spec in self.model.block(i) {
-            match self.weights.lend(&spec)? {
-                Some(rows) if block.lend(&spec, &rows) => {}
+            match self.weights.on_the_fly(&spec)? {
+                Some(rows) if block.set_on_the_fly(&spec, &rows) => {}
                 _ => block.set(&spec, self.read(&spec)?)?,
             }
         }
@@ -166,8 +179,8 @@ impl Subject {
     /// As [`Subject::rows`].
     pub fn output(&self) -> Result<Matrix<'_>> {
         let spec = self.model.output();
-        match self.weights.lend(&spec)? {
-            Some(rows) => Ok(Matrix::Lent(Lent::new(rows, spec.rows(), spec.columns()))),
+        match self.weights.on_the_fly(&spec)? {
+            Some(rows) => Ok(Matrix::OnTheFly(OnTheFly::new(rows, spec.rows(), spec.columns()))),
             None => Ok(Tensor::from_vec(self.read(&spec)?, spec.shape.as_slice(), &Device::Cpu)?.into()),
         }
     }

@@ -54,6 +54,31 @@ impl Entry {
 }
 
 impl Imatrix {
+    /// What is known of a tensor's inputs; none where there is nothing under its name. `shape`: `[rows, columns]` of a matrix,
+    /// `[matrices, rows, columns]` of a stack of them.
+    ///
+    /// # Errors
+    /// An entry of another shape.
+    pub fn entry(&self, name: &str, shape: &[usize]) -> Result<Option<&Entry>> {
+        let Some(entry) = self.entries.get(name) else { return Ok(None) };
+        let (matrices, columns) = (entry.counts.len(), entry.sums.len() / entry.counts.len());
+        let stacked = if shape.len() > 2 { shape[0] } else { 1 };
+        if shape.last() != Some(&columns) || ![1, stacked].contains(&matrices) {
+            return Err(Error::new(format!(
+                "it has {columns} columns of {matrices} matrices for '{name}', whose shape is {shape:?}"
+            ))
+            .hint("it was made from another model"));
+        }
+        Ok(Some(entry))
+    }
+
+    /// The error of an importance matrix that has nothing for any tensor of a model.
+    pub fn foreign(&self) -> Error {
+        let n = self.entries.len();
+        Error::new(format!("none of its {n} entries has the name of a tensor of this model"))
+            .hint("`llmq inspect` shows both names; it was probably made from another architecture")
+    }
+
     /// Reads either format.
     ///
     /// # Errors

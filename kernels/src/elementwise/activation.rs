@@ -1,6 +1,6 @@
 //! What stands between the layers of an MLP, and bounds of scores.
 
-use super::{exp, load};
+use super::{exp, load, store};
 use crate::dispatch::kernel;
 use crate::lanes::{F, LANES};
 use rayon::prelude::*;
@@ -16,22 +16,43 @@ pub enum Activation {
     Gelu,
     /// `x·σ(1.702·x)` of x up to 7, what it gates being kept within ±7 and then raised by one (gpt-oss).
     SiluBounded,
+    /// `max(x, 0)²` (So et al. 2021).
+    ReluSquared,
+    /// `ln(1 + exp(x))`.
+    Softplus,
+    /// `1 / (1 + exp(−x))`.
+    Sigmoid,
 }
 
 impl Activation {
+    /// All of them.
+    pub const ALL: [Activation; 7] = [
+        Activation::Silu,
+        Activation::GeluTanh,
+        Activation::Gelu,
+        Activation::SiluBounded,
+        Activation::ReluSquared,
+        Activation::Softplus,
+        Activation::Sigmoid,
+    ];
+
     #[inline(always)]
-    fn of(self, x: F) -> F {
-        // x·σ(s)
-        let gate = |s: F| x.zip(exp(-s), |x, e| x / (1.0 + e));
+    pub(crate) fn of(self, x: F) -> F {
         match self {
-            Activation::Silu => gate(x),
+            Activation::Silu => gate(x, x),
             // (1 + tanh u)/2 = σ(2u), with u = √(2/π)·(x + 0.044715·x³).
-            Activation::GeluTanh => gate(F::splat(1.595_769) * (F::splat(0.044_715) * x * x).mul_add(x, x)),
+            Activation::GeluTanh => gate(x, F::splat(1.595_769) * (F::splat(0.044_715) * x * x).mul_add(x, x)),
             Activation::Gelu => x * normal(x),
             Activation::SiluBounded => {
                 let x = x.less(F::splat(7.0), x, F::splat(7.0));
                 x.zip(exp(F::splat(-1.702) * x), |x, e| x / (1.0 + e))
             }
+            Activation::ReluSquared => {
+                let x = x.less(F::ZERO, F::ZERO, x);
+                x * x
+            }
+            Activation::Softplus => x.map(|x| if x > 20.0 { x } else { x.exp().ln_1p() }),
+            Activation::Sigmoid => gate(F::splat(1.0), x),
         }
     }
 
@@ -43,6 +64,12 @@ impl Activation {
             _ => up,
         }
     }
+}
+
+/// `x·σ(s)`. A closure might stay a call, and would be compiled for the baseline then.
+#[inline(always)]
+fn gate(x: F, s: F) -> F {
+    x.zip(exp(-s), |x, e| x / (1.0 + e))
 }
 
 /// The normal distribution function Φ, to within 2·10⁻⁷ (Abramowitz and Stegun 1964, formula 7.1.26, of erf).
@@ -64,7 +91,7 @@ kernel! {
     pub fn gated_row / gated_row_on(kind: Activation, gate: &[f32], up: &[f32], y: &mut [f32]) {
         for ((y, gate), up) in y.chunks_mut(LANES).zip(gate.chunks(LANES)).zip(up.chunks(LANES)) {
             let v = kind.of(load(gate, 0.0)) * kind.gated(load(up, 0.0));
-            y.copy_from_slice(&v.0[..y.len()]);
+            store(v, y);
         }
     }
 }
@@ -74,7 +101,7 @@ kernel! {
     pub fn activate_row / activate_row_on(kind: Activation, x: &mut [f32]) {
         for x in x.chunks_mut(LANES) {
             let y = kind.of(load(x, 0.0));
-            x.copy_from_slice(&y.0[..x.len()]);
+            store(y, x);
         }
     }
 }
@@ -85,7 +112,7 @@ kernel! {
         for x in x.chunks_mut(LANES) {
             let e = exp(load(x, 0.0) * F::splat(2.0 * scale / cap));
             let y = e.map(|e| cap - 2.0 * cap / (1.0 + e));
-            x.copy_from_slice(&y.0[..x.len()]);
+            store(y, x);
         }
     }
 }

@@ -28,6 +28,7 @@ impl Args {
             recipe: self.recipe(outputs.mix(self.kind.as_deref(), self.group_size)?)?,
             pre: self.pre.as_deref(),
             calibrated: method.calibrated(),
+            mtp: !self.no_mtp,
             imatrix: self.imatrix.as_deref().zip(imatrix),
             requantize: self.allow_requantize,
             rotate: self.rotate.then_some(self.seed),

@@ -67,7 +67,7 @@ fn options(args: &Args, method: &dyn Method) -> Result<Vec<String>> {
     args.output_tensor_type.iter().for_each(|kind| pair("--output-tensor-type", kind.clone()));
     args.token_embedding_type.iter().for_each(|kind| pair("--token-embedding-type", kind.clone()));
     args.imatrix.iter().for_each(|path| pair("--imatrix", file_name(path)));
-    let flags = [("--pure", args.pure), ("--pack", args.pack), ("--rotate", args.rotate)];
+    let flags = [("--pure", args.pure), ("--pack", args.pack), ("--rotate", args.rotate), ("--no-mtp", args.no_mtp)];
     words.extend(flags.into_iter().filter(|(_, given)| *given).map(|(flag, _)| flag.to_owned()));
     Ok(words)
 }

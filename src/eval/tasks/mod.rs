@@ -136,7 +136,7 @@ fn say(subject: &Subject, all: &[&Continuation], progress: &dyn Fn(usize, usize)
         let group = (STREAM / (4 * longest * subject.model.hidden).max(1)).clamp(1, order.len() - done);
         let chosen: Vec<&Continuation> = order[done..done + group].iter().map(|&i| all[i]).collect();
         let tell = |block: usize| {
-            let blocks = subject.model.blocks + 1;
+            let blocks = subject.model.blocks.len() + 1;
             progress(done * blocks + group * block, order.len() * blocks);
         };
         for (&i, words) in order[done..done + group].iter().zip(say_some(subject, &chosen, longest, &tell)?) {
@@ -180,10 +180,10 @@ fn say_some(subject: &Subject, chosen: &[&Continuation], longest: usize, done: &
     Ok(said.collect())
 }
 
-/// The tokens of a text behind BOS, if there is one.
+/// The tokens of a text behind BOS, if there is one. As in llama-perplexity, the text of special tokens is plain text.
 fn tokens(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
     let mut tokens: Vec<u32> = tokenizer.bos().into_iter().collect();
-    tokens.extend(tokenizer.encode(text)?);
+    tokens.extend(tokenizer.encode_plain(text)?);
     Ok(tokens)
 }
 

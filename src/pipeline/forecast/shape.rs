@@ -2,8 +2,8 @@
 
 use crate::format::Type;
 use crate::grid::{LANES, Steps, Supers};
-use crate::model::block::Half;
-use crate::model::{Kind, Part, Role, Site};
+use crate::model::mixer::{Cost, Place};
+use crate::model::{Kind, Reads, Site, TensorRole};
 use crate::pipeline::plan::{Plan, Planned};
 
 /// Blocks that are alike.
@@ -11,7 +11,9 @@ use crate::pipeline::plan::{Plan, Planned};
 pub struct BlockShape {
     /// How many there are.
     pub count: usize,
-    /// Their sites, in the order of [`Site::ALL`].
+    /// What the mixers of their halves cost.
+    pub costs: Vec<Cost>,
+    /// Their sites, in the order in which a token reaches them.
     pub sites: Vec<SiteShape>,
     /// Their experts.
     pub experts: Option<ExpertShape>,
@@ -20,6 +22,8 @@ pub struct BlockShape {
 /// Experts that are alike.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ExpertShape {
+    /// The half that they are in.
+    pub half: usize,
     /// How many there are in a block.
     pub count: usize,
     /// How many each token goes to.
@@ -35,6 +39,8 @@ pub struct ExpertShape {
 pub struct SiteShape {
     /// What they read.
     pub site: Site,
+    /// The tensors that read it, as GGUF calls them.
+    pub names: Vec<String>,
     /// Numbers that each reads.
     pub columns: usize,
     /// The layers that are rounded.
@@ -71,18 +77,16 @@ impl LayerShape {
 
 impl SiteShape {
     /// The tensors that read it, as people call them.
-    pub fn name(&self) -> &'static str {
-        match self.site {
-            Site::AttnIn => "attn_q, attn_k and attn_v",
-            Site::AttnOut => "attn_output",
-            Site::FfnIn => "ffn_gate and ffn_up",
-            Site::FfnMid => "ffn_down",
+    pub fn name(&self) -> String {
+        match &self.names[..] {
+            [all @ .., last] if !all.is_empty() => format!("{} and {last}", all.join(", ")),
+            names => names.concat(),
         }
     }
 
     /// Whether its layer writes to the residual stream.
     pub fn is_inner(&self) -> bool {
-        [Half::Attention, Half::Mlp].iter().any(|half| half.inner() == self.site)
+        self.site.is_inner()
     }
 
     /// Weights that are rounded.
@@ -125,20 +129,29 @@ impl BlockShape {
     pub fn all(plan: &Plan) -> Vec<BlockShape> {
         let mut shapes: Vec<BlockShape> = Vec::new();
         for tensors in plan.blocks() {
-            let sites: Vec<SiteShape> = Site::ALL.iter().filter_map(|&site| of_site(plan, site, tensors)).collect();
-            let experts = of_experts(plan, tensors);
-            match shapes.iter_mut().find(|shape| shape.sites == sites && shape.experts == experts) {
-                Some(shape) => shape.count += 1,
-                None => shapes.push(BlockShape { count: 1, sites, experts }),
+            let config = tensors[0].spec.block.and_then(|block| plan.model().ok()?.blocks.get(block));
+            let costs: Vec<Cost> = config.iter().flat_map(|block| block.mixers()).map(|mixer| mixer.cost()).collect();
+            let halves = (0..costs.len()).flat_map(|half| Place::ALL.map(|place| Site { half, place }));
+            let sites: Vec<SiteShape> = halves.filter_map(|site| of_site(plan, site, tensors)).collect();
+            let shape = BlockShape { count: 1, costs, sites, experts: of_experts(plan, tensors) };
+            match shapes.iter_mut().find(|other| BlockShape { count: 1, ..(*other).clone() } == shape) {
+                Some(other) => other.count += 1,
+                None => shapes.push(shape),
             }
         }
         shapes
     }
 
     /// The sites of a half that have something to round.
-    pub fn sites(&self, half: Half) -> impl Iterator<Item = &SiteShape> {
-        let sites = [half.input(), half.inner()];
-        self.sites.iter().filter(move |site| sites.contains(&site.site) && !site.layers.is_empty())
+    pub fn sites(&self, half: usize) -> impl Iterator<Item = &SiteShape> {
+        self.sites.iter().filter(move |site| site.site.half == half && !site.layers.is_empty())
+    }
+
+    /// Multiplications of attention and scans per token, in windows of so many positions, half of which are seen on average; and numbers
+    /// that norms, rotations and gates go through.
+    pub fn mixing(&self, positions: usize) -> (f64, f64) {
+        let mixed = self.costs.iter().map(|cost| cost.mixing(positions)).sum();
+        (mixed, self.costs.iter().map(|cost| cost.elementwise).sum())
     }
 
     /// The site of that name.
@@ -163,37 +176,51 @@ impl ExpertShape {
 fn of_experts(plan: &Plan, tensors: &[Planned]) -> Option<ExpertShape> {
     let stacks: Vec<&Planned> = tensors.iter().filter(|t| t.spec.is_of_experts()).collect();
     let count = stacks.first()?.spec.shape[0];
-    let used = plan.model().ok()?.form.experts?.used;
-    let site = |site: Site, inside: bool| {
-        let own = stacks.iter().filter(|t| matches!(t.spec.role, Role::Block(Part::ExpertDowns, _)) == inside);
+    let used = plan.experts(stacks[0].spec.block?)?.used;
+    let half = stacks[0].spec.half;
+    let site = |place: Place, reads: Reads| {
+        let site = Site { half, place };
+        let own = stacks.iter().filter(|t| t.spec.reads == Some(reads));
         let layers: Vec<LayerShape> = own
             .clone()
             .filter(|t| t.is_rounded())
             .map(|t| LayerShape { rows: t.spec.shape[1], columns: t.spec.columns(), kind: t.kind })
             .collect();
         let others = own.clone().filter(|t| !t.is_rounded()).map(|t| t.spec.shape[1]).sum();
-        SiteShape { site, columns: own.clone().next().map_or(0, |t| t.spec.columns()), layers, others, scalable: false }
+        let columns = own.clone().next().map_or(0, |t| t.spec.columns());
+        let names = own.map(|t| short(&t.spec.gguf)).collect();
+        SiteShape { site, names, columns, layers, others, scalable: false }
     };
     let bytes = stacks.iter().map(|t| t.bytes()).sum();
-    Some(ExpertShape { count, used, sites: [site(Site::FfnIn, false), site(Site::FfnMid, true)], bytes })
+    let sites = [site(Place::Input, Reads::Routed), site(Place::Inner, Reads::RoutedInner)];
+    Some(ExpertShape { half, count, used, sites, bytes })
 }
 
 fn of_site(plan: &Plan, site: Site, tensors: &[Planned]) -> Option<SiteShape> {
     let readers: Vec<&Planned> = tensors.iter().filter(|t| t.spec.site() == Some(site)).collect();
     let columns = readers.first()?.spec.columns();
+    let names = readers.iter().map(|t| short(&t.spec.gguf)).collect();
     let (rounded, others): (Vec<&Planned>, Vec<&Planned>) = readers.into_iter().partition(|t| t.is_rounded());
     let layer = |t: &&Planned| LayerShape { rows: t.spec.rows(), columns, kind: t.kind };
-    let part = plan.model().ok().and_then(|model| model.absorber(site, tensors[0].spec.block?));
-    let absorber = part.and_then(|part| tensors.iter().find(|t| t.spec.role == Role::Block(part, Kind::Weight)));
+    let absorber =
+        plan.model().ok().and_then(|model| model.blocks[tensors[0].spec.block?].absorber(site, model.hidden));
+    let role = absorber.map(|own| TensorRole::Block(own.part, Kind::Weight));
+    let absorber = tensors.iter().find(|t| Some(t.spec.role) == role);
     let scalable = absorber.is_some_and(|t| match t.kind.encoding() {
         crate::format::Encoding::Grid(grid) => t.is_rounded() && grid.freedom().supers == Supers::Half,
         _ => true,
     });
     Some(SiteShape {
         site,
+        names,
         columns,
         layers: rounded.iter().map(layer).collect(),
         others: others.iter().map(|t| t.spec.rows()).sum(),
         scalable,
     })
+}
+
+/// A tensor's name without its block and its ending.
+fn short(name: &str) -> String {
+    name.split('.').nth(2).unwrap_or(name).to_owned()
 }

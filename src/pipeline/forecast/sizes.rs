@@ -4,7 +4,7 @@ use crate::error::Result;
 use crate::format::mix::{self, Mix};
 use crate::format::recipe::{Choice, Recipe};
 use crate::format::{self, Type};
-use crate::model::Role;
+use crate::model::TensorRole;
 use crate::pipeline::plan::{Plan, Planned};
 use crate::source::gguf::DEFAULT_ALIGNMENT;
 use crate::source::value::{Value, get};
@@ -53,7 +53,7 @@ pub fn sizes(plan: &Plan, recipe: impl Fn(Mix) -> Result<Recipe>) -> Result<Vec<
             size.bytes += padded(kind, tensor);
             size.weights += bytes;
             // llama.cpp looks tokens up in main memory; an embedding that is the output matrix, too, is on both sides.
-            let embedding = tensor.spec.role == Role::Embedding || tensor.spec.gguf == EMBEDDING;
+            let embedding = tensor.spec.role == TensorRole::Embedding || tensor.spec.gguf == EMBEDDING;
             size.on_gpu += if embedding && !tied { 0 } else { bytes };
         }
         size.bits_per_weight = 8.0 * size.weights as f64 / elements as f64;

@@ -5,7 +5,8 @@ use super::speed::{Speed, WALK, factorization, lower_triangle, polish_products};
 use super::{Job, Tokens};
 use crate::method;
 use crate::model::Model;
-use crate::model::block::Half;
+use crate::model::Site;
+use crate::model::mixer::Place;
 
 /// Bytes per second that are read from the disk and converted, and that are written and made durable. Not measured: a forecast
 /// writes nothing.
@@ -133,7 +134,7 @@ impl Job<'_> {
         let last = shapes.len().saturating_sub(1);
         for (i, block) in shapes.iter().enumerate() {
             let mut one = Work::default();
-            for half in Half::ALL {
+            for half in 0..block.costs.len() {
                 self.passes(&mut one, model, block, half, tokens);
                 for site in block.sites(half) {
                     self.statistics(&mut one, model, site, tokens);
@@ -144,7 +145,8 @@ impl Job<'_> {
             work.add(&one, block.count as f64);
             // Nothing reads the stream behind the last block, unless an output matrix does.
             if i == last && !self.calibrates_untied() {
-                let down = block.site(Half::Mlp.inner()).map_or(0, SiteShape::all_elements);
+                let down = Site { half: block.costs.len().saturating_sub(1), place: Place::Inner };
+                let down = block.site(down).map_or(0, SiteShape::all_elements);
                 work.linear -= down as f64 * (tokens.all + tokens.compared) as f64;
             }
         }
@@ -170,29 +172,22 @@ impl Job<'_> {
 
     /// The forward passes of a half: through its first layers for the inner site, and again for the output where the inner
     /// activations were not kept; the norm for both sites.
-    fn passes(&self, work: &mut Work, model: &Model, block: &BlockShape, half: Half, tokens: Tokens) {
+    fn passes(&self, work: &mut Work, model: &Model, block: &BlockShape, half: usize, tokens: Tokens) {
         let all = (tokens.all + tokens.compared) as f64;
         let elements = |site| block.site(site).map_or(0.0, |shape: &SiteShape| shape.all_elements() as f64);
-        let (first, last) = (elements(half.input()), elements(half.inner()));
-        let kept = block.site(half.inner()).is_none_or(|site| self.keeps(site));
+        let [input, inner] = Place::ALL.map(|place| Site { half, place });
+        let (first, last) = (elements(input), elements(inner));
+        let kept = block.site(inner).is_none_or(|site| self.keeps(site));
         let times = if kept { 1.0 } else { 2.0 };
         work.linear += all * (times * first + last);
-        let inner = inner_numbers(model, half);
-        work.elementwise += all * ((times + 1.0) * model.hidden as f64 + times * inner + model.hidden as f64);
+        let cost = &block.costs[half];
+        work.elementwise +=
+            all * ((times + 1.0) * model.hidden as f64 + times * cost.elementwise + model.hidden as f64);
         // How much an error of each first layer counts: two passes of one window behind it, and its own product.
-        let layers = block.site(half.input()).map_or(0, |site| site.layers.len()) as f64;
+        let layers = block.site(input).map_or(0, |site| site.layers.len()) as f64;
         let probes = layers * self.positions as f64;
         work.linear += probes * (2.0 * (first + last) + first / layers.max(1.0));
-        let mut attended = all * times;
-        if half == Half::Attention {
-            attended += 2.0 * probes;
-            work.attention += attended * self.attended(model);
-        }
-    }
-
-    /// Multiplications of attention per token: queries with keys and weights with values, over half a window on average.
-    fn attended(&self, model: &Model) -> f64 {
-        (self.positions * model.heads * model.head_dim) as f64
+        work.attention += (all * times + 2.0 * probes) * cost.mixing(self.positions);
     }
 
     /// The sums of outer products of a site.
@@ -276,9 +271,9 @@ impl Job<'_> {
                 let ahead = tokens.ahead as f64;
                 for block in shapes {
                     work.linear += ahead * (block.elements() * block.count as u64) as f64;
-                    work.attention += ahead * self.attended(model) * block.count as f64;
-                    let numbers = 3.0 * n + inner_numbers(model, Half::Mlp) + inner_numbers(model, Half::Attention);
-                    work.elementwise += ahead * numbers * block.count as f64;
+                    let (mixed, numbers) = block.mixing(self.positions);
+                    work.attention += ahead * mixed * block.count as f64;
+                    work.elementwise += ahead * (3.0 * n + numbers) * block.count as f64;
                 }
                 work.read += source as f64;
             }
@@ -324,14 +319,5 @@ impl Work {
         for (sum, more) in fields {
             *sum += more * times;
         }
-    }
-}
-
-/// Numbers per token between the first and the last layer of a half, that norms, rotations and gates go through.
-fn inner_numbers(model: &Model, half: Half) -> f64 {
-    let (heads, kv_heads, d) = (model.heads, model.kv_heads, model.head_dim);
-    match half {
-        Half::Attention => ((2 * heads + kv_heads) * d) as f64,
-        Half::Mlp => model.ffn as f64,
     }
 }

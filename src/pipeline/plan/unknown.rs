@@ -3,7 +3,7 @@
 use super::Weights;
 use crate::error::Result;
 use crate::format::mix::{Facts, block};
-use crate::model::{Made, Model, Role, RowOrder, TensorSpec};
+use crate::model::{Model, RowOrder, TensorRole, TensorSpec};
 use crate::source::gguf::{Gguf, TensorInfo};
 use crate::source::value::Value;
 use std::collections::HashSet;
@@ -17,7 +17,7 @@ pub(super) fn specs_of_model(source: &Weights, file: &Gguf, model: &Model) -> Re
     }
     let known: HashSet<&str> = named.iter().map(|spec| spec.gguf.as_str()).collect();
     // A block that the model does not have is no block of it.
-    let of_the_model = |spec: TensorSpec| TensorSpec { block: spec.block.filter(|&i| i < model.blocks), ..spec };
+    let of_the_model = |spec: TensorSpec| TensorSpec { block: spec.block.filter(|&i| i < model.blocks.len()), ..spec };
     let mut others: Vec<TensorSpec> =
         file.tensors.iter().filter(|t| !known.contains(t.name.as_str())).map(spec_by_name).map(of_the_model).collect();
     let mut specs: Vec<TensorSpec> = Vec::new();
@@ -25,7 +25,7 @@ pub(super) fn specs_of_model(source: &Weights, file: &Gguf, model: &Model) -> Re
     while let Some(spec) = named.next() {
         let here = spec.block;
         let last = named.peek().is_none_or(|next| next.block != here);
-        let embedding = spec.role == Role::Embedding;
+        let embedding = spec.role == TensorRole::Embedding;
         specs.push(spec);
         if embedding || last && here.is_some() {
             let (now, later): (Vec<_>, Vec<_>) = others.into_iter().partition(|other| other.block == here);
@@ -37,15 +37,9 @@ pub(super) fn specs_of_model(source: &Weights, file: &Gguf, model: &Model) -> Re
 }
 
 pub(super) fn spec_by_name(info: &TensorInfo) -> TensorSpec {
-    TensorSpec {
-        source: info.name.clone(),
-        gguf: info.name.clone(),
-        shape: info.dims.iter().rev().map(|&n| n as usize).collect(),
-        role: Role::Other,
-        block: block(&info.name),
-        order: RowOrder::AsIs,
-        made: Made::AsIs,
-    }
+    let shape = info.dims.iter().rev().map(|&n| n as usize).collect();
+    let plain = TensorSpec::plain(info.name.clone(), info.name.clone(), shape, TensorRole::Other);
+    TensorSpec { block: block(&info.name), ..plain }
 }
 
 /// What mixes have to know of a model that llmq cannot run, as far as its keys say.

@@ -3,46 +3,17 @@
 use super::feedback::Feedback;
 use crate::calib::squares::Squares;
 use crate::error::Result;
-use crate::model::block::{Block, Half};
-use crate::model::{Kind, Part, Role, Site, TensorSpec};
+use crate::model::Reads;
+use crate::model::block::Block;
+use crate::model::mixer::Place;
+use crate::model::mixer::experts::Routed;
+use crate::model::states::States;
 use candle_core::Tensor;
 
-/// What a matrix of a block reads.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Reads {
-    /// The activations of a site.
-    Site(Site),
-    /// Those of the MLP's input that go to experts, weighed as the router weighs what they make of it: the stack of all experts is
-    /// one tensor of one type, whose loss is the sum of theirs.
-    Routed,
-    /// What is inside the experts, weighed in the same way.
-    Inside,
-    /// Something that is not looked at: the layers behind a narrow vector.
-    Narrow,
-}
-
-impl Reads {
-    /// What a tensor reads; none if it is no matrix of a block.
-    pub fn of(spec: &TensorSpec) -> Option<Reads> {
-        let Role::Block(part, Kind::Weight) = spec.role else { return None };
-        match part {
-            Part::ExpertGates | Part::ExpertUps => Some(Reads::Routed),
-            Part::ExpertDowns => Some(Reads::Inside),
-            Part::QB | Part::KB | Part::VB => Some(Reads::Narrow),
-            _ => part.site().map(Reads::Site),
-        }
-    }
-
-    /// All that there is in a half.
-    pub fn of_half(half: Half) -> Vec<Reads> {
-        let sites = [Reads::Site(half.input()), Reads::Site(half.inner())];
-        let others = match half {
-            Half::Attention => [Reads::Narrow].as_slice(),
-            Half::Mlp => &[Reads::Routed, Reads::Inside],
-        };
-        [&sites, others].concat()
-    }
-}
+/// All that matrices of a half may read. What goes to experts is weighed as the router weighs what they make of it: the stack of all
+/// experts is one tensor of one type, whose loss is the sum of theirs.
+pub const ALL: [Reads; 5] =
+    [Reads::Site(Place::Input), Reads::Site(Place::Inner), Reads::Between, Reads::Routed, Reads::RoutedInner];
 
 /// Activations that some matrices read.
 pub struct Inputs {
@@ -74,30 +45,30 @@ impl Inputs {
     }
 }
 
-/// Shows a half's activations to all who measure them, and moves the stream behind it. `h`: the stream in front of the half, and
-/// `before` of the block: `[tokens, hidden]`.
+/// Shows a half's activations to all who measure them, and moves the stream behind it. `states`: in front of the half, and `before` of
+/// the block.
 ///
 /// # Errors
 /// Shapes that do not fit, or activations that are no numbers.
-pub fn observe(block: &Block, half: Half, h: &Tensor, before: &Tensor, all: &mut [Inputs]) -> Result<Tensor> {
+pub fn observe(block: &Block, half: usize, states: &States, before: &States, all: &mut [Inputs]) -> Result<States> {
     let mut tell = |reads: Reads, x: &Tensor| {
         all.iter_mut().filter(|inputs| inputs.reads == reads).try_for_each(|inputs| inputs.add(x))
     };
-    let input = block.input(half, h, before)?;
-    tell(Reads::Site(half.input()), &input)?;
-    if half == Half::Attention || !block.has_experts() {
-        let inner = block.inner(half, &input)?;
-        tell(Reads::Site(half.inner()), &inner)?;
-        return block.output(half, h, &inner);
-    }
-    for (expert, route) in block.routes(&input)?.iter().enumerate().filter(|(_, route)| !route.tokens.is_empty()) {
-        let own = route.select(&input)?;
+    let input = block.input(half, states, before)?;
+    tell(Reads::Site(Place::Input), &input)?;
+    let Some(Routed { x, routes }) = block.routed(half, &input, states)? else {
+        let inner = block.inner(half, &input, states)?;
+        tell(Reads::Site(Place::Inner), &inner)?;
+        return block.output(half, states, before, &inner);
+    };
+    for (expert, route) in routes.iter().enumerate().filter(|(_, route)| !route.tokens.is_empty()) {
+        let own = route.select(&x)?;
         tell(Reads::Routed, &route.weigh(&own)?)?;
-        let inner = block.expert_inner(expert, &own, &|part| block.expert(part, expert))?;
-        tell(Reads::Inside, &route.weigh(&inner)?)?;
+        let inner = block.expert_inner(half, expert, &own, &|part| block.expert(half, part, expert))?;
+        tell(Reads::RoutedInner, &route.weigh(&inner)?)?;
     }
-    if block.has_shared_expert() {
-        tell(Reads::Site(half.inner()), &block.inner(half, &input)?)?;
+    if block.has_last(half) {
+        tell(Reads::Site(Place::Inner), &block.inner(half, &input, states)?)?;
     }
-    block.half(half, h, before)
+    block.half(half, states, before)
 }

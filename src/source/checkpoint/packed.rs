@@ -68,6 +68,8 @@ pub struct Parts<'a> {
     pub tensors: &'a BTreeMap<String, Place>,
     /// What the checkpoint says of itself.
     pub quantization: Option<&'a Quantization>,
+    /// Whether there are scales beside weights of eight bits.
+    pub has_scales: bool,
 }
 
 impl Parts<'_> {

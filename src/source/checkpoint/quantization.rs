@@ -1,7 +1,10 @@
 //! What a checkpoint says about its own quantization.
 
+use super::place::Place;
 use crate::error::{Error, Result};
 use crate::source::config::Config;
+use safetensors::tensor::Dtype;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// The method that a checkpoint was quantized with, and the settings beside its name.
@@ -52,12 +55,33 @@ impl Quantization {
 
     /// What is said about a tensor that cannot be had because nothing here reads the method. `cause`: what is wrong with it.
     pub fn refusal(&self, cause: &Error) -> Error {
-        let path = self.config.path().display();
-        Error::new(format!("{path}: the checkpoint is quantized with {}, which llmq does not read", self.name()))
-            .because(cause.to_string())
-            .hint(
-                "start from the original checkpoint in 16 bits; of quantized ones, GPTQ, AWQ (GEMM), compressed-tensors \
-                 (pack-quantized), FP8 and MXFP4 are read",
-            )
+        refusal(self.config.path(), &self.name(), cause)
+    }
+}
+
+/// An error about a tensor of a checkpoint that is quantized in a way that is not read. `path`: what says so.
+pub fn refusal(path: &Path, method: &str, cause: &Error) -> Error {
+    let path = path.display();
+    Error::new(format!("{path}: the checkpoint is quantized with {method}, which llmq does not read"))
+        .because(cause.to_string())
+        .hint(
+            "start from the original checkpoint in 16 bits; of quantized ones, GPTQ, AWQ (GEMM), compressed-tensors \
+             (pack-quantized, int-quantized, float-quantized), FP8 and MXFP4 are read",
+        )
+}
+
+/// Who quantized the weight `name`, as the tensors beside it tell: many checkpoints do not describe themselves. None if they
+/// tell nothing, or something that is read.
+pub fn recognized(name: &str, tensors: &BTreeMap<String, Place>) -> Option<&'static str> {
+    let stem = name.strip_suffix("weight")?;
+    let dtype = |name: &str| tensors.get(name).map(|place| place.dtype);
+    let beside = |ending: &str| tensors.contains_key(&format!("{stem}{ending}"));
+    match dtype(name) {
+        Some(Dtype::U32) if beside("scales") => Some("MLX"),
+        Some(Dtype::U8) if beside("weight.absmax") || beside("weight.quant_map") => Some("bitsandbytes in 4 bits"),
+        Some(Dtype::I8) if beside("SCB") => Some("bitsandbytes in 8 bits"),
+        None if beside("qweight") => Some("GPTQ or AWQ but has no description (quantization_config)"),
+        None if beside("weight_packed") => Some("compressed-tensors but has no description (quantization_config)"),
+        _ => None,
     }
 }

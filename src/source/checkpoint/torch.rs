@@ -5,17 +5,11 @@ use super::pickle::{Id, Pickle, Value};
 use super::place::{Place, Shard};
 use crate::error::{Error, Result};
 use safetensors::tensor::Dtype;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::io::Cursor;
 use std::ops::Range;
 use std::path::Path;
 use zip::{CompressionMethod, ZipArchive};
-
-/// More dimensions than this are refused; PyTorch itself stops at 64.
-const MOST_DIMS: usize = 64;
-
-/// How often a tensor can be wrapped, as a parameter or for a subclass, which no program does more than once.
-const MOST_WRAPPINGS: usize = 8;
 
 /// The tensors of a file that `torch.save` wrote, the `number`th of a checkpoint.
 ///
@@ -34,23 +28,27 @@ pub fn tensors(shard: &Shard, number: usize) -> Result<Vec<(String, Place)>> {
     let Value::Dict(pairs) = pickle.get(pickle.root) else {
         return Err(Error::new(format!("{path}: it holds no dictionary of tensors")).hint("it may not be a checkpoint"));
     };
-    let (mut tensors, mut seen) = (Vec::new(), HashSet::new());
+    // As in Python, the last of several values of a name counts.
+    let mut tensors = BTreeMap::new();
     for &(name, tensor) in pairs {
         let (Some(name), Value::Call(..)) = (pickle.text(name), pickle.get(tensor)) else { continue };
-        // A pickle can repeat what it has in a few bytes.
-        if !seen.insert(name) {
-            return Err(Error::new(format!("{path}: tensor '{name}' is in its dictionary twice")).hint(damaged()));
-        }
         let place = place(&pickle, &archive, tensor, number)
             .map_err(|what| Error::new(format!("{path}: tensor '{name}' {what}")).hint(damaged()))?;
-        tensors.push((name.to_owned(), place));
+        tensors.insert(name, place);
     }
     if tensors.is_empty() {
         return Err(Error::new(format!("{path}: its dictionary of {} values names no tensors", pairs.len()))
             .hint("a checkpoint maps names to tensors; save only model.state_dict()"));
     }
-    Ok(tensors)
+    Ok(tensors.into_iter().map(|(name, place)| (name.to_owned(), place)).collect())
 }
+
+/// The most dimensions of a tensor, and the most wrappings around one; PyTorch's own limit on the first is 64, and no
+/// checkpoint comes near to either.
+const DEEPEST: usize = 16;
+
+/// The largest tensor that repeats numbers of a smaller storage, in bytes.
+const REPEATED: usize = 64 << 20;
 
 /// The command that makes a file that can be read of one that cannot. A shard keeps its name, because an index has it.
 fn conversion(path: &Path) -> String {
@@ -68,8 +66,6 @@ fn conversion(path: &Path) -> String {
 
 /// Where in the file the pickle and the storages are.
 struct Archive {
-    /// The bytes of the whole file.
-    bytes: usize,
     pickle: Range<usize>,
     storages: HashMap<String, Range<usize>>,
 }
@@ -113,7 +109,7 @@ impl Archive {
         let prefix = format!("{folder}data/");
         let storages =
             entries.into_iter().filter_map(|(name, place)| Some((name.strip_prefix(&prefix)?.to_owned(), place)));
-        Ok(Archive { bytes: map.len(), pickle, storages: storages.collect() })
+        Ok(Archive { pickle, storages: storages.collect() })
     }
 }
 
@@ -122,7 +118,7 @@ fn place(pickle: &Pickle, archive: &Archive, tensor: Id, number: usize) -> Resul
     let (function, arguments) = rebuilt(pickle, tensor).ok_or("is made in a way that is not known")?;
     let &[storage, offset, size, stride, ..] = arguments else { return Err("has too few parts".into()) };
     let sizes = |id: Id| {
-        let ids = pickle.sequence(id).filter(|ids| ids.len() <= MOST_DIMS)?;
+        let ids = pickle.sequence(id).filter(|ids| ids.len() <= DEEPEST)?;
         ids.iter().map(|&id| pickle.size(id)).collect::<Option<Vec<usize>>>()
     };
     let shape = sizes(size).ok_or("has a shape that is none")?;
@@ -152,13 +148,12 @@ fn place(pickle: &Pickle, archive: &Archive, tensor: Id, number: usize) -> Resul
             .try_fold(offset, |at, (&n, &stride)| (n - 1).checked_mul(stride).and_then(|step| at.checked_add(step)));
         last?.checked_add(1)
     };
+    // The product of the shape has to fit, too, though strides of zero repeat numbers: a small file must not ask for memory
+    // that it does not fill itself.
     let elements =
         shape.iter().try_fold(1usize, |product, &n| product.checked_mul(n)).and_then(|n| n.checked_mul(width));
-    // Strides of zero repeat numbers: a few bytes could be more than any memory.
-    if elements.is_some_and(|bytes| bytes > archive.bytes) {
-        return Err(format!("has shape {shape:?}, which takes more bytes than the {} of the file", archive.bytes));
-    }
-    let end = elements.and_then(|_| end()).and_then(|n| n.checked_mul(width)).filter(|&end| end <= held.len());
+    let end = elements.filter(|&bytes| bytes <= held.len().max(REPEATED)).and_then(|_| end());
+    let end = end.and_then(|n| n.checked_mul(width)).filter(|&end| end <= held.len());
     let Some(end) = end else {
         let (held, kind) = (held.len() / width, format!("{dtype:?}"));
         return Err(format!(
@@ -172,7 +167,7 @@ fn place(pickle: &Pickle, archive: &Archive, tensor: Id, number: usize) -> Resul
 
 /// The function that makes a tensor and its arguments, under the wrappings of parameters and subclasses.
 fn rebuilt(pickle: &Pickle, mut tensor: Id) -> Option<(&str, &[Id])> {
-    for _ in 0..=MOST_WRAPPINGS {
+    for _ in 0..DEEPEST {
         let Value::Call(function, arguments) = pickle.get(tensor) else { return None };
         let ((module, name), arguments) = (pickle.global(*function)?, pickle.sequence(*arguments)?);
         match (module, name) {

@@ -1,0 +1,172 @@
+//! What nearly every `config.json` says in the same words.
+
+use super::Architecture;
+use super::decoder::Decoder;
+use super::half::Norm;
+use super::rope::Rope;
+use crate::error::{Error, Result};
+use crate::source::config::Config;
+use crate::source::value::Value;
+use llmq_kernels::elementwise::Activation;
+
+/// The configuration of the text model: what is inside `text_config` where the model sees or hears, too. Whether the embedding is
+/// the output matrix is said outside; and the weights' quantization is said outside.
+///
+/// # Errors
+/// `text_config` is no object.
+pub fn text(config: &Config) -> Result<Config> {
+    let Some(text) = config.object("text_config")? else { return Ok(config.clone()) };
+    let outside = ["quantization_config", "vision_config"];
+    let said = outside.iter().filter_map(|&key| Some((key.to_owned(), config.get(key)?.clone())));
+    let text = text.with_defaults(serde_json::Value::Object(said.collect()));
+    Ok(match config.get("tie_word_embeddings") {
+        Some(tied) => text.with("tie_word_embeddings", tied.clone()),
+        None => text,
+    })
+}
+
+/// Reads sizes, rotary embedding and biases; what is special to a family is put on top by its own file. `tied`: whether the
+/// embedding is the output matrix where the configuration does not say.
+///
+/// # Errors
+/// A key that is missing or of the wrong kind, or sizes that make no attention.
+pub fn read(architecture: &'static dyn Architecture, config: &Config, tied: bool) -> Result<Decoder> {
+    let hidden = config.size("hidden_size")?;
+    let heads = config.size("num_attention_heads")?;
+    let kv_heads = config.maybe_size("num_key_value_heads")?.unwrap_or(heads);
+    let explicit = config.maybe_size("head_dim")?;
+    let head_dim = head_dim(config, hidden, heads, explicit)?;
+    if heads % kv_heads != 0 {
+        return Err(config.unsupported(&format!("{heads} heads cannot share {kv_heads} key-value heads evenly")));
+    }
+    let plain = architecture.decoder();
+    let eps = match plain.norm {
+        Norm::Rms => config.positive("rms_norm_eps")?,
+        Norm::Layer => first(config, &["layer_norm_eps", "layer_norm_epsilon", "norm_epsilon"])?,
+    };
+    let bias = config.flag("attention_bias")?;
+    let (rope, local_rope) = Rope::kinds(config, head_dim)?;
+    Ok(Decoder {
+        blocks: config.size("num_hidden_layers")?,
+        hidden,
+        vocab: config.size("vocab_size")?,
+        context: config.size("max_position_embeddings")?,
+        heads,
+        kv_heads,
+        head_dim,
+        explicit_head_dim: explicit.is_some(),
+        ffn: config.size("intermediate_size")?,
+        norm_eps: eps as f32,
+        rope: Some(rope),
+        local_rope,
+        qkv_bias: plain.qkv_bias || bias,
+        o_bias: plain.o_bias || bias,
+        tied: config.get("tie_word_embeddings").map_or(Ok(tied), |_| config.flag("tie_word_embeddings"))?,
+        ..plain
+    })
+}
+
+/// Writes the base of the rotary embedding of blocks with a window, which stretch nothing.
+///
+/// # Errors
+/// They do stretch, or turn another part of each head.
+pub fn put_local_base(config: &Config, model: &mut Decoder) -> Result<()> {
+    let Some((rope, local)) = model.rope.as_ref().zip(model.local_rope.as_ref()) else { return Ok(()) };
+    if *local != Rope::plain(local.base, rope.rotary) {
+        return Err(refused(config, "rope_parameters of sliding_attention with a scaling of its own is not supported"));
+    }
+    if local.base != rope.base {
+        let base = local.base as f32;
+        model.key("rope.freq_base_swa", Value::F32(base));
+    }
+    Ok(())
+}
+
+/// What each block is, by `layer_types`; none where that is not said. Newer versions of transformers have other names for some.
+///
+/// # Errors
+/// Another number of blocks, or a kind that is none of `known`.
+pub fn layer_types(config: &Config, blocks: usize, known: &[&str]) -> Result<Option<Vec<String>>> {
+    let Some(list) = config.get("layer_types") else { return Ok(None) };
+    let all: Vec<String> =
+        list.as_array().into_iter().flatten().filter_map(|kind| kind.as_str()).map(str::to_owned).collect();
+    if all.len() != blocks {
+        return Err(config.unsupported(&format!("layer_types names {} blocks, and there are {blocks}", all.len())));
+    }
+    match all.iter().find(|kind| !known.contains(&kind.as_str())) {
+        None => Ok(Some(all)),
+        Some(kind) => Err(config
+            .unsupported(&format!("blocks of type '{kind}' are not supported"))
+            .hint(format!("the supported ones are: {}", known.join(", ")))),
+    }
+}
+
+/// The first of several names for a whole number above zero.
+///
+/// # Errors
+/// None of them is there.
+pub fn first_size(config: &Config, keys: &[&str]) -> Result<usize> {
+    for key in keys {
+        if let Some(n) = config.maybe_size(key)? {
+            return Ok(n);
+        }
+    }
+    config.size(keys[0])
+}
+
+/// Numbers per head. `explicit`: what the configuration says itself.
+///
+/// # Errors
+/// Sizes that make no attention.
+pub fn head_dim(config: &Config, hidden: usize, heads: usize, explicit: Option<usize>) -> Result<usize> {
+    if explicit.is_none() && !hidden.is_multiple_of(heads) {
+        return Err(config.unsupported(&format!("hidden_size {hidden} does not divide into {heads} heads")));
+    }
+    let head_dim = explicit.unwrap_or(hidden / heads);
+    if !head_dim.is_multiple_of(2) {
+        return Err(config.unsupported(&format!("head_dim {head_dim} is odd, and rotary embedding needs pairs")));
+    }
+    if head_dim > 1 << 16 {
+        return Err(config.unsupported(&format!("head_dim {head_dim} is beyond {}", 1 << 16)));
+    }
+    Ok(head_dim)
+}
+
+/// The first of several names for a number above zero.
+fn first(config: &Config, keys: &[&str]) -> Result<f64> {
+    for key in keys {
+        if let Some(x) = config.maybe_positive(key)? {
+            return Ok(x);
+        }
+    }
+    config.positive(keys[0])
+}
+
+/// Refuses an activation that llama.cpp does not use for the family. `keys`: where the configuration may say it.
+///
+/// # Errors
+/// Another activation.
+pub fn check_activation(config: &Config, keys: &[&str], wanted: Activation, usual: &str) -> Result<()> {
+    for key in keys {
+        let Some(name) = config.maybe_string(key)? else { continue };
+        let known = match name.as_str() {
+            "silu" | "swish" => Some(Activation::Silu),
+            "gelu_pytorch_tanh" | "gelu_new" | "gelu_fast" => Some(Activation::GeluTanh),
+            "gelu" => Some(Activation::Gelu),
+            "relu2" => Some(Activation::ReluSquared),
+            _ => None,
+        };
+        if known != Some(wanted) {
+            return Err(config
+                .unsupported(&format!("{key} '{name}' is not supported"))
+                .hint(format!("llama.cpp runs models of this type with {usual} only")));
+        }
+        return Ok(());
+    }
+    Ok(())
+}
+
+/// What a family does not have in llama.cpp.
+pub fn refused(config: &Config, what: &str) -> Error {
+    config.unsupported(what).hint("llama.cpp has no such variation of this architecture")
+}
