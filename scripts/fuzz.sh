@@ -36,7 +36,8 @@ faults=0
 for target in "${targets[@]}"; do
     artifacts=tests/fuzz/artifacts/$target
     mkdir -p "$artifacts"
-    options=(-max_total_time=$((60 * minutes)) -runs="${RUNS:--1}" -max_len=1024 -timeout=10 -rss_limit_mb=1024)
+    case $target in tokenizer_json | template) length=2048 ;; *) length=1024 ;; esac # seeds fit
+    options=(-max_total_time=$((60 * minutes)) -runs="${RUNS:--1}" -max_len=$length -timeout=10 -rss_limit_mb=1024)
     options+=(-print_final_stats=1 -artifact_prefix="$artifacts/")
     dictionary=tests/fuzz/dictionaries/$target.dict
     [ ! -f "$dictionary" ] || options+=(-dict="$dictionary")

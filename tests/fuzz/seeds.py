@@ -181,8 +181,9 @@ def tokenizers():
     whole["post_processor"]["special_tokens"]["<|begin_of_text|>"]["ids"] = [11]
     yield json.dumps(whole).encode()
     space = "\u2581"
+    flags = dict.fromkeys(["single_word", "lstrip", "rstrip", "normalized"], False)
     spm = {
-        "added_tokens": [{"id": 0, "content": "<unk>", "special": True}, {"id": 1, "content": "<s>", "special": True}],
+        "added_tokens": [{"id": i, "content": token, **flags, "special": True} for i, token in enumerate(["<unk>", "<s>"])],
         "normalizer": {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": space}, {"type": "Replace", "pattern": {"String": " "}, "content": space}]},
         "pre_tokenizer": None, "post_processor": None,
         "decoder": {"type": "Sequence", "decoders": [{"type": "Replace", "pattern": {"String": space}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"}]},
@@ -268,6 +269,18 @@ def saved():
     yield b"_logits_" + struct.pack("<6i", 3, 1, 1, 0, 0, 0) + struct.pack("<ffHH", 0, 0, 0, 0)
 
 
+def configs():
+    folder = os.path.join(ROOT, "tests/architectures")
+    for name in sorted(os.listdir(folder)):
+        with open(os.path.join(folder, name)) as file:
+            yield json.dumps(json.load(file)["config"], separators=(",", ":")).encode()
+    sizes = [("embedding_length", 8), ("attention.head_count", 2), ("context_length", 64), ("block_count", 1), ("feed_forward_length", 16)]
+    for architecture in ["llama", "qwen3moe", "gemma3", "phi3"]:
+        keys = [("general.architecture", 8, architecture), *[(f"{architecture}.{key}", 4, value) for key, value in sizes]]
+        keys += [(f"{architecture}.attention.layer_norm_rms_epsilon", 6, 1e-5), (f"{architecture}.rope.freq_base", 6, 1e4)]
+        yield gguf(keys, [("token_embd.weight", [2, 4], 0, 0)])
+
+
 def templates():
     yield "{{ bos_token }}{% for message in messages %}{%- if loop.first and message['role'] != 'system' -%}\n<|im_start|>system\nYou help.<|im_end|>\n{% endif %}{{ '<|im_start|>' + message['role'] + '\\n' + (message.content or '').strip() + '<|im_end|>' + '\\n' }}{% endfor %}"
     yield "{% if tools %}{% for tool in tools %}{{ tool | tojson(indent=2) }}{% endfor %}{% endif %}{%- set ns = namespace(n=0) %}{% for m in messages[::-1] %}{% set ns.n = ns.n + loop.index0 %}{% if m.tool_calls is defined %}{% for call in m.tool_calls %}{{ call.function.arguments | tojson }}{% endfor %}{% endif %}{% endfor %}{{ ns.n }}"
@@ -277,7 +290,7 @@ def templates():
 
 TARGETS = {
     "gguf": ggufs, "safetensors": safetensors_files, "pickle": pickles, "tokenizer_model": sentencepieces, "tokenizer_json": tokenizers,
-    "imatrix": imatrices, "onnx": onnxes, "npz": npzs, "saved_logits": saved, "template": templates,
+    "imatrix": imatrices, "onnx": onnxes, "npz": npzs, "saved_logits": saved, "config": configs, "template": templates,
 }
 
 if __name__ == "__main__":
