@@ -17,7 +17,7 @@ pub struct Mistral3;
 fn with_temperature(mut model: Model, beta: f64, original: f64) -> Model {
     for half in model.blocks.iter_mut().flat_map(|block| &mut block.halves) {
         if let Mixer::Attention(attention) = &mut half.mixer {
-            attention.temperature = Some(Temperature { beta: beta as f32, original: original as usize });
+            attention.temperature = Some(Temperature { beta: beta as f32, original: original as usize, offset: 0 });
         }
     }
     model

@@ -46,12 +46,14 @@ pub mod states;
 mod tensors;
 
 use crate::error::Result;
+use crate::source::checkpoint::Checkpoint;
 use crate::source::config::Config;
 use crate::source::value::Value;
 pub use decoder::Decoder;
 use gguf_keys::Keys;
 pub use half::{BlockConfig, HalfConfig, Norm, NormConfig};
 pub use mapping::TensorMapping;
+use mixer::{Attention, Mixer};
 pub use part::{BlockTensor, Kind, Part, Reads, RowOrder, Site, TensorRole};
 use per_layer::PerLayer;
 pub use tensors::TensorSpec;
@@ -143,6 +145,11 @@ pub trait Architecture: Sync {
         part.0
     }
 
+    /// What that name ends with; nothing at all where it is empty.
+    fn ending(&self, tensor: &BlockTensor) -> &'static str {
+        tensor.ending
+    }
+
     /// Names of the checkpoint's tensors outside the blocks, and the prefix of those inside.
     fn outside(&self) -> OutsideNames {
         OutsideNames {
@@ -162,6 +169,14 @@ pub trait Architecture: Sync {
     /// The same for the last norm.
     fn norm_mapping(&self) -> TensorMapping {
         TensorMapping::AS_IS
+    }
+
+    /// Takes numbers of the model that are tensors of a checkpoint, and keys in GGUF. Returns the names of those tensors.
+    ///
+    /// # Errors
+    /// A tensor is missing, or makes no sense.
+    fn settle(&self, _model: &mut Model, _checkpoint: &Checkpoint) -> Result<Vec<String>> {
+        Ok(Vec::new())
     }
 
     /// What a checkpoint has behind the blocks, and llama.cpp keeps, though the forward pass does not use it: layers that predict
@@ -265,6 +280,19 @@ impl Model {
             Some((_, own)) => *own = value,
             None => self.keys.push((key, value)),
         }
+    }
+
+    /// The attention of each block that has it, with the block's number.
+    pub fn attentions(&mut self) -> impl Iterator<Item = (usize, &mut Attention)> {
+        let halves = self
+            .blocks
+            .iter_mut()
+            .enumerate()
+            .flat_map(|(i, block)| block.halves.iter_mut().map(move |half| (i, half)));
+        halves.filter_map(|(i, half)| match &mut half.mixer {
+            Mixer::Attention(attention) => Some((i, &mut **attention)),
+            _ => None,
+        })
     }
 
     /// Numbers for each token that go along with the stream at the end, once all blocks have kept theirs.
