@@ -5,7 +5,7 @@ use super::gguf_keys::Keys;
 use super::mixer::Mixer;
 use super::mixer::attention::Temperature;
 use super::rope::{Scaling, growth};
-use super::{Architecture, Decoder, Model, QueryRows, config};
+use super::{Architecture, Decoder, Model, QueryRows, config, mistral4};
 use crate::error::Result;
 use crate::source::config::Config;
 use crate::source::value::Value;
@@ -46,6 +46,9 @@ impl Architecture for Mistral3 {
 
     fn read(&'static self, config: &Config) -> Result<Model> {
         let kind = config.string("model_type")?;
+        if kind == "mistral4" {
+            return mistral4::Mistral4.read(config);
+        }
         if !["mistral3", "mistral", "ministral3"].contains(&kind.as_str()) {
             return Err(config::refused(config, &format!("text of model_type '{kind}' is not supported")));
         }

@@ -4,8 +4,11 @@
 //! their names in the checkpoint and in GGUF. There is one forward pass for each [`mixer`], not one for each family. To add an
 //! architecture, write one file and add it to [`ARCHITECTURES`]; to add a mixer, write one and add it to the list in [`mixer`].
 
+mod apertus;
 pub mod block;
 pub mod checkpoint;
+mod cohere;
+mod cohere2_moe;
 mod config;
 pub mod decoder;
 mod deepseek2;
@@ -19,13 +22,19 @@ mod gpt2;
 mod gpt_neox;
 mod gpt_oss;
 mod granite;
+mod granite_swa;
 pub mod half;
+mod hy_v3;
 mod llama;
+mod llama4;
 pub mod lm_head;
 pub mod mapping;
 pub mod matrix;
+mod minimax_m2;
 mod mistral3;
+mod mistral4;
 pub mod mixer;
+mod nemotron;
 mod nextn;
 mod olmo2;
 pub mod ops;
@@ -86,6 +95,16 @@ pub static ARCHITECTURES: &[&dyn Architecture] = &[
     &gpt_neox::GptNeoX,
     &gpt_oss::GptOss,
     &deepseek2::DeepSeek2,
+    &mistral4::Mistral4,
+    &llama4::Llama4,
+    &cohere::Cohere,
+    &cohere::Cohere2,
+    &cohere2_moe::Cohere2Moe,
+    &apertus::Apertus,
+    &minimax_m2::MiniMaxM2,
+    &hy_v3::HyV3,
+    &granite_swa::GraniteSwa,
+    &nemotron::Nemotron,
 ];
 
 /// A family of checkpoints.
