@@ -62,6 +62,11 @@ impl Layers<'_, '_> {
         self.block.tensors.get(&(part, Kind::Weight))
     }
 
+    /// What stands beside a tensor to be added, if the half has it.
+    pub fn bias(&self, part: Part) -> Option<&Tensor> {
+        self.block.tensors.get(&(part, Kind::Bias))
+    }
+
     /// `x·wᵀ + bias`. `x`: `[n, columns]`, result: `[n, rows]`.
     ///
     /// # Errors

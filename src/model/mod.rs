@@ -10,6 +10,7 @@ mod config;
 pub mod decoder;
 mod deepseek2;
 pub mod embedding;
+mod falcon_h1;
 pub mod frame;
 mod gemma;
 mod gemma4;
@@ -19,13 +20,17 @@ mod gpt2;
 mod gpt_neox;
 mod gpt_oss;
 mod granite;
+mod granite_hybrid;
 pub mod half;
+mod jamba;
 mod llama;
 pub mod lm_head;
+mod mamba2;
 pub mod mapping;
 pub mod matrix;
 mod mistral3;
 pub mod mixer;
+mod nemotron_h;
 mod nextn;
 mod olmo2;
 pub mod ops;
@@ -84,6 +89,12 @@ pub static ARCHITECTURES: &[&dyn Architecture] = &[
     &gpt_neox::GptNeoX,
     &gpt_oss::GptOss,
     &deepseek2::DeepSeek2,
+    &nemotron_h::NemotronHMoe,
+    &nemotron_h::NemotronH,
+    &granite_hybrid::GraniteHybrid,
+    &falcon_h1::FalconH1,
+    &mamba2::Mamba2,
+    &jamba::Jamba,
 ];
 
 /// A family of checkpoints.
@@ -141,6 +152,11 @@ pub trait Architecture: Sync {
     /// What a tensor is called in GGUF, behind `blk.N.`.
     fn gguf_name(&self, part: Part) -> &'static str {
         part.0
+    }
+
+    /// What that name ends with; nothing at all where it is empty.
+    fn ending(&self, tensor: &BlockTensor) -> &'static str {
+        tensor.ending
     }
 
     /// Names of the checkpoint's tensors outside the blocks, and the prefix of those inside.
@@ -255,6 +271,8 @@ pub struct Model {
     pub output_source: Option<String>,
     /// How the checkpoint has its experts.
     pub expert_layout: mapping::ExpertLayout,
+    /// By what the checkpoint's numbers are multiplied on their way into the file.
+    pub factors: Vec<(TensorRole, mapping::RowFactors)>,
 }
 
 impl Model {

@@ -180,7 +180,7 @@ impl Model {
     fn block_tensor(&self, i: usize, half: usize, tensor: &BlockTensor, kind: Kind) -> TensorSpec {
         let architecture = self.architecture;
         let name = architecture.gguf_name(tensor.part);
-        let ending = if kind == Kind::Bias { kind.suffix() } else { tensor.ending };
+        let ending = if kind == Kind::Bias { kind.suffix() } else { architecture.ending(tensor) };
         let shape = match kind {
             Kind::Weight => tensor.shape.clone(),
             Kind::Bias => tensor.shape[..tensor.shape.len().max(2) - 1].to_vec(),
@@ -201,7 +201,7 @@ impl Model {
             half,
             reads: tensor.reads.filter(|_| kind == Kind::Weight),
             order: tensor.order,
-            mapping,
+            mapping: self.multiplied(TensorRole::Block(tensor.part, kind), mapping),
             only_multiplied: tensor.only_multiplied,
             values: tensor.values,
         }
@@ -223,6 +223,12 @@ impl Model {
 
     fn outside(&self, source: &str, gguf: &str, shape: Vec<usize>, role: TensorRole) -> TensorSpec {
         let source = self.named(format!("{source}.weight"));
-        TensorSpec::plain(source, format!("{gguf}.weight"), shape, role)
+        let mapping = self.multiplied(role, TensorMapping::AS_IS);
+        TensorSpec { mapping, ..TensorSpec::plain(source, format!("{gguf}.weight"), shape, role) }
+    }
+
+    fn multiplied(&self, role: TensorRole, mapping: TensorMapping) -> TensorMapping {
+        let own = self.factors.iter().find(|(of, _)| *of == role);
+        TensorMapping { factors: own.map(|(_, factors)| factors.clone()), ..mapping }
     }
 }

@@ -168,5 +168,6 @@ macro_rules! mixers {
     };
 }
 
-mixers!(attention Attention, latent_attention LatentAttention, gated_delta_net GatedDeltaNet, mlp Mlp, experts Experts,
+mixers!(attention Attention, latent_attention LatentAttention, gated_delta_net GatedDeltaNet, mamba Mamba, mamba2 Mamba2,
+    mlp Mlp, experts Experts,
     per_layer_gate PerLayerGate);
