@@ -29,6 +29,16 @@ MLA = dict(kv_lora_rank=32, qk_rope_head_dim=16, qk_nope_head_dim=32, v_head_dim
 YARN = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=64, rope_theta=10000.0)
 LONG = dict(rope_type="longrope", short_factor=[1.0 + 0.05 * i for i in range(8)], long_factor=[1.5 + 0.5 * i for i in range(8)],
             original_max_position_embeddings=32, rope_theta=10000.0)
+NEMOTRON = dict(mamba_num_heads=4, mamba_head_dim=32, ssm_state_size=16, n_groups=2, conv_kernel=4, head_dim=32, num_hidden_layers=None)
+ROUTED = dict(n_routed_experts=8, num_experts_per_tok=2, moe_intermediate_size=64, moe_shared_expert_intermediate_size=96,
+              routed_scaling_factor=2.5, layers_block_type=["linear_attention", "moe", "full_attention", "linear_attention", "moe"])
+MAMBA = dict(mamba_n_heads=4, mamba_d_head=32, mamba_d_state=16, mamba_d_conv=4)
+GRANITE4 = dict(num_hidden_layers=3, layer_types=["linear_attention", "full_attention", "linear_attention"], embedding_multiplier=3.0,
+                attention_multiplier=0.2, residual_multiplier=0.5, logits_scaling=2.0, shared_intermediate_size=96, mamba_n_groups=1,
+                tie_word_embeddings=True, **MAMBA)
+FALCON_H1 = dict(head_dim=32, mamba_d_ssm=128, embedding_multiplier=2.0, lm_head_multiplier=0.5, mlp_multipliers=[0.8, 1.25],
+                 ssm_multipliers=[0.9, 1.1, 1.2, 0.7, 1.3], ssm_in_multiplier=0.75, ssm_out_multiplier=1.5, key_multiplier=0.6,
+                 attention_in_multiplier=1.1, attention_out_multiplier=0.9, **MAMBA)
 ROUTED8 = dict(num_experts=8, num_experts_per_tok=2)
 GROWN = dict(llama_4_scaling_beta=0.1, mscale=1.0, mscale_all_dim=1.0, **{**YARN, "original_max_position_embeddings": 16})
 # Six heads of values on two of keys: turning them over twice is not the same as not at all.
@@ -145,6 +155,18 @@ MODELS = {
     "granite_swa": ("granite_swa", usual(embedding_multiplier=3.0, attention_multiplier=0.2, residual_multiplier=0.5, logits_scaling=2.0,
                                          sliding_window=16, num_hidden_layers=4, layer_rope_theta=[10000.0, 10000.0, 0.0, 10000.0])),
     "nemotron": ("nemotron", usual(head_dim=16)),
+    "nemotron_h": ("nemotron_h", usual(**NEMOTRON, **ROUTED)),
+    "nemotron_h-latent": ("nemotron_h", usual(**NEMOTRON, **ROUTED, moe_latent_size=32, n_group=2, topk_group=1, norm_topk_prob=False)),
+    "nemotron_h-dense": ("nemotron_h", usual(**NEMOTRON, layers_block_type=["linear_attention", "mlp", "full_attention", "mlp"])),
+    "granitemoehybrid": ("granitemoehybrid", usual(**GRANITE4, num_local_experts=4, num_experts_per_tok=2, intermediate_size=64)),
+    "granitemoehybrid-dense": ("granitemoehybrid", usual(**GRANITE4, num_local_experts=0, position_embedding_type="rope")),
+    "falcon_h1": ("falcon_h1", usual(**FALCON_H1, mamba_n_groups=1)),
+    "falcon_h1-normed": ("falcon_h1", usual(**FALCON_H1, mamba_n_groups=2, mamba_rms_norm=True, mamba_norm_before_gate=False,
+                                            tie_word_embeddings=True)),
+    "mamba2": ("mamba2", dict(vocab_size=VOCAB, hidden_size=64, num_hidden_layers=2, num_heads=4, head_dim=32, state_size=16, n_groups=2,
+                              conv_kernel=4, expand=2, bos_token_id=2046, eos_token_id=2047)),
+    "jamba": ("jamba", usual(num_hidden_layers=4, attn_layer_period=4, attn_layer_offset=2, expert_layer_period=2, expert_layer_offset=1,
+                             num_experts=4, num_experts_per_tok=2, mamba_dt_rank=32, mamba_d_state=16)),
 }
 
 
@@ -169,6 +191,9 @@ def spread(kind, name, shape):
         return 0.0, 0.3
     if last == "sinks":
         return 0.0, 1.0
+    if last in ("A_log", "dt_bias") and kind in ("nemotron_h", "granitemoehybrid", "falcon_h1", "mamba2", "jamba"):
+        # States that keep something of the last dozen positions.
+        return (0.0 if last == "A_log" else -1.5), 0.5
     if last in ("A_log", "dt_bias", "layer_scalar"):
         return {"A_log": (0.7, 0.7), "dt_bias": (0.0, 0.5), "layer_scalar": (0.8, 0.1)}[last]
     if not shape:
@@ -200,6 +225,8 @@ def keys(kind, config):
     def get(*names):
         return next((own[name] for name in names if own.get(name) is not None), None)
 
+    if kind in ("nemotron_h", "granitemoehybrid", "falcon_h1", "mamba2", "jamba"):
+        return recurrent_keys(kind, get)
     hidden, heads, blocks = get("hidden_size", "n_embd"), get("num_attention_heads", "n_head"), get("num_hidden_layers", "n_layer")
     context = get("max_position_embeddings", "n_positions")
     mla, rope = "kv_lora_rank" in own, get("rope_parameters") or {}
@@ -359,6 +386,71 @@ def granite_swa(get):
 OF_KIND = {"cohere": scaled, "cohere2": lambda get: {**windowed(get), **scaled(get)}, "cohere2_moe": cohere2_moe, "mistral4": mistral4,
            "llama4_text": llama4, "minimax_m2": lambda get: {"expert_gating_func": 2}, "hy_v3": hy_v3, "granite_swa": granite_swa,
            "nemotron": lambda get: {"rope.scaling.type": "none"}}
+
+
+def recurrent_keys(kind, get):
+    """The same for models with Mamba blocks. A list has a number for each block."""
+    hidden, heads, mamba2 = get("hidden_size"), get("num_attention_heads") or 0, kind != "jamba"
+    kinds = get("layers_block_type", "layer_types") or ["linear_attention"] * get("num_hidden_layers")
+    if kind == "jamba":
+        kinds = ["full_attention" if i % get("attn_layer_period") == get("attn_layer_offset") else "" for i in range(len(kinds))]
+    endless = kind in ("nemotron_h", "granitemoehybrid", "mamba2") and get("position_embedding_type") != "rope"
+
+    def each(n, *which):
+        return [n if kind in which else 0 for kind in kinds]
+
+    routed = "moe" in kinds or kind in ("granitemoehybrid", "jamba") and get("num_local_experts", "num_experts")
+    expand = get("mamba_expand", "expand") or 2
+    inner = get("mamba_num_heads") * get("mamba_head_dim") if kind == "nemotron_h" else get("mamba_d_ssm") or expand * hidden
+    found = {
+        "block_count": len(kinds),
+        "context_length": 2**20 if endless else get("max_position_embeddings"),
+        "embedding_length": hidden,
+        "feed_forward_length": get("intermediate_size") or 0,
+        "attention.head_count": heads,
+        "attention.head_count_kv": get("num_key_value_heads") or 0,
+        "vocab_size": get("vocab_size"),
+        "ssm.conv_kernel": get("conv_kernel", "mamba_d_conv"),
+        "ssm.state_size": get("ssm_state_size", "state_size", "mamba_d_state"),
+        "ssm.inner_size": inner,
+        "ssm.time_step_rank": get("mamba_num_heads", "mamba_n_heads", "num_heads") if mamba2 else get("mamba_dt_rank"),
+    }
+    if mamba2:
+        found["ssm.group_count"] = get("mamba_n_groups", "n_groups")
+    eps = "layer_norm_epsilon" if kind == "nemotron_h" else "layer_norm_rms_epsilon"
+    found[f"attention.{eps}"] = float(get("rms_norm_eps", "layer_norm_epsilon"))
+    if kind in ("nemotron_h", "granitemoehybrid", "jamba"):
+        found["attention.head_count_kv"] = each(get("num_key_value_heads"), "full_attention")
+    if kind in ("nemotron_h", "falcon_h1"):
+        found |= {"attention.key_length": get("head_dim"), "attention.value_length": get("head_dim")}
+    if kind in ("granitemoehybrid", "falcon_h1"):
+        found |= {"rope.freq_base": float(get("rope_parameters")["rope_theta"]),
+                  "rope.dimension_count": get("head_dim") or hidden // heads}
+    if kind in ("nemotron_h", "granitemoehybrid"):
+        found["rope.scaling.finetuned"] = not endless
+    if kind == "granitemoehybrid":
+        found |= {"attention.scale": float(get("attention_multiplier")), "embedding_scale": float(get("embedding_multiplier")),
+                  "residual_scale": float(get("residual_multiplier")), "logit_scale": float(get("logits_scaling"))}
+        if routed:
+            found["expert_shared_feed_forward_length"] = get("shared_intermediate_size")
+        else:
+            found["feed_forward_length"] = get("shared_intermediate_size")
+    if routed:
+        found |= {"expert_count": get("num_local_experts", "num_experts", "n_routed_experts"),
+                  "expert_used_count": get("num_experts_per_tok")}
+    if kind == "nemotron_h":
+        found["feed_forward_length"] = each(get("moe_intermediate_size" if routed else "intermediate_size"), "moe", "mlp")
+        if routed:
+            found |= {"expert_feed_forward_length": get("moe_intermediate_size"), "expert_shared_count": get("n_shared_experts"),
+                      "expert_shared_feed_forward_length": get("moe_shared_expert_intermediate_size"),
+                      "expert_group_count": get("n_group"), "expert_group_used_count": get("topk_group"),
+                      "expert_weights_norm": get("norm_topk_prob"), "expert_weights_scale": float(get("routed_scaling_factor"))}
+            if get("moe_latent_size"):
+                found["moe_latent_size"] = get("moe_latent_size")
+    name = {"granitemoehybrid": "granitehybrid", "falcon_h1": "falcon-h1"}.get(kind, kind)
+    if kind == "nemotron_h" and routed:
+        name = "nemotron_h_moe"
+    return {f"{name}.{key}": value for key, value in sorted(found.items())}
 
 
 def golden(name):

@@ -208,6 +208,10 @@ static MIXES: &[Row] = &[
     }),
 ];
 
+/// Layers of scans that are narrow, so that good ones cost nothing, and whose errors all later positions see: how far a state decays, and
+/// what is written to it and read from it. llama.cpp rounds them as any other.
+const SENSITIVE: [&str; 5] = ["ssm_alpha.weight", "ssm_beta.weight", "ssm_ba.weight", "ssm_dt.weight", "ssm_x.weight"];
+
 fn four_bit_tables(p: &Place) -> Option<&'static str> {
     match p.category {
         Category::V if p.grouped() => Some("Q5_K"),
@@ -269,10 +273,13 @@ impl Mix {
         Mix { name, file_type, base, raise: |_| None }
     }
 
-    /// The type of a matrix. `columns`: its row length; `stacked`: whether it is one of several in a tensor.
+    /// The type of a matrix: llama.cpp's choice, but for layers of [`SENSITIVE`]. `columns`: its row length; `stacked`: whether it is one of several in a tensor.
     pub fn choose(&self, name: &str, columns: usize, stacked: bool, facts: &Facts) -> Type {
         if !self.base.is_quantized() {
             return self.base;
+        }
+        if SENSITIVE.iter().any(|layer| name.ends_with(layer)) {
+            return by_name("Q8_0").unwrap_or(self.base);
         }
         let category = Category::of(name);
         if category == Category::Output || category == Category::Embedding && facts.tied {

@@ -10,13 +10,14 @@ use crate::source::value::Value;
 use std::collections::{BTreeMap, HashSet};
 
 /// What prefixes of names may be in a checkpoint: from what they usually are to what they are there.
-const RENAMED: [(&str, &str); 6] = [
+const RENAMED: [(&str, &str); 7] = [
     ("", ""),
     ("transformer.", ""),
     ("", "language_model."),
     ("model.", "model.language_model."),
     ("model.", ""),
     ("model.", "language_model."),
+    ("", "model."),
 ];
 
 /// Parts of the names of tensors that belong to what a text model does not have, with what that is.
@@ -36,6 +37,9 @@ const OTHERS: [(&str, &[&str]); 2] = [
             "patch_merger.",
             "pre_mm_projector_norm.",
             "vision_language_adapter.",
+            "mlp1.",
+            "sound_encoder.",
+            "sound_projection.",
         ],
     ),
     ("multi-token prediction", &["mtp."]),

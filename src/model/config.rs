@@ -9,13 +9,14 @@ use crate::source::config::Config;
 use crate::source::value::Value;
 use llmq_kernels::elementwise::Activation;
 
-/// The configuration of the text model: what is inside `text_config` where the model sees or hears, too. Whether the embedding is
+/// The configuration of the text model: what is inside `text_config`, or `llm_config`, where the model sees or hears, too. Whether the embedding is
 /// the output matrix is said outside; and the weights' quantization is said outside.
 ///
 /// # Errors
 /// `text_config` is no object.
 pub fn text(config: &Config) -> Result<Config> {
-    let Some(text) = config.object("text_config")? else { return Ok(config.clone()) };
+    let text = config.object("text_config")?.map_or_else(|| config.object("llm_config"), |text| Ok(Some(text)))?;
+    let Some(text) = text else { return Ok(config.clone()) };
     let outside = ["quantization_config", "vision_config"];
     let said = outside.iter().filter_map(|&key| Some((key.to_owned(), config.get(key)?.clone())));
     let text = text.with_defaults(serde_json::Value::Object(said.collect()));

@@ -339,6 +339,7 @@ impl Decoder {
             embedding_source: None,
             output_source: None,
             expert_layout: ExpertLayout::Usual,
+            factors: Vec::new(),
         }
     }
 }

@@ -109,7 +109,8 @@ impl Architecture for GraniteShared {
     }
 
     fn model_types(&self) -> &'static [&'static str] {
-        &["granitemoehybrid"]
+        // They come with those of blocks with a state, which tell them apart.
+        &[]
     }
 
     fn examples(&self) -> &'static str {

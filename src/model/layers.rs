@@ -38,6 +38,11 @@ impl Layers<'_, '_> {
         self.block.tensor(part, Kind::Weight)
     }
 
+    /// What stands beside a tensor to be added, if the half has it.
+    pub fn bias(&self, part: Part) -> Option<&Tensor> {
+        self.block.tensor(part, Kind::Bias)
+    }
+
     /// `x·wᵀ + bias`. `x`: `[n, columns]`, result: `[n, rows]`.
     ///
     /// # Errors

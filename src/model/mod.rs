@@ -17,6 +17,7 @@ mod deepseek2;
 pub mod embedding;
 mod ernie4_5;
 mod exaone4;
+mod falcon_h1;
 pub mod frame;
 mod gemma;
 mod gemma4;
@@ -27,16 +28,19 @@ mod gpt2;
 mod gpt_neox;
 mod gpt_oss;
 mod granite;
+mod granite_hybrid;
 mod granite_swa;
 pub mod half;
 mod hunyuan;
 mod hy_v3;
+mod jamba;
 mod laguna;
 pub mod layers;
 mod lfm2;
 mod llama;
 mod llama4;
 pub mod lm_head;
+mod mamba2;
 pub mod mapping;
 pub mod matrix;
 mod minimax_m2;
@@ -46,6 +50,7 @@ pub mod mixer;
 mod mixture;
 mod muse_glimmer;
 mod nemotron;
+mod nemotron_h;
 mod nextn;
 mod olmo2;
 mod olmoe;
@@ -137,6 +142,12 @@ pub static ARCHITECTURES: &[&dyn Architecture] = &[
     &hy_v3::HyV3,
     &granite_swa::GraniteSwa,
     &nemotron::Nemotron,
+    &nemotron_h::NemotronHMoe,
+    &nemotron_h::NemotronH,
+    &granite_hybrid::GraniteHybrid,
+    &falcon_h1::FalconH1,
+    &mamba2::Mamba2,
+    &jamba::Jamba,
 ];
 
 /// A family of checkpoints.
@@ -323,6 +334,8 @@ pub struct Model {
     pub output_source: Option<String>,
     /// How the checkpoint has its experts.
     pub expert_layout: mapping::ExpertLayout,
+    /// By what the checkpoint's numbers are multiplied on their way into the file.
+    pub factors: Vec<(TensorRole, mapping::RowFactors)>,
 }
 
 impl Model {

@@ -396,7 +396,7 @@ impl Mix for Attention {
         let first = if self.fused_qkv { (heads + kv_heads) * d } else { 0 };
         let shared = heads / kv_heads;
         let channels = (0..heads * d).map(|j| first + j / d / shared * d + j % d).collect();
-        Some(Absorber { part: if self.fused_qkv { Part::QKV } else { Part::V }, channels })
+        Some(Absorber { part: if self.fused_qkv { Part::QKV } else { Part::V }, channels, squared: false })
     }
 
     fn obstacle_to_rotation(&self) -> Option<&'static str> {

@@ -92,7 +92,7 @@ impl GatedDeltaNet {
 }
 
 /// `ln(1 + exp(x))`.
-fn softplus(x: f32) -> f32 {
+pub(super) fn softplus(x: f32) -> f32 {
     if x > 20.0 { x } else { x.exp().ln_1p() }
 }
 

@@ -168,5 +168,5 @@ macro_rules! mixers {
     };
 }
 
-mixers!(attention Attention, latent_attention LatentAttention, gated_delta_net GatedDeltaNet, mlp Mlp, xielu Xielu,
-    experts Experts, per_layer_gate PerLayerGate, short_conv ShortConv);
+mixers!(attention Attention, latent_attention LatentAttention, gated_delta_net GatedDeltaNet, mamba Mamba, mamba2 Mamba2,
+    short_conv ShortConv, mlp Mlp, xielu Xielu, experts Experts, per_layer_gate PerLayerGate);
