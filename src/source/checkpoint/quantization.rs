@@ -44,6 +44,11 @@ impl Quantization {
         Ok(None)
     }
 
+    /// Whether the checkpoint itself names the method.
+    pub fn is_named(&self) -> bool {
+        self.config.get("quant_method").is_some()
+    }
+
     /// The method, with the name of its format where there is one.
     pub fn name(&self) -> String {
         let format = ["format", "checkpoint_format", "version"].iter().find_map(|key| self.config.get(key)?.as_str());
