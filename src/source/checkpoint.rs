@@ -120,7 +120,7 @@ impl Checkpoint {
             }
             self.packed.insert(weight.name, weight.weight);
         }
-        let cast = self.tensors.iter().filter(|(_, place)| is_fp8(place.dtype));
+        let cast = self.tensors.iter().filter(|(name, place)| is_fp8(place.dtype) && scaled::is_weight(name));
         let cast: Vec<&str> = cast.map(|(name, _)| name.as_str()).collect();
         if !cast.is_empty() {
             let (count, which) = (cast.len(), shortened(&cast));
