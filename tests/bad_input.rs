@@ -66,7 +66,8 @@ fn a_missing_shard() {
     checkpoint.shards = 3;
     let (_root, model) = written(&checkpoint);
     fs::remove_file(model.join(checkpoint.file(1))).unwrap();
-    refused(&model, &[], 1, &["model-00002-of-00003.safetensors", "model.safetensors.index.json lists this", HINT]);
+    let told = "lacks 1 of the files that model.safetensors.index.json lists: model-00002-of-00003.safetensors";
+    refused(&model, &[], 1, &[told, HINT]);
 }
 
 #[test]
@@ -182,7 +183,7 @@ fn a_configuration_that_makes_no_sense() {
     }
     let (_root, model) = written(&small());
     fs::write(model.join("config.json"), "{").unwrap();
-    refused(&model, &[], 1, &["config.json is not valid JSON"]);
+    refused(&model, &[], 1, &["config.json, line 1, column 1: not valid JSON"]);
     fs::remove_file(model.join("config.json")).unwrap();
     refused(&model, &[], 1, &["is not a checkpoint folder", "config.json"]);
 }

@@ -120,7 +120,7 @@ impl Checkpoint {
             }
             self.packed.insert(weight.name, weight.weight);
         }
-        let cast = self.tensors.iter().filter(|(_, place)| is_fp8(place.dtype));
+        let cast = self.tensors.iter().filter(|(name, place)| is_fp8(place.dtype) && scaled::is_weight(name));
         let cast: Vec<&str> = cast.map(|(name, _)| name.as_str()).collect();
         if !cast.is_empty() {
             let (count, which) = (cast.len(), shortened(&cast));
@@ -201,12 +201,13 @@ impl Checkpoint {
 
     fn stored(&self, name: &str, shape: &[usize]) -> Result<Stored<'_>> {
         self.find(name, shape).map_err(|cause| {
-            if let Some(method) = quantization::recognized(name, &self.tensors) {
-                return quantization::refusal(&self.folder, method, &cause);
-            }
-            match self.quantization.as_ref().filter(|own| !PACKINGS.iter().any(|packing| packing.reads(own))) {
-                Some(unread) => unread.refusal(&cause),
-                None => cause,
+            let unread = self.quantization.as_ref().filter(|own| !PACKINGS.iter().any(|packing| packing.reads(own)));
+            // A name counts more than what the tensors look like, and that more than a description without a name.
+            match (unread, quantization::recognized(name, &self.tensors)) {
+                (Some(unread), None) => unread.refusal(&cause),
+                (Some(unread), _) if unread.is_named() => unread.refusal(&cause),
+                (_, Some(method)) => quantization::refusal(&self.folder, method, &cause),
+                (None, None) => cause,
             }
         })
     }
@@ -245,7 +246,7 @@ impl Checkpoint {
             (front + back).min(wanted.len())
         };
         let mut there: Vec<&str> = self.tensors.keys().chain(self.packed.keys()).map(String::as_str).collect();
-        there.sort_by_key(|other| std::cmp::Reverse(likeness(other)));
+        there.sort_by_cached_key(|other| std::cmp::Reverse(likeness(other)));
         let count = there.len();
         let nearest: Vec<String> = there.into_iter().take(SHOWN).map(|name| quoted(name, 100)).collect();
         let tied = if name.contains("lm_head") || name == "output.weight" {

@@ -9,7 +9,7 @@ use std::io::Read;
 use std::path::Path;
 
 /// More bytes than any such file has; the largest tokenizers have 40 million.
-const LARGEST: u64 = 1 << 30;
+const LARGEST: u64 = 1 << 27;
 
 /// The key under which transformers 5 writes a number that JSON has no word for: `{"__float__": "Infinity"}`.
 const FLOAT: &str = "__float__";
@@ -21,7 +21,7 @@ const WORDS: [&str; 3] = ["-Infinity", "Infinity", "NaN"];
 /// reads; a byte order mark is passed over.
 ///
 /// # Errors
-/// It cannot be read, is larger than 1 GiB, a Git LFS pointer, or not JSON.
+/// It cannot be read, is larger than 128 MiB, a Git LFS pointer, or not JSON.
 pub fn read(path: &Path) -> Result<Value> {
     let unreadable = || format!("cannot read {}", path.display());
     let mut bytes = Vec::new();

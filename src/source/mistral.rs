@@ -16,6 +16,9 @@ pub const PARAMS: &str = "params.json";
 /// `model_type` of such a checkpoint, which no model of transformers has.
 pub const MODEL_TYPE: &str = "mistral_native";
 
+/// More layers than any model has; what is listed for each of them has to be bounded.
+const LAYERS: usize = 1 << 16;
+
 /// The context where nothing says otherwise, as in vLLM and llama.cpp.
 const CONTEXT: usize = 128_000;
 
@@ -198,6 +201,9 @@ fn windows(params: &Config, out: &mut Map<String, Value>) -> Result<()> {
         return Ok(());
     };
     let layers = params.size("n_layers")?;
+    if layers > LAYERS {
+        return Err(params.unsupported(&format!("'n_layers' is {layers}, and no model has more than {LAYERS}")));
+    }
     let sizes: Vec<&Value> = list.iter().filter(|size| !size.is_null()).collect();
     let one =
         sizes.first().filter(|one| one.as_u64().is_some_and(|n| n > 0) && sizes.iter().all(|other| other == *one));

@@ -7,6 +7,9 @@ use safetensors::tensor::Dtype;
 use std::collections::BTreeMap;
 use std::path::Path;
 
+/// What stands for the name of a method that a description leaves out.
+const UNNAMED: &str = "an unnamed method";
+
 /// The method that a checkpoint was quantized with, and the settings beside its name.
 pub struct Quantization {
     /// Its name in lower case, as `quant_method` has it.
@@ -28,8 +31,7 @@ impl Quantization {
         for place in config.iter().chain(&text) {
             for key in ["quantization_config", "compression_config"] {
                 if let Some(found) = place.object(key)? {
-                    let method =
-                        found.maybe_string("quant_method")?.unwrap_or("an unnamed method".into()).to_lowercase();
+                    let method = found.maybe_string("quant_method")?.unwrap_or(UNNAMED.into()).to_lowercase();
                     return Ok(Some(Quantization { method, config: found }));
                 }
             }
@@ -42,6 +44,11 @@ impl Quantization {
             }
         }
         Ok(None)
+    }
+
+    /// Whether the checkpoint names the method.
+    pub fn is_named(&self) -> bool {
+        self.method != UNNAMED
     }
 
     /// The method, with the name of its format where there is one.

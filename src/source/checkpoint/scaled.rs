@@ -107,10 +107,15 @@ fn scale_of(name: &str, small: bool, parts: &Parts) -> Option<String> {
     names.take(if small { 3 } else { 1 }).find(|name| parts.tensors.contains_key(name))
 }
 
+/// Whether a tensor is a weight by its name, and not a scale, which may be FP8 itself (NVFP4's are).
+pub fn is_weight(name: &str) -> bool {
+    !name.rsplit('.').next().is_some_and(|last| last.contains("scale"))
+}
+
 /// FP8 without a scale is what a plain cast leaves, unless the checkpoint has scales elsewhere or speaks of them.
 fn plain_cast(name: &str, place: &Place, parts: &Parts) -> Result<Option<Found>> {
     let described = parts.quantization.is_some_and(|described| Scaled.reads(described));
-    if place.shape.len() < 2 || !described && !parts.has_scales {
+    if !is_weight(name) || place.shape.len() < 2 || !described && !parts.has_scales {
         return Ok(None);
     }
     let path = place.path(parts.shards).display();

@@ -113,6 +113,7 @@ fn windows_that_repeat_become_kinds_of_layers() {
     for odd in [json!([null, 1, 2]), json!([1, 2]), json!([null]), json!([]), json!([0]), json!(["a"])] {
         assert!(windows(odd.clone()).is_err(), "{odd}");
     }
+    refuses(json!({ "n_layers": 4_000_000_000u32, "sliding_window": [null, 1] }), "'n_layers' is 4000000000");
 }
 
 #[test]

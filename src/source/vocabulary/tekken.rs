@@ -23,6 +23,9 @@ const FILE: &str = "tekken.json";
 /// The longest token that is read, in bytes; the longest of the published files has 78.
 const LONGEST: usize = 512;
 
+/// The most special tokens that are read, for which the file need not have anything; the published ones have 1,000.
+const SPECIALS: usize = 1 << 16;
+
 /// How many merges there may be for each token, on average; those of the published files have 2.
 const MERGES: usize = 64;
 
@@ -98,6 +101,11 @@ fn of_file(file: &Value, rows: usize, pre: Option<&str>) -> Result<Vocabulary> {
         }
     };
     let (total, specials) = (size("default_vocab_size")?, size("default_num_special_tokens")?);
+    if specials > SPECIALS {
+        return Err(Error::new(format!(
+            "it is to have {specials} special tokens (config), more than any of {SPECIALS}"
+        )));
+    }
     let listed = file["vocab"].as_array().map(Vec::as_slice).unwrap_or_default();
     // The file has more tokens than the model.
     let used = total.checked_sub(specials).and_then(|used| listed.get(..used)).ok_or_else(|| {

@@ -292,6 +292,9 @@ fn fp8_without_a_scale_is_a_plain_cast_unless_there_are_scales_elsewhere() {
     let checkpoint = undescribed(&[cast()]).unwrap();
     assert_eq!(checkpoint.read("x.weight", &[1, 2]).unwrap(), [1.0, -2.0]);
     assert!(checkpoint.notes()[0].contains("FP8 tensors without scales (1)"), "{:?}", checkpoint.notes());
+    // Scales may be FP8 themselves, as NVFP4's are.
+    let scale = Part("z.weight_scale", Dtype::F8_E4M3, vec![1, 2], vec![0x38, 0xc0]);
+    assert_eq!(undescribed(&[scale]).unwrap().notes(), [""; 0]);
     let scale = floats("y.weight_scale", &[1], &[3.0]);
     complains(undescribed(&[cast(), other, scale]), &["'x.weight' is FP8, but there is no 'x.weight_scale(_inv)'"]);
 }

@@ -108,6 +108,7 @@ fn damaged_files_are_errors() {
         (&|f| f["vocab"][257]["token_bytes"] = "dGg=".into(), "occurs twice"),
         (&|f| f["vocab"] = Value::Null, "it has 0 tokens"),
         (&|f| f["config"]["default_vocab_size"] = vast.into(), "4294967295"),
+        (&|f| f["config"]["default_num_special_tokens"] = vast.into(), "more than any of 65536"),
         (&|f| f["config"]["default_vocab_size"] = 20.into(), "is to have 20 with 24 special ones"),
         (
             &|f| {
