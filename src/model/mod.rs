@@ -12,28 +12,36 @@ mod cohere2_moe;
 mod config;
 pub mod decoder;
 mod deepseek2;
+mod dots1;
 pub mod embedding;
+mod exaone_moe;
+mod falcon;
 pub mod frame;
 mod gemma;
 mod gemma4;
 pub mod gguf_keys;
 mod glm4;
 mod gpt2;
+mod gpt_bigcode;
 mod gpt_neox;
 mod gpt_oss;
 mod granite;
 mod granite_swa;
 pub mod half;
 mod hy_v3;
+mod jais2;
 mod llama;
 mod llama4;
 pub mod lm_head;
 pub mod mapping;
 pub mod matrix;
+mod mellum;
+mod minicpm3;
 mod minimax_m2;
 mod mistral3;
 mod mistral4;
 pub mod mixer;
+pub mod moe;
 mod nemotron;
 mod nextn;
 mod olmo2;
@@ -105,6 +113,13 @@ pub static ARCHITECTURES: &[&dyn Architecture] = &[
     &hy_v3::HyV3,
     &granite_swa::GraniteSwa,
     &nemotron::Nemotron,
+    &mellum::Mellum,
+    &dots1::Dots1,
+    &exaone_moe::ExaoneMoe,
+    &jais2::Jais2,
+    &minicpm3::MiniCpm3,
+    &falcon::Falcon,
+    &gpt_bigcode::GptBigCode,
 ];
 
 /// A family of checkpoints.
