@@ -144,14 +144,15 @@ MODELS = {
                                          prefix_dense_intermediate_size=128, num_shared_experts=2, expert_selection_fn="sigmoid",
                                          norm_topk_prob=False, **ROUTED8)),
     "cohere2_moe-softmax": ("cohere2_moe", usual(head_dim=32, logit_scale=0.5, sliding_window=16, rms_norm_eps=1e-5, **ROUTED8)),
-    "mistral4": ("mistral4", usual(**MLA, q_lora_rank=48, n_routed_experts=8, num_experts_per_tok=2, n_shared_experts=1,
+    "mistral4": ("mistral4", usual(**MLA, q_lora_rank=48, n_routed_experts=4, num_experts_per_tok=2, n_shared_experts=1,
                                    rope_parameters=GROWN, routed_scaling_factor=1.5, num_hidden_layers=3)),
     "llama4": ("llama4_text", usual(head_dim=32, num_local_experts=4, num_experts_per_tok=2, intermediate_size_mlp=128,
                                     interleave_moe_layer_step=2, num_hidden_layers=4)),
     "apertus": ("apertus", usual()),
     "minimax_m2": ("minimax_m2", usual(head_dim=32, num_local_experts=8, num_experts_per_tok=2, rope_parameters=dict(
         rope_type="default", rope_theta=10000.0, partial_rotary_factor=0.5))),
-    "hy_v3": ("hy_v3", usual(head_dim=32, num_shared_experts=1, num_hidden_layers=3, **MOE)),
+    "hy_v3": ("hy_v3", usual(head_dim=32, num_shared_experts=1, num_hidden_layers=3, num_experts=4, num_experts_per_tok=2,
+                             moe_intermediate_size=64, router_scaling_factor=1.5)),
     "granite_swa": ("granite_swa", usual(embedding_multiplier=3.0, attention_multiplier=0.2, residual_multiplier=0.5, logits_scaling=2.0,
                                          sliding_window=16, num_hidden_layers=4, layer_rope_theta=[10000.0, 10000.0, 0.0, 10000.0])),
     "nemotron": ("nemotron", usual(head_dim=16)),
@@ -167,6 +168,21 @@ MODELS = {
                               conv_kernel=4, expand=2, bos_token_id=2046, eos_token_id=2047)),
     "jamba": ("jamba", usual(num_hidden_layers=4, attn_layer_period=4, attn_layer_offset=2, expert_layer_period=2, expert_layer_offset=1,
                              num_experts=4, num_experts_per_tok=2, mamba_dt_rank=32, mamba_d_state=16)),
+    "mellum": ("mellum", usual(head_dim=32, num_hidden_layers=4, sliding_window=16, layer_types=3 * ["sliding_attention"] + ["full_attention"],
+                               rope_parameters=dict(full_attention=YARN, sliding_attention=dict(rope_type="default", rope_theta=10000.0)),
+                               **MOE)),
+    "dots1": ("dots1", usual(num_key_value_heads=4, n_routed_experts=8, num_experts_per_tok=2, n_shared_experts=2, moe_intermediate_size=32,
+                             first_k_dense_replace=1, n_group=4, topk_group=2, norm_topk_prob=True, sliding_window=None,
+                             num_hidden_layers=3)),
+    "exaone_moe": ("exaone_moe", usual(head_dim=32, num_shared_experts=1, sliding_window=16, num_hidden_layers=4, num_experts=4,
+                                       num_experts_per_tok=2, moe_intermediate_size=64, routed_scaling_factor=1.5)),
+    "jais2": ("jais2", usual(head_dim=16)),
+    "minicpm3": ("minicpm3", usual(num_key_value_heads=4, kv_lora_rank=32, qk_rope_head_dim=16, qk_nope_head_dim=32, v_head_dim=32,
+                                   q_lora_rank=48)),
+    "falcon": ("falcon", usual(new_decoder_architecture=False, multi_query=True, alibi=False, bias=False, parallel_attn=True)),
+    "falcon-40b": ("falcon", usual(new_decoder_architecture=True, num_kv_heads=2, alibi=False, bias=False)),
+    "gpt_bigcode": ("gpt_bigcode", dict(vocab_size=VOCAB, n_embd=64, n_head=4, n_layer=2, n_positions=512, multi_query=True,
+                                        bos_token_id=2046, eos_token_id=2047)),
 }
 
 
@@ -213,9 +229,10 @@ ARCHITECTURES = {"mistral": "llama", "mixtral": "llama", "qwen2_moe": "qwen2moe"
                  "gpt_oss": "gpt-oss", "gpt_neox": "gptneox", "deepseek_v2": "deepseek2", "deepseek_v3": "deepseek2",
                  "internlm3": "llama", "ministral3": "mistral3", "qwen2_vl": "qwen2vl", "qwen2_5_vl": "qwen2vl", "qwen3_vl": "qwen3vl",
                  "qwen3_5": "qwen35", "qwen3_5_text": "qwen35", "qwen3_5_moe": "qwen35moe", "qwen3_5_moe_text": "qwen35moe",
-                 "qwen3_next": "qwen3next", "gemma4_text": "gemma4",
+                 "qwen3_next": "qwen3next", "exaone_moe": "exaone-moe", "gpt_bigcode": "starcoder", "gemma4_text": "gemma4",
                  "cohere": "command-r", "cohere2_moe": "cohere2moe", "llama4_text": "llama4", "minimax_m2": "minimax-m2"}
-LAYER_NORM = ("stablelm", "starcoder2", "gpt2", "gpt_neox", "cohere", "cohere2", "cohere2_moe", "nemotron")
+LAYER_NORM = ("stablelm", "starcoder2", "gpt2", "gpt_neox", "cohere", "cohere2", "cohere2_moe", "nemotron", "jais2", "falcon",
+              "gpt_bigcode")
 
 
 def keys(kind, config):
@@ -229,7 +246,7 @@ def keys(kind, config):
         return recurrent_keys(kind, get)
     hidden, heads, blocks = get("hidden_size", "n_embd"), get("num_attention_heads", "n_head"), get("num_hidden_layers", "n_layer")
     context = get("max_position_embeddings", "n_positions")
-    mla, rope = "kv_lora_rank" in own, get("rope_parameters") or {}
+    mla, rope = "kv_lora_rank" in own and kind != "minicpm3", get("rope_parameters") or {}
     rope, local = rope.get("full_attention", rope), rope.get("sliding_attention")
     found = {
         "block_count": blocks,
@@ -255,7 +272,7 @@ def keys(kind, config):
             found["attention.q_lora_rank"] = get("q_lora_rank")
     elif head and kind != "granite":
         found |= {"attention.key_length": head, "attention.value_length": head}
-    if kind != "gpt2":
+    if kind not in ("gpt2", "gpt_bigcode"):
         part = 1.0 if mla else rope.get("partial_rotary_factor", 1.0)
         found["rope.dimension_count"] = int(part * (get("qk_rope_head_dim") if mla else head or hidden // heads))
         if kind not in ("gemma", "gemma2"):
@@ -271,7 +288,7 @@ def keys(kind, config):
         if rope.get("attention_factor"):
             # llama.cpp multiplies what the paper says by it.
             found["rope.scaling.attn_factor"] = rope["attention_factor"] / (1 + 0.1 * math.log(rope["factor"]))
-    if local:
+    if local and kind != "mellum":
         found["rope.freq_base_swa"] = float(local["rope_theta"])
     if kind in ("gemma2", "gemma3_text", "gpt_oss", "phi3"):
         found["attention.sliding_window"] = get("sliding_window") or 0
@@ -378,6 +395,32 @@ def hy_v3(get):
             "expert_weights_norm": True, "expert_weights_scale": get("router_scaling_factor")}
 
 
+def grouped(get):
+    shared = get("n_shared_experts", "num_shared_experts")
+    found = {"leading_dense_block_count": get("first_k_dense_replace"), "expert_shared_count": shared,
+             "expert_weights_scale": float(get("routed_scaling_factor")), "expert_weights_norm": get("norm_topk_prob"),
+             "expert_gating_func": 2}
+    if get("n_group") > 1:
+        found |= {"expert_group_count": get("n_group"), "expert_group_used_count": get("topk_group")}
+    return found
+
+
+def exaone_moe(get):
+    return {**grouped(get), **windowed(get),
+            "expert_shared_feed_forward_length": get("num_shared_experts") * get("moe_intermediate_size")}
+
+
+def minicpm3(get):
+    return {"attention.head_count_kv": get("num_attention_heads"), "attention.key_length": get("qk_nope_head_dim") + get("qk_rope_head_dim"),
+            "attention.value_length": get("v_head_dim"), "attention.q_lora_rank": get("q_lora_rank"),
+            "attention.kv_lora_rank": get("kv_lora_rank"), "rope.dimension_count": get("qk_rope_head_dim")}
+
+
+def falcon(get):
+    kv_heads = get("num_kv_heads") if get("new_decoder_architecture") else 1
+    return {"feed_forward_length": get("ffn_hidden_size"), "attention.head_count_kv": kv_heads, "tensor_data_layout": "jploski"}
+
+
 def granite_swa(get):
     return {**windowed(get), "attention.rope_pattern": [base > 0 for base in get("layer_rope_theta")]}
 
@@ -385,7 +428,8 @@ def granite_swa(get):
 # What each of these types has besides.
 OF_KIND = {"cohere": scaled, "cohere2": lambda get: {**windowed(get), **scaled(get)}, "cohere2_moe": cohere2_moe, "mistral4": mistral4,
            "llama4_text": llama4, "minimax_m2": lambda get: {"expert_gating_func": 2}, "hy_v3": hy_v3, "granite_swa": granite_swa,
-           "nemotron": lambda get: {"rope.scaling.type": "none"}}
+           "nemotron": lambda get: {"rope.scaling.type": "none"}, "mellum": windowed, "dots1": grouped, "exaone_moe": exaone_moe,
+           "minicpm3": minicpm3, "falcon": falcon}
 
 
 def recurrent_keys(kind, get):

@@ -276,6 +276,7 @@ impl Decoder {
                     latent,
                     turned,
                     value,
+                    joined: false,
                     scale: self.attention_scale.unwrap_or(1.0 / (self.head_dim as f32).sqrt()),
                     temperature: None,
                     rope: self.rope.clone(),

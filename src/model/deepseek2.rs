@@ -5,17 +5,15 @@ use super::gguf_keys::Keys;
 use super::mapping::Pick;
 use super::mixer::Mixer;
 use super::mixer::experts::Experts;
-use super::mixer::mlp::Mlp;
 use super::mixer::routing::Scoring;
 use super::rope::{Rope, Scaling, Yarn};
 use super::{
     Architecture, BlockConfig, BlockTensor, Decoder, ExtraBlocks, Kind, Model, Part, QueryRows, TensorMapping, config,
-    nextn,
+    moe, nextn,
 };
 use crate::error::Result;
 use crate::source::config::Config;
 use crate::source::value::Value;
-use llmq_kernels::elementwise::Activation;
 
 /// Keys and values out of one narrow vector per token; experts from some block on, with shared ones beside them.
 pub struct DeepSeek2;
@@ -139,7 +137,7 @@ pub(super) fn mapping(block: &BlockConfig, tensor: &BlockTensor) -> TensorMappin
 /// A small model of the family.
 pub(super) fn small() -> Decoder {
     let latent = Latent { query: Some(4), latent: 4, turned: 2, value: 4 };
-    let experts = Experts { shared: shared(8), ..Experts::plain(2, 1, 8) };
+    let experts = Experts { shared: moe::shared(8), ..Experts::plain(2, 1, 8) };
     Decoder { latent: Some(latent), experts: Some(experts), ..Decoder::PLAIN.sized() }
 }
 
@@ -208,7 +206,7 @@ pub(super) fn read(architecture: &'static dyn Architecture, config: &Config) -> 
             scale: config.maybe_positive("routed_scaling_factor")?.unwrap_or(1.0) as f32,
             selection_bias: sigmoid,
             groups,
-            shared: shared(of_shared * ffn),
+            shared: moe::shared(of_shared * ffn),
             ..Experts::plain(count, config.size("num_experts_per_tok")?, ffn)
         });
     }
@@ -239,30 +237,8 @@ pub(super) fn read_gguf(keys: &Keys, mut model: Decoder) -> Result<Decoder> {
         *yarn = Yarn { magnitude: Some(1.0), ..*yarn };
     }
     model.attention_scale = Some(scale);
-    model.experts = None;
-    if let Some(count) = keys.maybe_size("expert_count")? {
-        let ffn = keys.size("expert_feed_forward_length")?;
-        let sigmoid = keys.maybe("expert_gating_func").and_then(Value::as_u64) == Some(2);
-        let dense = keys.maybe("leading_dense_block_count").and_then(Value::as_u64).unwrap_or(0) as usize;
-        let shared = keys.maybe("expert_shared_count").and_then(Value::as_u64).unwrap_or(0) as usize;
-        let groups = keys.maybe_size("expert_group_count")?.zip(keys.maybe_size("expert_group_used_count")?);
-        model.dense = dense;
-        model.experts = Some(Experts {
-            scoring: if sigmoid { Scoring::Sigmoid } else { Scoring::Softmax },
-            normed: keys.maybe("expert_weights_norm").and_then(Value::as_bool).unwrap_or(false),
-            scale: keys.maybe_number("expert_weights_scale")?.unwrap_or(1.0) as f32,
-            selection_bias: keys.has(&format!("blk.{dense}.exp_probs_b.bias")),
-            groups: groups.filter(|(n, _)| *n > 1 && count.is_multiple_of(*n)),
-            shared: self::shared(shared * ffn),
-            ..Experts::plain(count, keys.size("expert_used_count")?, ffn)
-        });
-    }
+    moe::read_gguf(keys, &mut model)?;
     Ok(model)
-}
-
-/// The experts that every token goes to, as one MLP; none of no width.
-fn shared(width: usize) -> Option<Mlp> {
-    (width > 0).then(|| Mlp { shared: true, ..Mlp::gated(width, Activation::Silu) })
 }
 
 /// The keys that the family has besides the usual ones.
@@ -279,19 +255,7 @@ pub(super) fn put_keys(model: &mut Decoder) {
         model.size_key("attention.key_length_mla", model.head_dim);
         model.size_key("attention.value_length_mla", latent.value);
     }
-    if let Some(experts) = model.experts {
-        model.size_key("leading_dense_block_count", model.dense);
-        model.size_key("expert_feed_forward_length", experts.width);
-        let shared = experts.shared.map_or(0, |mlp| mlp.width);
-        model.size_key("expert_shared_count", shared / experts.width.max(1));
-        model.key("expert_weights_scale", Value::F32(experts.scale));
-        model.key("expert_weights_norm", Value::Bool(experts.normed));
-        model.size_key("expert_gating_func", if experts.scoring == Scoring::Sigmoid { 2 } else { 1 });
-        if let Some((groups, used)) = experts.groups {
-            model.size_key("expert_group_count", groups);
-            model.size_key("expert_group_used_count", used);
-        }
-    }
+    moe::put_keys(model);
     if let Some(all) = model.yarn_growth {
         model.key("rope.scaling.yarn_log_multiplier", Value::F32(0.1 * all));
     }

@@ -14,9 +14,12 @@ mod cohere2_moe;
 mod config;
 pub mod decoder;
 mod deepseek2;
+mod dots1;
 pub mod embedding;
 mod ernie4_5;
 mod exaone4;
+mod exaone_moe;
+mod falcon;
 mod falcon_h1;
 pub mod frame;
 mod gemma;
@@ -25,6 +28,7 @@ pub mod gguf_keys;
 mod glm4;
 mod glm4_moe;
 mod gpt2;
+mod gpt_bigcode;
 mod gpt_neox;
 mod gpt_oss;
 mod granite;
@@ -33,6 +37,7 @@ mod granite_swa;
 pub mod half;
 mod hunyuan;
 mod hy_v3;
+mod jais2;
 mod jamba;
 mod laguna;
 pub mod layers;
@@ -43,11 +48,14 @@ pub mod lm_head;
 mod mamba2;
 pub mod mapping;
 pub mod matrix;
+mod mellum;
+mod minicpm3;
 mod minimax_m2;
 mod mistral3;
 mod mistral4;
 pub mod mixer;
 mod mixture;
+pub mod moe;
 mod muse_glimmer;
 mod nemotron;
 mod nemotron_h;
@@ -148,6 +156,13 @@ pub static ARCHITECTURES: &[&dyn Architecture] = &[
     &falcon_h1::FalconH1,
     &mamba2::Mamba2,
     &jamba::Jamba,
+    &mellum::Mellum,
+    &dots1::Dots1,
+    &exaone_moe::ExaoneMoe,
+    &jais2::Jais2,
+    &minicpm3::MiniCpm3,
+    &falcon::Falcon,
+    &gpt_bigcode::GptBigCode,
 ];
 
 /// A family of checkpoints.

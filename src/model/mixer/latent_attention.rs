@@ -27,6 +27,8 @@ impl Part {
     pub const K_B: Part = Part("attn_k_b");
     /// Values out of it.
     pub const V_B: Part = Part("attn_v_b");
+    /// Both in one: those of one head behind those of the other, keys first.
+    pub const KV_B: Part = Part("attn_kv_b");
 }
 
 /// Attention through narrow vectors.
@@ -44,6 +46,8 @@ pub struct LatentAttention {
     pub turned: usize,
     /// Numbers of each value.
     pub value: usize,
+    /// One layer makes keys and values out of their vector.
+    pub joined: bool,
     /// By what scores are multiplied.
     pub scale: f32,
     /// They grow beyond the context of the first training.
@@ -75,8 +79,16 @@ impl Mix for LatentAttention {
             reads: Some(between),
             ..BlockTensor::new(part, "self_attn.kv_b_proj", shape)
         };
-        tensors.push(cut(Part::K_B, &[self.heads, self.latent, still]));
-        tensors.push(cut(Part::V_B, &[self.heads, self.value, self.latent]));
+        match self.joined {
+            true => {
+                let shape = [self.heads * (still + self.value), self.latent];
+                tensors.push(BlockTensor::linear(Part::KV_B, "self_attn.kv_b_proj", &shape, between));
+            }
+            false => {
+                tensors.push(cut(Part::K_B, &[self.heads, self.latent, still]));
+                tensors.push(cut(Part::V_B, &[self.heads, self.value, self.latent]));
+            }
+        }
         let o = [hidden, self.heads * self.value];
         tensors.push(BlockTensor::linear(Part::O, "self_attn.o_proj", &o, Reads::Site(Place::Inner)));
         tensors
@@ -109,12 +121,22 @@ impl Mix for LatentAttention {
         let q = Tensor::cat(&[q.narrow(2, 0, still)?, q_turned.reshape((n, heads, turned))?], 2)?;
         let (mut keys, mut values) = (Vec::new(), Vec::new());
         let padding = Tensor::zeros((n, d - value.min(d)), q.dtype(), q.device())?;
+        let both = if self.joined { Some(layers.linear(Part::KV_B, &c)?) } else { None };
         for head in 0..heads {
-            // [latent, still] and [value, latent]
-            let (k, v) = (layers.weight(Part::K_B).get(head)?, layers.weight(Part::V_B).get(head)?);
-            keys.push(Tensor::cat(&[ops::linear(precision, &c, &k.t()?.contiguous()?)?, k_turned.clone()], 1)?);
+            let (k, v) = match &both {
+                Some(both) => {
+                    let part = |first: usize, width: usize| both.narrow(1, head * (still + value) + first, width);
+                    (part(0, still)?, part(still, value)?)
+                }
+                None => {
+                    // [latent, still] and [value, latent]
+                    let (k, v) = (layers.weight(Part::K_B).get(head)?, layers.weight(Part::V_B).get(head)?);
+                    (ops::linear(precision, &c, &k.t()?.contiguous()?)?, ops::linear(precision, &c, &v)?)
+                }
+            };
+            keys.push(Tensor::cat(&[k, k_turned.clone()], 1)?);
             // Values are as wide as keys for the kernel.
-            values.push(Tensor::cat(&[ops::linear(precision, &c, &v)?, padding.clone()], 1)?);
+            values.push(Tensor::cat(&[v, padding.clone()], 1)?);
         }
         let (k, v) = (Tensor::cat(&keys, 1)?, Tensor::cat(&values, 1)?);
         let (k, v) = match &mut at.state {
