@@ -9,6 +9,7 @@ mod arcee;
 pub mod block;
 pub mod checkpoint;
 mod config;
+pub mod config_keys;
 pub mod decoder;
 mod deepseek2;
 pub mod embedding;
@@ -28,6 +29,7 @@ pub mod half;
 mod hunyuan;
 mod laguna;
 mod lfm2;
+pub mod limits;
 mod llama;
 pub mod lm_head;
 pub mod mapping;
@@ -63,6 +65,7 @@ use crate::source::value::Value;
 pub use decoder::Decoder;
 use gguf_keys::Keys;
 pub use half::{BlockConfig, HalfConfig, Norm, NormConfig};
+use limits::Limits;
 pub use mapping::TensorMapping;
 pub use part::{BlockTensor, Kind, Part, Reads, RowOrder, Site, TensorRole};
 use per_layer::PerLayer;
@@ -136,6 +139,11 @@ pub trait Architecture: Sync {
     /// the sizes.
     fn decoder(&self) -> Decoder {
         Decoder::PLAIN
+    }
+
+    /// What llama.cpp's loader has a place for.
+    fn limits(&self) -> Limits {
+        Limits::of(&self.decoder())
     }
 
     /// Reads the configuration.
