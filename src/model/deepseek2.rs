@@ -6,7 +6,7 @@ use super::mapping::Pick;
 use super::mixer::Mixer;
 use super::mixer::experts::Experts;
 use super::mixer::routing::Scoring;
-use super::rope::{Rope, Scaling, Yarn};
+use super::rope::{self, Rope, Scaling, Yarn};
 use super::{
     Architecture, BlockConfig, BlockTensor, Decoder, ExtraBlocks, Kind, Model, Part, QueryRows, TensorMapping, config,
     moe, nextn,
@@ -169,9 +169,8 @@ pub(super) fn read(architecture: &'static dyn Architecture, config: &Config) -> 
     let mut rope = Rope::read(config, latent.turned)?;
     let mut scale = 1.0 / (model.head_dim as f32).sqrt();
     if let Scaling::Yarn(yarn) = &mut rope.scaling {
-        let scaling = config.object("rope_parameters")?;
-        let scaling = scaling.map_or_else(|| config.object("rope_scaling"), |s| Ok(Some(s)))?;
-        let of = |key: &str| scaling.as_ref().map(|s| s.maybe_positive(key)).transpose().map(Option::flatten);
+        let scaling = rope::parameters(config)?;
+        let of = |key: &str| scaling.as_ref().map(|s| s.maybe_nonzero(key)).transpose().map(Option::flatten);
         if let Some(all) = of("mscale_all_dim")? {
             if of("mscale")?.is_some_and(|own| own != all) {
                 return Err(config::refused(config, "mscale other than mscale_all_dim is not supported"));

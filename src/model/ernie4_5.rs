@@ -1,6 +1,7 @@
 //! Baidu's ERNIE 4.5, dense and with experts.
 
 use super::gguf_keys::Keys;
+use super::limits::{Limits, Place};
 use super::mapping::TensorMapping;
 use super::mixer::experts::Experts;
 use super::{
@@ -52,6 +53,10 @@ impl Architecture for Ernie45 {
 
     fn query_rows(&self) -> QueryRows {
         QueryRows::Neighbours
+    }
+
+    fn limits(&self) -> Limits {
+        Limits { o_bias: Place::Optional, ..Limits::of(&self.decoder()) }
     }
 
     fn sample(&'static self) -> Model {

@@ -2,6 +2,7 @@
 
 use super::decoder::{Window, WindowBlocks};
 use super::gguf_keys::Keys;
+use super::limits::Limits;
 use super::mixer::attention::HeadNorms;
 use super::rope::Rope;
 use super::{Architecture, BlockTensor, Decoder, Model, Part, config};
@@ -48,6 +49,10 @@ impl Architecture for Exaone4 {
 
     fn decoder(&self) -> Decoder {
         Decoder { pre_norms: false, post_norms: true, head_norms: HeadNorms::PerHead, ..Decoder::PLAIN }
+    }
+
+    fn limits(&self) -> Limits {
+        Limits { rope_factors: true, ..Limits::of(&self.decoder()) }
     }
 
     fn sample(&'static self) -> Model {

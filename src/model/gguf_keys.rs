@@ -1,6 +1,7 @@
 //! A model's sizes as GGUF metadata, and back.
 
 use super::half::Norm;
+use super::limits::LongRope;
 use super::rope::{Rope, Scaling, Yarn};
 use super::{ARCHITECTURES, Architecture, Decoder, Model};
 use crate::error::{Error, Result};
@@ -66,6 +67,9 @@ pub fn metadata(model: &Decoder, architecture: &dyn Architecture) -> Metadata {
                 }
             }
             Scaling::Long { original, magnitude, .. } => {
+                if architecture.limits().long_rope == LongRope::ByType {
+                    put("rope.scaling.type", Value::Str("longrope".into()));
+                }
                 put("rope.scaling.original_context_length", size(*original));
                 put("rope.scaling.attn_factor", Value::F32(*magnitude));
             }
@@ -349,6 +353,7 @@ fn scaling(
                 fast: keys.maybe_number("rope.scaling.yarn_beta_fast")?.unwrap_or(32.0),
                 slow: keys.maybe_number("rope.scaling.yarn_beta_slow")?.unwrap_or(1.0),
                 magnitude: None,
+                truncate: true,
             };
             let grown = keys.maybe_number("rope.scaling.attn_factor")?;
             let magnitude = grown.map(|factor| factor * yarn.usual_magnitude());

@@ -1,6 +1,7 @@
 //! Zhipu's GLM-4.5, 4.6 and 4.7 with experts.
 
 use super::gguf_keys::Keys;
+use super::limits::Limits;
 use super::mixer::attention::HeadNorms;
 use super::mixer::experts::Experts;
 use super::mixer::routing::Scoring;
@@ -22,6 +23,10 @@ impl Architecture for Glm4Moe {
 
     fn examples(&self) -> &'static str {
         "GLM-4.5-Air, GLM-4.5, 4.6, 4.7"
+    }
+
+    fn limits(&self) -> Limits {
+        Limits { partial_rotary: true, ..Limits::of(&self.decoder()) }
     }
 
     fn sample(&'static self) -> Model {

@@ -1,6 +1,7 @@
 //! IBM's Granite.
 
 use super::gguf_keys::Keys;
+use super::limits::Limits;
 use super::mapping::Pick;
 use super::mixer::experts::Experts;
 use super::{
@@ -28,6 +29,10 @@ impl Architecture for Granite {
 
     fn query_rows(&self) -> QueryRows {
         QueryRows::Interleaved
+    }
+
+    fn limits(&self) -> Limits {
+        Limits::of_llama(&self.decoder())
     }
 
     fn sample(&'static self) -> Model {
@@ -66,8 +71,8 @@ pub(super) fn read(architecture: &'static dyn Architecture, config: &Config) -> 
     model.residual_scale = factor("residual_multiplier")?;
     model.logit_scale = 1.0 / logits;
     model.mlp_bias = config.flag("mlp_bias")?;
-    // llama.cpp takes the width of a head from the two sizes.
-    model.explicit_head_dim = false;
+    // llama.cpp takes the width of a head from the two sizes where it can.
+    model.explicit_head_dim = model.head_dim * model.heads != model.hidden;
     model.keys = vec![
         ("attention.scale", Value::F32(scale)),
         ("embedding_scale", Value::F32(model.embedding_scale)),
@@ -88,7 +93,7 @@ pub struct GraniteShared;
 /// # Errors
 /// A key that is missing, of the wrong kind, or asks for something unsupported.
 pub(super) fn read_hybrid_dense(config: &Config) -> Result<Model> {
-    if config.maybe_string("position_embedding_type")?.is_some_and(|kind| kind != "rope") {
+    if config.maybe_string("position_embedding_type")?.as_deref() != Some("rope") {
         return Err(config::refused(
             config,
             "position_embedding_type other than 'rope' is not supported without Mamba",
@@ -119,6 +124,10 @@ impl Architecture for GraniteShared {
 
     fn query_rows(&self) -> QueryRows {
         QueryRows::Interleaved
+    }
+
+    fn limits(&self) -> Limits {
+        Limits::of_llama(&self.decoder())
     }
 
     fn sample(&'static self) -> Model {
@@ -157,6 +166,10 @@ impl Architecture for GraniteMoe {
 
     fn query_rows(&self) -> QueryRows {
         QueryRows::Interleaved
+    }
+
+    fn limits(&self) -> Limits {
+        Limits::of_llama(&self.decoder())
     }
 
     fn sample(&'static self) -> Model {

@@ -2,6 +2,7 @@
 
 use super::gguf_keys::Keys;
 use super::half::HalfConfig;
+use super::limits::Limits;
 use super::mapping::TensorMapping;
 use super::mixer::attention::HeadNorms;
 use super::mixer::experts::Experts;
@@ -149,6 +150,10 @@ macro_rules! family {
 
             fn decoder(&self) -> Decoder {
                 plain()
+            }
+
+            fn limits(&self) -> Limits {
+                Limits { head_dim: false, ..Limits::of(&self.decoder()) }
             }
 
             fn sample(&'static self) -> Model {

@@ -12,6 +12,7 @@ pub mod checkpoint;
 mod cohere;
 mod cohere2_moe;
 mod config;
+pub mod config_keys;
 pub mod decoder;
 mod deepseek2;
 mod dots1;
@@ -42,6 +43,7 @@ mod jamba;
 mod laguna;
 pub mod layers;
 mod lfm2;
+pub mod limits;
 mod llama;
 mod llama4;
 pub mod lm_head;
@@ -87,6 +89,7 @@ use crate::source::value::Value;
 pub use decoder::Decoder;
 use gguf_keys::Keys;
 pub use half::{BlockConfig, HalfConfig, Norm, NormConfig};
+use limits::Limits;
 pub use mapping::TensorMapping;
 use mixer::{Attention, Mixer};
 pub use part::{BlockTensor, Kind, Part, Reads, RowOrder, Site, TensorRole};
@@ -185,6 +188,11 @@ pub trait Architecture: Sync {
     /// the sizes.
     fn decoder(&self) -> Decoder {
         Decoder::PLAIN
+    }
+
+    /// What llama.cpp's loader has a place for.
+    fn limits(&self) -> Limits {
+        Limits::of(&self.decoder())
     }
 
     /// Reads the configuration.

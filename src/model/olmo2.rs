@@ -2,6 +2,7 @@
 
 use super::decoder::{Window, WindowBlocks};
 use super::gguf_keys::Keys;
+use super::limits::{Limits, Place};
 use super::mixer::attention::HeadNorms;
 use super::rope::Rope;
 use super::{Architecture, BlockTensor, Decoder, Model, Part, config};
@@ -34,6 +35,10 @@ impl Architecture for Olmo2 {
         Decoder { pre_norms: false, post_norms: true, head_norms: HeadNorms::Whole, ..Decoder::PLAIN }
     }
 
+    fn limits(&self) -> Limits {
+        Limits { output: Place::Needed, head_dim: false, ..Limits::of(&self.decoder()) }
+    }
+
     fn sample(&'static self) -> Model {
         self.decoder().sized().build(self)
     }
@@ -41,9 +46,6 @@ impl Architecture for Olmo2 {
     fn read(&'static self, config: &Config) -> Result<Model> {
         let mut model = config::read(self, config, false)?;
         config::check_activation(config, &["hidden_act"], model.activation, "silu")?;
-        if model.tied {
-            return Err(config::refused(config, "an embedding that is the output matrix, too, is not supported"));
-        }
         if let Some(tokens) = config
             .maybe_size("sliding_window")?
             .filter(|_| config.string("model_type").is_ok_and(|kind| kind == "olmo3"))

@@ -1,6 +1,7 @@
 //! Ai2's OLMoE.
 
 use super::gguf_keys::Keys;
+use super::limits::{Limits, Place};
 use super::mixer::attention::HeadNorms;
 use super::mixer::experts::Experts;
 use super::{Architecture, Decoder, Model, config};
@@ -25,6 +26,10 @@ impl Architecture for Olmoe {
 
     fn decoder(&self) -> Decoder {
         Decoder { head_norms: HeadNorms::Whole, ..Decoder::PLAIN }
+    }
+
+    fn limits(&self) -> Limits {
+        Limits { output: Place::Needed, head_dim: false, ..Limits::of(&self.decoder()) }
     }
 
     fn sample(&'static self) -> Model {
