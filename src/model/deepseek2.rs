@@ -196,8 +196,7 @@ pub(super) fn read(architecture: &'static dyn Architecture, config: &Config) -> 
         if groups.is_some_and(|(n, _)| !count.is_multiple_of(n)) {
             return Err(config.unsupported(&format!("{count} experts do not divide into n_group groups")));
         }
-        let dense = config.get("first_k_dense_replace").and_then(serde_json::Value::as_u64).unwrap_or(0);
-        model.dense = dense as usize;
+        model.dense = dense_blocks(config, model.blocks)?;
         model.experts = Some(Experts {
             scoring: if sigmoid { Scoring::Sigmoid } else { Scoring::Softmax },
             // The code that came with V2 never norms.
@@ -210,6 +209,20 @@ pub(super) fn read(architecture: &'static dyn Architecture, config: &Config) -> 
         });
     }
     Ok(model)
+}
+
+/// So many blocks have an MLP, the first ones.
+fn dense_blocks(config: &Config, blocks: usize) -> Result<usize> {
+    let said = config.get("first_k_dense_replace").and_then(serde_json::Value::as_u64);
+    let usual = if config.string("model_type")? == "glm4_moe_lite" { 1 } else { 0 };
+    let Some(kinds) = config.get("mlp_layer_types").and_then(serde_json::Value::as_array) else {
+        return Ok(said.unwrap_or(usual) as usize);
+    };
+    let dense = kinds.iter().take_while(|kind| kind.as_str() == Some("dense")).count();
+    if kinds.len() != blocks || kinds[dense..].iter().any(|kind| kind.as_str() != Some("sparse")) {
+        return Err(config::refused(config, "mlp_layer_types with dense blocks behind sparse ones is not supported"));
+    }
+    Ok(dense)
 }
 
 /// What files of the family have in common.
