@@ -1,6 +1,7 @@
 //! rednote's dots.llm1.
 
 use super::gguf_keys::Keys;
+use super::limits::{Limits, Place};
 use super::mixer::attention::HeadNorms;
 use super::{Architecture, BlockTensor, Decoder, Model, config, deepseek2, moe};
 use crate::error::Result;
@@ -24,6 +25,10 @@ impl Architecture for Dots1 {
 
     fn decoder(&self) -> Decoder {
         Decoder { head_norms: HeadNorms::PerHead, ..Decoder::PLAIN }
+    }
+
+    fn limits(&self) -> Limits {
+        Limits { output: Place::Needed, ..Limits::of(&self.decoder()) }
     }
 
     fn sample(&'static self) -> Model {

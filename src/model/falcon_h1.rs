@@ -3,6 +3,7 @@
 use super::decoder::Decoder;
 use super::gguf_keys::Keys;
 use super::half::HalfConfig;
+use super::limits::{Limits, Place};
 use super::mamba2::{self, PREFIXED};
 use super::mapping::RowFactors;
 use super::mixer::mamba2::Mamba2;
@@ -80,6 +81,10 @@ impl Architecture for FalconH1 {
             norm: "model.final_layernorm",
             output: "lm_head",
         }
+    }
+
+    fn limits(&self) -> Limits {
+        Limits { o_bias: Place::Optional, mlp_bias: Place::Optional, ..Limits::of(&self.decoder()) }
     }
 
     fn sample(&'static self) -> Model {

@@ -2,6 +2,7 @@
 
 use super::decoder::Decoder;
 use super::gguf_keys::Keys;
+use super::limits::{Limits, LongRope};
 use super::mamba2::{self, PREFIXED};
 use super::mapping::Pick;
 use super::mixer::Mixer;
@@ -60,6 +61,10 @@ impl Architecture for GraniteHybrid {
 
     fn query_rows(&self) -> QueryRows {
         QueryRows::Interleaved
+    }
+
+    fn limits(&self) -> Limits {
+        Limits { long_rope: LongRope::None, ..Limits::of_llama(&self.decoder()) }
     }
 
     fn sample(&'static self) -> Model {

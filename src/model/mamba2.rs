@@ -204,6 +204,7 @@ impl Architecture for Mamba2 {
         let usual = json!({ "expand": 2, "n_groups": 8, "conv_kernel": 4, "state_size": 128, "head_dim": 64 });
         let config = &config.clone().with_defaults(usual);
         config::check_activation(config, &["hidden_act"], Activation::Silu, "silu")?;
+        config.ignore(&["time_step_rank"]);
         let hidden = config.size("hidden_size")?;
         let eps = config.maybe_positive("layer_norm_epsilon")?.unwrap_or(1e-5) as f32;
         let mixer = NAMES.read(config, Some(config.size("expand")? * hidden), Some(eps))?;

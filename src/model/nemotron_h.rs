@@ -3,6 +3,7 @@
 use super::decoder::Decoder;
 use super::gguf_keys::Keys;
 use super::half::HalfConfig;
+use super::limits::{Limits, Place};
 use super::mamba2::{self, BACKBONE, Names};
 use super::mixer::Mixer;
 use super::mixer::attention::Attention;
@@ -294,6 +295,10 @@ macro_rules! family {
 
             fn outside(&self) -> OutsideNames {
                 BACKBONE
+            }
+
+            fn limits(&self) -> Limits {
+                Limits { o_bias: Place::Optional, mlp_bias: Place::Optional, ..Limits::of(&self.decoder()) }
             }
 
             fn sample(&'static self) -> Model {
