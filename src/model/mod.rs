@@ -26,7 +26,7 @@ pub mod mapping;
 pub mod matrix;
 mod mistral3;
 pub mod mixer;
-mod nextn;
+pub mod nextn;
 mod olmo2;
 pub mod ops;
 pub mod orthogonal;
