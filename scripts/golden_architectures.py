@@ -133,7 +133,7 @@ MODELS = {
     "qwen3_5_moe-seeing": ("qwen3_5_moe", seeing(VISION3, usual(**NET, **NET_MOE, rope_parameters=SECTIONS), **IMAGES)),
     "qwen3_next": ("qwen3_next", usual(**NET, **NET_MOE, rope_parameters=QUARTER)),
     "gemma4": ("gemma4_text", {**GEMMA4, **SHARED_KEYS, "num_hidden_layers": 4, "layer_types": kinds("sfsf")}),
-    "gemma4_e2b": ("gemma4_text", {**GEMMA4, "num_hidden_layers": 5, "layer_types": kinds("sfssf"), "num_key_value_heads": 1,
+    "gemma4_e2b": ("gemma4_text", {**GEMMA4, "num_hidden_layers": 5, "layer_types": kinds("ssfsf"), "num_key_value_heads": 1,
                                    "hidden_size_per_layer_input": 32, "vocab_size_per_layer_input": VOCAB, "num_kv_shared_layers": 2,
                                    "use_double_wide_mlp": True}),
     "gemma4_moe": ("gemma4_text", {**GEMMA4, **SHARED_KEYS, "num_hidden_layers": 2, "layer_types": kinds("sf"), "enable_moe_block": True,

@@ -2,7 +2,7 @@
 
 use super::mapping::ExpertLayout;
 use super::mixer::experts::Experts;
-use super::{ARCHITECTURES, Model, Part, config_keys};
+use super::{ARCHITECTURES, Model, Part, config_keys, nextn};
 use crate::error::{Error, Result};
 use crate::source::checkpoint::Checkpoint;
 use crate::source::config::Config;
@@ -199,16 +199,14 @@ impl Model {
         let extra = self.architecture.extra_blocks(self, has)?;
         let (count, n) = (extra.count, extra.tensors.len());
         if !wanted {
-            return Some(format!("{count} block for multi-token prediction is left out"));
+            return Some(nextn::note_left_out(count));
         }
         self.set_key("block_count", Value::U32((self.blocks.len() + count) as u32));
         for (key, value) in extra.keys {
             self.set_key(key, value);
         }
         self.tail = extra.tensors;
-        Some(format!(
-            "{count} block for multi-token prediction is kept ({n} tensors, rounded to nearest; --no-mtp leaves it out)"
-        ))
+        Some(nextn::note_kept(count, n))
     }
 
     /// What is said of the checkpoint's tensors that the model has no place for. `taken`: names of those that are no tensors of it.
@@ -237,6 +235,10 @@ impl Model {
             notes.push(format!(
                 "{n} tensors of vision and audio are left out: llama.cpp takes them from an mmproj file, which is published beside most models"
             ));
+        }
+        let has = |name: &str| checkpoint.contains(name);
+        if let Some(n) = counts.get(OTHERS[1].0).filter(|_| self.architecture.extra_blocks(self, &has).is_none()) {
+            notes.push(format!("{n} tensors of multi-token prediction are left out: their blocks are not complete, or llama.cpp has no place for them"));
         }
         if !unknown.is_empty() {
             let shown = unknown.iter().take(3).cloned().collect::<Vec<_>>().join(", ");

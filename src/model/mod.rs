@@ -61,7 +61,7 @@ pub mod moe;
 mod muse_glimmer;
 mod nemotron;
 mod nemotron_h;
-mod nextn;
+pub mod nextn;
 mod olmo2;
 mod olmoe;
 pub mod ops;
