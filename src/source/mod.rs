@@ -6,6 +6,7 @@ pub mod gguf;
 pub mod hub;
 pub mod imatrix;
 pub mod pages;
+pub mod pooling;
 pub mod pre_tokenizer;
 pub mod tokenizer;
 pub mod value;
