@@ -29,6 +29,8 @@ MLA = dict(kv_lora_rank=32, qk_rope_head_dim=16, qk_nope_head_dim=32, v_head_dim
 YARN = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=64, rope_theta=10000.0)
 LONG = dict(rope_type="longrope", short_factor=[1.0 + 0.05 * i for i in range(8)], long_factor=[1.5 + 0.5 * i for i in range(8)],
             original_max_position_embeddings=32, rope_theta=10000.0)
+ROUTED8 = dict(num_experts=8, num_experts_per_tok=2)
+GROWN = dict(llama_4_scaling_beta=0.1, mscale=1.0, mscale_all_dim=1.0, **{**YARN, "original_max_position_embeddings": 16})
 # Six heads of values on two of keys: turning them over twice is not the same as not at all.
 NET = dict(linear_num_key_heads=2, linear_num_value_heads=6, linear_key_head_dim=16, linear_value_head_dim=16, linear_conv_kernel_dim=4,
            head_dim=32, num_hidden_layers=3, layer_types=["linear_attention", "full_attention", "linear_attention"])
@@ -126,6 +128,23 @@ MODELS = {
                                    "use_double_wide_mlp": True}),
     "gemma4_moe": ("gemma4_text", {**GEMMA4, **SHARED_KEYS, "num_hidden_layers": 2, "layer_types": kinds("sf"), "enable_moe_block": True,
                                    "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 32}),
+    "cohere": ("cohere", usual(logit_scale=0.5)),
+    "cohere2": ("cohere2", usual(logit_scale=0.5, sliding_window=16, num_hidden_layers=4)),
+    "cohere2_moe": ("cohere2_moe", usual(head_dim=32, logit_scale=0.5, sliding_window=16, num_hidden_layers=5, first_k_dense_replace=1,
+                                         prefix_dense_intermediate_size=128, num_shared_experts=2, expert_selection_fn="sigmoid",
+                                         norm_topk_prob=False, **ROUTED8)),
+    "cohere2_moe-softmax": ("cohere2_moe", usual(head_dim=32, logit_scale=0.5, sliding_window=16, rms_norm_eps=1e-5, **ROUTED8)),
+    "mistral4": ("mistral4", usual(**MLA, q_lora_rank=48, n_routed_experts=8, num_experts_per_tok=2, n_shared_experts=1,
+                                   rope_parameters=GROWN, routed_scaling_factor=1.5, num_hidden_layers=3)),
+    "llama4": ("llama4_text", usual(head_dim=32, num_local_experts=4, num_experts_per_tok=2, intermediate_size_mlp=128,
+                                    interleave_moe_layer_step=2, num_hidden_layers=4)),
+    "apertus": ("apertus", usual()),
+    "minimax_m2": ("minimax_m2", usual(head_dim=32, num_local_experts=8, num_experts_per_tok=2, rope_parameters=dict(
+        rope_type="default", rope_theta=10000.0, partial_rotary_factor=0.5))),
+    "hy_v3": ("hy_v3", usual(head_dim=32, num_shared_experts=1, num_hidden_layers=3, **MOE)),
+    "granite_swa": ("granite_swa", usual(embedding_multiplier=3.0, attention_multiplier=0.2, residual_multiplier=0.5, logits_scaling=2.0,
+                                         sliding_window=16, num_hidden_layers=4, layer_rope_theta=[10000.0, 10000.0, 0.0, 10000.0])),
+    "nemotron": ("nemotron", usual(head_dim=16)),
 }
 
 
@@ -152,8 +171,10 @@ def spread(kind, name, shape):
         return 0.0, 1.0
     if last in ("A_log", "dt_bias", "layer_scalar"):
         return {"A_log": (0.7, 0.7), "dt_bias": (0.0, 0.5), "layer_scalar": (0.8, 0.1)}[last]
+    if not shape:
+        return {"beta": (0.5, 0.1), "eps": (-1e-6, 0.0)}[last]
     if len(shape) == 1:
-        above_one = kind in ("gemma", "gemma2", "gemma3_text") or kind.startswith(("qwen3_5", "qwen3_next"))
+        above_one = kind in ("gemma", "gemma2", "gemma3_text") or kind.startswith(("qwen3_5", "qwen3_next", "nemotron"))
         return (0.0 if above_one and "linear_attn" not in name else 1.0), 0.2
     if VOCAB in shape or "wpe" in name:
         return 0.0, 0.3
@@ -167,8 +188,9 @@ ARCHITECTURES = {"mistral": "llama", "mixtral": "llama", "qwen2_moe": "qwen2moe"
                  "gpt_oss": "gpt-oss", "gpt_neox": "gptneox", "deepseek_v2": "deepseek2", "deepseek_v3": "deepseek2",
                  "internlm3": "llama", "ministral3": "mistral3", "qwen2_vl": "qwen2vl", "qwen2_5_vl": "qwen2vl", "qwen3_vl": "qwen3vl",
                  "qwen3_5": "qwen35", "qwen3_5_text": "qwen35", "qwen3_5_moe": "qwen35moe", "qwen3_5_moe_text": "qwen35moe",
-                 "qwen3_next": "qwen3next", "gemma4_text": "gemma4"}
-LAYER_NORM = ("stablelm", "starcoder2", "gpt2", "gpt_neox")
+                 "qwen3_next": "qwen3next", "gemma4_text": "gemma4",
+                 "cohere": "command-r", "cohere2_moe": "cohere2moe", "llama4_text": "llama4", "minimax_m2": "minimax-m2"}
+LAYER_NORM = ("stablelm", "starcoder2", "gpt2", "gpt_neox", "cohere", "cohere2", "cohere2_moe", "nemotron")
 
 
 def keys(kind, config):
@@ -191,8 +213,8 @@ def keys(kind, config):
         "attention.head_count_kv": 1 if mla else heads if kind == "gpt_neox" else get("num_key_value_heads") or heads,
         "vocab_size": get("vocab_size"),
     }
-    if kind in LAYER_NORM:
-        found["attention.layer_norm_epsilon"] = float(get("layer_norm_eps", "layer_norm_epsilon", "norm_epsilon"))
+    if kind in LAYER_NORM and not get("rms_norm_eps"):
+        found["attention.layer_norm_epsilon"] = float(get("layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps"))
     else:
         found["attention.layer_norm_rms_epsilon"] = float(get("rms_norm_eps"))
     head = get("head_dim")
@@ -248,10 +270,10 @@ def keys(kind, config):
         if get("shared_expert_intermediate_size"):
             found["expert_shared_feed_forward_length"] = get("shared_expert_intermediate_size")
     if mla:
-        v3 = kind == "deepseek_v3"
+        v3, v4 = kind == "deepseek_v3", kind == "mistral4"
         found |= {"leading_dense_block_count": get("first_k_dense_replace"), "expert_shared_count": get("n_shared_experts"),
                   "expert_weights_scale": float(get("routed_scaling_factor")),
-                  "expert_weights_norm": v3 and get("norm_topk_prob"), "expert_gating_func": 2 if v3 else 1}
+                  "expert_weights_norm": (v3 or v4) and get("norm_topk_prob"), "expert_gating_func": 2 if v3 else 1}
         if v3:
             found |= {"expert_group_count": get("n_group"), "expert_group_used_count": get("topk_group")}
     if rope.get("mrope_section"):
@@ -267,6 +289,8 @@ def keys(kind, config):
                   "attention.recurrent_layers": [kind == "linear_attention" for kind in get("layer_types")]}
     if kind.startswith("gemma4"):
         found |= gemma4_keys(own)
+    if kind in OF_KIND:
+        found |= OF_KIND[kind](get)
     name = ARCHITECTURES.get(kind, kind)
     return {f"{name}.{key}": value for key, value in sorted(found.items())}
 
@@ -291,16 +315,63 @@ def gemma4_keys(own):
     return found
 
 
+def windowed(get):
+    return {"attention.sliding_window": get("sliding_window"),
+            "attention.sliding_window_pattern": [kind == "sliding_attention" for kind in get("layer_types")]}
+
+
+def scaled(get):
+    return {"logit_scale": float(get("logit_scale")), "rope.scaling.type": "none"}
+
+
+def cohere2_moe(get):
+    dense, width, shared = get("mlp_layer_types").count("dense"), get("intermediate_size"), get("num_shared_experts")
+    softmax = get("expert_selection_fn") == "softmax"
+    found = {"feed_forward_length": get("prefix_dense_intermediate_size") or width, "leading_dense_block_count": dense,
+             "expert_feed_forward_length": width, "expert_weights_norm": softmax or get("norm_topk_prob"),
+             "expert_gating_func": 1 if softmax else 2}
+    if shared:
+        found |= {"expert_shared_count": shared, "expert_shared_feed_forward_length": shared * width}
+    return {**windowed(get), **scaled(get), **found}
+
+
+def mistral4(get):
+    rope = get("rope_parameters")
+    return {"attention.temperature_scale": rope["llama_4_scaling_beta"],
+            "attention.temperature_length": rope["original_max_position_embeddings"]}
+
+
+def llama4(get):
+    return {"feed_forward_length": get("intermediate_size_mlp"), "expert_feed_forward_length": get("intermediate_size"),
+            "interleave_moe_layer_step": get("interleave_moe_layer_step")}
+
+
+def hy_v3(get):
+    return {"expert_shared_feed_forward_length": get("num_shared_experts") * get("moe_intermediate_size"), "expert_gating_func": 2,
+            "expert_weights_norm": True, "expert_weights_scale": get("router_scaling_factor")}
+
+
+def granite_swa(get):
+    return {**windowed(get), "attention.rope_pattern": [base > 0 for base in get("layer_rope_theta")]}
+
+
+# What each of these types has besides.
+OF_KIND = {"cohere": scaled, "cohere2": lambda get: {**windowed(get), **scaled(get)}, "cohere2_moe": cohere2_moe, "mistral4": mistral4,
+           "llama4_text": llama4, "minimax_m2": lambda get: {"expert_gating_func": 2}, "hy_v3": hy_v3, "granite_swa": granite_swa,
+           "nemotron": lambda get: {"rope.scaling.type": "none"}}
+
+
 def golden(name):
     import torch
     from safetensors.numpy import load_file, save_file
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, Mistral4ForCausalLM
     kind, changes = MODELS[name]
     family = AutoModelForImageTextToText if "vision_config" in changes else AutoModelForCausalLM
+    family = Mistral4ForCausalLM if kind == "mistral4" else family
     config = AutoConfig.for_model(kind, **changes)
     folder = tempfile.mkdtemp()
     try:
-        family.from_config(config).save_pretrained(folder)
+        (family(config) if kind == "mistral4" else family.from_config(config)).save_pretrained(folder)
         path = os.path.join(folder, "model.safetensors")
         shapes = {tensor: list(array.shape) for tensor, array in sorted(load_file(path).items())}
         tensors = {tensor: [shape, *spread(kind, tensor, shape)] for tensor, shape in shapes.items()}
@@ -318,10 +389,14 @@ def golden(name):
     scored = logs[:, :-1].gather(2, torch.tensor(windows)[:, 1:, None])[:, :, 0]
     saved = {key: value for key, value in saved.items() if key not in ("transformers_version", "dtype")}
     text = {tensor: how for tensor, how in tensors.items() if not re.search(r"(^|\.)(visual|vision_tower|multi_modal_projector)\.", tensor)}
+    found = keys(kind, model.config)
+    for part in ("alpha_n", "alpha_p", "beta", "eps") if kind == "apertus" else ():
+        own = [(tensor, how) for tensor, how in tensors.items() if tensor.endswith(f".{part}")]
+        found[f"xielu.{part}"] = [float(str(np.ravel(numbers(tensor, *how))[0])) for tensor, how in own]
     rows = ",\n".join(f"  {json.dumps(tensor)}: {json.dumps(how)}" for tensor, how in text.items())
     with open(os.path.join(ROOT, "tests", "architectures", f"{name}.json"), "w", encoding="utf8") as file:
         file.write('{"config": %s,\n"keys": %s,\n"tensors": {\n%s\n},\n"windows": %s,\n"logprobs": %s}\n' % (
-            json.dumps(saved, indent=1), json.dumps(keys(kind, model.config), indent=1), rows, json.dumps(windows.tolist()),
+            json.dumps(saved, indent=1), json.dumps(found, indent=1), rows, json.dumps(windows.tolist()),
             json.dumps([[round(x, 6) for x in row] for row in scored.tolist()])))
     print(name, float(scored.mean()))
 

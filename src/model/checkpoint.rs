@@ -88,10 +88,11 @@ impl Model {
         let has = |name: &str| checkpoint.contains(name);
         model.settle(has);
         let mut notes = checkpoint.notes().to_vec();
+        let taken = model.architecture.settle(&mut model, checkpoint)?;
         notes.extend(model.settle_output(checkpoint)?);
         model.settle_experts(checkpoint)?;
         notes.extend(model.settle_extra_blocks(&has, extra));
-        notes.extend(model.left_out(checkpoint));
+        notes.extend(model.left_out(checkpoint, taken));
         Ok((model, notes))
     }
 
@@ -178,9 +179,9 @@ impl Model {
         ))
     }
 
-    /// What is said of the checkpoint's tensors that the model has no place for.
-    fn left_out(&self, checkpoint: &Checkpoint) -> Vec<String> {
-        let mut used: HashSet<String> = HashSet::new();
+    /// What is said of the checkpoint's tensors that the model has no place for. `taken`: names of those that are no tensors of it.
+    fn left_out(&self, checkpoint: &Checkpoint, taken: Vec<String>) -> Vec<String> {
+        let mut used: HashSet<String> = taken.into_iter().collect();
         for spec in self.tensors() {
             used.extend(spec.sources());
         }

@@ -42,7 +42,7 @@ pub fn read(architecture: &'static dyn Architecture, config: &Config, tied: bool
     let plain = architecture.decoder();
     let eps = match plain.norm {
         Norm::Rms => config.positive("rms_norm_eps")?,
-        Norm::Layer => first(config, &["layer_norm_eps", "layer_norm_epsilon", "norm_epsilon"])?,
+        Norm::Layer => first(config, &["layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps"])?,
     };
     let bias = config.flag("attention_bias")?;
     let (rope, local_rope) = Rope::kinds(config, head_dim)?;
@@ -87,17 +87,49 @@ pub fn put_local_base(config: &Config, model: &mut Decoder) -> Result<()> {
 /// # Errors
 /// Another number of blocks, or a kind that is none of `known`.
 pub fn layer_types(config: &Config, blocks: usize, known: &[&str]) -> Result<Option<Vec<String>>> {
-    let Some(list) = config.get("layer_types") else { return Ok(None) };
+    kinds(config, "layer_types", blocks, known)
+}
+
+/// The same under another key.
+fn kinds(config: &Config, key: &str, blocks: usize, known: &[&str]) -> Result<Option<Vec<String>>> {
+    let Some(list) = config.get(key) else { return Ok(None) };
     let all: Vec<String> =
         list.as_array().into_iter().flatten().filter_map(|kind| kind.as_str()).map(str::to_owned).collect();
     if all.len() != blocks {
-        return Err(config.unsupported(&format!("layer_types names {} blocks, and there are {blocks}", all.len())));
+        return Err(config.unsupported(&format!("{key} names {} blocks, and there are {blocks}", all.len())));
     }
     match all.iter().find(|kind| !known.contains(&kind.as_str())) {
         None => Ok(Some(all)),
         Some(kind) => Err(config
             .unsupported(&format!("blocks of type '{kind}' are not supported"))
             .hint(format!("the supported ones are: {}", known.join(", ")))),
+    }
+}
+
+/// How many blocks, the first ones, have no experts: by `mlp_layer_types`, or by `first_k_dense_replace`. `usual`: where neither is
+/// said.
+///
+/// # Errors
+/// Blocks without experts behind one that has them.
+pub fn leading_dense(config: &Config, blocks: usize, usual: usize) -> Result<usize> {
+    if let Some(kinds) = kinds(config, "mlp_layer_types", blocks, &["dense", "sparse"])? {
+        let first = kinds.iter().position(|kind| kind == "sparse").unwrap_or(blocks);
+        return match kinds[first..].iter().any(|kind| kind == "dense") {
+            true => Err(refused(config, "dense blocks behind one with experts are not supported")),
+            false => Ok(first),
+        };
+    }
+    Ok(count(config, "first_k_dense_replace")?.unwrap_or(usual))
+}
+
+/// A whole number, zero too, if the key is there.
+///
+/// # Errors
+/// Something else is there.
+pub fn count(config: &Config, key: &str) -> Result<Option<usize>> {
+    match config.get(key).is_some_and(|n| n.as_u64() == Some(0)) {
+        true => Ok(Some(0)),
+        false => config.maybe_size(key),
     }
 }
 

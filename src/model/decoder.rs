@@ -277,6 +277,7 @@ impl Decoder {
                     turned,
                     value,
                     scale: self.attention_scale.unwrap_or(1.0 / (self.head_dim as f32).sqrt()),
+                    temperature: None,
                     rope: self.rope.clone(),
                     eps: self.norm_eps,
                 },

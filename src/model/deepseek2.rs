@@ -50,23 +50,25 @@ impl Architecture for Glm4MoeLite {
     }
 
     fn sample(&'static self) -> Model {
-        DeepSeek2.sample()
+        small().build(self)
     }
 
     fn read(&'static self, config: &Config) -> Result<Model> {
-        Ok(read(self, config)?.build(self))
+        let mut model = read(self, config)?;
+        put_keys(&mut model);
+        Ok(model.build(self))
     }
 
-    fn read_gguf(&'static self, keys: &Keys, model: Decoder) -> Result<Model> {
-        DeepSeek2.read_gguf(keys, model)
+    fn read_gguf(&'static self, keys: &Keys, decoder: Decoder) -> Result<Model> {
+        Ok(read_gguf(keys, decoder)?.build(self))
     }
 
     fn source(&self, tensor: &BlockTensor) -> &'static str {
-        DeepSeek2.source(tensor)
+        source(tensor)
     }
 
-    fn mapping(&self, block: &BlockConfig, tensor: &BlockTensor, kind: Kind) -> TensorMapping {
-        DeepSeek2.mapping(block, tensor, kind)
+    fn mapping(&self, block: &BlockConfig, tensor: &BlockTensor, _: Kind) -> TensorMapping {
+        mapping(block, tensor)
     }
 
     fn extra_blocks(&self, model: &Model, has: &dyn Fn(&str) -> bool) -> Option<ExtraBlocks> {
@@ -92,83 +94,57 @@ impl Architecture for DeepSeek2 {
     }
 
     fn sample(&'static self) -> Model {
-        let latent = Latent { query: Some(4), latent: 4, turned: 2, value: 4 };
-        let experts = Experts { shared: shared(8), ..Experts::plain(2, 1, 8) };
-        Decoder { latent: Some(latent), experts: Some(experts), ..self.decoder().sized() }.build(self)
+        small().build(self)
     }
 
     fn read(&'static self, config: &Config) -> Result<Model> {
-        Ok(read(self, config)?.build(self))
-    }
-
-    fn read_gguf(&'static self, keys: &Keys, mut model: Decoder) -> Result<Model> {
-        let missing =
-            |key: &str| keys.wrong(&format!("there is no key '{key}': the file is older than llama.cpp's MLA"));
-        let head_dim =
-            keys.maybe_size("attention.key_length_mla")?.ok_or_else(|| missing("attention.key_length_mla"))?;
-        let turned = keys.size("rope.dimension_count")?;
-        if turned >= head_dim || !turned.is_multiple_of(2) {
-            return Err(keys.wrong(&format!("{turned} numbers of each head of {head_dim} cannot be turned")));
-        }
-        model.latent = Some(Latent {
-            query: keys.maybe_size("attention.q_lora_rank")?,
-            latent: keys.size("attention.kv_lora_rank")?,
-            turned,
-            value: keys
-                .maybe_size("attention.value_length_mla")?
-                .ok_or_else(|| missing("attention.value_length_mla"))?,
-        });
-        (model.head_dim, model.kv_heads, model.explicit_head_dim) = (head_dim, model.heads, false);
-        let mut scale = 1.0 / (head_dim as f32).sqrt();
-        if let Some(Rope { scaling: Scaling::Yarn(yarn), .. }) = &mut model.rope {
-            if let Some(growth) = keys.maybe_number("rope.scaling.yarn_log_multiplier")? {
-                scale = stretched(scale, yarn.factor, 10.0 * growth);
-                model.yarn_growth = Some(10.0 * growth as f32);
-            }
-            *yarn = Yarn { magnitude: Some(1.0), ..*yarn };
-        }
-        model.attention_scale = Some(scale);
-        model.experts = None;
-        if let Some(count) = keys.maybe_size("expert_count")? {
-            let ffn = keys.size("expert_feed_forward_length")?;
-            let sigmoid = keys.maybe("expert_gating_func").and_then(Value::as_u64) == Some(2);
-            let dense = keys.maybe("leading_dense_block_count").and_then(Value::as_u64).unwrap_or(0) as usize;
-            let shared = keys.maybe("expert_shared_count").and_then(Value::as_u64).unwrap_or(0) as usize;
-            let groups = keys.maybe_size("expert_group_count")?.zip(keys.maybe_size("expert_group_used_count")?);
-            model.dense = dense;
-            model.experts = Some(Experts {
-                scoring: if sigmoid { Scoring::Sigmoid } else { Scoring::Softmax },
-                normed: keys.maybe("expert_weights_norm").and_then(Value::as_bool).unwrap_or(false),
-                scale: keys.maybe_number("expert_weights_scale")?.unwrap_or(1.0) as f32,
-                selection_bias: keys.has(&format!("blk.{dense}.exp_probs_b.bias")),
-                groups: groups.filter(|(n, _)| *n > 1 && count.is_multiple_of(*n)),
-                shared: self::shared(shared * ffn),
-                ..Experts::plain(count, keys.size("expert_used_count")?, ffn)
-            });
-        }
+        let mut model = read(self, config)?;
+        put_keys(&mut model);
         Ok(model.build(self))
     }
 
+    fn read_gguf(&'static self, keys: &Keys, decoder: Decoder) -> Result<Model> {
+        Ok(read_gguf(keys, decoder)?.build(self))
+    }
+
     fn source(&self, tensor: &BlockTensor) -> &'static str {
-        match tensor.part {
-            Part::SHARED_GATE => "mlp.shared_experts.gate_proj",
-            Part::SHARED_UP => "mlp.shared_experts.up_proj",
-            Part::SHARED_DOWN => "mlp.shared_experts.down_proj",
-            _ => tensor.source,
-        }
+        source(tensor)
     }
 
     fn mapping(&self, block: &BlockConfig, tensor: &BlockTensor, _: Kind) -> TensorMapping {
-        match (tensor.part, &block.halves[0].mixer) {
-            (Part::K_B, Mixer::LatentAttention(own)) => Pick::Keys { value: own.value }.into(),
-            (Part::V_B, Mixer::LatentAttention(own)) => Pick::Values { still: own.head_dim - own.turned }.into(),
-            _ if tensor.source.contains("{}") => TensorMapping::STACKED,
-            _ => TensorMapping::AS_IS,
-        }
+        mapping(block, tensor)
     }
 }
 
-fn read(architecture: &'static dyn Architecture, config: &Config) -> Result<Decoder> {
+/// What checkpoints of the family call a tensor.
+pub(super) fn source(tensor: &BlockTensor) -> &'static str {
+    match tensor.part {
+        Part::SHARED_GATE => "mlp.shared_experts.gate_proj",
+        Part::SHARED_UP => "mlp.shared_experts.up_proj",
+        Part::SHARED_DOWN => "mlp.shared_experts.down_proj",
+        _ => tensor.source,
+    }
+}
+
+/// How a tensor is made from theirs.
+pub(super) fn mapping(block: &BlockConfig, tensor: &BlockTensor) -> TensorMapping {
+    match (tensor.part, &block.halves[0].mixer) {
+        (Part::K_B, Mixer::LatentAttention(own)) => Pick::Keys { value: own.value }.into(),
+        (Part::V_B, Mixer::LatentAttention(own)) => Pick::Values { still: own.head_dim - own.turned }.into(),
+        _ if tensor.source.contains("{}") => TensorMapping::STACKED,
+        _ => TensorMapping::AS_IS,
+    }
+}
+
+/// A small model of the family.
+pub(super) fn small() -> Decoder {
+    let latent = Latent { query: Some(4), latent: 4, turned: 2, value: 4 };
+    let experts = Experts { shared: shared(8), ..Experts::plain(2, 1, 8) };
+    Decoder { latent: Some(latent), experts: Some(experts), ..Decoder::PLAIN.sized() }
+}
+
+/// What configurations of the family have in common, without keys.
+pub(super) fn read(architecture: &'static dyn Architecture, config: &Config) -> Result<Decoder> {
     let latent = Latent {
         query: config.maybe_size("q_lora_rank")?,
         latent: config.size("kv_lora_rank")?,
@@ -210,7 +186,7 @@ fn read(architecture: &'static dyn Architecture, config: &Config) -> Result<Deco
     model.rope = Some(rope);
     model.attention_scale = Some(scale);
     model.latent = Some(latent);
-    let sigmoid = config.string("model_type")? != "deepseek_v2";
+    let sigmoid = ["deepseek_v3", "glm4_moe_lite"].contains(&config.string("model_type")?.as_str());
     let of_shared = config.maybe_size("n_shared_experts")?.unwrap_or(0);
     model.experts = None;
     if let Some(count) = config.maybe_size("n_routed_experts")? {
@@ -236,7 +212,51 @@ fn read(architecture: &'static dyn Architecture, config: &Config) -> Result<Deco
             ..Experts::plain(count, config.size("num_experts_per_tok")?, ffn)
         });
     }
-    put_keys(&mut model);
+    Ok(model)
+}
+
+/// What files of the family have in common.
+pub(super) fn read_gguf(keys: &Keys, mut model: Decoder) -> Result<Decoder> {
+    let missing = |key: &str| keys.wrong(&format!("there is no key '{key}': the file is older than llama.cpp's MLA"));
+    let head_dim = keys.maybe_size("attention.key_length_mla")?.ok_or_else(|| missing("attention.key_length_mla"))?;
+    let turned = keys.size("rope.dimension_count")?;
+    if turned >= head_dim || !turned.is_multiple_of(2) {
+        return Err(keys.wrong(&format!("{turned} numbers of each head of {head_dim} cannot be turned")));
+    }
+    model.latent = Some(Latent {
+        query: keys.maybe_size("attention.q_lora_rank")?,
+        latent: keys.size("attention.kv_lora_rank")?,
+        turned,
+        value: keys.maybe_size("attention.value_length_mla")?.ok_or_else(|| missing("attention.value_length_mla"))?,
+    });
+    (model.head_dim, model.kv_heads, model.explicit_head_dim) = (head_dim, model.heads, false);
+    let mut scale = 1.0 / (head_dim as f32).sqrt();
+    if let Some(Rope { scaling: Scaling::Yarn(yarn), .. }) = &mut model.rope {
+        if let Some(growth) = keys.maybe_number("rope.scaling.yarn_log_multiplier")? {
+            scale = stretched(scale, yarn.factor, 10.0 * growth);
+            model.yarn_growth = Some(10.0 * growth as f32);
+        }
+        *yarn = Yarn { magnitude: Some(1.0), ..*yarn };
+    }
+    model.attention_scale = Some(scale);
+    model.experts = None;
+    if let Some(count) = keys.maybe_size("expert_count")? {
+        let ffn = keys.size("expert_feed_forward_length")?;
+        let sigmoid = keys.maybe("expert_gating_func").and_then(Value::as_u64) == Some(2);
+        let dense = keys.maybe("leading_dense_block_count").and_then(Value::as_u64).unwrap_or(0) as usize;
+        let shared = keys.maybe("expert_shared_count").and_then(Value::as_u64).unwrap_or(0) as usize;
+        let groups = keys.maybe_size("expert_group_count")?.zip(keys.maybe_size("expert_group_used_count")?);
+        model.dense = dense;
+        model.experts = Some(Experts {
+            scoring: if sigmoid { Scoring::Sigmoid } else { Scoring::Softmax },
+            normed: keys.maybe("expert_weights_norm").and_then(Value::as_bool).unwrap_or(false),
+            scale: keys.maybe_number("expert_weights_scale")?.unwrap_or(1.0) as f32,
+            selection_bias: keys.has(&format!("blk.{dense}.exp_probs_b.bias")),
+            groups: groups.filter(|(n, _)| *n > 1 && count.is_multiple_of(*n)),
+            shared: self::shared(shared * ffn),
+            ..Experts::plain(count, keys.size("expert_used_count")?, ffn)
+        });
+    }
     Ok(model)
 }
 
@@ -245,7 +265,8 @@ fn shared(width: usize) -> Option<Mlp> {
     (width > 0).then(|| Mlp { shared: true, ..Mlp::gated(width, Activation::Silu) })
 }
 
-fn put_keys(model: &mut Decoder) {
+/// The keys that the family has besides the usual ones.
+pub(super) fn put_keys(model: &mut Decoder) {
     model.size_key("attention.head_count_kv", 1);
     if let Some(latent) = model.latent {
         if let Some(width) = latent.query {

@@ -77,7 +77,8 @@ pub fn metadata(model: &Decoder, architecture: &dyn Architecture) -> Metadata {
     keys
 }
 
-fn eps_key(norm: Norm) -> &'static str {
+/// Where a norm's ε is said.
+pub fn eps_key(norm: Norm) -> &'static str {
     match norm {
         Norm::Rms => "attention.layer_norm_rms_epsilon",
         Norm::Layer => "attention.layer_norm_epsilon",
@@ -186,6 +187,23 @@ impl Keys<'_> {
         self.maybe_number(key)?.ok_or_else(missing)
     }
 
+    /// A number for each block under a key of no architecture: a list, or one that stands for all.
+    ///
+    /// # Errors
+    /// Missing, something else, or a list of another length.
+    pub fn shared_numbers(&self, key: &str) -> Result<Vec<f32>> {
+        let wrong = || self.wrong(&format!("key '{key}' is not a list of {} numbers", self.blocks[1]));
+        let value = self.file.get(key).ok_or_else(|| self.wrong(&format!("there is no key '{key}'")))?;
+        let number = |value: &Value| value.as_f64().map(|x| x as f32).filter(|x| x.is_finite());
+        match value.as_array() {
+            None => Ok(vec![number(value).ok_or_else(wrong)?; self.blocks[1]]),
+            Some(list) if list.len() == self.blocks[1] => {
+                (0..list.len()).map(|i| number(&list.get(i)?)).collect::<Option<Vec<f32>>>().ok_or_else(wrong)
+            }
+            Some(_) => Err(wrong()),
+        }
+    }
+
     /// Whether the file has a tensor.
     pub fn has(&self, tensor: &str) -> bool {
         self.file.tensor(tensor).is_some()
@@ -260,6 +278,7 @@ pub fn read(file: &Gguf, vector: impl Fn(&str) -> Result<Option<Vec<f32>>>) -> R
         file.tensor("token_embd.weight").ok_or_else(|| keys.wrong("there is no tensor 'token_embd.weight'"))?;
     let vocab = *embedding.dims.get(1).ok_or_else(|| keys.wrong("'token_embd.weight' is no matrix"))?;
     let qkv_bias = ["blk.0.attn_q.bias", "blk.0.attn_qkv.bias"].iter().any(|name| keys.has(name));
+    let eps = [plain.norm, Norm::Rms, Norm::Layer].map(eps_key).into_iter().find(|key| keys.maybe(key).is_some());
     let mlp_bias = ["blk.0.ffn_gate.bias", "blk.0.ffn_up.bias"].iter().any(|name| keys.has(name));
     let decoder = Decoder {
         blocks,
@@ -271,7 +290,7 @@ pub fn read(file: &Gguf, vector: impl Fn(&str) -> Result<Option<Vec<f32>>>) -> R
         head_dim,
         explicit_head_dim: explicit.is_some(),
         ffn: keys.first_size("feed_forward_length")?,
-        norm_eps: keys.number(eps_key(plain.norm))? as f32,
+        norm_eps: keys.number(eps.unwrap_or(eps_key(plain.norm)))? as f32,
         rope: Some(Rope { scaling, ..Rope::plain(base, rotary) }),
         qkv_bias,
         mlp_bias,
@@ -291,7 +310,7 @@ pub fn read(file: &Gguf, vector: impl Fn(&str) -> Result<Option<Vec<f32>>>) -> R
 
 /// Architectures whose rotary embedding may turn a part of each head.
 fn may_be_partial(name: &str) -> bool {
-    ["phi3", "glm4", "stablelm", "gptneox", "deepseek2", "glm4moe"].contains(&name)
+    ["phi3", "glm4", "stablelm", "gptneox", "deepseek2", "glm4moe", "nemotron"].contains(&name)
 }
 
 fn scaling(

@@ -39,13 +39,13 @@ impl Architecture for Granite {
     }
 
     fn read_gguf(&'static self, keys: &Keys, mut model: Decoder) -> Result<Model> {
-        factors(keys, &mut model)?;
+        read_factors(keys, &mut model)?;
         Ok(model.build(self))
     }
 }
 
 /// Reads the factors of a GGUF.
-pub(super) fn factors(keys: &Keys, model: &mut Decoder) -> Result<()> {
+pub(super) fn read_factors(keys: &Keys, model: &mut Decoder) -> Result<()> {
     let factor = |key: &str| -> Result<f32> { Ok(keys.maybe_number(key)?.map_or(1.0, |x| x as f32)) };
     let scale = keys.maybe_number("attention.scale")?;
     model.attention_scale = scale.map(|x| x as f32);
@@ -174,7 +174,7 @@ impl Architecture for GraniteMoe {
     }
 
     fn read_gguf(&'static self, keys: &Keys, mut model: Decoder) -> Result<Model> {
-        factors(keys, &mut model)?;
+        read_factors(keys, &mut model)?;
         mixture::read_gguf(keys, &mut model, Experts::plain(0, 0, 0))?;
         Ok(model.build(self))
     }

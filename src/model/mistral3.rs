@@ -5,7 +5,7 @@ use super::gguf_keys::Keys;
 use super::mixer::Mixer;
 use super::mixer::attention::Temperature;
 use super::rope::{Scaling, growth};
-use super::{Architecture, BlockTensor, Decoder, Model, OutsideNames, Part, QueryRows, config};
+use super::{Architecture, BlockTensor, Decoder, Model, OutsideNames, Part, QueryRows, config, mistral4};
 use crate::error::Result;
 use crate::source::config::Config;
 use crate::source::mistral::MODEL_TYPE;
@@ -18,7 +18,7 @@ pub struct Mistral3;
 fn with_temperature(mut model: Model, beta: f64, original: f64) -> Model {
     for half in model.blocks.iter_mut().flat_map(|block| &mut block.halves) {
         if let Mixer::Attention(attention) = &mut half.mixer {
-            attention.temperature = Some(Temperature { beta: beta as f32, original: original as usize });
+            attention.temperature = Some(Temperature { beta: beta as f32, original: original as usize, offset: 0 });
         }
     }
     model
@@ -46,6 +46,9 @@ impl Architecture for Mistral3 {
     }
 
     fn read(&'static self, config: &Config) -> Result<Model> {
+        if config.string("model_type")? == "mistral4" {
+            return mistral4::Mistral4.read(config);
+        }
         read(self, config)
     }
 

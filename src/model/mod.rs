@@ -5,9 +5,12 @@
 //! architecture, write one file and add it to [`ARCHITECTURES`]; to add a mixer, write one and add it to the list in [`mixer`].
 
 mod afmoe;
+mod apertus;
 mod arcee;
 pub mod block;
 pub mod checkpoint;
+mod cohere;
+mod cohere2_moe;
 mod config;
 pub mod decoder;
 mod deepseek2;
@@ -24,18 +27,25 @@ mod gpt2;
 mod gpt_neox;
 mod gpt_oss;
 mod granite;
+mod granite_swa;
 pub mod half;
 mod hunyuan;
+mod hy_v3;
 mod laguna;
+pub mod layers;
 mod lfm2;
 mod llama;
+mod llama4;
 pub mod lm_head;
 pub mod mapping;
 pub mod matrix;
+mod minimax_m2;
 mod mistral3;
+mod mistral4;
 pub mod mixer;
 mod mixture;
 mod muse_glimmer;
+mod nemotron;
 mod nextn;
 mod olmo2;
 mod olmoe;
@@ -58,12 +68,14 @@ pub mod states;
 mod tensors;
 
 use crate::error::Result;
+use crate::source::checkpoint::Checkpoint;
 use crate::source::config::Config;
 use crate::source::value::Value;
 pub use decoder::Decoder;
 use gguf_keys::Keys;
 pub use half::{BlockConfig, HalfConfig, Norm, NormConfig};
 pub use mapping::TensorMapping;
+use mixer::{Attention, Mixer};
 pub use part::{BlockTensor, Kind, Part, Reads, RowOrder, Site, TensorRole};
 use per_layer::PerLayer;
 pub use tensors::TensorSpec;
@@ -115,6 +127,16 @@ pub static ARCHITECTURES: &[&dyn Architecture] = &[
     &laguna::Laguna,
     &afmoe::AfMoe,
     &exaone4::Exaone4,
+    &mistral4::Mistral4,
+    &llama4::Llama4,
+    &cohere::Cohere,
+    &cohere::Cohere2,
+    &cohere2_moe::Cohere2Moe,
+    &apertus::Apertus,
+    &minimax_m2::MiniMaxM2,
+    &hy_v3::HyV3,
+    &granite_swa::GraniteSwa,
+    &nemotron::Nemotron,
 ];
 
 /// A family of checkpoints.
@@ -174,6 +196,11 @@ pub trait Architecture: Sync {
         part.0
     }
 
+    /// What that name ends with; nothing at all where it is empty.
+    fn ending(&self, tensor: &BlockTensor) -> &'static str {
+        tensor.ending
+    }
+
     /// Names of the checkpoint's tensors outside the blocks, and the prefix of those inside.
     fn outside(&self) -> OutsideNames {
         OutsideNames {
@@ -193,6 +220,14 @@ pub trait Architecture: Sync {
     /// The same for the last norm.
     fn norm_mapping(&self) -> TensorMapping {
         TensorMapping::AS_IS
+    }
+
+    /// Takes numbers of the model that are tensors of a checkpoint, and keys in GGUF. Returns the names of those tensors.
+    ///
+    /// # Errors
+    /// A tensor is missing, or makes no sense.
+    fn settle(&self, _model: &mut Model, _checkpoint: &Checkpoint) -> Result<Vec<String>> {
+        Ok(Vec::new())
     }
 
     /// What a checkpoint has behind the blocks, and llama.cpp keeps, though the forward pass does not use it: layers that predict
@@ -298,6 +333,19 @@ impl Model {
             Some((_, own)) => *own = value,
             None => self.keys.push((key, value)),
         }
+    }
+
+    /// The attention of each block that has it, with the block's number.
+    pub fn attentions(&mut self) -> impl Iterator<Item = (usize, &mut Attention)> {
+        let halves = self
+            .blocks
+            .iter_mut()
+            .enumerate()
+            .flat_map(|(i, block)| block.halves.iter_mut().map(move |half| (i, half)));
+        halves.filter_map(|(i, half)| match &mut half.mixer {
+            Mixer::Attention(attention) => Some((i, &mut **attention)),
+            _ => None,
+        })
     }
 
     /// Numbers for each token that go along with the stream at the end, once all blocks have kept theirs.

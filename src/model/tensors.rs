@@ -130,7 +130,7 @@ impl Model {
     pub fn output_norm(&self) -> Vec<TensorSpec> {
         let kinds: &[Kind] = if self.norm.bias { &[Kind::Weight, Kind::Bias] } else { &[Kind::Weight] };
         let norm = |&kind: &Kind| TensorSpec {
-            mapping: self.architecture.norm_mapping(),
+            mapping: if kind == Kind::Bias { TensorMapping::AS_IS } else { self.architecture.norm_mapping() },
             ..TensorSpec::plain(
                 self.named(format!("{}.{}", self.architecture.outside().norm, kind.suffix())),
                 format!("{}.{}", self.norm.part.0, kind.suffix()),
@@ -180,7 +180,7 @@ impl Model {
     fn block_tensor(&self, i: usize, half: usize, tensor: &BlockTensor, kind: Kind) -> TensorSpec {
         let architecture = self.architecture;
         let name = architecture.gguf_name(tensor.part);
-        let ending = if kind == Kind::Bias { kind.suffix() } else { tensor.ending };
+        let ending = if kind == Kind::Bias { kind.suffix() } else { architecture.ending(tensor) };
         let shape = match kind {
             Kind::Weight => tensor.shape.clone(),
             Kind::Bias => tensor.shape[..tensor.shape.len().max(2) - 1].to_vec(),

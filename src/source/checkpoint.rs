@@ -315,6 +315,16 @@ impl Checkpoint {
         self.read_rows(name, shape, 0..shape[0])
     }
 
+    /// The one number of a tensor of shape `[]` or `[1]`.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::read`].
+    pub fn number(&self, name: &str) -> Result<f32> {
+        let scalar = self.tensors.get(name).is_some_and(|place| place.shape.is_empty());
+        let numbers = self.read_rows(name, if scalar { &[] } else { &[1] }, 0..1)?;
+        Ok(numbers[0])
+    }
+
     /// Some rows (steps along the first dimension) of one tensor in `f32`.
     ///
     /// # Errors
@@ -334,7 +344,7 @@ impl Checkpoint {
                 "{}: tensor '{name}' holds {} at element {} of {}",
                 self.path(stored).display(),
                 numbers[at],
-                rows.start * (shape.iter().product::<usize>() / shape[0]) + at,
+                rows.start * (shape.iter().product::<usize>() / shape.first().copied().unwrap_or(1)) + at,
                 shape.iter().product::<usize>()
             ))
             .hint("the checkpoint is damaged: compare its checksum with the published one, or download it again")),

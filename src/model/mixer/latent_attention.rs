@@ -1,8 +1,9 @@
 //! Attention whose keys and values come out of one narrow vector per token (DeepSeek-AI 2024, section 2.1).
 
+use super::attention::Temperature;
 use super::{At, Cost, Mix, Place};
 use crate::error::Result;
-use crate::model::block::Layers;
+use crate::model::layers::Layers;
 use crate::model::half::Norm;
 use crate::model::ops;
 use crate::model::part::{BlockTensor, Part, Reads};
@@ -45,6 +46,8 @@ pub struct LatentAttention {
     pub value: usize,
     /// By what scores are multiplied.
     pub scale: f32,
+    /// They grow beyond the context of the first training.
+    pub temperature: Option<Temperature>,
     /// Rotary embedding of the part that is turned.
     pub rope: Option<Rope>,
     /// The ε of its norms.
@@ -120,7 +123,11 @@ impl Mix for LatentAttention {
         };
         let scores = Scores { scale: self.scale, ..Scores::default() };
         let shape = Shape { positions: positions.len(), past: positions.start, heads, kv_heads: heads, d };
-        let y = ops::attention(&q.reshape((n, heads * d))?.contiguous()?, &k, &v, shape, &scores)?;
+        let mut q = q.reshape((n, heads * d))?.contiguous()?;
+        if let Some(temperature) = self.temperature {
+            q = temperature.warm(q, &positions)?;
+        }
+        let y = ops::attention(&q, &k, &v, shape, &scores)?;
         Ok(y.reshape((n, heads, d))?.narrow(2, 0, value)?.contiguous()?.reshape((n, heads * value))?)
     }
 
