@@ -121,11 +121,17 @@ impl Architecture for DeepSeek2 {
         (model.head_dim, model.kv_heads, model.explicit_head_dim) = (head_dim, model.heads, false);
         let mut scale = 1.0 / (head_dim as f32).sqrt();
         if let Some(Rope { scaling: Scaling::Yarn(yarn), .. }) = &mut model.rope {
-            if let Some(growth) = keys.maybe_number("rope.scaling.yarn_log_multiplier")? {
-                scale = stretched(scale, yarn.factor, 10.0 * growth);
-                model.yarn_growth = Some(10.0 * growth as f32);
+            let mut grown = keys.maybe_number("rope.scaling.attn_factor")?.unwrap_or(1.0);
+            match keys.maybe_number("rope.scaling.yarn_log_multiplier")? {
+                Some(growth) => {
+                    scale = stretched(scale, yarn.factor, 10.0 * growth);
+                    model.yarn_growth = Some(10.0 * growth as f32);
+                }
+                None => grown *= yarn.usual_magnitude(),
             }
-            *yarn = Yarn { magnitude: Some(1.0), ..*yarn };
+            // llama.cpp multiplies scores by it, too.
+            scale *= (grown * grown) as f32;
+            *yarn = Yarn { magnitude: Some(grown), ..*yarn };
         }
         model.attention_scale = Some(scale);
         model.experts = None;
@@ -141,7 +147,7 @@ impl Architecture for DeepSeek2 {
                 normed: keys.maybe("expert_weights_norm").and_then(Value::as_bool).unwrap_or(false),
                 scale: keys.maybe_number("expert_weights_scale")?.unwrap_or(1.0) as f32,
                 selection_bias: keys.has(&format!("blk.{dense}.exp_probs_b.bias")),
-                groups: groups.filter(|(n, _)| *n > 1 && count.is_multiple_of(*n)),
+                groups: groups.filter(|(n, used)| used < n && count.is_multiple_of(*n)),
                 shared: self::shared(shared * ffn),
                 ..Experts::plain(count, keys.size("expert_used_count")?, ffn)
             });
@@ -197,14 +203,22 @@ fn read(architecture: &'static dyn Architecture, config: &Config) -> Result<Deco
     if let Scaling::Yarn(yarn) = &mut rope.scaling {
         let scaling = rope::parameters(config)?;
         let of = |key: &str| scaling.as_ref().map(|s| s.maybe_nonzero(key)).transpose().map(Option::flatten);
-        if let Some(all) = of("mscale_all_dim")? {
-            if of("mscale")?.is_some_and(|own| own != all) {
-                return Err(config::refused(config, "mscale other than mscale_all_dim is not supported"));
+        if (yarn.magnitude() - 1.0).abs() > 1e-6 {
+            let what =
+                "YaRN with an attention_factor other than 1, or mscale other than mscale_all_dim, is not supported";
+            return Err(config::refused(config, what));
+        }
+        match of("mscale_all_dim")? {
+            Some(all) => {
+                scale = stretched(scale, yarn.factor, all);
+                model.yarn_growth = Some(all as f32);
             }
-            scale = stretched(scale, yarn.factor, all);
-            model.yarn_growth = Some(all as f32);
+            // llama.cpp would let scores grow.
+            None => model.key("rope.scaling.attn_factor", Value::F32((1.0 / yarn.usual_magnitude()) as f32)),
         }
         yarn.magnitude = Some(1.0);
+    } else if matches!(rope.scaling, Scaling::Linear(_)) {
+        return Err(config::refused(config, "rope scaling of type 'linear' is not supported"));
     }
     model.rope = Some(rope);
     model.attention_scale = Some(scale);
@@ -214,7 +228,7 @@ fn read(architecture: &'static dyn Architecture, config: &Config) -> Result<Deco
     model.experts = None;
     if let Some(count) = config.maybe_size("n_routed_experts")? {
         let ffn = config.size("moe_intermediate_size")?;
-        let groups = config.maybe_size("n_group")?.zip(config.maybe_size("topk_group")?).filter(|(n, _)| *n > 1);
+        let groups = config.maybe_size("n_group")?.zip(config.maybe_size("topk_group")?).filter(|(n, used)| used < n);
         let groups = groups.filter(|_| {
             sigmoid
                 || matches!(config.maybe_string("topk_method"), Ok(Some(method)) if method == "group_limited_greedy")
@@ -222,8 +236,7 @@ fn read(architecture: &'static dyn Architecture, config: &Config) -> Result<Deco
         if groups.is_some_and(|(n, _)| !count.is_multiple_of(n)) {
             return Err(config.unsupported(&format!("{count} experts do not divide into n_group groups")));
         }
-        let dense = config.get("first_k_dense_replace").and_then(serde_json::Value::as_u64).unwrap_or(0);
-        model.dense = dense as usize;
+        model.dense = dense_blocks(config, model.blocks)?;
         model.experts = Some(Experts {
             scoring: if sigmoid { Scoring::Sigmoid } else { Scoring::Softmax },
             // The code that came with V2 never norms.
@@ -237,6 +250,20 @@ fn read(architecture: &'static dyn Architecture, config: &Config) -> Result<Deco
     }
     put_keys(&mut model);
     Ok(model)
+}
+
+/// So many blocks have an MLP, the first ones.
+fn dense_blocks(config: &Config, blocks: usize) -> Result<usize> {
+    let said = config.get("first_k_dense_replace").and_then(serde_json::Value::as_u64);
+    let usual = if config.string("model_type")? == "glm4_moe_lite" { 1 } else { 0 };
+    let Some(kinds) = config.get("mlp_layer_types").and_then(serde_json::Value::as_array) else {
+        return Ok(said.unwrap_or(usual) as usize);
+    };
+    let dense = kinds.iter().take_while(|kind| kind.as_str() == Some("dense")).count();
+    if kinds.len() != blocks || kinds[dense..].iter().any(|kind| kind.as_str() != Some("sparse")) {
+        return Err(config::refused(config, "mlp_layer_types with dense blocks behind sparse ones is not supported"));
+    }
+    Ok(dense)
 }
 
 /// The experts that every token goes to, as one MLP; none of no width.

@@ -17,6 +17,9 @@ pub const ROPE_LONG: &str = "rope_factors_long.weight";
 /// The same in short ones.
 pub const ROPE_SHORT: &str = "rope_factors_short.weight";
 
+/// What llama.cpp takes where there is no key `rope.freq_base`.
+const USUAL_BASE: f64 = 10_000.0;
+
 /// The keys of the model itself, in llama.cpp's order, without `general.*` and the tokenizer.
 pub fn metadata(model: &Decoder, architecture: &dyn Architecture) -> Metadata {
     let mut keys: Metadata = Vec::new();
@@ -34,7 +37,7 @@ pub fn metadata(model: &Decoder, architecture: &dyn Architecture) -> Metadata {
     put("feed_forward_length", size(model.ffn));
     put("attention.head_count", size(model.heads));
     put("attention.head_count_kv", size(model.kv_heads));
-    if let Some(rope) = model.rope.as_ref().filter(|_| architecture.writes_rope_base()) {
+    if let Some(rope) = model.rope.as_ref().filter(|rope| architecture.writes_rope_base() || rope.base != USUAL_BASE) {
         put("rope.freq_base", Value::F32(rope.base as f32));
     }
     put(eps_key(model.norm), Value::F32(model.norm_eps));
@@ -257,7 +260,7 @@ pub fn read(file: &Gguf, vector: impl Fn(&str) -> Result<Option<Vec<f32>>>) -> R
     if rotary > head_dim || !rotary.is_multiple_of(2) {
         return Err(keys.wrong(&format!("{rotary} numbers of each head of {head_dim} cannot be turned")));
     }
-    let base = keys.maybe_number("rope.freq_base")?.unwrap_or(10_000.0);
+    let base = keys.maybe_number("rope.freq_base")?.unwrap_or(USUAL_BASE);
     let context = keys.size("context_length")?;
     let scaling = scaling(&keys, rotary, context, &vector)?;
     let embedding =

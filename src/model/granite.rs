@@ -88,6 +88,19 @@ pub struct GraniteMoe;
 /// Granite 4 without experts, and without a block that has a state: its MLP is called that of all tokens.
 pub struct GraniteShared;
 
+/// Keys that speak of blocks with a state.
+const OF_MAMBA: [&str; 9] = [
+    "mamba_n_heads",
+    "mamba_n_groups",
+    "mamba_d_state",
+    "mamba_d_head",
+    "mamba_d_conv",
+    "mamba_expand",
+    "mamba_conv_bias",
+    "mamba_proj_bias",
+    "time_step_limit",
+];
+
 /// A model of type `granitemoehybrid` whose blocks all have attention.
 ///
 /// # Errors
@@ -103,6 +116,10 @@ pub(super) fn read_hybrid_dense(config: &Config) -> Result<Model> {
         return GraniteMoe.read(config);
     }
     let mut model = read(&GraniteShared, config)?;
+    // What no block has.
+    config.ignore(&OF_MAMBA);
+    config.ignore(&["num_experts_per_tok"]);
+    config::layer_types(config, model.blocks, &["attention", "full_attention"])?;
     model.ffn = config.size("shared_intermediate_size")?;
     model.size_key("feed_forward_length", model.ffn);
     Ok(model.build(&GraniteShared))

@@ -6,7 +6,7 @@
 use super::decoder::Decoder;
 use super::mixer::Mixer;
 use super::mixer::attention::Attention;
-use super::rope::{Scaling, Yarn};
+use super::rope::{Rope, Scaling, Yarn};
 use super::{Model, config, gguf_keys};
 use crate::error::Result;
 use crate::source::config::Config;
@@ -60,6 +60,8 @@ pub struct Limits {
     pub long_rope: LongRope,
     /// It computes windows.
     pub windows: bool,
+    /// It rounds the range of YaRN's pairs where a model does not, and people accept that.
+    pub rounds_yarn: bool,
 }
 
 impl Limits {
@@ -75,6 +77,7 @@ impl Limits {
             rope_factors: false,
             long_rope: LongRope::None,
             windows: true,
+            rounds_yarn: false,
         }
     }
 
@@ -90,6 +93,11 @@ impl Limits {
     }
 }
 
+/// YaRN whose range of pairs is not rounded.
+fn is_exact_yarn(rope: &Rope) -> bool {
+    matches!(rope.scaling, Scaling::Yarn(Yarn { truncate: false, .. }))
+}
+
 /// Keys that say whether there are biases, for messages.
 const OF_BIASES: [&str; 7] =
     ["attention_bias", "use_qkv_bias", "qkv_bias", "mlp_bias", "use_bias", "bias", "attention_out_bias"];
@@ -103,7 +111,8 @@ impl Model {
         let limits = self.architecture.limits();
         let refused = |what: String| Err(config::refused(config, &what));
         let bias = |what: &str, place: Place, there: bool| -> Result<()> {
-            let said = OF_BIASES.iter().filter(|key| config.says(key)).copied().collect::<Vec<_>>().join(", ");
+            let so = |key: &&&str| config.says(key) && config.flag(key).is_ok_and(|flag| flag == there);
+            let said = OF_BIASES.iter().filter(so).copied().collect::<Vec<_>>().join(", ");
             let keys = if said.is_empty() { "attention_bias" } else { said.as_str() };
             match (place, there) {
                 (Place::None, true) => refused(format!("{keys}: biases {what} are not supported")),
@@ -112,6 +121,9 @@ impl Model {
             }
         };
         for mixer in self.blocks.iter().flat_map(|block| block.mixers()) {
+            if !limits.rounds_yarn && mixer.rope().is_some_and(is_exact_yarn) {
+                return refused("YaRN with truncate false is not supported".into());
+            }
             match mixer {
                 Mixer::Attention(own) => {
                     bias("on q, k and v", limits.qkv_bias, own.qkv_bias)?;
@@ -173,22 +185,17 @@ impl Model {
     /// What llama.cpp computes in another way than the model, as it is known to and as people accept.
     pub(super) fn differences(&self) -> Vec<String> {
         let mut notes = Vec::new();
-        let attentions = || {
-            self.blocks.iter().flat_map(|block| block.mixers()).filter_map(|mixer| match mixer {
-                Mixer::Attention(own) => Some(&**own),
-                _ => None,
-            })
-        };
-        let window = attentions().filter_map(|own| own.window).find(|&tokens| tokens < self.context);
+        let mixers = || self.blocks.iter().flat_map(|block| block.mixers());
+        let window = mixers().find_map(|mixer| match mixer {
+            Mixer::Attention(own) => own.window.filter(|&tokens| tokens < self.context),
+            _ => None,
+        });
         if let Some(tokens) = window.filter(|_| !self.architecture.limits().windows) {
             notes.push(format!(
                 "llama.cpp ignores the sliding_window of this architecture: results differ beyond {tokens} tokens of context"
             ));
         }
-        let exact = |own: &Attention| {
-            matches!(own.rope.as_ref().map(|rope| &rope.scaling), Some(Scaling::Yarn(Yarn { truncate: false, .. })))
-        };
-        if attentions().any(exact) {
+        if mixers().any(|mixer| mixer.rope().is_some_and(is_exact_yarn)) {
             notes.push("llama.cpp rounds the range of YaRN's pairs, and the model does not (truncate: false)".into());
         }
         notes
