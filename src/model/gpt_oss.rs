@@ -45,7 +45,7 @@ impl Architecture for GptOss {
     }
 
     fn limits(&self) -> Limits {
-        Limits { output: Place::Needed, rounds_yarn: true, ..Limits::of(&self.decoder()) }
+        Limits { output: Place::Needed, approximates_yarn: true, ..Limits::of(&self.decoder()) }
     }
 
     fn sample(&'static self) -> Model {

@@ -60,8 +60,10 @@ pub struct Limits {
     pub long_rope: LongRope,
     /// It computes windows.
     pub windows: bool,
-    /// It rounds the range of YaRN's pairs where a model does not, and people accept that.
-    pub rounds_yarn: bool,
+    /// It reads between which numbers of turns YaRN interpolates, and does not take the paper's.
+    pub yarn_turns: bool,
+    /// Where it takes another range than the model has, people accept that.
+    pub approximates_yarn: bool,
 }
 
 impl Limits {
@@ -77,7 +79,8 @@ impl Limits {
             rope_factors: false,
             long_rope: LongRope::None,
             windows: true,
-            rounds_yarn: false,
+            yarn_turns: false,
+            approximates_yarn: false,
         }
     }
 
@@ -93,9 +96,17 @@ impl Limits {
     }
 }
 
-/// YaRN whose range of pairs is not rounded.
-fn is_exact_yarn(rope: &Rope) -> bool {
-    matches!(rope.scaling, Scaling::Yarn(Yarn { truncate: false, .. }))
+impl Limits {
+    /// What YaRN has that llama.cpp takes in another way.
+    fn approximated(&self, rope: &Rope) -> Option<&'static str> {
+        match rope.scaling {
+            Scaling::Yarn(Yarn { truncate: false, .. }) => Some("truncate false"),
+            Scaling::Yarn(Yarn { fast, slow, .. }) if !self.yarn_turns && (fast, slow) != (Yarn::FAST, Yarn::SLOW) => {
+                Some("beta_fast other than 32 or beta_slow other than 1")
+            }
+            _ => None,
+        }
+    }
 }
 
 /// Keys that say whether there are biases, for messages.
@@ -121,8 +132,9 @@ impl Model {
             }
         };
         for mixer in self.blocks.iter().flat_map(|block| block.mixers()) {
-            if !limits.rounds_yarn && mixer.rope().is_some_and(is_exact_yarn) {
-                return refused("YaRN with truncate false is not supported".into());
+            let other = mixer.rope().and_then(|rope| limits.approximated(rope));
+            if let Some(other) = other.filter(|_| !limits.approximates_yarn) {
+                return refused(format!("YaRN with {other} is not supported"));
             }
             match mixer {
                 Mixer::Attention(own) => {
@@ -185,18 +197,19 @@ impl Model {
     /// What llama.cpp computes in another way than the model, as it is known to and as people accept.
     pub(super) fn differences(&self) -> Vec<String> {
         let mut notes = Vec::new();
+        let limits = self.architecture.limits();
         let mixers = || self.blocks.iter().flat_map(|block| block.mixers());
         let window = mixers().find_map(|mixer| match mixer {
             Mixer::Attention(own) => own.window.filter(|&tokens| tokens < self.context),
             _ => None,
         });
-        if let Some(tokens) = window.filter(|_| !self.architecture.limits().windows) {
+        if let Some(tokens) = window.filter(|_| !limits.windows) {
             notes.push(format!(
                 "llama.cpp ignores the sliding_window of this architecture: results differ beyond {tokens} tokens of context"
             ));
         }
-        if mixers().any(|mixer| mixer.rope().is_some_and(is_exact_yarn)) {
-            notes.push("llama.cpp rounds the range of YaRN's pairs, and the model does not (truncate: false)".into());
+        if let Some(other) = mixers().find_map(|mixer| limits.approximated(mixer.rope()?)) {
+            notes.push(format!("YaRN with {other} is a little different in llama.cpp"));
         }
         notes
     }
