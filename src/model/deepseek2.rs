@@ -171,14 +171,22 @@ pub(super) fn read(architecture: &'static dyn Architecture, config: &Config) -> 
     if let Scaling::Yarn(yarn) = &mut rope.scaling {
         let scaling = rope::parameters(config)?;
         let of = |key: &str| scaling.as_ref().map(|s| s.maybe_nonzero(key)).transpose().map(Option::flatten);
-        if let Some(all) = of("mscale_all_dim")? {
-            if of("mscale")?.is_some_and(|own| own != all) {
-                return Err(config::refused(config, "mscale other than mscale_all_dim is not supported"));
+        if (yarn.magnitude() - 1.0).abs() > 1e-6 {
+            let what =
+                "YaRN with an attention_factor other than 1, or mscale other than mscale_all_dim, is not supported";
+            return Err(config::refused(config, what));
+        }
+        match of("mscale_all_dim")? {
+            Some(all) => {
+                scale = stretched(scale, yarn.factor, all);
+                model.yarn_growth = Some(all as f32);
             }
-            scale = stretched(scale, yarn.factor, all);
-            model.yarn_growth = Some(all as f32);
+            // llama.cpp would let scores grow.
+            None => model.key("rope.scaling.attn_factor", Value::F32((1.0 / yarn.usual_magnitude()) as f32)),
         }
         yarn.magnitude = Some(1.0);
+    } else if matches!(rope.scaling, Scaling::Linear(_)) {
+        return Err(config::refused(config, "rope scaling of type 'linear' is not supported"));
     }
     model.rope = Some(rope);
     model.attention_scale = Some(scale);
@@ -188,7 +196,7 @@ pub(super) fn read(architecture: &'static dyn Architecture, config: &Config) -> 
     model.experts = None;
     if let Some(count) = config.maybe_size("n_routed_experts")? {
         let ffn = config.size("moe_intermediate_size")?;
-        let groups = config.maybe_size("n_group")?.zip(config.maybe_size("topk_group")?).filter(|(n, _)| *n > 1);
+        let groups = config.maybe_size("n_group")?.zip(config.maybe_size("topk_group")?).filter(|(n, used)| used < n);
         let groups = groups.filter(|_| {
             sigmoid
                 || matches!(config.maybe_string("topk_method"), Ok(Some(method)) if method == "group_limited_greedy")
@@ -242,11 +250,17 @@ pub(super) fn read_gguf(keys: &Keys, mut model: Decoder) -> Result<Decoder> {
     (model.head_dim, model.kv_heads, model.explicit_head_dim) = (head_dim, model.heads, false);
     let mut scale = 1.0 / (head_dim as f32).sqrt();
     if let Some(Rope { scaling: Scaling::Yarn(yarn), .. }) = &mut model.rope {
-        if let Some(growth) = keys.maybe_number("rope.scaling.yarn_log_multiplier")? {
-            scale = stretched(scale, yarn.factor, 10.0 * growth);
-            model.yarn_growth = Some(10.0 * growth as f32);
+        let mut grown = keys.maybe_number("rope.scaling.attn_factor")?.unwrap_or(1.0);
+        match keys.maybe_number("rope.scaling.yarn_log_multiplier")? {
+            Some(growth) => {
+                scale = stretched(scale, yarn.factor, 10.0 * growth);
+                model.yarn_growth = Some(10.0 * growth as f32);
+            }
+            None => grown *= yarn.usual_magnitude(),
         }
-        *yarn = Yarn { magnitude: Some(1.0), ..*yarn };
+        // llama.cpp multiplies scores by it, too.
+        scale *= (grown * grown) as f32;
+        *yarn = Yarn { magnitude: Some(grown), ..*yarn };
     }
     model.attention_scale = Some(scale);
     moe::read_gguf(keys, &mut model)?;

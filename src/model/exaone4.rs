@@ -52,7 +52,7 @@ impl Architecture for Exaone4 {
     }
 
     fn limits(&self) -> Limits {
-        Limits { rope_factors: true, ..Limits::of(&self.decoder()) }
+        Limits { rope_factors: true, head_dim: false, ..Limits::of(&self.decoder()) }
     }
 
     fn sample(&'static self) -> Model {

@@ -4,7 +4,7 @@ use super::gguf_keys::Keys;
 use super::limits::{Limits, Place};
 use super::mapping::Change;
 use super::mixer::attention::HeadNorms;
-use super::rope::Rope;
+use super::rope::{Rope, Scaling};
 use super::{Architecture, BlockConfig, BlockTensor, Decoder, Kind, Model, Part, TensorMapping, config};
 use crate::error::Result;
 use crate::source::config::Config;
@@ -246,6 +246,13 @@ impl Architecture for Gemma3 {
                 config,
                 "rope_parameters of sliding_attention with a scaling is not supported",
             ));
+        }
+        if let Scaling::Yarn(yarn) = &rope.scaling
+            && (yarn.magnitude() / yarn.usual_magnitude() - 1.0).abs() > 1e-6
+        {
+            // llama.cpp multiplies by it in blocks with a window, too.
+            let what = "YaRN with attention_factor, or mscale, of its own is not supported";
+            return Err(config::refused(config, what));
         }
         (model.rope, model.local_rope) = (Some(rope), Some(local.clone()));
         if let Some(cap) = model.logit_cap {

@@ -45,7 +45,7 @@ impl Architecture for GptOss {
     }
 
     fn limits(&self) -> Limits {
-        Limits { output: Place::Needed, ..Limits::of(&self.decoder()) }
+        Limits { output: Place::Needed, approximates_yarn: true, ..Limits::of(&self.decoder()) }
     }
 
     fn sample(&'static self) -> Model {
@@ -59,6 +59,8 @@ impl Architecture for GptOss {
             false => config.clone().with("rope_parameters", usual_rope()),
         };
         let mut model = config::read(self, config, false)?;
+        let bias = config.maybe_flag("attention_bias")?.unwrap_or(true);
+        (model.qkv_bias, model.o_bias) = (bias, bias);
         let (count, used) = (config.size("num_local_experts")?, config.size("num_experts_per_tok")?);
         model.experts = Some(Experts { bias: true, ..Experts::plain(count, used, model.ffn) });
         let tokens = config.maybe_size("sliding_window")?.unwrap_or(128);

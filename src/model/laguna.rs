@@ -55,7 +55,7 @@ impl Architecture for Laguna {
     }
 
     fn limits(&self) -> Limits {
-        Limits { partial_rotary: true, ..Limits::of(&self.decoder()) }
+        Limits { partial_rotary: true, approximates_yarn: true, ..Limits::of(&self.decoder()) }
     }
 
     fn sample(&'static self) -> Model {

@@ -6,7 +6,7 @@
 use super::decoder::Decoder;
 use super::mixer::Mixer;
 use super::mixer::attention::Attention;
-use super::rope::{Scaling, Yarn};
+use super::rope::{Rope, Scaling, Yarn};
 use super::{Model, config, gguf_keys};
 use crate::error::Result;
 use crate::source::config::Config;
@@ -60,6 +60,10 @@ pub struct Limits {
     pub long_rope: LongRope,
     /// It computes windows.
     pub windows: bool,
+    /// It reads between which numbers of turns YaRN interpolates, and does not take the paper's.
+    pub yarn_turns: bool,
+    /// Where it takes another range than the model has, people accept that.
+    pub approximates_yarn: bool,
 }
 
 impl Limits {
@@ -75,6 +79,8 @@ impl Limits {
             rope_factors: false,
             long_rope: LongRope::None,
             windows: true,
+            yarn_turns: false,
+            approximates_yarn: false,
         }
     }
 
@@ -86,6 +92,19 @@ impl Limits {
             rope_factors: true,
             long_rope: LongRope::ByType,
             ..Limits::of(decoder)
+        }
+    }
+}
+
+impl Limits {
+    /// What YaRN has that llama.cpp takes in another way.
+    fn approximated(&self, rope: &Rope) -> Option<&'static str> {
+        match rope.scaling {
+            Scaling::Yarn(Yarn { truncate: false, .. }) => Some("truncate false"),
+            Scaling::Yarn(Yarn { fast, slow, .. }) if !self.yarn_turns && (fast, slow) != (Yarn::FAST, Yarn::SLOW) => {
+                Some("beta_fast other than 32 or beta_slow other than 1")
+            }
+            _ => None,
         }
     }
 }
@@ -103,7 +122,8 @@ impl Model {
         let limits = self.architecture.limits();
         let refused = |what: String| Err(config::refused(config, &what));
         let bias = |what: &str, place: Place, there: bool| -> Result<()> {
-            let said = OF_BIASES.iter().filter(|key| config.says(key)).copied().collect::<Vec<_>>().join(", ");
+            let so = |key: &&&str| config.says(key) && config.flag(key).is_ok_and(|flag| flag == there);
+            let said = OF_BIASES.iter().filter(so).copied().collect::<Vec<_>>().join(", ");
             let keys = if said.is_empty() { "attention_bias" } else { said.as_str() };
             match (place, there) {
                 (Place::None, true) => refused(format!("{keys}: biases {what} are not supported")),
@@ -112,6 +132,10 @@ impl Model {
             }
         };
         for mixer in self.blocks.iter().flat_map(|block| block.mixers()) {
+            let other = mixer.rope().and_then(|rope| limits.approximated(rope));
+            if let Some(other) = other.filter(|_| !limits.approximates_yarn) {
+                return refused(format!("YaRN with {other} is not supported"));
+            }
             match mixer {
                 Mixer::Attention(own) => {
                     bias("on q, k and v", limits.qkv_bias, own.qkv_bias)?;
@@ -173,23 +197,19 @@ impl Model {
     /// What llama.cpp computes in another way than the model, as it is known to and as people accept.
     pub(super) fn differences(&self) -> Vec<String> {
         let mut notes = Vec::new();
-        let attentions = || {
-            self.blocks.iter().flat_map(|block| block.mixers()).filter_map(|mixer| match mixer {
-                Mixer::Attention(own) => Some(&**own),
-                _ => None,
-            })
-        };
-        let window = attentions().filter_map(|own| own.window).find(|&tokens| tokens < self.context);
-        if let Some(tokens) = window.filter(|_| !self.architecture.limits().windows) {
+        let limits = self.architecture.limits();
+        let mixers = || self.blocks.iter().flat_map(|block| block.mixers());
+        let window = mixers().find_map(|mixer| match mixer {
+            Mixer::Attention(own) => own.window.filter(|&tokens| tokens < self.context),
+            _ => None,
+        });
+        if let Some(tokens) = window.filter(|_| !limits.windows) {
             notes.push(format!(
                 "llama.cpp ignores the sliding_window of this architecture: results differ beyond {tokens} tokens of context"
             ));
         }
-        let exact = |own: &Attention| {
-            matches!(own.rope.as_ref().map(|rope| &rope.scaling), Some(Scaling::Yarn(Yarn { truncate: false, .. })))
-        };
-        if attentions().any(exact) {
-            notes.push("llama.cpp rounds the range of YaRN's pairs, and the model does not (truncate: false)".into());
+        if let Some(other) = mixers().find_map(|mixer| limits.approximated(mixer.rope()?)) {
+            notes.push(format!("YaRN with {other} is a little different in llama.cpp"));
         }
         notes
     }

@@ -58,7 +58,7 @@ impl Architecture for Mistral3 {
     }
 
     fn limits(&self) -> Limits {
-        Limits { windows: false, ..Limits::of_llama(&self.decoder()) }
+        Limits { windows: false, yarn_turns: true, ..Limits::of_llama(&self.decoder()) }
     }
 
     fn sample(&'static self) -> Model {

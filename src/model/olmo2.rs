@@ -58,10 +58,15 @@ impl Architecture for Olmo2 {
             model.size_key("attention.sliding_window", tokens);
             model.key(PATTERN, Value::Array(Array::Bool(local.clone())));
             model.window = Some(Window { tokens, blocks: WindowBlocks::Marked(local) });
-            if model.local_rope.is_none() {
-                model.local_rope = model.rope.as_ref().map(|rope| Rope::plain(rope.base, rope.rotary));
+            let usual = 500_000.0;
+            let bases = [config.maybe_positive("rope_theta")?.unwrap_or(usual), usual];
+            let [rope, local] = Rope::by_kind(config, model.head_dim, bases)?;
+            if local != Rope::plain(rope.base, rope.rotary) {
+                let what =
+                    "rope_parameters of sliding_attention with a scaling or a rope_theta of its own is not supported";
+                return Err(config::refused(config, what));
             }
-            config::put_local_base(config, &mut model)?;
+            (model.rope, model.local_rope) = (Some(rope), Some(local));
         }
         Ok(model.build(self))
     }

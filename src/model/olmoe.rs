@@ -42,6 +42,9 @@ impl Architecture for Olmoe {
         if config.flag("norm_topk_prob")? {
             return Err(config::refused(config, "norm_topk_prob is not supported"));
         }
+        if model.kv_heads != model.heads {
+            return Err(config::refused(config, "num_key_value_heads other than num_attention_heads is not supported"));
+        }
         if config.maybe_positive("clip_qkv")?.is_some() {
             return Err(config::refused(config, "clip_qkv is not supported"));
         }

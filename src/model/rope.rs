@@ -61,6 +61,11 @@ pub fn growth(factor: f64, mscale: f64) -> f64 {
 }
 
 impl Yarn {
+    /// Turns that the paper takes for models like Llama.
+    pub const FAST: f64 = 32.0;
+    /// The same at the other end.
+    pub const SLOW: f64 = 1.0;
+
     /// By what queries and keys grow in the paper (equation 22).
     pub fn usual_magnitude(&self) -> f64 {
         growth(self.factor, 1.0)
@@ -213,8 +218,8 @@ impl Rope {
                 Scaling::Yarn(Yarn {
                     factor,
                     original,
-                    fast: scaling.maybe_nonzero("beta_fast")?.unwrap_or(32.0),
-                    slow: scaling.maybe_nonzero("beta_slow")?.unwrap_or(1.0),
+                    fast: scaling.maybe_nonzero("beta_fast")?.unwrap_or(Yarn::FAST),
+                    slow: scaling.maybe_nonzero("beta_slow")?.unwrap_or(Yarn::SLOW),
                     magnitude: match scaling.maybe_positive("attention_factor")? {
                         Some(own) => Some(own),
                         // As transformers does it.
