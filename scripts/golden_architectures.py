@@ -82,7 +82,8 @@ MODELS = {
                                                                         partial_rotary_factor=0.25), intermediate_size=256)),
     "gpt_neox-serial": ("gpt_neox", usual(use_parallel_residual=False)),
     "nemotron_h": ("nemotron_h", usual(**NEMOTRON, **ROUTED)),
-    "nemotron_h-latent": ("nemotron_h", usual(**NEMOTRON, **ROUTED, moe_latent_size=32, n_group=2, topk_group=1, norm_topk_prob=False)),
+    "nemotron_h-latent": ("nemotron_h", usual(**NEMOTRON, **{**ROUTED, "routed_scaling_factor": 1.0}, moe_latent_size=32, n_group=2,
+                                              topk_group=1, norm_topk_prob=False)),
     "nemotron_h-dense": ("nemotron_h", usual(**NEMOTRON, layers_block_type=["linear_attention", "mlp", "full_attention", "mlp"])),
     "granitemoehybrid": ("granitemoehybrid", usual(**GRANITE4, num_local_experts=4, num_experts_per_tok=2, intermediate_size=64)),
     "granitemoehybrid-dense": ("granitemoehybrid", usual(**GRANITE4, num_local_experts=0, position_embedding_type="rope")),
@@ -90,7 +91,7 @@ MODELS = {
     "falcon_h1-normed": ("falcon_h1", usual(**FALCON_H1, mamba_n_groups=2, mamba_rms_norm=True, mamba_norm_before_gate=False,
                                             tie_word_embeddings=True)),
     "mamba2": ("mamba2", dict(vocab_size=VOCAB, hidden_size=64, num_hidden_layers=2, num_heads=4, head_dim=32, state_size=16, n_groups=2,
-                              conv_kernel=4, expand=2, bos_token_id=2046, eos_token_id=2047)),
+                              conv_kernel=4, expand=2, bos_token_id=2046, eos_token_id=2047, pad_token_id=None)),
     "jamba": ("jamba", usual(num_hidden_layers=4, attn_layer_period=4, attn_layer_offset=2, expert_layer_period=2, expert_layer_offset=1,
                              num_experts=4, num_experts_per_tok=2, mamba_dt_rank=32, mamba_d_state=16)),
 }
