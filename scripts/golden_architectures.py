@@ -5,11 +5,11 @@
 
 Needs a python with torch and transformers (5 or newer); the tests that read the files need neither. A file holds the
 configuration, the keys that llama.cpp's converter and loader have for it (`keys` below), the names and shapes of the tensors as
-transformers saves them, from which formula their numbers come, some windows of tokens, and for each token but the first of a
-window its log-probability in float32. The numbers are a hash of a tensor's name and of an element's place (`numbers`
+transformers saves them, without those of images, from which formula their numbers come, some windows of tokens, and for each token
+but the first of a window its log-probability in float32. The numbers are a hash of a tensor's name and of an element's place (`numbers`
 below), so that the test makes the same checkpoint without any file.
 """
-import json, math, os, shutil, sys, tempfile
+import json, math, os, re, shutil, sys, tempfile
 import numpy as np
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -39,6 +39,37 @@ GRANITE4 = dict(num_hidden_layers=3, layer_types=["linear_attention", "full_atte
 FALCON_H1 = dict(head_dim=32, mamba_d_ssm=128, embedding_multiplier=2.0, lm_head_multiplier=0.5, mlp_multipliers=[0.8, 1.25],
                  ssm_multipliers=[0.9, 1.1, 1.2, 0.7, 1.3], ssm_in_multiplier=0.75, ssm_out_multiplier=1.5, key_multiplier=0.6,
                  attention_in_multiplier=1.1, attention_out_multiplier=0.9, **MAMBA)
+ROUTED8 = dict(num_experts=8, num_experts_per_tok=2)
+GROWN = dict(llama_4_scaling_beta=0.1, mscale=1.0, mscale_all_dim=1.0, **{**YARN, "original_max_position_embeddings": 16})
+# Six heads of values on two of keys: turning them over twice is not the same as not at all.
+NET = dict(linear_num_key_heads=2, linear_num_value_heads=6, linear_key_head_dim=16, linear_value_head_dim=16, linear_conv_kernel_dim=4,
+           head_dim=32, num_hidden_layers=3, layer_types=["linear_attention", "full_attention", "linear_attention"])
+QUARTER = dict(rope_type="default", rope_theta=1e6, partial_rotary_factor=0.25)
+SECTIONS = dict(**QUARTER, mrope_section=[2, 1, 1], mrope_interleaved=True)
+NET_MOE = dict(moe_intermediate_size=32, num_experts=4, num_experts_per_tok=2, shared_expert_intermediate_size=64)
+GEMMA4 = usual(head_dim=32, global_head_dim=64, sliding_window=8, final_logit_softcapping=30.0, hidden_size_per_layer_input=0,
+               rope_parameters=dict(sliding_attention=dict(rope_type="default", rope_theta=10000.0),
+                                    full_attention=dict(rope_type="proportional", rope_theta=1e6, partial_rotary_factor=0.25)))
+SHARED_KEYS = dict(attention_k_eq_v=True, num_global_key_value_heads=1)
+
+
+def kinds(letters):
+    return ["full_attention" if letter == "f" else "sliding_attention" for letter in letters]
+
+
+# What sees has a model of text inside. Its own sizes matter to nobody here.
+IMAGES = dict(image_token_id=2040, video_token_id=2041, vision_start_token_id=2042, vision_end_token_id=2043)
+VISION = dict(hidden_size=32, depth=2, num_heads=2, intermediate_size=48, out_hidden_size=64, patch_size=4, spatial_merge_size=2,
+              temporal_patch_size=2, in_channels=3)
+VISION3 = dict(**VISION, num_position_embeddings=16)
+PIXTRAL = dict(model_type="pixtral", hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48, image_size=16,
+               patch_size=4, head_dim=16)
+
+
+def seeing(vision, text, **more):
+    return dict(text_config=text, vision_config=vision, **more)
+
+
 MODELS = {
     "llama": ("llama", usual()),
     "llama-yarn": ("llama", usual(rope_parameters=YARN)),
@@ -81,6 +112,50 @@ MODELS = {
     "gpt_neox": ("gpt_neox", usual(rotary_pct=0.25, rope_parameters=dict(rope_type="default", rope_theta=10000.0,
                                                                         partial_rotary_factor=0.25), intermediate_size=256)),
     "gpt_neox-serial": ("gpt_neox", usual(use_parallel_residual=False)),
+    "internlm3": ("internlm3", usual(head_dim=32, qkv_bias=True, bias=True)),
+    "mistral3": ("mistral3", seeing(PIXTRAL, usual(model_type="mistral", head_dim=32, sliding_window=None),
+                                    tie_word_embeddings=False, spatial_merge_size=2, image_token_index=2040)),
+    "ministral3": ("ministral3", usual(head_dim=32, sliding_window=None, tie_word_embeddings=True, rope_parameters={
+        **YARN, "original_max_position_embeddings": 16, "beta_fast": 32.0, "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0,
+        "llama_4_scaling_beta": 0.1})),
+    "qwen2_vl": ("qwen2_vl", seeing(dict(depth=2, embed_dim=32, hidden_size=64, num_heads=2, patch_size=4, spatial_merge_size=2,
+                                         temporal_patch_size=2, in_channels=3),
+                                    usual(rope_parameters=dict(rope_type="default", rope_theta=1e6, mrope_section=[4, 2, 2])), **IMAGES)),
+    "qwen2_5_vl": ("qwen2_5_vl", seeing(dict(window_size=16, fullatt_block_indexes=[1], **VISION),
+                                        usual(rope_parameters=dict(rope_type="default", rope_theta=1e6, mrope_section=[4, 2, 2])),
+                                        tie_word_embeddings=True, **IMAGES)),
+    "qwen3_vl": ("qwen3_vl", seeing(dict(deepstack_visual_indexes=[0], **VISION3),
+                                    usual(head_dim=32, rope_parameters=dict(rope_type="default", rope_theta=1e6, mrope_section=[8, 4, 4],
+                                                                            mrope_interleaved=True)), **IMAGES)),
+    "qwen3_5": ("qwen3_5_text", usual(**NET, rope_parameters=SECTIONS)),
+    "qwen3_5-seeing": ("qwen3_5", seeing(VISION3, usual(**NET, rope_parameters=SECTIONS), tie_word_embeddings=True, **IMAGES)),
+    "qwen3_5_moe": ("qwen3_5_moe_text", usual(**NET, **NET_MOE, rope_parameters=SECTIONS)),
+    "qwen3_5_moe-seeing": ("qwen3_5_moe", seeing(VISION3, usual(**NET, **NET_MOE, rope_parameters=SECTIONS), **IMAGES)),
+    "qwen3_next": ("qwen3_next", usual(**NET, **NET_MOE, rope_parameters=QUARTER)),
+    "gemma4": ("gemma4_text", {**GEMMA4, **SHARED_KEYS, "num_hidden_layers": 4, "layer_types": kinds("sfsf")}),
+    "gemma4_e2b": ("gemma4_text", {**GEMMA4, "num_hidden_layers": 5, "layer_types": kinds("sfssf"), "num_key_value_heads": 1,
+                                   "hidden_size_per_layer_input": 32, "vocab_size_per_layer_input": VOCAB, "num_kv_shared_layers": 2,
+                                   "use_double_wide_mlp": True}),
+    "gemma4_moe": ("gemma4_text", {**GEMMA4, **SHARED_KEYS, "num_hidden_layers": 2, "layer_types": kinds("sf"), "enable_moe_block": True,
+                                   "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 32}),
+    "cohere": ("cohere", usual(logit_scale=0.5)),
+    "cohere2": ("cohere2", usual(logit_scale=0.5, sliding_window=16, num_hidden_layers=4)),
+    "cohere2_moe": ("cohere2_moe", usual(head_dim=32, logit_scale=0.5, sliding_window=16, num_hidden_layers=5, first_k_dense_replace=1,
+                                         prefix_dense_intermediate_size=128, num_shared_experts=2, expert_selection_fn="sigmoid",
+                                         norm_topk_prob=False, **ROUTED8)),
+    "cohere2_moe-softmax": ("cohere2_moe", usual(head_dim=32, logit_scale=0.5, sliding_window=16, rms_norm_eps=1e-5, **ROUTED8)),
+    "mistral4": ("mistral4", usual(**MLA, q_lora_rank=48, n_routed_experts=4, num_experts_per_tok=2, n_shared_experts=1,
+                                   rope_parameters=GROWN, routed_scaling_factor=1.5, num_hidden_layers=3)),
+    "llama4": ("llama4_text", usual(head_dim=32, num_local_experts=4, num_experts_per_tok=2, intermediate_size_mlp=128,
+                                    interleave_moe_layer_step=2, num_hidden_layers=4)),
+    "apertus": ("apertus", usual()),
+    "minimax_m2": ("minimax_m2", usual(head_dim=32, num_local_experts=8, num_experts_per_tok=2, rope_parameters=dict(
+        rope_type="default", rope_theta=10000.0, partial_rotary_factor=0.5))),
+    "hy_v3": ("hy_v3", usual(head_dim=32, num_shared_experts=1, num_hidden_layers=3, num_experts=4, num_experts_per_tok=2,
+                             moe_intermediate_size=64, router_scaling_factor=1.5)),
+    "granite_swa": ("granite_swa", usual(embedding_multiplier=3.0, attention_multiplier=0.2, residual_multiplier=0.5, logits_scaling=2.0,
+                                         sliding_window=16, num_hidden_layers=4, layer_rope_theta=[10000.0, 10000.0, 0.0, 10000.0])),
+    "nemotron": ("nemotron", usual(head_dim=16)),
     "nemotron_h": ("nemotron_h", usual(**NEMOTRON, **ROUTED)),
     "nemotron_h-latent": ("nemotron_h", usual(**NEMOTRON, **{**ROUTED, "routed_scaling_factor": 1.0}, moe_latent_size=32, n_group=2,
                                               topk_group=1, norm_topk_prob=False)),
@@ -94,6 +169,21 @@ MODELS = {
                               conv_kernel=4, expand=2, bos_token_id=2046, eos_token_id=2047, pad_token_id=None)),
     "jamba": ("jamba", usual(num_hidden_layers=4, attn_layer_period=4, attn_layer_offset=2, expert_layer_period=2, expert_layer_offset=1,
                              num_experts=4, num_experts_per_tok=2, mamba_dt_rank=32, mamba_d_state=16)),
+    "mellum": ("mellum", usual(head_dim=32, num_hidden_layers=4, sliding_window=16, layer_types=3 * ["sliding_attention"] + ["full_attention"],
+                               rope_parameters=dict(full_attention=YARN, sliding_attention=dict(rope_type="default", rope_theta=10000.0)),
+                               **MOE)),
+    "dots1": ("dots1", usual(num_key_value_heads=4, n_routed_experts=8, num_experts_per_tok=2, n_shared_experts=2, moe_intermediate_size=32,
+                             first_k_dense_replace=1, n_group=4, topk_group=2, norm_topk_prob=True, sliding_window=None,
+                             num_hidden_layers=3)),
+    "exaone_moe": ("exaone_moe", usual(head_dim=32, num_shared_experts=1, sliding_window=16, num_hidden_layers=4, num_experts=4,
+                                       num_experts_per_tok=2, moe_intermediate_size=64, routed_scaling_factor=1.5)),
+    "jais2": ("jais2", usual(head_dim=16)),
+    "minicpm3": ("minicpm3", usual(num_key_value_heads=4, kv_lora_rank=32, qk_rope_head_dim=16, qk_nope_head_dim=32, v_head_dim=32,
+                                   q_lora_rank=48)),
+    "falcon": ("falcon", usual(new_decoder_architecture=False, multi_query=True, alibi=False, bias=False, parallel_attn=True)),
+    "falcon-40b": ("falcon", usual(new_decoder_architecture=True, num_kv_heads=2, alibi=False, bias=False)),
+    "gpt_bigcode": ("gpt_bigcode", dict(vocab_size=VOCAB, n_embd=64, n_head=4, n_layer=2, n_positions=512, multi_query=True,
+                                        bos_token_id=2046, eos_token_id=2047)),
 }
 
 
@@ -118,11 +208,16 @@ def spread(kind, name, shape):
         return 0.0, 0.3
     if last == "sinks":
         return 0.0, 1.0
-    if last in ("A_log", "dt_bias"):
+    if last in ("A_log", "dt_bias") and kind in ("nemotron_h", "granitemoehybrid", "falcon_h1", "mamba2", "jamba"):
         # States that keep something of the last dozen positions.
         return (0.0 if last == "A_log" else -1.5), 0.5
+    if last in ("A_log", "dt_bias", "layer_scalar"):
+        return {"A_log": (0.7, 0.7), "dt_bias": (0.0, 0.5), "layer_scalar": (0.8, 0.1)}[last]
+    if not shape:
+        return {"beta": (0.5, 0.1), "eps": (-1e-6, 0.0)}[last]
     if len(shape) == 1:
-        return (0.0 if kind.startswith("gemma") else 1.0), 0.2
+        above_one = kind in ("gemma", "gemma2", "gemma3_text") or kind.startswith(("qwen3_5", "qwen3_next", "nemotron"))
+        return (0.0 if above_one and "linear_attn" not in name else 1.0), 0.2
     if VOCAB in shape or "wpe" in name:
         return 0.0, 0.3
     columns = shape[0] if kind == "gpt2" else shape[-1]
@@ -132,13 +227,18 @@ def spread(kind, name, shape):
 
 # What llama.cpp calls each type of model, where it is another name.
 ARCHITECTURES = {"mistral": "llama", "mixtral": "llama", "qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe", "gemma3_text": "gemma3",
-                 "gpt_oss": "gpt-oss", "gpt_neox": "gptneox", "deepseek_v2": "deepseek2", "deepseek_v3": "deepseek2"}
-LAYER_NORM = ("stablelm", "starcoder2", "gpt2", "gpt_neox")
+                 "gpt_oss": "gpt-oss", "gpt_neox": "gptneox", "deepseek_v2": "deepseek2", "deepseek_v3": "deepseek2",
+                 "internlm3": "llama", "ministral3": "mistral3", "qwen2_vl": "qwen2vl", "qwen2_5_vl": "qwen2vl", "qwen3_vl": "qwen3vl",
+                 "qwen3_5": "qwen35", "qwen3_5_text": "qwen35", "qwen3_5_moe": "qwen35moe", "qwen3_5_moe_text": "qwen35moe",
+                 "qwen3_next": "qwen3next", "exaone_moe": "exaone-moe", "gpt_bigcode": "starcoder", "gemma4_text": "gemma4",
+                 "cohere": "command-r", "cohere2_moe": "cohere2moe", "llama4_text": "llama4", "minimax_m2": "minimax-m2"}
+LAYER_NORM = ("stablelm", "starcoder2", "gpt2", "gpt_neox", "cohere", "cohere2", "cohere2_moe", "nemotron", "jais2", "falcon",
+              "gpt_bigcode")
 
 
 def keys(kind, config):
     """Every key of the model itself in GGUF. A whole number stands for a u32, one with a point for an f32."""
-    own = config.to_dict()
+    own = config.get_text_config().to_dict()
 
     def get(*names):
         return next((own[name] for name in names if own.get(name) is not None), None)
@@ -147,7 +247,7 @@ def keys(kind, config):
         return recurrent_keys(kind, get)
     hidden, heads, blocks = get("hidden_size", "n_embd"), get("num_attention_heads", "n_head"), get("num_hidden_layers", "n_layer")
     context = get("max_position_embeddings", "n_positions")
-    mla, rope = "kv_lora_rank" in own, get("rope_parameters") or {}
+    mla, rope = "kv_lora_rank" in own and kind != "minicpm3", get("rope_parameters") or {}
     rope, local = rope.get("full_attention", rope), rope.get("sliding_attention")
     found = {
         "block_count": blocks,
@@ -158,8 +258,8 @@ def keys(kind, config):
         "attention.head_count_kv": 1 if mla else heads if kind == "gpt_neox" else get("num_key_value_heads") or heads,
         "vocab_size": get("vocab_size"),
     }
-    if kind in LAYER_NORM:
-        found["attention.layer_norm_epsilon"] = float(get("layer_norm_eps", "layer_norm_epsilon", "norm_epsilon"))
+    if kind in LAYER_NORM and not get("rms_norm_eps"):
+        found["attention.layer_norm_epsilon"] = float(get("layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps"))
     else:
         found["attention.layer_norm_rms_epsilon"] = float(get("rms_norm_eps"))
     head = get("head_dim")
@@ -173,7 +273,7 @@ def keys(kind, config):
             found["attention.q_lora_rank"] = get("q_lora_rank")
     elif head and kind != "granite":
         found |= {"attention.key_length": head, "attention.value_length": head}
-    if kind != "gpt2":
+    if kind not in ("gpt2", "gpt_bigcode"):
         part = 1.0 if mla else rope.get("partial_rotary_factor", 1.0)
         found["rope.dimension_count"] = int(part * (get("qk_rope_head_dim") if mla else head or hidden // heads))
         if kind not in ("gemma", "gemma2"):
@@ -189,7 +289,7 @@ def keys(kind, config):
         if rope.get("attention_factor"):
             # llama.cpp multiplies what the paper says by it.
             found["rope.scaling.attn_factor"] = rope["attention_factor"] / (1 + 0.1 * math.log(rope["factor"]))
-    if local:
+    if local and kind != "mellum":
         found["rope.freq_base_swa"] = float(local["rope_theta"])
     if kind in ("gemma2", "gemma3_text", "gpt_oss", "phi3"):
         found["attention.sliding_window"] = get("sliding_window") or 0
@@ -215,14 +315,122 @@ def keys(kind, config):
         if get("shared_expert_intermediate_size"):
             found["expert_shared_feed_forward_length"] = get("shared_expert_intermediate_size")
     if mla:
-        v3 = kind == "deepseek_v3"
+        v3, v4 = kind == "deepseek_v3", kind == "mistral4"
         found |= {"leading_dense_block_count": get("first_k_dense_replace"), "expert_shared_count": get("n_shared_experts"),
                   "expert_weights_scale": float(get("routed_scaling_factor")),
-                  "expert_weights_norm": v3 and get("norm_topk_prob"), "expert_gating_func": 2 if v3 else 1}
+                  "expert_weights_norm": (v3 or v4) and get("norm_topk_prob"), "expert_gating_func": 2 if v3 else 1}
         if v3:
             found |= {"expert_group_count": get("n_group"), "expert_group_used_count": get("topk_group")}
+    if rope.get("mrope_section"):
+        found["rope.dimension_sections"] = (rope["mrope_section"] + [0] * 4)[:4]
+    if kind == "qwen3_vl":
+        found["n_deepstack_layers"] = len(config.vision_config.deepstack_visual_indexes)
+    if kind == "ministral3":
+        found |= {"rope.scaling.yarn_log_multiplier": rope["mscale_all_dim"], "attention.temperature_scale": rope["llama_4_scaling_beta"]}
+    if "linear_num_key_heads" in own:
+        found |= {"ssm.conv_kernel": get("linear_conv_kernel_dim"), "ssm.state_size": get("linear_key_head_dim"),
+                  "ssm.group_count": get("linear_num_key_heads"), "ssm.time_step_rank": get("linear_num_value_heads"),
+                  "ssm.inner_size": get("linear_num_value_heads") * get("linear_value_head_dim"), "full_attention_interval": 4,
+                  "attention.recurrent_layers": [kind == "linear_attention" for kind in get("layer_types")]}
+    if kind.startswith("gemma4"):
+        found |= gemma4_keys(own)
+    if kind in OF_KIND:
+        found |= OF_KIND[kind](get)
     name = ARCHITECTURES.get(kind, kind)
     return {f"{name}.{key}": value for key, value in sorted(found.items())}
+
+
+def gemma4_keys(own):
+    """Those of Gemma 4: two kinds of blocks. Lists where blocks differ."""
+    local, blocks = [kind == "sliding_attention" for kind in own["layer_types"]], own["num_hidden_layers"]
+    head, shared = own["head_dim"], own.get("num_kv_shared_layers") or 0
+    whole = own["per_layer_config"][str(local.index(False))]
+    full = whole["head_dim"]
+    found = {"attention.key_length": full, "attention.value_length": full, "attention.key_length_swa": head,
+             "attention.value_length_swa": head, "rope.dimension_count": full, "rope.dimension_count_swa": head,
+             "attention.sliding_window": own["sliding_window"], "attention.sliding_window_pattern": local,
+             "attention.shared_kv_layers": shared,
+             "embedding_length_per_layer_input": own.get("hidden_size_per_layer_input") or 0}
+    if own.get("attention_k_eq_v"):
+        found["attention.head_count_kv"] = [own["num_key_value_heads"] if kind else whole["num_key_value_heads"] for kind in local]
+    if own.get("use_double_wide_mlp"):
+        found["feed_forward_length"] = [own["intermediate_size"] * (2 if i >= blocks - shared else 1) for i in range(blocks)]
+    if own.get("enable_moe_block"):
+        found["expert_used_count"] = own["top_k_experts"]
+    return found
+
+
+def windowed(get):
+    return {"attention.sliding_window": get("sliding_window"),
+            "attention.sliding_window_pattern": [kind == "sliding_attention" for kind in get("layer_types")]}
+
+
+def scaled(get):
+    return {"logit_scale": float(get("logit_scale")), "rope.scaling.type": "none"}
+
+
+def cohere2_moe(get):
+    dense, width, shared = get("mlp_layer_types").count("dense"), get("intermediate_size"), get("num_shared_experts")
+    softmax = get("expert_selection_fn") == "softmax"
+    found = {"feed_forward_length": get("prefix_dense_intermediate_size") or width, "leading_dense_block_count": dense,
+             "expert_feed_forward_length": width, "expert_weights_norm": softmax or get("norm_topk_prob"),
+             "expert_gating_func": 1 if softmax else 2}
+    if shared:
+        found |= {"expert_shared_count": shared, "expert_shared_feed_forward_length": shared * width}
+    return {**windowed(get), **scaled(get), **found}
+
+
+def mistral4(get):
+    rope = get("rope_parameters")
+    return {"attention.temperature_scale": rope["llama_4_scaling_beta"],
+            "attention.temperature_length": rope["original_max_position_embeddings"]}
+
+
+def llama4(get):
+    return {"feed_forward_length": get("intermediate_size_mlp"), "expert_feed_forward_length": get("intermediate_size"),
+            "interleave_moe_layer_step": get("interleave_moe_layer_step")}
+
+
+def hy_v3(get):
+    return {"expert_shared_feed_forward_length": get("num_shared_experts") * get("moe_intermediate_size"), "expert_gating_func": 2,
+            "expert_weights_norm": True, "expert_weights_scale": get("router_scaling_factor")}
+
+
+def grouped(get):
+    shared = get("n_shared_experts", "num_shared_experts")
+    found = {"leading_dense_block_count": get("first_k_dense_replace"), "expert_shared_count": shared,
+             "expert_weights_scale": float(get("routed_scaling_factor")), "expert_weights_norm": get("norm_topk_prob"),
+             "expert_gating_func": 2}
+    if get("n_group") > 1:
+        found |= {"expert_group_count": get("n_group"), "expert_group_used_count": get("topk_group")}
+    return found
+
+
+def exaone_moe(get):
+    return {**grouped(get), **windowed(get),
+            "expert_shared_feed_forward_length": get("num_shared_experts") * get("moe_intermediate_size")}
+
+
+def minicpm3(get):
+    return {"attention.head_count_kv": get("num_attention_heads"), "attention.key_length": get("qk_nope_head_dim") + get("qk_rope_head_dim"),
+            "attention.value_length": get("v_head_dim"), "attention.q_lora_rank": get("q_lora_rank"),
+            "attention.kv_lora_rank": get("kv_lora_rank"), "rope.dimension_count": get("qk_rope_head_dim")}
+
+
+def falcon(get):
+    kv_heads = get("num_kv_heads") if get("new_decoder_architecture") else 1
+    return {"feed_forward_length": get("ffn_hidden_size"), "attention.head_count_kv": kv_heads, "tensor_data_layout": "jploski"}
+
+
+def granite_swa(get):
+    return {**windowed(get), "attention.rope_pattern": [base > 0 for base in get("layer_rope_theta")]}
+
+
+# What each of these types has besides.
+OF_KIND = {"cohere": scaled, "cohere2": lambda get: {**windowed(get), **scaled(get)}, "cohere2_moe": cohere2_moe, "mistral4": mistral4,
+           "llama4_text": llama4, "minimax_m2": lambda get: {"expert_gating_func": 2}, "hy_v3": hy_v3, "granite_swa": granite_swa,
+           "nemotron": lambda get: {"rope.scaling.type": "none"}, "mellum": windowed, "dots1": grouped, "exaone_moe": exaone_moe,
+           "minicpm3": minicpm3, "falcon": falcon}
 
 
 def recurrent_keys(kind, get):
@@ -293,17 +501,19 @@ def recurrent_keys(kind, get):
 def golden(name):
     import torch
     from safetensors.numpy import load_file, save_file
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, Mistral4ForCausalLM
     kind, changes = MODELS[name]
+    family = AutoModelForImageTextToText if "vision_config" in changes else AutoModelForCausalLM
+    family = Mistral4ForCausalLM if kind == "mistral4" else family
     config = AutoConfig.for_model(kind, **changes)
     folder = tempfile.mkdtemp()
     try:
-        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+        (family(config) if kind == "mistral4" else family.from_config(config)).save_pretrained(folder)
         path = os.path.join(folder, "model.safetensors")
         shapes = {tensor: list(array.shape) for tensor, array in sorted(load_file(path).items())}
         tensors = {tensor: [shape, *spread(kind, tensor, shape)] for tensor, shape in shapes.items()}
         save_file({tensor: numbers(tensor, *how) for tensor, how in tensors.items()}, path, metadata={"format": "pt"})
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+        model = family.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
         with open(os.path.join(folder, "config.json"), encoding="utf8") as file:
             saved = json.load(file)
     finally:
@@ -315,10 +525,15 @@ def golden(name):
         logs = torch.log_softmax(model(torch.tensor(windows)).logits.double(), -1)
     scored = logs[:, :-1].gather(2, torch.tensor(windows)[:, 1:, None])[:, :, 0]
     saved = {key: value for key, value in saved.items() if key not in ("transformers_version", "dtype")}
-    rows = ",\n".join(f"  {json.dumps(tensor)}: {json.dumps(how)}" for tensor, how in tensors.items())
+    text = {tensor: how for tensor, how in tensors.items() if not re.search(r"(^|\.)(visual|vision_tower|multi_modal_projector)\.", tensor)}
+    found = keys(kind, model.config)
+    for part in ("alpha_n", "alpha_p", "beta", "eps") if kind == "apertus" else ():
+        own = [(tensor, how) for tensor, how in tensors.items() if tensor.endswith(f".{part}")]
+        found[f"xielu.{part}"] = [float(str(np.ravel(numbers(tensor, *how))[0])) for tensor, how in own]
+    rows = ",\n".join(f"  {json.dumps(tensor)}: {json.dumps(how)}" for tensor, how in text.items())
     with open(os.path.join(ROOT, "tests", "architectures", f"{name}.json"), "w", encoding="utf8") as file:
         file.write('{"config": %s,\n"keys": %s,\n"tensors": {\n%s\n},\n"windows": %s,\n"logprobs": %s}\n' % (
-            json.dumps(saved, indent=1), json.dumps(keys(kind, model.config), indent=1), rows, json.dumps(windows.tolist()),
+            json.dumps(saved, indent=1), json.dumps(found, indent=1), rows, json.dumps(windows.tolist()),
             json.dumps([[round(x, 6) for x in row] for row in scored.tolist()])))
     print(name, float(scored.mean()))
 

@@ -228,6 +228,32 @@ pub fn all() -> impl Iterator<Item = Mix> {
         .filter_map(|&(name, file_type, base, raise)| Some(Mix { name, file_type, base: by_name(base).ok()?, raise }))
 }
 
+/// llama.cpp's numbers of files of types that are only read here.
+const READ_ONLY: [(&str, u32); 16] = [
+    ("IQ2_XXS", 19),
+    ("IQ2_XS", 20),
+    ("IQ3_XS", 22),
+    ("IQ3_XXS", 23),
+    ("IQ1_S", 24),
+    ("IQ3_S", 26),
+    ("IQ3_M", 27),
+    ("IQ2_S", 28),
+    ("IQ2_M", 29),
+    ("IQ1_M", 31),
+    ("TQ1_0", 36),
+    ("TQ2_0", 37),
+    ("NVFP4", 39),
+    ("Q1_0", 40),
+    ("Q2_0", 41),
+    ("guessed", 1024),
+];
+
+/// What llama.cpp calls a number of `general.file_type`, whether llmq writes such files or not.
+pub fn file_type_name(number: u64) -> Option<&'static str> {
+    let known = all().map(|mix| (mix.name, mix.file_type)).chain(READ_ONLY);
+    known.into_iter().find(|(_, own)| u64::from(*own) == number).map(|(name, _)| name)
+}
+
 /// The mix of a name in any case; `Q3_K`, `Q4_K` and `Q5_K` are their `_M`.
 ///
 /// # Errors

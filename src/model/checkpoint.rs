@@ -2,7 +2,7 @@
 
 use super::mapping::ExpertLayout;
 use super::mixer::experts::Experts;
-use super::{ARCHITECTURES, Model, Part};
+use super::{ARCHITECTURES, Model, Part, config_keys};
 use crate::error::{Error, Result};
 use crate::source::checkpoint::Checkpoint;
 use crate::source::config::Config;
@@ -69,7 +69,12 @@ impl Model {
         let of = |kind: &str| ARCHITECTURES.iter().find(|a| a.model_types().contains(&kind));
         let inside = text.maybe_string("model_type")?;
         match of(&found).or_else(|| inside.as_deref().and_then(of)) {
-            Some(architecture) => architecture.read(&text),
+            Some(architecture) => {
+                let model = architecture.read(&text)?;
+                config_keys::check(&text)?;
+                model.check_limits(&text)?;
+                Ok(model)
+            }
             None => {
                 let known: Vec<_> = ARCHITECTURES.iter().flat_map(|a| a.model_types()).copied().collect();
                 let what = format!("{}: model_type '{found}' is not supported", config.path().display());
@@ -89,13 +94,18 @@ impl Model {
     /// As [`Model::read`], or a tensor that cannot be read.
     pub fn of_checkpoint(config: &Config, checkpoint: &Checkpoint, extra: bool) -> Result<(Model, Vec<String>)> {
         let mut model = Model::read(config)?;
+        let text = super::config::text(config)?;
         let has = |name: &str| checkpoint.contains(name);
         model.settle(has);
-        let mut notes = Vec::new();
-        notes.extend(model.settle_output(checkpoint)?);
+        let mut notes = checkpoint.notes().to_vec();
+        notes.extend(config_keys::note(&text));
+        notes.extend(model.differences());
+        let taken = model.architecture.settle(&mut model, checkpoint)?;
+        notes.extend(model.settle_output(config, checkpoint)?);
+        notes.extend(model.settle_output_place(config)?);
         model.settle_experts(checkpoint)?;
         notes.extend(model.settle_extra_blocks(&has, extra));
-        notes.extend(model.left_out(checkpoint));
+        notes.extend(model.left_out(checkpoint, taken));
         Ok((model, notes))
     }
 
@@ -109,10 +119,24 @@ impl Model {
     }
 
     /// Whether the output matrix is the embedding: transformers reads one that is stored, whatever the configuration says.
-    fn settle_output(&mut self, checkpoint: &Checkpoint) -> Result<Option<String>> {
+    fn settle_output(&mut self, config: &Config, checkpoint: &Checkpoint) -> Result<Option<String>> {
         let embedding = self.embedding();
         let Some(stored) = self.output_names().into_iter().find(|name| checkpoint.contains(name)) else {
-            return Ok(None);
+            if self.tied || !checkpoint.contains(&embedding.source) {
+                return Ok(None);
+            }
+            // A model without its head, as those that embed text are saved.
+            if self.is_base(&embedding.source) {
+                self.tied = true;
+                return Ok(Some("the checkpoint has no output matrix: the embedding stands in for it".into()));
+            }
+            let output = self.output().source;
+            return Err(Error::new(format!("{}: there is no tensor '{output}'", checkpoint.folder().display())).hint(
+                format!(
+                    "if the embedding is the output matrix, too, set \"tie_word_embeddings\": true in {}",
+                    config.path().display()
+                ),
+            ));
         };
         self.output_source = Some(stored.clone());
         if !self.tied {
@@ -129,6 +153,11 @@ impl Model {
         Ok(Some(format!(
             "'{stored}' is stored and differs from the embedding, though tie_word_embeddings is true: it becomes output.weight"
         )))
+    }
+
+    /// Whether a checkpoint has the names of a model without its head. `embedding`: the name of its embedding.
+    fn is_base(&self, embedding: &str) -> bool {
+        !embedding.contains(self.architecture.outside().embedding)
     }
 
     /// How the checkpoint has its experts.
@@ -159,19 +188,9 @@ impl Model {
         let hidden = self.hidden;
         let fits =
             |rows: usize, columns: usize, shape: &[usize]| shape[shape.len().saturating_sub(2)..] == [rows, columns];
-        let straight = fits(2 * width, hidden, &gate_up_shape) && fits(hidden, width, &down_shape);
-        let turned = fits(hidden, 2 * width, &gate_up_shape) && fits(width, hidden, &down_shape);
-        match (straight, turned) {
-            (_, false) => {}
-            (false, true) => self.expert_layout = ExpertLayout::FusedTransposed,
-            (true, true) => {
-                return Err(Error::new(format!(
-                    "{}: '{}' of shape {gate_up_shape:?} may have its rows along either dimension",
-                    checkpoint.folder().display(),
-                    gate_up.source
-                ))
-                .hint("save the checkpoint with one tensor for each expert"));
-            }
+        // Gate and up together, and down, cannot both be square, so that one of the two tells.
+        if fits(hidden, 2 * width, &gate_up_shape) && fits(width, hidden, &down_shape) {
+            self.expert_layout = ExpertLayout::FusedTransposed;
         }
         Ok(())
     }
@@ -192,9 +211,9 @@ impl Model {
         ))
     }
 
-    /// What is said of the checkpoint's tensors that the model has no place for.
-    fn left_out(&self, checkpoint: &Checkpoint) -> Vec<String> {
-        let mut used: HashSet<String> = HashSet::new();
+    /// What is said of the checkpoint's tensors that the model has no place for. `taken`: names of those that are no tensors of it.
+    fn left_out(&self, checkpoint: &Checkpoint, taken: Vec<String>) -> Vec<String> {
+        let mut used: HashSet<String> = taken.into_iter().collect();
         for spec in self.tensors() {
             used.extend(spec.sources());
         }

@@ -5,14 +5,15 @@ use super::gguf_keys::Keys;
 use super::mapping::Pick;
 use super::mixer::Mixer;
 use super::mixer::experts::Experts;
-use super::mixer::mlp::Mlp;
 use super::mixer::routing::Scoring;
-use super::rope::{Rope, Scaling, Yarn};
-use super::{Architecture, BlockConfig, BlockTensor, Decoder, Kind, Model, Part, QueryRows, TensorMapping, config};
+use super::rope::{self, Rope, Scaling, Yarn};
+use super::{
+    Architecture, BlockConfig, BlockTensor, Decoder, ExtraBlocks, Kind, Model, Part, QueryRows, TensorMapping, config,
+    moe, nextn,
+};
 use crate::error::Result;
 use crate::source::config::Config;
 use crate::source::value::Value;
-use llmq_kernels::elementwise::Activation;
 
 /// Keys and values out of one narrow vector per token; experts from some block on, with shared ones beside them.
 pub struct DeepSeek2;
@@ -24,6 +25,53 @@ const LITE: [usize; 2] = [26, 27];
 fn stretched(scale: f32, factor: f64, all: f64) -> f32 {
     let grown = if factor > 1.0 { 0.1 * all * factor.ln() + 1.0 } else { 1.0 };
     scale * (grown * grown) as f32
+}
+
+/// GLM-4.7-Flash: the same, always with sigmoids, and with a layer that predicts several tokens.
+pub struct Glm4MoeLite;
+
+impl Architecture for Glm4MoeLite {
+    fn gguf(&self) -> &'static str {
+        "deepseek2"
+    }
+
+    fn model_types(&self) -> &'static [&'static str] {
+        &["glm4_moe_lite"]
+    }
+
+    fn examples(&self) -> &'static str {
+        "GLM-4.7-Flash 30B-A3B"
+    }
+
+    fn query_rows(&self) -> QueryRows {
+        QueryRows::Neighbours
+    }
+
+    fn sample(&'static self) -> Model {
+        small().build(self)
+    }
+
+    fn read(&'static self, config: &Config) -> Result<Model> {
+        let mut model = read(self, config)?;
+        put_keys(&mut model);
+        Ok(model.build(self))
+    }
+
+    fn read_gguf(&'static self, keys: &Keys, decoder: Decoder) -> Result<Model> {
+        Ok(read_gguf(keys, decoder)?.build(self))
+    }
+
+    fn source(&self, tensor: &BlockTensor) -> &'static str {
+        source(tensor)
+    }
+
+    fn mapping(&self, block: &BlockConfig, tensor: &BlockTensor, _: Kind) -> TensorMapping {
+        mapping(block, tensor)
+    }
+
+    fn extra_blocks(&self, model: &Model, has: &dyn Fn(&str) -> bool) -> Option<ExtraBlocks> {
+        nextn::numbered(model, model.blocks.last()?, has)
+    }
 }
 
 impl Architecture for DeepSeek2 {
@@ -44,155 +92,169 @@ impl Architecture for DeepSeek2 {
     }
 
     fn sample(&'static self) -> Model {
-        let latent = Latent { query: Some(4), latent: 4, turned: 2, value: 4 };
-        let experts = Experts { shared: shared(8), ..Experts::plain(2, 1, 8) };
-        Decoder { latent: Some(latent), experts: Some(experts), ..self.decoder().sized() }.build(self)
+        small().build(self)
     }
 
     fn read(&'static self, config: &Config) -> Result<Model> {
-        let latent = Latent {
-            query: config.maybe_size("q_lora_rank")?,
-            latent: config.size("kv_lora_rank")?,
-            turned: config.size("qk_rope_head_dim")?,
-            value: config.size("v_head_dim")?,
-        };
-        let mut model = config::read(self, config, false)?;
-        config::check_activation(config, &["hidden_act"], model.activation, "silu")?;
-        if latent.query.is_none() && !LITE.contains(&model.blocks) {
-            return Err(config::refused(config, "no q_lora_rank is only supported for models of 26 or 27 blocks"));
-        }
-        if config.flag("attention_bias")? {
-            return Err(config::refused(config, "attention_bias is not supported"));
-        }
-        if config.maybe_size("moe_layer_freq")?.is_some_and(|every| every != 1) {
-            return Err(config::refused(config, "moe_layer_freq other than 1 is not supported"));
-        }
-        model.head_dim = config.size("qk_nope_head_dim")? + latent.turned;
-        if latent.value > model.head_dim {
-            return Err(config::refused(config, "values that are wider than keys are not supported"));
-        }
-        model.explicit_head_dim = false;
-        model.kv_heads = model.heads;
-        let mut rope = Rope::read(config, latent.turned)?;
-        let mut scale = 1.0 / (model.head_dim as f32).sqrt();
-        if let Scaling::Yarn(yarn) = &mut rope.scaling {
-            let scaling = config.object("rope_parameters")?;
-            let scaling = scaling.map_or_else(|| config.object("rope_scaling"), |s| Ok(Some(s)))?;
-            let of = |key: &str| scaling.as_ref().map(|s| s.maybe_positive(key)).transpose().map(Option::flatten);
-            if let Some(all) = of("mscale_all_dim")? {
-                if of("mscale")?.is_some_and(|own| own != all) {
-                    return Err(config::refused(config, "mscale other than mscale_all_dim is not supported"));
-                }
-                scale = stretched(scale, yarn.factor, all);
-                model.yarn_growth = Some(all as f32);
-            }
-            yarn.magnitude = Some(1.0);
-        }
-        model.rope = Some(rope);
-        model.attention_scale = Some(scale);
-        model.latent = Some(latent);
-        let sigmoid = config.string("model_type")? == "deepseek_v3";
-        let of_shared = config.maybe_size("n_shared_experts")?.unwrap_or(0);
-        model.experts = None;
-        if let Some(count) = config.maybe_size("n_routed_experts")? {
-            let ffn = config.size("moe_intermediate_size")?;
-            let groups = config.maybe_size("n_group")?.zip(config.maybe_size("topk_group")?).filter(|(n, _)| *n > 1);
-            let groups = groups.filter(|_| {
-                sigmoid || matches!(config.maybe_string("topk_method"), Ok(Some(method)) if method == "group_limited_greedy")
-            });
-            if groups.is_some_and(|(n, _)| !count.is_multiple_of(n)) {
-                return Err(config.unsupported(&format!("{count} experts do not divide into n_group groups")));
-            }
-            let dense = config.get("first_k_dense_replace").and_then(serde_json::Value::as_u64).unwrap_or(0);
-            model.dense = dense as usize;
-            model.experts = Some(Experts {
-                scoring: if sigmoid { Scoring::Sigmoid } else { Scoring::Softmax },
-                // The code that came with V2 never norms.
-                normed: sigmoid && config.flag("norm_topk_prob")?,
-                scale: config.maybe_positive("routed_scaling_factor")?.unwrap_or(1.0) as f32,
-                selection_bias: sigmoid,
-                groups,
-                shared: shared(of_shared * ffn),
-                ..Experts::plain(count, config.size("num_experts_per_tok")?, ffn)
-            });
-        }
+        let mut model = read(self, config)?;
         put_keys(&mut model);
         Ok(model.build(self))
     }
 
-    fn read_gguf(&'static self, keys: &Keys, mut model: Decoder) -> Result<Model> {
-        let missing =
-            |key: &str| keys.wrong(&format!("there is no key '{key}': the file is older than llama.cpp's MLA"));
-        let head_dim =
-            keys.maybe_size("attention.key_length_mla")?.ok_or_else(|| missing("attention.key_length_mla"))?;
-        let turned = keys.size("rope.dimension_count")?;
-        if turned >= head_dim || !turned.is_multiple_of(2) {
-            return Err(keys.wrong(&format!("{turned} numbers of each head of {head_dim} cannot be turned")));
-        }
-        model.latent = Some(Latent {
-            query: keys.maybe_size("attention.q_lora_rank")?,
-            latent: keys.size("attention.kv_lora_rank")?,
-            turned,
-            value: keys
-                .maybe_size("attention.value_length_mla")?
-                .ok_or_else(|| missing("attention.value_length_mla"))?,
-        });
-        (model.head_dim, model.kv_heads, model.explicit_head_dim) = (head_dim, model.heads, false);
-        let mut scale = 1.0 / (head_dim as f32).sqrt();
-        if let Some(Rope { scaling: Scaling::Yarn(yarn), .. }) = &mut model.rope {
-            if let Some(growth) = keys.maybe_number("rope.scaling.yarn_log_multiplier")? {
-                scale = stretched(scale, yarn.factor, 10.0 * growth);
-                model.yarn_growth = Some(10.0 * growth as f32);
-            }
-            *yarn = Yarn { magnitude: Some(1.0), ..*yarn };
-        }
-        model.attention_scale = Some(scale);
-        model.experts = None;
-        if let Some(count) = keys.maybe_size("expert_count")? {
-            let ffn = keys.size("expert_feed_forward_length")?;
-            let sigmoid = keys.maybe("expert_gating_func").and_then(Value::as_u64) == Some(2);
-            let dense = keys.maybe("leading_dense_block_count").and_then(Value::as_u64).unwrap_or(0) as usize;
-            let shared = keys.maybe("expert_shared_count").and_then(Value::as_u64).unwrap_or(0) as usize;
-            let groups = keys.maybe_size("expert_group_count")?.zip(keys.maybe_size("expert_group_used_count")?);
-            model.dense = dense;
-            model.experts = Some(Experts {
-                scoring: if sigmoid { Scoring::Sigmoid } else { Scoring::Softmax },
-                normed: keys.maybe("expert_weights_norm").and_then(Value::as_bool).unwrap_or(false),
-                scale: keys.maybe_number("expert_weights_scale")?.unwrap_or(1.0) as f32,
-                selection_bias: keys.has(&format!("blk.{dense}.exp_probs_b.bias")),
-                groups: groups.filter(|(n, _)| *n > 1 && count.is_multiple_of(*n)),
-                shared: self::shared(shared * ffn),
-                ..Experts::plain(count, keys.size("expert_used_count")?, ffn)
-            });
-        }
-        Ok(model.build(self))
+    fn read_gguf(&'static self, keys: &Keys, decoder: Decoder) -> Result<Model> {
+        Ok(read_gguf(keys, decoder)?.build(self))
     }
 
     fn source(&self, tensor: &BlockTensor) -> &'static str {
-        match tensor.part {
-            Part::SHARED_GATE => "mlp.shared_experts.gate_proj",
-            Part::SHARED_UP => "mlp.shared_experts.up_proj",
-            Part::SHARED_DOWN => "mlp.shared_experts.down_proj",
-            _ => tensor.source,
-        }
+        source(tensor)
     }
 
     fn mapping(&self, block: &BlockConfig, tensor: &BlockTensor, _: Kind) -> TensorMapping {
-        match (tensor.part, &block.halves[0].mixer) {
-            (Part::K_B, Mixer::LatentAttention(own)) => Pick::Keys { value: own.value }.into(),
-            (Part::V_B, Mixer::LatentAttention(own)) => Pick::Values { still: own.head_dim - own.turned }.into(),
-            _ if tensor.source.contains("{}") => TensorMapping::STACKED,
-            _ => TensorMapping::AS_IS,
-        }
+        mapping(block, tensor)
     }
 }
 
-/// The experts that every token goes to, as one MLP; none of no width.
-fn shared(width: usize) -> Option<Mlp> {
-    (width > 0).then(|| Mlp { shared: true, ..Mlp::gated(width, Activation::Silu) })
+/// What checkpoints of the family call a tensor.
+pub(super) fn source(tensor: &BlockTensor) -> &'static str {
+    match tensor.part {
+        Part::SHARED_GATE => "mlp.shared_experts.gate_proj",
+        Part::SHARED_UP => "mlp.shared_experts.up_proj",
+        Part::SHARED_DOWN => "mlp.shared_experts.down_proj",
+        _ => tensor.source,
+    }
 }
 
-fn put_keys(model: &mut Decoder) {
+/// How a tensor is made from theirs.
+pub(super) fn mapping(block: &BlockConfig, tensor: &BlockTensor) -> TensorMapping {
+    match (tensor.part, &block.halves[0].mixer) {
+        (Part::K_B, Mixer::LatentAttention(own)) => Pick::Keys { value: own.value }.into(),
+        (Part::V_B, Mixer::LatentAttention(own)) => Pick::Values { still: own.head_dim - own.turned }.into(),
+        _ if tensor.source.contains("{}") => TensorMapping::STACKED,
+        _ => TensorMapping::AS_IS,
+    }
+}
+
+/// A small model of the family.
+pub(super) fn small() -> Decoder {
+    let latent = Latent { query: Some(4), latent: 4, turned: 2, value: 4 };
+    let experts = Experts { shared: moe::shared(8), ..Experts::plain(2, 1, 8) };
+    Decoder { latent: Some(latent), experts: Some(experts), ..Decoder::PLAIN.sized() }
+}
+
+/// What configurations of the family have in common, without keys.
+pub(super) fn read(architecture: &'static dyn Architecture, config: &Config) -> Result<Decoder> {
+    let latent = Latent {
+        query: config.maybe_size("q_lora_rank")?,
+        latent: config.size("kv_lora_rank")?,
+        turned: config.size("qk_rope_head_dim")?,
+        value: config.size("v_head_dim")?,
+    };
+    let mut model = config::read(architecture, config, false)?;
+    config::check_activation(config, &["hidden_act"], model.activation, "silu")?;
+    if latent.query.is_none() && !LITE.contains(&model.blocks) {
+        return Err(config::refused(config, "no q_lora_rank is only supported for models of 26 or 27 blocks"));
+    }
+    if config.flag("attention_bias")? {
+        return Err(config::refused(config, "attention_bias is not supported"));
+    }
+    if config.maybe_size("moe_layer_freq")?.is_some_and(|every| every != 1) {
+        return Err(config::refused(config, "moe_layer_freq other than 1 is not supported"));
+    }
+    model.head_dim = config.size("qk_nope_head_dim")? + latent.turned;
+    if latent.value > model.head_dim {
+        return Err(config::refused(config, "values that are wider than keys are not supported"));
+    }
+    model.explicit_head_dim = false;
+    model.kv_heads = model.heads;
+    let mut rope = Rope::read(config, latent.turned)?;
+    let mut scale = 1.0 / (model.head_dim as f32).sqrt();
+    if let Scaling::Yarn(yarn) = &mut rope.scaling {
+        let scaling = rope::parameters(config)?;
+        let of = |key: &str| scaling.as_ref().map(|s| s.maybe_nonzero(key)).transpose().map(Option::flatten);
+        if let Some(all) = of("mscale_all_dim")? {
+            if of("mscale")?.is_some_and(|own| own != all) {
+                return Err(config::refused(config, "mscale other than mscale_all_dim is not supported"));
+            }
+            scale = stretched(scale, yarn.factor, all);
+            model.yarn_growth = Some(all as f32);
+        }
+        yarn.magnitude = Some(1.0);
+    }
+    model.rope = Some(rope);
+    model.attention_scale = Some(scale);
+    model.latent = Some(latent);
+    let sigmoid = ["deepseek_v3", "glm4_moe_lite"].contains(&config.string("model_type")?.as_str());
+    let of_shared = config.maybe_size("n_shared_experts")?.unwrap_or(0);
+    model.experts = None;
+    if let Some(count) = config.maybe_size("n_routed_experts")? {
+        let ffn = config.size("moe_intermediate_size")?;
+        let groups = config.maybe_size("n_group")?.zip(config.maybe_size("topk_group")?).filter(|(n, _)| *n > 1);
+        let groups = groups.filter(|_| {
+            sigmoid
+                || matches!(config.maybe_string("topk_method"), Ok(Some(method)) if method == "group_limited_greedy")
+        });
+        if groups.is_some_and(|(n, _)| !count.is_multiple_of(n)) {
+            return Err(config.unsupported(&format!("{count} experts do not divide into n_group groups")));
+        }
+        model.dense = dense_blocks(config, model.blocks)?;
+        model.experts = Some(Experts {
+            scoring: if sigmoid { Scoring::Sigmoid } else { Scoring::Softmax },
+            // The code that came with V2 never norms.
+            normed: sigmoid && config.flag("norm_topk_prob")?,
+            scale: config.maybe_positive("routed_scaling_factor")?.unwrap_or(1.0) as f32,
+            selection_bias: sigmoid,
+            groups,
+            shared: moe::shared(of_shared * ffn),
+            ..Experts::plain(count, config.size("num_experts_per_tok")?, ffn)
+        });
+    }
+    Ok(model)
+}
+
+/// So many blocks have an MLP, the first ones.
+fn dense_blocks(config: &Config, blocks: usize) -> Result<usize> {
+    let said = config.get("first_k_dense_replace").and_then(serde_json::Value::as_u64);
+    let usual = if config.string("model_type")? == "glm4_moe_lite" { 1 } else { 0 };
+    let Some(kinds) = config.get("mlp_layer_types").and_then(serde_json::Value::as_array) else {
+        return Ok(said.unwrap_or(usual) as usize);
+    };
+    let dense = kinds.iter().take_while(|kind| kind.as_str() == Some("dense")).count();
+    if kinds.len() != blocks || kinds[dense..].iter().any(|kind| kind.as_str() != Some("sparse")) {
+        return Err(config::refused(config, "mlp_layer_types with dense blocks behind sparse ones is not supported"));
+    }
+    Ok(dense)
+}
+
+/// What files of the family have in common.
+pub(super) fn read_gguf(keys: &Keys, mut model: Decoder) -> Result<Decoder> {
+    let missing = |key: &str| keys.wrong(&format!("there is no key '{key}': the file is older than llama.cpp's MLA"));
+    let head_dim = keys.maybe_size("attention.key_length_mla")?.ok_or_else(|| missing("attention.key_length_mla"))?;
+    let turned = keys.size("rope.dimension_count")?;
+    if turned >= head_dim || !turned.is_multiple_of(2) {
+        return Err(keys.wrong(&format!("{turned} numbers of each head of {head_dim} cannot be turned")));
+    }
+    model.latent = Some(Latent {
+        query: keys.maybe_size("attention.q_lora_rank")?,
+        latent: keys.size("attention.kv_lora_rank")?,
+        turned,
+        value: keys.maybe_size("attention.value_length_mla")?.ok_or_else(|| missing("attention.value_length_mla"))?,
+    });
+    (model.head_dim, model.kv_heads, model.explicit_head_dim) = (head_dim, model.heads, false);
+    let mut scale = 1.0 / (head_dim as f32).sqrt();
+    if let Some(Rope { scaling: Scaling::Yarn(yarn), .. }) = &mut model.rope {
+        if let Some(growth) = keys.maybe_number("rope.scaling.yarn_log_multiplier")? {
+            scale = stretched(scale, yarn.factor, 10.0 * growth);
+            model.yarn_growth = Some(10.0 * growth as f32);
+        }
+        *yarn = Yarn { magnitude: Some(1.0), ..*yarn };
+    }
+    model.attention_scale = Some(scale);
+    moe::read_gguf(keys, &mut model)?;
+    Ok(model)
+}
+
+/// The keys that the family has besides the usual ones.
+pub(super) fn put_keys(model: &mut Decoder) {
     model.size_key("attention.head_count_kv", 1);
     if let Some(latent) = model.latent {
         if let Some(width) = latent.query {
@@ -205,19 +267,7 @@ fn put_keys(model: &mut Decoder) {
         model.size_key("attention.key_length_mla", model.head_dim);
         model.size_key("attention.value_length_mla", latent.value);
     }
-    if let Some(experts) = model.experts {
-        model.size_key("leading_dense_block_count", model.dense);
-        model.size_key("expert_feed_forward_length", experts.width);
-        let shared = experts.shared.map_or(0, |mlp| mlp.width);
-        model.size_key("expert_shared_count", shared / experts.width.max(1));
-        model.key("expert_weights_scale", Value::F32(experts.scale));
-        model.key("expert_weights_norm", Value::Bool(experts.normed));
-        model.size_key("expert_gating_func", if experts.scoring == Scoring::Sigmoid { 2 } else { 1 });
-        if let Some((groups, used)) = experts.groups {
-            model.size_key("expert_group_count", groups);
-            model.size_key("expert_group_used_count", used);
-        }
-    }
+    moe::put_keys(model);
     if let Some(all) = model.yarn_growth {
         model.key("rope.scaling.yarn_log_multiplier", Value::F32(0.1 * all));
     }

@@ -2,6 +2,7 @@
 
 use super::gguf_keys::Keys;
 use super::half::HalfConfig;
+use super::limits::Limits;
 use super::mixer::Mixer;
 use super::mixer::attention::{HeadNorms, KeysValues};
 use super::mixer::experts::Experts;
@@ -214,6 +215,10 @@ impl Architecture for Gemma4 {
 
     fn decoder(&self) -> Decoder {
         plain()
+    }
+
+    fn limits(&self) -> Limits {
+        Limits { rope_factors: true, ..Limits::of(&self.decoder()) }
     }
 
     fn sample(&'static self) -> Model {

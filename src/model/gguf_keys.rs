@@ -1,6 +1,7 @@
 //! A model's sizes as GGUF metadata, and back.
 
 use super::half::Norm;
+use super::limits::LongRope;
 use super::rope::{Rope, Scaling, Yarn};
 use super::{ARCHITECTURES, Architecture, Decoder, Model};
 use crate::error::{Error, Result};
@@ -66,6 +67,9 @@ pub fn metadata(model: &Decoder, architecture: &dyn Architecture) -> Metadata {
                 }
             }
             Scaling::Long { original, magnitude, .. } => {
+                if architecture.limits().long_rope == LongRope::ByType {
+                    put("rope.scaling.type", Value::Str("longrope".into()));
+                }
                 put("rope.scaling.original_context_length", size(*original));
                 put("rope.scaling.attn_factor", Value::F32(*magnitude));
             }
@@ -187,9 +191,31 @@ impl Keys<'_> {
         self.maybe_number(key)?.ok_or_else(missing)
     }
 
+    /// A number for each block under a key of no architecture: a list, or one that stands for all.
+    ///
+    /// # Errors
+    /// Missing, something else, or a list of another length.
+    pub fn shared_numbers(&self, key: &str) -> Result<Vec<f32>> {
+        let wrong = || self.wrong(&format!("key '{key}' is not a list of {} numbers", self.blocks[1]));
+        let value = self.file.get(key).ok_or_else(|| self.wrong(&format!("there is no key '{key}'")))?;
+        let number = |value: &Value| value.as_f64().map(|x| x as f32).filter(|x| x.is_finite());
+        match value.as_array() {
+            None => Ok(vec![number(value).ok_or_else(wrong)?; self.blocks[1]]),
+            Some(list) if list.len() == self.blocks[1] => {
+                (0..list.len()).map(|i| number(&list.get(i)?)).collect::<Option<Vec<f32>>>().ok_or_else(wrong)
+            }
+            Some(_) => Err(wrong()),
+        }
+    }
+
     /// Whether the file has a tensor.
     pub fn has(&self, tensor: &str) -> bool {
         self.file.tensor(tensor).is_some()
+    }
+
+    /// Rows of a matrix, if the file has it.
+    pub fn rows(&self, tensor: &str) -> Option<usize> {
+        self.file.tensor(tensor)?.dims.get(1).map(|&n| n as usize)
     }
 
     /// An error about this file.
@@ -291,7 +317,7 @@ pub fn read(file: &Gguf, vector: impl Fn(&str) -> Result<Option<Vec<f32>>>) -> R
 
 /// Architectures whose rotary embedding may turn a part of each head.
 fn may_be_partial(name: &str) -> bool {
-    ["phi3", "glm4", "stablelm", "gptneox", "deepseek2"].contains(&name)
+    ["phi3", "glm4", "stablelm", "gptneox", "deepseek2", "glm4moe", "nemotron"].contains(&name)
 }
 
 fn scaling(
@@ -327,6 +353,7 @@ fn scaling(
                 fast: keys.maybe_number("rope.scaling.yarn_beta_fast")?.unwrap_or(32.0),
                 slow: keys.maybe_number("rope.scaling.yarn_beta_slow")?.unwrap_or(1.0),
                 magnitude: None,
+                truncate: true,
             };
             let grown = keys.maybe_number("rope.scaling.attn_factor")?;
             let magnitude = grown.map(|factor| factor * yarn.usual_magnitude());

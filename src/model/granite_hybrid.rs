@@ -8,7 +8,7 @@ use super::mixer::Mixer;
 use super::mixer::experts::Experts;
 use super::mixer::mamba2::Mamba2;
 use super::mixer::mlp::Mlp;
-use super::{Architecture, BlockConfig, BlockTensor, Kind, Model, Part, QueryRows, TensorMapping, config};
+use super::{Architecture, BlockConfig, BlockTensor, Kind, Model, Part, QueryRows, TensorMapping, config, granite};
 use crate::error::Result;
 use crate::source::config::Config;
 use crate::source::value::Value;
@@ -73,7 +73,7 @@ impl Architecture for GraniteHybrid {
         let attends: Vec<bool> =
             kinds.iter().map(|kind| kind.ends_with("attention") && !kind.starts_with("linear")).collect();
         if attends.iter().all(|attends| *attends) {
-            return Err(config::refused(config, "granitemoehybrid without Mamba blocks is not supported"));
+            return granite::read_hybrid_dense(config);
         }
         let mut model = config::read(self, config, false)?;
         config::check_activation(config, &["hidden_act"], model.activation, "silu")?;

@@ -245,9 +245,10 @@ impl TensorSpec {
                     numbers.drain(..(rows.start - first * each) * columns);
                     Ok(numbers)
                 } else {
-                    let each = stored[0] / self.shape[0]; // rows of the checkpoint for each of these
-                    let rows = if self.shape.len() < 2 { 0..self.shape[0] } else { rows };
-                    checkpoint.read_rows(&self.source, &stored, rows.start * each..rows.end * each)
+                    // Rows of the checkpoint for each of these; a vector is one piece.
+                    let each = stored[0] / self.shape[0].max(1);
+                    let rows = if self.shape.len() < 2 { 0..stored[0] } else { rows.start * each..rows.end * each };
+                    checkpoint.read_rows(&self.source, &stored, rows)
                 }
             }
             Pick::Transposed => {

@@ -4,35 +4,66 @@
 //! their names in the checkpoint and in GGUF. There is one forward pass for each [`mixer`], not one for each family. To add an
 //! architecture, write one file and add it to [`ARCHITECTURES`]; to add a mixer, write one and add it to the list in [`mixer`].
 
+mod afmoe;
+mod apertus;
+mod arcee;
 pub mod block;
 pub mod checkpoint;
+mod cohere;
+mod cohere2_moe;
 mod config;
+pub mod config_keys;
 pub mod decoder;
 mod deepseek2;
+mod dots1;
 pub mod embedding;
+mod ernie4_5;
+mod exaone4;
+mod exaone_moe;
+mod falcon;
 mod falcon_h1;
 pub mod frame;
 mod gemma;
 mod gemma4;
 pub mod gguf_keys;
 mod glm4;
+mod glm4_moe;
 mod gpt2;
+mod gpt_bigcode;
 mod gpt_neox;
 mod gpt_oss;
 mod granite;
 mod granite_hybrid;
+mod granite_swa;
 pub mod half;
+mod hunyuan;
+mod hy_v3;
+mod jais2;
 mod jamba;
+mod laguna;
+pub mod layers;
+mod lfm2;
+pub mod limits;
 mod llama;
+mod llama4;
 pub mod lm_head;
 mod mamba2;
 pub mod mapping;
 pub mod matrix;
+mod mellum;
+mod minicpm3;
+mod minimax_m2;
 mod mistral3;
+mod mistral4;
 pub mod mixer;
+mod mixture;
+pub mod moe;
+mod muse_glimmer;
+mod nemotron;
 mod nemotron_h;
 mod nextn;
 mod olmo2;
+mod olmoe;
 pub mod ops;
 pub mod orthogonal;
 pub mod part;
@@ -44,6 +75,7 @@ mod qwen_moe;
 mod qwen_vl;
 pub mod rope;
 pub mod rotation;
+mod seed_oss;
 mod smollm3;
 mod stablelm;
 mod starcoder2;
@@ -51,12 +83,15 @@ pub mod states;
 mod tensors;
 
 use crate::error::Result;
+use crate::source::checkpoint::Checkpoint;
 use crate::source::config::Config;
 use crate::source::value::Value;
 pub use decoder::Decoder;
 use gguf_keys::Keys;
 pub use half::{BlockConfig, HalfConfig, Norm, NormConfig};
+use limits::Limits;
 pub use mapping::TensorMapping;
+use mixer::{Attention, Mixer};
 pub use part::{BlockTensor, Kind, Part, Reads, RowOrder, Site, TensorRole};
 use per_layer::PerLayer;
 pub use tensors::TensorSpec;
@@ -65,6 +100,7 @@ pub use tensors::TensorSpec;
 pub static ARCHITECTURES: &[&dyn Architecture] = &[
     &llama::Llama,
     &mistral3::Mistral3,
+    &mistral3::MistralNative,
     &qwen::Qwen2,
     &qwen::Qwen3,
     &qwen_moe::Qwen2Moe,
@@ -89,12 +125,47 @@ pub static ARCHITECTURES: &[&dyn Architecture] = &[
     &gpt_neox::GptNeoX,
     &gpt_oss::GptOss,
     &deepseek2::DeepSeek2,
+    &deepseek2::Glm4MoeLite,
+    &granite::GraniteMoe,
+    &granite::GraniteShared,
+    &olmoe::Olmoe,
+    &seed_oss::SeedOss,
+    &ernie4_5::Ernie45,
+    &ernie4_5::Ernie45Moe,
+    &hunyuan::HunyuanDense,
+    &hunyuan::HunyuanMoe,
+    &arcee::Arcee,
+    &qwen_vl::Qwen3VlMoe,
+    &muse_glimmer::MuseGlimmer,
+    &lfm2::Lfm2,
+    &lfm2::Lfm2Moe,
+    &glm4_moe::Glm4Moe,
+    &laguna::Laguna,
+    &afmoe::AfMoe,
+    &exaone4::Exaone4,
+    &mistral4::Mistral4,
+    &llama4::Llama4,
+    &cohere::Cohere,
+    &cohere::Cohere2,
+    &cohere2_moe::Cohere2Moe,
+    &apertus::Apertus,
+    &minimax_m2::MiniMaxM2,
+    &hy_v3::HyV3,
+    &granite_swa::GraniteSwa,
+    &nemotron::Nemotron,
     &nemotron_h::NemotronHMoe,
     &nemotron_h::NemotronH,
     &granite_hybrid::GraniteHybrid,
     &falcon_h1::FalconH1,
     &mamba2::Mamba2,
     &jamba::Jamba,
+    &mellum::Mellum,
+    &dots1::Dots1,
+    &exaone_moe::ExaoneMoe,
+    &jais2::Jais2,
+    &minicpm3::MiniCpm3,
+    &falcon::Falcon,
+    &gpt_bigcode::GptBigCode,
 ];
 
 /// A family of checkpoints.
@@ -117,6 +188,11 @@ pub trait Architecture: Sync {
     /// the sizes.
     fn decoder(&self) -> Decoder {
         Decoder::PLAIN
+    }
+
+    /// What llama.cpp's loader has a place for.
+    fn limits(&self) -> Limits {
+        Limits::of(&self.decoder())
     }
 
     /// Reads the configuration.
@@ -178,6 +254,14 @@ pub trait Architecture: Sync {
     /// The same for the last norm.
     fn norm_mapping(&self) -> TensorMapping {
         TensorMapping::AS_IS
+    }
+
+    /// Takes numbers of the model that are tensors of a checkpoint, and keys in GGUF. Returns the names of those tensors.
+    ///
+    /// # Errors
+    /// A tensor is missing, or makes no sense.
+    fn settle(&self, _model: &mut Model, _checkpoint: &Checkpoint) -> Result<Vec<String>> {
+        Ok(Vec::new())
     }
 
     /// What a checkpoint has behind the blocks, and llama.cpp keeps, though the forward pass does not use it: layers that predict
@@ -249,6 +333,8 @@ pub struct Model {
     pub norm: NormConfig,
     /// By what embedded tokens are multiplied.
     pub embedding_scale: f32,
+    /// Embedded tokens go through an RMS norm without a gain; its ε.
+    pub embedding_norm: Option<f32>,
     /// Positions have embeddings of their own, which are learned.
     pub positions: bool,
     /// Tokens have an embedding for each block, too.
@@ -283,6 +369,19 @@ impl Model {
             Some((_, own)) => *own = value,
             None => self.keys.push((key, value)),
         }
+    }
+
+    /// The attention of each block that has it, with the block's number.
+    pub fn attentions(&mut self) -> impl Iterator<Item = (usize, &mut Attention)> {
+        let halves = self
+            .blocks
+            .iter_mut()
+            .enumerate()
+            .flat_map(|(i, block)| block.halves.iter_mut().map(move |half| (i, half)));
+        halves.filter_map(|(i, half)| match &mut half.mixer {
+            Mixer::Attention(attention) => Some((i, &mut **attention)),
+            _ => None,
+        })
     }
 
     /// Numbers for each token that go along with the stream at the end, once all blocks have kept theirs.

@@ -1,8 +1,10 @@
 //! The text halves of Qwen 2, 2.5 and 3 with vision: positions of text are the same along all axes, so rotary embedding is plain.
 
 use super::gguf_keys::Keys;
+use super::limits::Limits;
 use super::mixer::attention::HeadNorms;
-use super::{Architecture, Decoder, Model, qwen};
+use super::mixer::experts::Experts;
+use super::{Architecture, Decoder, Model, config, mixture, qwen, qwen_moe, rope};
 use crate::error::Result;
 use crate::source::config::Config;
 use crate::source::value::{Array, Value};
@@ -13,15 +15,15 @@ pub struct Qwen2Vl;
 /// Qwen 3 with vision.
 pub struct Qwen3Vl;
 
+/// The same with experts.
+pub struct Qwen3VlMoe;
+
 /// How pairs of a head are shared out to the axes of positions: `mrope_section`, four numbers in GGUF.
 ///
 /// # Errors
 /// Something else than up to four numbers.
 pub(super) fn sections(config: &Config) -> Result<Option<Vec<i32>>> {
-    let parameters = match config.object("rope_parameters")? {
-        Some(parameters) => Some(parameters),
-        None => config.object("rope_scaling")?,
-    };
+    let parameters = rope::parameters(config)?;
     let Some(list) = parameters.as_ref().and_then(|p| p.get("mrope_section")) else { return Ok(None) };
     let numbers = list.as_array().map(|list| list.iter().filter_map(serde_json::Value::as_u64).map(|n| n as i32));
     let mut numbers: Vec<i32> = numbers.into_iter().flatten().collect();
@@ -55,6 +57,10 @@ impl Architecture for Qwen2Vl {
 
     fn decoder(&self) -> Decoder {
         Decoder { qkv_bias: true, ..Decoder::PLAIN }
+    }
+
+    fn limits(&self) -> Limits {
+        Limits { head_dim: false, ..Limits::of(&self.decoder()) }
     }
 
     fn sample(&'static self) -> Model {
@@ -101,6 +107,43 @@ impl Architecture for Qwen3Vl {
     }
 
     fn read_gguf(&'static self, _: &Keys, decoder: Decoder) -> Result<Model> {
+        Ok(decoder.build(self))
+    }
+}
+
+impl Architecture for Qwen3VlMoe {
+    fn gguf(&self) -> &'static str {
+        "qwen3vlmoe"
+    }
+
+    fn model_types(&self) -> &'static [&'static str] {
+        &["qwen3_vl_moe", "qwen3_vl_moe_text"]
+    }
+
+    fn examples(&self) -> &'static str {
+        "Qwen3-VL-30B-A3B, 235B-A22B"
+    }
+
+    fn decoder(&self) -> Decoder {
+        Decoder { head_norms: HeadNorms::PerHead, ..Decoder::PLAIN }
+    }
+
+    fn sample(&'static self) -> Model {
+        Decoder { experts: Some(Experts::plain(2, 1, 8)), ..self.decoder().sized() }.build(self)
+    }
+
+    fn read(&'static self, config: &Config) -> Result<Model> {
+        let mut model = qwen_moe::read(self, config, false)?;
+        if model.experts.is_some_and(|experts| !experts.normed) {
+            return Err(config::refused(config, "norm_topk_prob must be true, as in all published models"));
+        }
+        put_sections(&mut model, config, None)?;
+        model.size_key("n_deepstack_layers", deepstack_layers(config)?);
+        Ok(model.build(self))
+    }
+
+    fn read_gguf(&'static self, keys: &Keys, mut decoder: Decoder) -> Result<Model> {
+        mixture::read_gguf(keys, &mut decoder, Experts::plain(0, 0, 0))?;
         Ok(decoder.build(self))
     }
 }

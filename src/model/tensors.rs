@@ -130,7 +130,7 @@ impl Model {
     pub fn output_norm(&self) -> Vec<TensorSpec> {
         let kinds: &[Kind] = if self.norm.bias { &[Kind::Weight, Kind::Bias] } else { &[Kind::Weight] };
         let norm = |&kind: &Kind| TensorSpec {
-            mapping: self.architecture.norm_mapping(),
+            mapping: if kind == Kind::Bias { TensorMapping::AS_IS } else { self.architecture.norm_mapping() },
             ..TensorSpec::plain(
                 self.named(format!("{}.{}", self.architecture.outside().norm, kind.suffix())),
                 format!("{}.{}", self.norm.part.0, kind.suffix()),

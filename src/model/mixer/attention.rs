@@ -2,7 +2,7 @@
 
 use super::{At, Cost, Mix};
 use crate::error::Result;
-use crate::model::block::Layers;
+use crate::model::layers::Layers;
 use crate::model::half::Norm;
 use crate::model::ops;
 use crate::model::part::{Absorber, BlockTensor, Part, Reads, RowOrder};
@@ -52,6 +52,8 @@ pub struct Attention {
     pub o_bias: bool,
     /// Norms of queries and keys.
     pub head_norms: HeadNorms,
+    /// What the gain of queries is, where checkpoints have none and GGUF has one.
+    pub made_up_gain: Option<f32>,
     /// Queries and keys are turned before they go through their norms, not after.
     pub norms_behind_rope: bool,
     /// The ε of norms of heads.
@@ -72,6 +74,8 @@ pub struct Attention {
     pub cap: Option<f32>,
     /// A position sees itself and so many less one before it; all of them without.
     pub window: Option<usize>,
+    /// Positions are in chunks of so many, and see none of another chunk.
+    pub chunk: Option<usize>,
     /// Each head has a score of nothing.
     pub sinks: bool,
     /// Rotary embedding; none where nothing is turned.
@@ -95,13 +99,33 @@ pub enum HeadNorms {
     Bare,
 }
 
-/// Scores are multiplied by `1 + β·ln(1 + ⌊position / original⌋)`, as in Llama 4.
+/// Scores are multiplied by `1 + β·ln(1 + ⌊(position + offset) / original⌋)`, as in Llama 4.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Temperature {
     /// β.
     pub beta: f32,
     /// Tokens of the first training.
     pub original: usize,
+    /// What is added to positions.
+    pub offset: usize,
+}
+
+impl Temperature {
+    /// Queries by what scores grow at their positions. `q`: `[windows · positions, columns]`.
+    ///
+    /// # Errors
+    /// Shapes that do not fit.
+    pub fn warm(self, q: Tensor, positions: &Range<usize>) -> Result<Tensor> {
+        let Temperature { beta, original, offset } = self;
+        if positions.end + offset <= original {
+            return Ok(q);
+        }
+        let factor = |t: usize| 1.0 + beta * (((t + offset) / original) as f32).ln_1p();
+        let (n, width) = q.dims2()?;
+        let factors = Tensor::from_vec(positions.clone().map(factor).collect(), (1, positions.len(), 1), q.device())?;
+        let q = q.reshape((n / positions.len(), positions.len(), width))?.broadcast_mul(&factors)?;
+        Ok(q.reshape((n, width))?)
+    }
 }
 
 /// What the heads' results are multiplied by before the output layer.
@@ -142,6 +166,7 @@ impl Attention {
             qkv_bias: false,
             o_bias: false,
             head_norms: HeadNorms::None,
+            made_up_gain: None,
             norms_behind_rope: false,
             eps: 1e-6,
             value_norm: false,
@@ -152,6 +177,7 @@ impl Attention {
             scale: 1.0 / (head_dim as f32).sqrt(),
             cap: None,
             window: None,
+            chunk: None,
             sinks: false,
             rope,
             order: RowOrder::AsIs,
@@ -202,16 +228,37 @@ impl Attention {
         Ok(ops::rope(&x, &cos, &sin, self.head_dim, layers.frame().pairing())?)
     }
 
-    /// Queries by what scores grow at their positions.
-    fn warmed(&self, q: Tensor, positions: &Range<usize>) -> Result<Tensor> {
-        let Some(Temperature { beta, original }) = self.temperature.filter(|own| positions.end > own.original) else {
-            return Ok(q);
+    /// The heads' results. `q`: those of `positions`; `k`, `v`: those of all up to the last, in each window.
+    fn attended(&self, q: &Tensor, k: &Tensor, v: &Tensor, positions: &Range<usize>, scores: &Scores) -> Result<Tensor> {
+        let (chunk, all) = (self.chunk.unwrap_or(usize::MAX), positions.len());
+        let windows = q.dim(0)? / all;
+        let cut = |x: &Tensor, of: usize, part: Range<usize>| -> Result<Tensor> {
+            let width = x.dim(1)?;
+            let x = x.reshape((windows, of, width))?.narrow(1, part.start, part.len())?.contiguous()?;
+            Ok(x.reshape((windows * part.len(), width))?)
         };
-        let factors: Vec<f32> = positions.clone().map(|t| 1.0 + beta * ((t / original) as f32).ln_1p()).collect();
-        let (n, width) = q.dims2()?;
-        let factors = Tensor::from_vec(factors, (1, positions.len(), 1), q.device())?;
-        let q = q.reshape((n / positions.len(), positions.len(), width))?.broadcast_mul(&factors)?;
-        Ok(q.reshape((n, width))?)
+        let mut parts = Vec::new();
+        let mut first = positions.start;
+        while first < positions.end {
+            let begin = first / chunk * chunk;
+            let end = positions.end.min(begin.saturating_add(chunk));
+            let shape = Shape {
+                positions: end - first,
+                past: first - begin,
+                heads: self.heads,
+                kv_heads: self.kv_heads,
+                d: self.head_dim,
+            };
+            if end - begin == positions.end {
+                return Ok(ops::attention(q, k, v, shape, scores)?);
+            }
+            let (k, v) = (cut(k, positions.end, begin..end)?, cut(v, positions.end, begin..end)?);
+            let q = cut(q, all, first - positions.start..end - positions.start)?;
+            let y = ops::attention(&q, &k, &v, shape, scores)?;
+            parts.push(y.reshape((windows, end - first, ()))?);
+            first = end;
+        }
+        Ok(Tensor::cat(&parts, 1)?.reshape(q.shape())?)
     }
 
     /// Keys and values of the positions of `x`, `[tokens, kv_heads · head_dim]` each.
@@ -317,14 +364,15 @@ impl Mix for Attention {
             sinks: if self.sinks { layers.weight(Part::SINKS).to_vec1()? } else { Vec::new() },
         };
         let positions = layers.positions(q.dim(0)?, at);
-        let q = self.warmed(q, &positions)?;
+        let q = match self.temperature {
+            Some(temperature) => temperature.warm(q, &positions)?,
+            None => q,
+        };
         let (k, v) = match &mut at.state {
             Some(state) => state.extended(k, v)?,
             None => (k, v),
         };
-        let shape =
-            Shape { positions: positions.len(), past: positions.start, heads: self.heads, kv_heads: self.kv_heads, d };
-        let y = ops::attention(&q, &k, &v, shape, &scores)?;
+        let y = self.attended(&q, &k, &v, &positions, &scores)?;
         Ok(match self.gate {
             Gate::None => y,
             Gate::WithQueries => match gate {
@@ -392,5 +440,51 @@ impl Mix for Attention {
             per_token: 0.0,
             elementwise: (2 * q + kv + gate) as f64,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn positions_see_none_of_another_chunk() {
+        let numbers = |n: usize, step: f32| -> Tensor {
+            let x: Vec<f32> = (0..n * 4).map(|i| (i as f32 * step).sin()).collect();
+            Tensor::from_vec(x, (n, 4), &Device::Cpu).unwrap()
+        };
+        let own = Attention { chunk: Some(3), ..Attention::plain(2, 2, 2, None) };
+        let whole = Attention { chunk: None, ..own.clone() };
+        let scores = Scores { scale: 1.0, ..Scores::default() };
+        // Two windows of five positions: chunks of three and two.
+        let (q, k, v) = (numbers(10, 0.7), numbers(10, 0.4), numbers(10, 0.3));
+        let y = own.attended(&q, &k, &v, &(0..5), &scores).unwrap().to_vec2::<f32>().unwrap();
+        for (first, count) in [(0, 3), (3, 2), (5, 3), (8, 2)] {
+            let part = |x: &Tensor| x.narrow(0, first, count).unwrap().contiguous().unwrap();
+            let alone = whole.attended(&part(&q), &part(&k), &part(&v), &(0..count), &scores).unwrap();
+            assert_eq!(alone.to_vec2::<f32>().unwrap(), y[first..first + count]);
+        }
+        // The last three positions of a window, behind two that are known.
+        let (q, k, v) = (numbers(3, 0.7), numbers(5, 0.4), numbers(5, 0.3));
+        let y = own.attended(&q, &k, &v, &(2..5), &scores).unwrap().to_vec2::<f32>().unwrap();
+        let part = |x: &Tensor, first: usize, count: usize| x.narrow(0, first, count).unwrap().contiguous().unwrap();
+        let third =
+            whole.attended(&part(&q, 0, 1), &part(&k, 0, 3), &part(&v, 0, 3), &(2..3), &scores).unwrap();
+        assert_eq!(third.to_vec2::<f32>().unwrap(), y[..1]);
+        let last = whole.attended(&part(&q, 1, 2), &part(&k, 3, 2), &part(&v, 3, 2), &(0..2), &scores).unwrap();
+        assert_eq!(last.to_vec2::<f32>().unwrap(), y[1..]);
+    }
+
+    #[test]
+    fn scores_grow_from_the_first_position_beyond_the_original_context_on() {
+        let ones = Tensor::ones((6, 1), candle_core::DType::F32, &Device::Cpu).unwrap();
+        let grown = |offset: usize, positions: Range<usize>| -> Vec<f32> {
+            let own = Temperature { beta: 1.0, original: 2, offset };
+            own.warm(ones.clone(), &positions).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+        };
+        let (two, three) = (1.0 + 2f32.ln(), 1.0 + 3f32.ln());
+        assert_eq!(grown(0, 0..6)[..5], [1.0, 1.0, two, two, three]);
+        assert_eq!(grown(1, 0..3), [1.0, two, two, 1.0, two, two]);
+        assert_eq!(grown(0, 0..2), [1.0; 6]);
     }
 }

@@ -4,7 +4,7 @@ use super::mlp::{Mlp, MlpLayers};
 use super::routing::{Route, Scoring, choose, weights};
 use super::{At, Cost, Mix, Place};
 use crate::error::{Error, Result};
-use crate::model::block::Layers;
+use crate::model::layers::Layers;
 use crate::model::half::Norm;
 use crate::model::matrix::Matrix;
 use crate::model::ops;
@@ -62,6 +62,8 @@ pub struct Experts {
     pub normed: bool,
     /// By what their weights are multiplied at the end.
     pub scale: f32,
+    /// They are what inputs are multiplied by, and not outputs.
+    pub weigh_inputs: bool,
     /// Something is added to each expert's weight for the choice alone.
     pub selection_bias: bool,
     /// In how many groups they are, and how many of these each token may use.
@@ -99,6 +101,7 @@ impl Experts {
             scoring: Scoring::Softmax,
             normed: true,
             scale: 1.0,
+            weigh_inputs: false,
             selection_bias: false,
             groups: None,
             bias: false,
@@ -141,7 +144,7 @@ impl Experts {
             Ok(layers.maybe(part).map_or_else(|| Ok(vec![other; self.count]), Tensor::to_vec1)?)
         };
         let (biases, scales) = (vector(Part::SELECTION_BIAS, 0.0)?, vector(Part::EXPERT_SCALES, 1.0)?);
-        let mut routes = vec![Route::default(); self.count];
+        let mut routes = vec![Route { of_inputs: self.weigh_inputs, ..Route::default() }; self.count];
         for (token, scores) in scores.iter().enumerate() {
             let weights = weights(self.scoring, scores);
             if weights.iter().any(|weight| !weight.is_finite()) {

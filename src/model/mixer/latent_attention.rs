@@ -1,8 +1,9 @@
 //! Attention whose keys and values come out of one narrow vector per token (DeepSeek-AI 2024, section 2.1).
 
+use super::attention::Temperature;
 use super::{At, Cost, Mix, Place};
 use crate::error::Result;
-use crate::model::block::Layers;
+use crate::model::layers::Layers;
 use crate::model::half::Norm;
 use crate::model::ops;
 use crate::model::part::{BlockTensor, Part, Reads};
@@ -26,6 +27,8 @@ impl Part {
     pub const K_B: Part = Part("attn_k_b");
     /// Values out of it.
     pub const V_B: Part = Part("attn_v_b");
+    /// Both in one: those of one head behind those of the other, keys first.
+    pub const KV_B: Part = Part("attn_kv_b");
 }
 
 /// Attention through narrow vectors.
@@ -43,8 +46,12 @@ pub struct LatentAttention {
     pub turned: usize,
     /// Numbers of each value.
     pub value: usize,
+    /// One layer makes keys and values out of their vector.
+    pub joined: bool,
     /// By what scores are multiplied.
     pub scale: f32,
+    /// They grow beyond the context of the first training.
+    pub temperature: Option<Temperature>,
     /// Rotary embedding of the part that is turned.
     pub rope: Option<Rope>,
     /// The ε of its norms.
@@ -72,8 +79,16 @@ impl Mix for LatentAttention {
             reads: Some(between),
             ..BlockTensor::new(part, "self_attn.kv_b_proj", shape)
         };
-        tensors.push(cut(Part::K_B, &[self.heads, self.latent, still]));
-        tensors.push(cut(Part::V_B, &[self.heads, self.value, self.latent]));
+        match self.joined {
+            true => {
+                let shape = [self.heads * (still + self.value), self.latent];
+                tensors.push(BlockTensor::linear(Part::KV_B, "self_attn.kv_b_proj", &shape, between));
+            }
+            false => {
+                tensors.push(cut(Part::K_B, &[self.heads, self.latent, still]));
+                tensors.push(cut(Part::V_B, &[self.heads, self.value, self.latent]));
+            }
+        }
         let o = [hidden, self.heads * self.value];
         tensors.push(BlockTensor::linear(Part::O, "self_attn.o_proj", &o, Reads::Site(Place::Inner)));
         tensors
@@ -106,12 +121,22 @@ impl Mix for LatentAttention {
         let q = Tensor::cat(&[q.narrow(2, 0, still)?, q_turned.reshape((n, heads, turned))?], 2)?;
         let (mut keys, mut values) = (Vec::new(), Vec::new());
         let padding = Tensor::zeros((n, d - value.min(d)), q.dtype(), q.device())?;
+        let both = if self.joined { Some(layers.linear(Part::KV_B, &c)?) } else { None };
         for head in 0..heads {
-            // [latent, still] and [value, latent]
-            let (k, v) = (layers.weight(Part::K_B).get(head)?, layers.weight(Part::V_B).get(head)?);
-            keys.push(Tensor::cat(&[ops::linear(precision, &c, &k.t()?.contiguous()?)?, k_turned.clone()], 1)?);
+            let (k, v) = match &both {
+                Some(both) => {
+                    let part = |first: usize, width: usize| both.narrow(1, head * (still + value) + first, width);
+                    (part(0, still)?, part(still, value)?)
+                }
+                None => {
+                    // [latent, still] and [value, latent]
+                    let (k, v) = (layers.weight(Part::K_B).get(head)?, layers.weight(Part::V_B).get(head)?);
+                    (ops::linear(precision, &c, &k.t()?.contiguous()?)?, ops::linear(precision, &c, &v)?)
+                }
+            };
+            keys.push(Tensor::cat(&[k, k_turned.clone()], 1)?);
             // Values are as wide as keys for the kernel.
-            values.push(Tensor::cat(&[ops::linear(precision, &c, &v)?, padding.clone()], 1)?);
+            values.push(Tensor::cat(&[v, padding.clone()], 1)?);
         }
         let (k, v) = (Tensor::cat(&keys, 1)?, Tensor::cat(&values, 1)?);
         let (k, v) = match &mut at.state {
@@ -120,7 +145,11 @@ impl Mix for LatentAttention {
         };
         let scores = Scores { scale: self.scale, ..Scores::default() };
         let shape = Shape { positions: positions.len(), past: positions.start, heads, kv_heads: heads, d };
-        let y = ops::attention(&q.reshape((n, heads * d))?.contiguous()?, &k, &v, shape, &scores)?;
+        let mut q = q.reshape((n, heads * d))?.contiguous()?;
+        if let Some(temperature) = self.temperature {
+            q = temperature.warm(q, &positions)?;
+        }
+        let y = ops::attention(&q, &k, &v, shape, &scores)?;
         Ok(y.reshape((n, heads, d))?.narrow(2, 0, value)?.contiguous()?.reshape((n, heads * value))?)
     }
 

@@ -4,7 +4,7 @@
 use super::gated_delta_net::softplus;
 use super::{At, Cost, Mix, Place};
 use crate::error::Result;
-use crate::model::block::Layers;
+use crate::model::layers::Layers;
 use crate::model::half::Norm;
 use crate::model::ops;
 use crate::model::part::{Absorber, BlockTensor, Part, Reads};

@@ -2,7 +2,7 @@
 
 use super::{At, Cost, Mix, Place};
 use crate::error::Result;
-use crate::model::block::Layers;
+use crate::model::layers::Layers;
 use crate::model::ops;
 use crate::model::part::{Absorber, BlockTensor, Part, Reads};
 use candle_core::Tensor;

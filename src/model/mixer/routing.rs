@@ -10,15 +10,18 @@ pub struct Route {
     pub tokens: Vec<u32>,
     /// By what its outputs are multiplied.
     pub weights: Vec<f32>,
+    /// They are what its inputs are multiplied by instead.
+    pub of_inputs: bool,
 }
 
 impl Route {
-    /// The rows of `x`, `[tokens, columns]`, that go to the expert.
+    /// The rows of `x`, `[tokens, columns]`, that go to the expert, as it reads them.
     ///
     /// # Errors
     /// Shapes that do not fit.
     pub fn select(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        x.index_select(&Tensor::from_slice(&self.tokens, self.tokens.len(), x.device())?, 0)
+        let rows = x.index_select(&Tensor::from_slice(&self.tokens, self.tokens.len(), x.device())?, 0)?;
+        if self.of_inputs { self.by_weights(&rows) } else { Ok(rows) }
     }
 
     /// The expert's own rows, each multiplied by its weight.
@@ -26,6 +29,10 @@ impl Route {
     /// # Errors
     /// Shapes that do not fit.
     pub fn weigh(&self, rows: &Tensor) -> candle_core::Result<Tensor> {
+        if self.of_inputs { Ok(rows.clone()) } else { self.by_weights(rows) }
+    }
+
+    fn by_weights(&self, rows: &Tensor) -> candle_core::Result<Tensor> {
         rows.broadcast_mul(&Tensor::from_slice(&self.weights, (self.weights.len(), 1), rows.device())?)
     }
 }
@@ -88,6 +95,18 @@ mod tests {
         assert_eq!(choose(&Experts { selection_bias: false, ..experts }, &[0.9, 0.1, 0.6, 0.7]), [0, 1]);
         assert_eq!(choose(&Experts { groups: None, ..experts }, &[0.9, 0.1, 0.6, 0.7]), [0, 3]);
         assert_eq!(choose(&Experts::plain(3, 2, 8), &[0.5, 0.5, 0.5]), [0, 1]);
+    }
+
+    #[test]
+    fn weights_are_of_inputs_or_of_outputs() {
+        let x = Tensor::from_slice(&[1f32, 2.0, 3.0], (3, 1), &candle_core::Device::Cpu).unwrap();
+        let rows = |x: candle_core::Result<Tensor>| x.unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let route = Route { tokens: vec![0, 2], weights: vec![0.5, 2.0], of_inputs: false };
+        let own = route.select(&x).unwrap();
+        assert_eq!((rows(Ok(own.clone())), rows(route.weigh(&own))), (vec![1.0, 3.0], vec![0.5, 6.0]));
+        let route = Route { of_inputs: true, ..route };
+        let own = route.select(&x).unwrap();
+        assert_eq!((rows(Ok(own.clone())), rows(route.weigh(&own))), (vec![0.5, 6.0], vec![0.5, 6.0]));
     }
 
     #[test]
