@@ -38,10 +38,6 @@ fn mixture(count: usize, used: usize, width: usize, shared: usize) -> Experts {
     Experts { shared: (shared > 0).then_some(beside), ..Experts::plain(count, used, width) }
 }
 
-fn number(config: &Config, key: &str) -> usize {
-    config.get(key).and_then(serde_json::Value::as_u64).unwrap_or(0) as usize
-}
-
 /// Rotary embedding is used.
 const TURNS: &str = "rope.scaling.finetuned";
 const KV_HEADS: &str = "attention.head_count_kv";
@@ -161,8 +157,7 @@ impl Architecture for GraniteHybrid {
 
     fn mapping(&self, _: &BlockConfig, tensor: &BlockTensor, kind: Kind) -> TensorMapping {
         // Gate and up are one layer, gate first.
-        let part =
-            |first: usize| Pick::Rows { rows: (first..first + tensor.shape[0]).collect(), of: 2 * tensor.shape[0] };
+        let part = |first: usize| Pick::RowsFrom { first, of: 2 * tensor.shape[0] };
         let of_stack = |first: usize| Pick::StackRows { first, of: 2 * tensor.shape[1] };
         match tensor.part {
             Part::GATE | Part::SHARED_GATE => part(0).into(),

@@ -115,12 +115,15 @@ fn arrange(decoder: Decoder, halves: &[Half], mamba: Mamba2, architecture: &'sta
 }
 
 fn read(config: &Config) -> Result<Model> {
-    // What older and newer configurations call by other names.
-    let eps = config.maybe_positive("layer_norm_epsilon")?;
-    let head_dim = config.maybe_size("attention_head_dim")?.unwrap_or(128);
-    let usual = json!({ "rms_norm_eps": eps.unwrap_or(1e-5), "head_dim": head_dim, "conv_kernel": 4, "n_groups": 8 });
     let halves = halves(config)?;
-    let config = &config.clone().with_defaults(usual).with("num_hidden_layers", json!(halves.len()));
+    // Older and newer configurations call the same by several names.
+    let first = |keys: [&str; 2]| keys.into_iter().find_map(|key| config.get(key)).cloned();
+    let config = &config
+        .clone()
+        .with_defaults(json!({ "conv_kernel": 4, "n_groups": 8 }))
+        .with("rms_norm_eps", first(["layer_norm_epsilon", "rms_norm_eps"]).unwrap_or(json!(1e-5)))
+        .with("head_dim", first(["head_dim", "attention_head_dim"]).unwrap_or(json!(128)))
+        .with("num_hidden_layers", json!(halves.len()));
     config::check_activation(config, &["mlp_hidden_act"], Activation::ReluSquared, "relu2")?;
     config::check_activation(config, &["mamba_hidden_act"], Activation::Silu, "silu")?;
     let routed = halves.contains(&Half::Experts);
@@ -129,7 +132,6 @@ fn read(config: &Config) -> Result<Model> {
     }
     let architecture: &'static dyn Architecture = if routed { &NemotronHMoe } else { &NemotronH };
     let mut model = config::read(architecture, config, false)?;
-    model.norm_eps = eps.map_or(model.norm_eps, |eps| eps as f32);
     let mamba = NAMES.read(config, None, Some(model.norm_eps))?;
     model.context = mamba2::ANY_CONTEXT;
     if routed {

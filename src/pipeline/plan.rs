@@ -148,7 +148,8 @@ impl Plan {
         }
         let extra = model.vectors.iter().cloned().map(|(name, numbers)| Extra { gguf: name.into(), numbers }).collect();
         // Untying makes a file larger, but no other model of it.
-        let elements = original.tensors().map(|spec| spec.elements() as u64).sum();
+        let twice = |spec: &TensorSpec| spec.role == TensorRole::Output && spec.source == original.embedding().source;
+        let elements = original.tensors().filter(|spec| !twice(spec)).map(|spec| spec.elements() as u64).sum();
         let (mut metadata, of_keys) = general(folder, &model, elements, &vocabulary.tokens);
         metadata.extend(model.keys.iter().cloned());
         request.stamp(&mut metadata);
