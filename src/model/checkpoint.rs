@@ -122,7 +122,7 @@ impl Model {
     fn settle_output(&mut self, config: &Config, checkpoint: &Checkpoint) -> Result<Option<String>> {
         let embedding = self.embedding();
         let Some(stored) = self.output_names().into_iter().find(|name| checkpoint.contains(name)) else {
-            if self.tied || !checkpoint.contains(&embedding.source) {
+            if self.tied || self.output_source.is_some() || !checkpoint.contains(&embedding.source) {
                 return Ok(None);
             }
             // A model without its head, as those that embed text are saved.

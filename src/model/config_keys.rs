@@ -118,6 +118,7 @@ mod tests {
                 json!({ "vocab_size_per_layer_input": 262_144 })
             }
             "exaone4" => json!({ "sliding_window": null }),
+            "nemotron_h" => json!({ "layers_block_type": ["linear_attention", "moe", "full_attention", "moe"] }),
             "qwen3_moe" | "qwen3_vl_moe" | "qwen3_vl_moe_text" => json!({ "norm_topk_prob": true }),
             _ => json!({}),
         };

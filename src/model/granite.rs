@@ -235,8 +235,7 @@ pub(super) fn source(tensor: &BlockTensor) -> &'static str {
 pub(super) fn mapping(tensor: &BlockTensor) -> TensorMapping {
     let half = |second: bool| {
         let n = tensor.shape[0];
-        let rows = (0..n).map(|row| if second { n + row } else { row }).collect();
-        Pick::Rows { rows, of: 2 * n }.into()
+        Pick::RowsFrom { first: if second { n } else { 0 }, of: 2 * n }.into()
     };
     let of_stack = |second: bool| {
         let n = tensor.shape[1];

@@ -116,12 +116,12 @@ fn arrange(decoder: Decoder, halves: &[Half], mamba: Mamba2, architecture: &'sta
 fn read(config: &Config) -> Result<Model> {
     let halves = halves(config)?;
     // Older and newer configurations call the same by several names.
-    let first = |keys: [&str; 2]| keys.into_iter().find_map(|key| config.get(key)).cloned();
+    let first = |keys: [&str; 2]| config.get(keys.into_iter().find(|key| config.says(key)).unwrap_or(keys[0])).cloned();
+    let (eps, head_dim) = (first(["layer_norm_epsilon", "rms_norm_eps"]), first(["head_dim", "attention_head_dim"]));
     let config = &config
         .clone()
-        .with_defaults(json!({ "conv_kernel": 4, "n_groups": 8 }))
-        .with("rms_norm_eps", first(["layer_norm_epsilon", "rms_norm_eps"]).unwrap_or(json!(1e-5)))
-        .with("head_dim", first(["head_dim", "attention_head_dim"]).unwrap_or(json!(128)))
+        .with_defaults(json!({ "rms_norm_eps": eps }))
+        .with("head_dim", json!(head_dim))
         .with("num_hidden_layers", json!(halves.len()));
     config::check_activation(config, &["mlp_hidden_act"], Activation::ReluSquared, "relu2")?;
     config::check_activation(config, &["mamba_hidden_act"], Activation::Silu, "silu")?;
@@ -162,6 +162,11 @@ fn read(config: &Config) -> Result<Model> {
         }
         model.experts = Some(experts);
     }
+    // The width of Mamba-2 comes from its heads alone; and what is said of experts is for nothing without any.
+    config.ignore(&["expand"]);
+    if !routed {
+        config.ignore(&OF_EXPERTS);
+    }
     mamba2::put_keys(&mut model, &mamba);
     model.key("rope.scaling.finetuned", Value::Bool(false));
     let inside = |half: &Half| matches!(half, Half::Mlp | Half::Experts);
@@ -170,6 +175,20 @@ fn read(config: &Config) -> Result<Model> {
     model.rope = None;
     Ok(arrange(model, &halves, mamba, architecture))
 }
+
+/// Keys of experts.
+const OF_EXPERTS: [&str; 10] = [
+    "n_routed_experts",
+    "n_shared_experts",
+    "num_experts_per_tok",
+    "moe_intermediate_size",
+    "moe_shared_expert_intermediate_size",
+    "moe_latent_size",
+    "routed_scaling_factor",
+    "norm_topk_prob",
+    "n_group",
+    "topk_group",
+];
 
 const FFN: &str = "feed_forward_length";
 const KV_HEADS: &str = "attention.head_count_kv";
