@@ -265,4 +265,14 @@ mod tests {
         assert_eq!(texts(&prefixed, "<x>a<x><x>"), ["<x>a", "<x>", "<x>"]);
         assert_eq!(texts(&encoder(&tokens, false), "a<x> a"), ["a", "<x>", "\u{2581}a"]);
     }
+
+    #[test]
+    fn plain_reading_cuts_only_at_tokens_of_users() {
+        use token_type::{CONTROL, NORMAL, USER_DEFINED};
+        let letters = ["a", "<", "x", ">"].map(|letter| (letter, -9.0, NORMAL));
+        let tokens = [&letters[..], &[("<x>", 0.0, CONTROL), ("<xx>", 0.0, USER_DEFINED)]].concat();
+        let (encoder, tokens) = encoder(&tokens, false);
+        let plain: Vec<&str> = encoder.encode_plain("a<x><xx>").into_iter().map(|id| &*tokens[id as usize]).collect();
+        assert_eq!(plain, ["a", "<", "x", ">", "<xx>"]);
+    }
 }
