@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, HashSet};
 const RENAMED: [(&str, &str); 7] = [
     ("", ""),
     ("transformer.", ""),
+    ("gpt_neox.", ""),
     ("", "language_model."),
     ("model.", "model.language_model."),
     ("model.", ""),
