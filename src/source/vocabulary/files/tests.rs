@@ -140,6 +140,16 @@ fn missing_and_broken_files_are_named() {
 }
 
 #[test]
+fn files_that_no_tokenizer_has_are_not_read_whole() {
+    for name in ["tokenizer.json", "tokenizer.model"] {
+        let folder = folder(&[]);
+        fs::File::create(folder.path().join(name)).unwrap().set_len(MAX_BYTES + 1).unwrap();
+        let text = complaint(Vocabulary::from_files(folder.path(), 12, &json!({}), None));
+        assert!(text.contains(name) && text.contains("more than 134217728 bytes"), "{text}");
+    }
+}
+
+#[test]
 fn the_pre_tokenizer_can_be_overridden() {
     let mut json = tokenizer();
     json["pre_tokenizer"]["add_prefix_space"] = true.into();
@@ -211,7 +221,7 @@ fn added_tokens_come_from_all_files() {
         assert_eq!((found.tokens[id].as_str(), found.token_type[id]), (text, kind));
     }
     assert_eq!(found.special("pad"), Some(1));
-    assert_eq!(found.notes, [r#"1 added tokens ("<stale>" first) are left out: other tokens have their ids"#]);
+    assert_eq!(found.notes, [r#"2 added tokens ("<stale>" first) are left out: other tokens have their ids"#]);
     // A name that only a file without ids has gets the next id, and that of special_tokens_map.json counts more.
     let files = [
         ("tokenizer.json", tokenizer()),
