@@ -63,7 +63,8 @@ fn is_usual(value: &Value, usual: &Value) -> bool {
         Value::Array(list) => list.is_empty(),
         Value::Object(map) => map.is_empty(),
     };
-    value.is_null() || same(value, usual) || usual.is_null() && nothing
+    // Where something is taken for granted, null says that it is not so.
+    value.is_null() && *usual != Value::Bool(true) || same(value, usual) || usual.is_null() && nothing
 }
 
 /// Whether two values are the same, whole numbers being like others.
