@@ -123,6 +123,10 @@ mod tests {
             }
             "exaone4" => json!({ "sliding_window": null }),
             "deepseek_v2" => json!({ "num_experts_per_tok": 6 }),
+            "dots1" => json!({ "n_routed_experts": 128, "num_experts_per_tok": 6, "n_group": 1, "topk_group": 1 }),
+            "qwen2_vl" | "qwen2_5_vl" | "qwen2_vl_text" | "qwen2_5_vl_text" => {
+                json!({ "rope_parameters": { "rope_type": "default", "mrope_section": [16, 24, 24] } })
+            }
             "glm4_moe" => json!({ "head_dim": 128 }),
             "afmoe" => json!({ "mup_enabled": true }),
             "mistral4" => json!({ "rope_parameters": {
