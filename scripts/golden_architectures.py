@@ -197,7 +197,7 @@ MODELS = {
                                    rope_parameters=dict(rope_type="default", rope_theta=10000.0, partial_rotary_factor=0.5))),
     "glm4_moe_lite": ("glm4_moe_lite", usual(q_lora_rank=48, mlp_layer_types=["dense", "sparse"], **{**MLA, **SIGMOIDS})),
     "laguna": ("laguna", usual(head_dim=32, num_hidden_layers=4, shared_expert_intermediate_size=96, layer_types=kinds("fsss"),
-                               sliding_window=16, moe_routed_scaling_factor=2.5, num_attention_heads_per_layer=[4, 6, 6, 6], **MOE)),
+                               sliding_window=16, moe_routed_scaling_factor=2.5, num_attention_heads_per_layer=[4, 6, 6, 6], **{**MOE, "num_experts": 4})),
     "ernie4_5": ("ernie4_5", usual(head_dim=32)),
     "ernie4_5_moe": ("ernie4_5_moe", usual(num_hidden_layers=3, moe_num_experts=8, moe_k=2, moe_intermediate_size=64,
                                            moe_num_shared_experts=2, moe_layer_start_index=1, moe_layer_end_index=2, moe_layer_interval=1)),
@@ -212,7 +212,7 @@ MODELS = {
     "arcee": ("arcee", usual()),
     "qwen3_vl_moe": ("qwen3_vl_moe", seeing(dict(deepstack_visual_indexes=[0], **VISION3), tie_word_embeddings=False, **IMAGES, text=usual(
         head_dim=32, norm_topk_prob=True, rope_parameters=dict(rope_type="default", rope_theta=1e6, mrope_section=[8, 4, 4],
-                                                               mrope_interleaved=True), **MOE))),
+                                                               mrope_interleaved=True), **{**MOE, "num_experts": 4}))),
     "muse_glimmer": ("muse_glimmer", seeing(dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48, patch_size=4,
                                                  pos_emb_height=4, pos_emb_width=4), text=usual(
         head_dim=32, num_hidden_layers=4, sliding_window=16, layer_types=kinds("sssf")))),

@@ -77,7 +77,7 @@ fn same(a: &Value, b: &Value) -> bool {
 
 /// What should be said of the keys that people expect, and that the file does not have.
 pub fn note(config: &Config) -> Option<String> {
-    let Some(class) = config.class() else { return None };
+    let class = config.class()?;
     let missing = config.assumed().into_iter().filter(|key| EXPECTED.contains(&key.as_str()));
     let taken: Vec<String> = missing
         .filter_map(|key| {
