@@ -9,6 +9,9 @@ use crate::source::config::Config;
 use crate::source::value::Value;
 use std::collections::{BTreeMap, HashSet};
 
+/// No model has more blocks.
+const MOST_BLOCKS: u64 = 65_536;
+
 /// What prefixes of names may be in a checkpoint: from what they usually are to what they are there.
 const RENAMED: [(&str, &str); 8] = [
     ("", ""),
@@ -69,6 +72,13 @@ impl Model {
         let found = config.string("model_type")?;
         let of = |kind: &str| ARCHITECTURES.iter().find(|a| a.model_types().contains(&kind));
         let inside = text.maybe_string("model_type")?;
+        // Before there is a list of them.
+        for key in ["num_hidden_layers", "n_layer"] {
+            if let Some(blocks) = text.json().get(key).and_then(serde_json::Value::as_u64).filter(|&n| n > MOST_BLOCKS)
+            {
+                return Err(text.unsupported(&format!("{key} {blocks} is beyond {MOST_BLOCKS}")));
+            }
+        }
         match of(&found).or_else(|| inside.as_deref().and_then(of)) {
             Some(architecture) => {
                 let model = architecture.read(&text)?;
