@@ -158,7 +158,7 @@ fn a_configuration_without_a_needed_key() {
     for (key, told) in [
         ("model_type", "config.json has no key 'model_type'"),
         ("hidden_size", "config.json makes it [2048, 4096]"),
-        ("num_hidden_layers", "model.layers.2."),
+        ("num_hidden_layers", "model.layers.1."),
         ("intermediate_size", "11008"),
         ("vocab_size", "config.json makes it [32000, 64]"),
     ] {

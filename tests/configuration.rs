@@ -115,7 +115,7 @@ fn two_lists_of_divisors_are_found_by_llama_cpp() {
     made(&changed("llama", json!({ "rope_parameters": long })), out.path());
     assert_eq!(key(out.path(), "rope.scaling.type"), Some(Value::Str("longrope".into())));
     let [folder, file] = both(out.path());
-    assert_eq!(folder, file);
+    assert!((folder / file - 1.0).abs() < 1e-6, "{folder} and {file}");
 }
 
 /// What llama.cpp has no place for, or would compute in another way, by the key.
@@ -130,7 +130,8 @@ fn what_a_gguf_cannot_say_is_refused_by_name() {
     let mut early = yarn();
     early["beta_fast"] = json!(16.0);
     let partial = json!({ "rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5 });
-    let long = golden::read("phi3-long").checkpoint.config["rope_parameters"].clone();
+    let mut long = golden::read("phi3-long").checkpoint.config["rope_parameters"].clone();
+    (long["short_factor"], long["long_factor"]) = (json!([1.5; 16]), json!([2.5; 16]));
     for (name, keys, wanted) in [
         ("llama", json!({ "rope_parameters": partial }), "partial_rotary_factor"),
         ("llama", json!({ "rope_parameters": exact }), "truncate"),
