@@ -131,7 +131,7 @@ fn what_a_gguf_cannot_say_is_refused_by_name() {
     early["beta_fast"] = json!(16.0);
     let partial = json!({ "rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5 });
     let mut long = golden::read("phi3-long").checkpoint.config["rope_parameters"].clone();
-    (long["short_factor"], long["long_factor"]) = (json!([1.5; 16]), json!([2.5; 16]));
+    (long["short_factor"], long["long_factor"]) = (json!(vec![1.5; 16]), json!(vec![2.5; 16]));
     for (name, keys, wanted) in [
         ("llama", json!({ "rope_parameters": partial }), "partial_rotary_factor"),
         ("llama", json!({ "rope_parameters": exact }), "truncate"),
