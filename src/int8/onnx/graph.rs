@@ -117,7 +117,7 @@ impl Graph {
     }
 
     /// The tensor behind a value that never changes: an initializer that no input can replace, or what a `Constant` node gives, also
-    /// through up to [`MOST_IDENTITIES`] of `Identity`.
+    /// through up to `MOST_IDENTITIES` of `Identity`.
     pub fn constant(&self, value: &str) -> Option<&TensorProto> {
         self.constant_behind(value, MOST_IDENTITIES)
     }

@@ -1,7 +1,7 @@
 //! Mixers: what stands between the norm of a half and its way back to the residual stream.
 //!
 //! A mixer declares its tensors and what each of them reads, runs over whole windows, and goes on from a state, one position or
-//! many. Nobody outside asks which one it is. To add one, write one file and add it to [`mixers`].
+//! many. Nobody outside asks which one it is. To add one, write one file and add it to `mixers!`.
 
 pub mod routing;
 
