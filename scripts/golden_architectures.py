@@ -5,11 +5,11 @@
 
 Needs a python with torch and transformers (5 or newer); the tests that read the files need neither. A file holds the
 configuration, the keys that llama.cpp's converter and loader have for it (`keys` below), the names and shapes of the tensors as
-transformers saves them, from which formula their numbers come, some windows of tokens, and for each token but the first of a
-window its log-probability in float32. The numbers are a hash of a tensor's name and of an element's place (`numbers`
+transformers saves them, without those of images, from which formula their numbers come, some windows of tokens, and for each token
+but the first of a window its log-probability in float32. The numbers are a hash of a tensor's name and of an element's place (`numbers`
 below), so that the test makes the same checkpoint without any file.
 """
-import json, math, os, shutil, sys, tempfile
+import json, math, os, re, shutil, sys, tempfile
 import numpy as np
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -29,8 +29,47 @@ MLA = dict(kv_lora_rank=32, qk_rope_head_dim=16, qk_nope_head_dim=32, v_head_dim
 YARN = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=64, rope_theta=10000.0)
 LONG = dict(rope_type="longrope", short_factor=[1.0 + 0.05 * i for i in range(8)], long_factor=[1.5 + 0.5 * i for i in range(8)],
             original_max_position_embeddings=32, rope_theta=10000.0)
+NEMOTRON = dict(mamba_num_heads=4, mamba_head_dim=32, ssm_state_size=16, n_groups=2, conv_kernel=4, head_dim=32, num_hidden_layers=None)
+ROUTED = dict(n_routed_experts=8, num_experts_per_tok=2, moe_intermediate_size=64, moe_shared_expert_intermediate_size=96,
+              routed_scaling_factor=2.5, layers_block_type=["linear_attention", "moe", "full_attention", "linear_attention", "moe"])
+MAMBA = dict(mamba_n_heads=4, mamba_d_head=32, mamba_d_state=16, mamba_d_conv=4)
+GRANITE4 = dict(num_hidden_layers=3, layer_types=["linear_attention", "full_attention", "linear_attention"], embedding_multiplier=3.0,
+                attention_multiplier=0.2, residual_multiplier=0.5, logits_scaling=2.0, shared_intermediate_size=96, mamba_n_groups=1,
+                tie_word_embeddings=True, **MAMBA)
+FALCON_H1 = dict(head_dim=32, mamba_d_ssm=128, embedding_multiplier=2.0, lm_head_multiplier=0.5, mlp_multipliers=[0.8, 1.25],
+                 ssm_multipliers=[0.9, 1.1, 1.2, 0.7, 1.3], ssm_in_multiplier=0.75, ssm_out_multiplier=1.5, key_multiplier=0.6,
+                 attention_in_multiplier=1.1, attention_out_multiplier=0.9, **MAMBA)
 ROUTED8 = dict(num_experts=8, num_experts_per_tok=2)
 GROWN = dict(llama_4_scaling_beta=0.1, mscale=1.0, mscale_all_dim=1.0, **{**YARN, "original_max_position_embeddings": 16})
+# Six heads of values on two of keys: turning them over twice is not the same as not at all.
+NET = dict(linear_num_key_heads=2, linear_num_value_heads=6, linear_key_head_dim=16, linear_value_head_dim=16, linear_conv_kernel_dim=4,
+           head_dim=32, num_hidden_layers=3, layer_types=["linear_attention", "full_attention", "linear_attention"])
+QUARTER = dict(rope_type="default", rope_theta=1e6, partial_rotary_factor=0.25)
+SECTIONS = dict(**QUARTER, mrope_section=[2, 1, 1], mrope_interleaved=True)
+NET_MOE = dict(moe_intermediate_size=32, num_experts=4, num_experts_per_tok=2, shared_expert_intermediate_size=64)
+GEMMA4 = usual(head_dim=32, global_head_dim=64, sliding_window=8, final_logit_softcapping=30.0, hidden_size_per_layer_input=0,
+               rope_parameters=dict(sliding_attention=dict(rope_type="default", rope_theta=10000.0),
+                                    full_attention=dict(rope_type="proportional", rope_theta=1e6, partial_rotary_factor=0.25)))
+SHARED_KEYS = dict(attention_k_eq_v=True, num_global_key_value_heads=1)
+
+
+def kinds(letters):
+    return ["full_attention" if letter == "f" else "sliding_attention" for letter in letters]
+
+
+# What sees has a model of text inside. Its own sizes matter to nobody here.
+IMAGES = dict(image_token_id=2040, video_token_id=2041, vision_start_token_id=2042, vision_end_token_id=2043)
+VISION = dict(hidden_size=32, depth=2, num_heads=2, intermediate_size=48, out_hidden_size=64, patch_size=4, spatial_merge_size=2,
+              temporal_patch_size=2, in_channels=3)
+VISION3 = dict(**VISION, num_position_embeddings=16)
+PIXTRAL = dict(model_type="pixtral", hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48, image_size=16,
+               patch_size=4, head_dim=16)
+
+
+def seeing(vision, text, **more):
+    return dict(text_config=text, vision_config=vision, **more)
+
+
 MODELS = {
     "llama": ("llama", usual()),
     "llama-yarn": ("llama", usual(rope_parameters=YARN)),
@@ -73,6 +112,32 @@ MODELS = {
     "gpt_neox": ("gpt_neox", usual(rotary_pct=0.25, rope_parameters=dict(rope_type="default", rope_theta=10000.0,
                                                                         partial_rotary_factor=0.25), intermediate_size=256)),
     "gpt_neox-serial": ("gpt_neox", usual(use_parallel_residual=False)),
+    "internlm3": ("internlm3", usual(head_dim=32, qkv_bias=True, bias=True)),
+    "mistral3": ("mistral3", seeing(PIXTRAL, usual(model_type="mistral", head_dim=32, sliding_window=None),
+                                    tie_word_embeddings=False, spatial_merge_size=2, image_token_index=2040)),
+    "ministral3": ("ministral3", usual(head_dim=32, sliding_window=None, tie_word_embeddings=True, rope_parameters={
+        **YARN, "original_max_position_embeddings": 16, "beta_fast": 32.0, "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0,
+        "llama_4_scaling_beta": 0.1})),
+    "qwen2_vl": ("qwen2_vl", seeing(dict(depth=2, embed_dim=32, hidden_size=64, num_heads=2, patch_size=4, spatial_merge_size=2,
+                                         temporal_patch_size=2, in_channels=3),
+                                    usual(rope_parameters=dict(rope_type="default", rope_theta=1e6, mrope_section=[4, 2, 2])), **IMAGES)),
+    "qwen2_5_vl": ("qwen2_5_vl", seeing(dict(window_size=16, fullatt_block_indexes=[1], **VISION),
+                                        usual(rope_parameters=dict(rope_type="default", rope_theta=1e6, mrope_section=[4, 2, 2])),
+                                        tie_word_embeddings=True, **IMAGES)),
+    "qwen3_vl": ("qwen3_vl", seeing(dict(deepstack_visual_indexes=[0], **VISION3),
+                                    usual(head_dim=32, rope_parameters=dict(rope_type="default", rope_theta=1e6, mrope_section=[8, 4, 4],
+                                                                            mrope_interleaved=True)), **IMAGES)),
+    "qwen3_5": ("qwen3_5_text", usual(**NET, rope_parameters=SECTIONS)),
+    "qwen3_5-seeing": ("qwen3_5", seeing(VISION3, usual(**NET, rope_parameters=SECTIONS), tie_word_embeddings=True, **IMAGES)),
+    "qwen3_5_moe": ("qwen3_5_moe_text", usual(**NET, **NET_MOE, rope_parameters=SECTIONS)),
+    "qwen3_5_moe-seeing": ("qwen3_5_moe", seeing(VISION3, usual(**NET, **NET_MOE, rope_parameters=SECTIONS), **IMAGES)),
+    "qwen3_next": ("qwen3_next", usual(**NET, **NET_MOE, rope_parameters=QUARTER)),
+    "gemma4": ("gemma4_text", {**GEMMA4, **SHARED_KEYS, "num_hidden_layers": 4, "layer_types": kinds("sfsf")}),
+    "gemma4_e2b": ("gemma4_text", {**GEMMA4, "num_hidden_layers": 5, "layer_types": kinds("sfssf"), "num_key_value_heads": 1,
+                                   "hidden_size_per_layer_input": 32, "vocab_size_per_layer_input": VOCAB, "num_kv_shared_layers": 2,
+                                   "use_double_wide_mlp": True}),
+    "gemma4_moe": ("gemma4_text", {**GEMMA4, **SHARED_KEYS, "num_hidden_layers": 2, "layer_types": kinds("sf"), "enable_moe_block": True,
+                                   "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 32}),
     "cohere": ("cohere", usual(logit_scale=0.5)),
     "cohere2": ("cohere2", usual(logit_scale=0.5, sliding_window=16, num_hidden_layers=4)),
     "cohere2_moe": ("cohere2_moe", usual(head_dim=32, logit_scale=0.5, sliding_window=16, num_hidden_layers=5, first_k_dense_replace=1,
@@ -106,6 +171,18 @@ MODELS = {
     "falcon-40b": ("falcon", usual(new_decoder_architecture=True, num_kv_heads=2, alibi=False, bias=False)),
     "gpt_bigcode": ("gpt_bigcode", dict(vocab_size=VOCAB, n_embd=64, n_head=4, n_layer=2, n_positions=512, multi_query=True,
                                         bos_token_id=2046, eos_token_id=2047)),
+    "nemotron_h": ("nemotron_h", usual(**NEMOTRON, **ROUTED)),
+    "nemotron_h-latent": ("nemotron_h", usual(**NEMOTRON, **ROUTED, moe_latent_size=32, n_group=2, topk_group=1, norm_topk_prob=False)),
+    "nemotron_h-dense": ("nemotron_h", usual(**NEMOTRON, layers_block_type=["linear_attention", "mlp", "full_attention", "mlp"])),
+    "granitemoehybrid": ("granitemoehybrid", usual(**GRANITE4, num_local_experts=4, num_experts_per_tok=2, intermediate_size=64)),
+    "granitemoehybrid-dense": ("granitemoehybrid", usual(**GRANITE4, num_local_experts=0, position_embedding_type="rope")),
+    "falcon_h1": ("falcon_h1", usual(**FALCON_H1, mamba_n_groups=1)),
+    "falcon_h1-normed": ("falcon_h1", usual(**FALCON_H1, mamba_n_groups=2, mamba_rms_norm=True, mamba_norm_before_gate=False,
+                                            tie_word_embeddings=True)),
+    "mamba2": ("mamba2", dict(vocab_size=VOCAB, hidden_size=64, num_hidden_layers=2, num_heads=4, head_dim=32, state_size=16, n_groups=2,
+                              conv_kernel=4, expand=2, bos_token_id=2046, eos_token_id=2047)),
+    "jamba": ("jamba", usual(num_hidden_layers=4, attn_layer_period=4, attn_layer_offset=2, expert_layer_period=2, expert_layer_offset=1,
+                             num_experts=4, num_experts_per_tok=2, mamba_dt_rank=32, mamba_d_state=16)),
 }
 
 
@@ -130,10 +207,16 @@ def spread(kind, name, shape):
         return 0.0, 0.3
     if last == "sinks":
         return 0.0, 1.0
+    if last in ("A_log", "dt_bias") and kind in ("nemotron_h", "granitemoehybrid", "falcon_h1", "mamba2", "jamba"):
+        # States that keep something of the last dozen positions.
+        return (0.0 if last == "A_log" else -1.5), 0.5
+    if last in ("A_log", "dt_bias", "layer_scalar"):
+        return {"A_log": (0.7, 0.7), "dt_bias": (0.0, 0.5), "layer_scalar": (0.8, 0.1)}[last]
     if not shape:
         return {"beta": (0.5, 0.1), "eps": (-1e-6, 0.0)}[last]
     if len(shape) == 1:
-        return (0.0 if kind.startswith(("gemma", "nemotron")) else 1.0), 0.2
+        above_one = kind in ("gemma", "gemma2", "gemma3_text") or kind.startswith(("qwen3_5", "qwen3_next", "nemotron"))
+        return (0.0 if above_one and "linear_attn" not in name else 1.0), 0.2
     if VOCAB in shape or "wpe" in name:
         return 0.0, 0.3
     columns = shape[0] if kind == "gpt2" else shape[-1]
@@ -144,6 +227,9 @@ def spread(kind, name, shape):
 # What llama.cpp calls each type of model, where it is another name.
 ARCHITECTURES = {"mistral": "llama", "mixtral": "llama", "qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe", "gemma3_text": "gemma3",
                  "gpt_oss": "gpt-oss", "gpt_neox": "gptneox", "deepseek_v2": "deepseek2", "deepseek_v3": "deepseek2",
+                 "internlm3": "llama", "ministral3": "mistral3", "qwen2_vl": "qwen2vl", "qwen2_5_vl": "qwen2vl", "qwen3_vl": "qwen3vl",
+                 "qwen3_5": "qwen35", "qwen3_5_text": "qwen35", "qwen3_5_moe": "qwen35moe", "qwen3_5_moe_text": "qwen35moe",
+                 "qwen3_next": "qwen3next", "gemma4_text": "gemma4",
                  "exaone_moe": "exaone-moe", "gpt_bigcode": "starcoder", "cohere": "command-r", "cohere2_moe": "cohere2moe", "llama4_text": "llama4", "minimax_m2": "minimax-m2"}
 LAYER_NORM = ("stablelm", "starcoder2", "gpt2", "gpt_neox", "cohere", "cohere2", "cohere2_moe", "nemotron", "jais2", "falcon",
               "gpt_bigcode")
@@ -151,11 +237,13 @@ LAYER_NORM = ("stablelm", "starcoder2", "gpt2", "gpt_neox", "cohere", "cohere2",
 
 def keys(kind, config):
     """Every key of the model itself in GGUF. A whole number stands for a u32, one with a point for an f32."""
-    own = config.to_dict()
+    own = config.get_text_config().to_dict()
 
     def get(*names):
         return next((own[name] for name in names if own.get(name) is not None), None)
 
+    if kind in ("nemotron_h", "granitemoehybrid", "falcon_h1", "mamba2", "jamba"):
+        return recurrent_keys(kind, get)
     hidden, heads, blocks = get("hidden_size", "n_embd"), get("num_attention_heads", "n_head"), get("num_hidden_layers", "n_layer")
     context = get("max_position_embeddings", "n_positions")
     mla, rope = "kv_lora_rank" in own and kind != "minicpm3", get("rope_parameters") or {}
@@ -232,10 +320,43 @@ def keys(kind, config):
                   "expert_weights_norm": (v3 or v4) and get("norm_topk_prob"), "expert_gating_func": 2 if v3 else 1}
         if v3:
             found |= {"expert_group_count": get("n_group"), "expert_group_used_count": get("topk_group")}
+    if rope.get("mrope_section"):
+        found["rope.dimension_sections"] = (rope["mrope_section"] + [0] * 4)[:4]
+    if kind == "qwen3_vl":
+        found["n_deepstack_layers"] = len(config.vision_config.deepstack_visual_indexes)
+    if kind == "ministral3":
+        found |= {"rope.scaling.yarn_log_multiplier": rope["mscale_all_dim"], "attention.temperature_scale": rope["llama_4_scaling_beta"]}
+    if "linear_num_key_heads" in own:
+        found |= {"ssm.conv_kernel": get("linear_conv_kernel_dim"), "ssm.state_size": get("linear_key_head_dim"),
+                  "ssm.group_count": get("linear_num_key_heads"), "ssm.time_step_rank": get("linear_num_value_heads"),
+                  "ssm.inner_size": get("linear_num_value_heads") * get("linear_value_head_dim"), "full_attention_interval": 4,
+                  "attention.recurrent_layers": [kind == "linear_attention" for kind in get("layer_types")]}
+    if kind.startswith("gemma4"):
+        found |= gemma4_keys(own)
     if kind in OF_KIND:
         found |= OF_KIND[kind](get)
     name = ARCHITECTURES.get(kind, kind)
     return {f"{name}.{key}": value for key, value in sorted(found.items())}
+
+
+def gemma4_keys(own):
+    """Those of Gemma 4: two kinds of blocks. Lists where blocks differ."""
+    local, blocks = [kind == "sliding_attention" for kind in own["layer_types"]], own["num_hidden_layers"]
+    head, shared = own["head_dim"], own.get("num_kv_shared_layers") or 0
+    whole = own["per_layer_config"][str(local.index(False))]
+    full = whole["head_dim"]
+    found = {"attention.key_length": full, "attention.value_length": full, "attention.key_length_swa": head,
+             "attention.value_length_swa": head, "rope.dimension_count": full, "rope.dimension_count_swa": head,
+             "attention.sliding_window": own["sliding_window"], "attention.sliding_window_pattern": local,
+             "attention.shared_kv_layers": shared,
+             "embedding_length_per_layer_input": own.get("hidden_size_per_layer_input") or 0}
+    if own.get("attention_k_eq_v"):
+        found["attention.head_count_kv"] = [own["num_key_value_heads"] if kind else whole["num_key_value_heads"] for kind in local]
+    if own.get("use_double_wide_mlp"):
+        found["feed_forward_length"] = [own["intermediate_size"] * (2 if i >= blocks - shared else 1) for i in range(blocks)]
+    if own.get("enable_moe_block"):
+        found["expert_used_count"] = own["top_k_experts"]
+    return found
 
 
 def windowed(get):
@@ -311,12 +432,78 @@ OF_KIND = {"cohere": scaled, "cohere2": lambda get: {**windowed(get), **scaled(g
            "minicpm3": minicpm3, "falcon": falcon}
 
 
+def recurrent_keys(kind, get):
+    """The same for models with Mamba blocks. A list has a number for each block."""
+    hidden, heads, mamba2 = get("hidden_size"), get("num_attention_heads") or 0, kind != "jamba"
+    kinds = get("layers_block_type", "layer_types") or ["linear_attention"] * get("num_hidden_layers")
+    if kind == "jamba":
+        kinds = ["full_attention" if i % get("attn_layer_period") == get("attn_layer_offset") else "" for i in range(len(kinds))]
+    endless = kind in ("nemotron_h", "granitemoehybrid", "mamba2") and get("position_embedding_type") != "rope"
+
+    def each(n, *which):
+        return [n if kind in which else 0 for kind in kinds]
+
+    routed = "moe" in kinds or kind in ("granitemoehybrid", "jamba") and get("num_local_experts", "num_experts")
+    expand = get("mamba_expand", "expand") or 2
+    inner = get("mamba_num_heads") * get("mamba_head_dim") if kind == "nemotron_h" else get("mamba_d_ssm") or expand * hidden
+    found = {
+        "block_count": len(kinds),
+        "context_length": 2**20 if endless else get("max_position_embeddings"),
+        "embedding_length": hidden,
+        "feed_forward_length": get("intermediate_size") or 0,
+        "attention.head_count": heads,
+        "attention.head_count_kv": get("num_key_value_heads") or 0,
+        "vocab_size": get("vocab_size"),
+        "ssm.conv_kernel": get("conv_kernel", "mamba_d_conv"),
+        "ssm.state_size": get("ssm_state_size", "state_size", "mamba_d_state"),
+        "ssm.inner_size": inner,
+        "ssm.time_step_rank": get("mamba_num_heads", "mamba_n_heads", "num_heads") if mamba2 else get("mamba_dt_rank"),
+    }
+    if mamba2:
+        found["ssm.group_count"] = get("mamba_n_groups", "n_groups")
+    eps = "layer_norm_epsilon" if kind == "nemotron_h" else "layer_norm_rms_epsilon"
+    found[f"attention.{eps}"] = float(get("rms_norm_eps", "layer_norm_epsilon"))
+    if kind in ("nemotron_h", "granitemoehybrid", "jamba"):
+        found["attention.head_count_kv"] = each(get("num_key_value_heads"), "full_attention")
+    if kind in ("nemotron_h", "falcon_h1"):
+        found |= {"attention.key_length": get("head_dim"), "attention.value_length": get("head_dim")}
+    if kind in ("granitemoehybrid", "falcon_h1"):
+        found |= {"rope.freq_base": float(get("rope_parameters")["rope_theta"]),
+                  "rope.dimension_count": get("head_dim") or hidden // heads}
+    if kind in ("nemotron_h", "granitemoehybrid"):
+        found["rope.scaling.finetuned"] = not endless
+    if kind == "granitemoehybrid":
+        found |= {"attention.scale": float(get("attention_multiplier")), "embedding_scale": float(get("embedding_multiplier")),
+                  "residual_scale": float(get("residual_multiplier")), "logit_scale": float(get("logits_scaling"))}
+        if routed:
+            found["expert_shared_feed_forward_length"] = get("shared_intermediate_size")
+        else:
+            found["feed_forward_length"] = get("shared_intermediate_size")
+    if routed:
+        found |= {"expert_count": get("num_local_experts", "num_experts", "n_routed_experts"),
+                  "expert_used_count": get("num_experts_per_tok")}
+    if kind == "nemotron_h":
+        found["feed_forward_length"] = each(get("moe_intermediate_size" if routed else "intermediate_size"), "moe", "mlp")
+        if routed:
+            found |= {"expert_feed_forward_length": get("moe_intermediate_size"), "expert_shared_count": get("n_shared_experts"),
+                      "expert_shared_feed_forward_length": get("moe_shared_expert_intermediate_size"),
+                      "expert_group_count": get("n_group"), "expert_group_used_count": get("topk_group"),
+                      "expert_weights_norm": get("norm_topk_prob"), "expert_weights_scale": float(get("routed_scaling_factor"))}
+            if get("moe_latent_size"):
+                found["moe_latent_size"] = get("moe_latent_size")
+    name = {"granitemoehybrid": "granitehybrid", "falcon_h1": "falcon-h1"}.get(kind, kind)
+    if kind == "nemotron_h" and routed:
+        name = "nemotron_h_moe"
+    return {f"{name}.{key}": value for key, value in sorted(found.items())}
+
+
 def golden(name):
     import torch
     from safetensors.numpy import load_file, save_file
-    from transformers import AutoConfig, AutoModelForCausalLM, Mistral4ForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, Mistral4ForCausalLM
     kind, changes = MODELS[name]
-    family = Mistral4ForCausalLM if kind == "mistral4" else AutoModelForCausalLM
+    family = AutoModelForImageTextToText if "vision_config" in changes else AutoModelForCausalLM
+    family = Mistral4ForCausalLM if kind == "mistral4" else family
     config = AutoConfig.for_model(kind, **changes)
     folder = tempfile.mkdtemp()
     try:
@@ -337,11 +524,12 @@ def golden(name):
         logs = torch.log_softmax(model(torch.tensor(windows)).logits.double(), -1)
     scored = logs[:, :-1].gather(2, torch.tensor(windows)[:, 1:, None])[:, :, 0]
     saved = {key: value for key, value in saved.items() if key not in ("transformers_version", "dtype")}
+    text = {tensor: how for tensor, how in tensors.items() if not re.search(r"(^|\.)(visual|vision_tower|multi_modal_projector)\.", tensor)}
     found = keys(kind, model.config)
     for part in ("alpha_n", "alpha_p", "beta", "eps") if kind == "apertus" else ():
         own = [(tensor, how) for tensor, how in tensors.items() if tensor.endswith(f".{part}")]
         found[f"xielu.{part}"] = [float(str(np.ravel(numbers(tensor, *how))[0])) for tensor, how in own]
-    rows = ",\n".join(f"  {json.dumps(tensor)}: {json.dumps(how)}" for tensor, how in tensors.items())
+    rows = ",\n".join(f"  {json.dumps(tensor)}: {json.dumps(how)}" for tensor, how in text.items())
     with open(os.path.join(ROOT, "tests", "architectures", f"{name}.json"), "w", encoding="utf8") as file:
         file.write('{"config": %s,\n"keys": %s,\n"tensors": {\n%s\n},\n"windows": %s,\n"logprobs": %s}\n' % (
             json.dumps(saved, indent=1), json.dumps(found, indent=1), rows, json.dumps(windows.tolist()),

@@ -19,6 +19,7 @@ pub mod error;
 pub mod eval;
 pub mod format;
 pub mod grid;
+mod guard;
 pub mod int8;
 pub mod interrupt;
 pub mod method;

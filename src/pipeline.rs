@@ -491,15 +491,18 @@ fn convert(tensor: &Planned, numbers: &[f32]) -> Result<Vec<u8>> {
     }
 }
 
-/// The scales of block formats are in half precision, which ends at 65504.
+/// Scales end somewhere, and with them what a block can hold.
 fn check_range(tensor: &Planned, numbers: &[f32]) -> Result<()> {
-    match first_beyond(numbers, 65504.0) {
+    let Encoding::Grid(grid) = tensor.kind.encoding() else { return Ok(()) };
+    let most = grid.largest();
+    match first_beyond(numbers, most) {
         None => Ok(()),
         Some(at) => {
-            let (name, kind) = (&tensor.spec.source, tensor.kind.name());
-            let x = numbers[at];
-            Err(Error::new(format!("tensor '{name}': element {at} is {x}, beyond what the scales of {kind} can hold"))
-                .hint("give this tensor a type without scales, for example --tensor-type 'NAME=BF16'"))
+            let (name, kind, x) = (&tensor.spec.source, tensor.kind.name(), numbers[at]);
+            Err(Error::new(format!(
+                "tensor '{name}': element {at} is {x}, but {kind} is only sure to hold numbers up to {most}"
+            ))
+            .hint("give this tensor a type without scales, for example --tensor-type 'NAME=BF16'"))
         }
     }
 }

@@ -3,6 +3,7 @@
 mod common;
 
 use candle_core::Device;
+use common::checkpoint::{Checkpoint, Weights};
 use common::golden::{self, Golden};
 use common::{folder, llmq};
 use llmq::eval::generation::Generation;
@@ -13,7 +14,7 @@ use llmq::model::rotation::obstacle;
 use llmq::pipeline::plan::size_label;
 use llmq::pipeline::subject::Subject;
 use llmq::pipeline::weights::open_gguf;
-use llmq::source::value::Value;
+use llmq::source::value::{Array, Value};
 use llmq_kernels::elementwise::log_sum_exp;
 use llmq_kernels::gemm::Precision;
 use std::collections::BTreeMap;
@@ -73,6 +74,9 @@ fn as_json(value: &Value) -> serde_json::Value {
         Value::F32(x) => x.to_string().parse::<f64>().unwrap().into(),
         Value::Bool(flag) => (*flag).into(),
         Value::Str(text) => text.as_str().into(),
+        Value::Array(Array::Bool(list)) => list.clone().into(),
+        Value::Array(Array::U32(list)) => list.clone().into(),
+        Value::Array(Array::I32(list)) => list.clone().into(),
         other => panic!("{other:?} is of no type that the contract has"),
     }
 }
@@ -167,25 +171,176 @@ fn windows_that_grow_give_what_whole_ones_give() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// Checkpoints are saved under several names: GPT-2 without that of its class, Gemma 3 inside a model that sees.
+/// A golden file as others save the same model.
+struct Renamed {
+    golden: &'static str,
+    /// What names of tensors begin with there, and here; the first that fits.
+    names: &'static [(&'static str, &'static str)],
+    /// `model_type`.
+    kind: &'static str,
+    /// That of the text inside, if it is inside something.
+    inside: Option<&'static str>,
+}
+
+const INTO: &[(&str, &str)] = &[("model.", "model.language_model.")];
+const OUT_OF: &[(&str, &str)] = &[("model.language_model.", "model.")];
+const OLD: &[(&str, &str)] = &[("", "language_model.")];
+const NEW: &[(&str, &str)] = &[("language_model.model.", "model.language_model."), ("language_model.", "")];
+
+/// GPT-2 without the name of its class, embedding models without an output, text inside what sees, and alone.
+#[rustfmt::skip]
+static RENAMED: &[Renamed] = &[
+    Renamed { golden: "gpt2", names: &[("transformer.", "")], kind: "gpt2", inside: None },
+    Renamed { golden: "qwen3", names: &[("model.", "")], kind: "qwen3", inside: None },
+    Renamed { golden: "gemma3", names: OLD, kind: "gemma3", inside: Some("gemma3_text") },
+    Renamed { golden: "gemma3", names: INTO, kind: "gemma3", inside: Some("gemma3_text") },
+    Renamed { golden: "gemma4", names: INTO, kind: "gemma4", inside: Some("gemma4_text") },
+    Renamed { golden: "gemma4_e2b", names: INTO, kind: "gemma4", inside: Some("gemma4_text") },
+    Renamed { golden: "gemma4_moe", names: INTO, kind: "gemma4_unified", inside: Some("gemma4_unified_text") },
+    Renamed { golden: "gemma4", names: &[], kind: "gemma4_unified_text", inside: None },
+    Renamed { golden: "mistral3", names: NEW, kind: "mistral3", inside: Some("mistral") },
+    Renamed { golden: "ministral3", names: OLD, kind: "mistral3", inside: Some("ministral3") },
+    Renamed { golden: "qwen2_vl", names: INTO, kind: "qwen2_vl", inside: Some("qwen2_vl_text") },
+    Renamed { golden: "qwen2_5_vl", names: INTO, kind: "qwen2_5_vl", inside: Some("qwen2_5_vl_text") },
+    Renamed { golden: "qwen2_vl", names: &[], kind: "qwen2_vl_text", inside: None },
+    Renamed { golden: "qwen2_5_vl", names: &[], kind: "qwen2_5_vl_text", inside: None },
+    Renamed { golden: "qwen3_vl", names: OUT_OF, kind: "qwen3_vl_text", inside: None },
+    Renamed { golden: "qwen3_5-seeing", names: OUT_OF, kind: "qwen3_5_text", inside: None },
+    Renamed { golden: "qwen3_5_moe", names: INTO, kind: "qwen3_5_moe", inside: Some("qwen3_5_moe_text") },
+];
+
+impl Renamed {
+    fn apply(&self) -> Golden {
+        let mut golden = golden::read(self.golden);
+        let renamed = |name: String| {
+            let found = self.names.iter().find_map(|(from, to)| Some(format!("{to}{}", name.strip_prefix(from)?)));
+            found.unwrap_or(name)
+        };
+        let tensors = std::mem::take(&mut golden.checkpoint.tensors);
+        golden.checkpoint.tensors = tensors.into_iter().map(|(name, tensor)| (renamed(name), tensor)).collect();
+        let whole = golden.checkpoint.config.take();
+        let mut text = whole.get("text_config").unwrap_or(&whole).clone();
+        text["tie_word_embeddings"] = whole.get("tie_word_embeddings").cloned().unwrap_or(false.into());
+        text["model_type"] = self.inside.unwrap_or(self.kind).into();
+        golden.checkpoint.config = match self.inside {
+            Some(_) => {
+                serde_json::json!({ "model_type": self.kind, "tie_word_embeddings": text["tie_word_embeddings"], "text_config": text })
+            }
+            None => text,
+        };
+        golden
+    }
+}
+
 #[test]
 fn other_names_of_tensors_are_found() {
-    for (name, from, to) in
-        [("gpt2", "transformer.", ""), ("gemma3", "", "language_model."), ("gemma3", "model.", "model.language_model.")]
-    {
-        let mut golden = golden::read(name);
-        let tensors = std::mem::take(&mut golden.checkpoint.tensors);
-        let renamed = |name: String| name.strip_prefix(from).map_or(name.clone(), |rest| format!("{to}{rest}"));
-        golden.checkpoint.tensors = tensors.into_iter().map(|(name, tensor)| (renamed(name), tensor)).collect();
-        if name == "gemma3" {
-            let text = golden.checkpoint.config.take();
-            golden.checkpoint.config = serde_json::json!({ "model_type": "gemma3", "text_config": text });
-        }
+    let mut wrong = Vec::new();
+    for renamed in RENAMED {
+        let golden = renamed.apply();
         let out = folder();
         let [model, file] = ["model", "model.gguf"].map(|name| out.path().join(name));
         golden.checkpoint.write(&model);
         llmq!["quantize", &model, "-o", &file, "--type", "F32", "--method", "rtn"].ok();
-        assert_eq!(differs(&golden, &model, 1e-4).or(differs(&golden, &file, 1e-4)), None, "{from} {to}");
+        let found = differs(&golden, &model, 1e-4).or(differs(&golden, &file, 1e-4));
+        wrong.extend(found.map(|what| format!("{} as {}: {what}", renamed.golden, renamed.kind)));
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Configurations as published say the same in other words than those that transformers saves again, and the file is the same.
+#[test]
+fn older_words_of_configurations_mean_the_same() {
+    type Json = serde_json::Value;
+    fn text(config: &mut Json) -> &mut Json {
+        if config.get("text_config").is_some() { &mut config["text_config"] } else { config }
+    }
+    fn moved(config: &mut Json, from: &str, to: &str) {
+        let value = config.as_object_mut().unwrap().remove(from).unwrap_or_else(|| panic!("no {from}"));
+        config[to] = value;
+    }
+    /// `rope_theta` beside `rope_scaling`, as before version 5; `kind`: how the latter calls itself.
+    fn rope(config: &mut Json, kind: Option<&str>) {
+        let text = text(config);
+        moved(text, "rope_parameters", "rope_scaling");
+        for key in ["rope_theta", "partial_rotary_factor"] {
+            let value = text["rope_scaling"].as_object_mut().unwrap().remove(key);
+            value.into_iter().for_each(|value| text[key] = value);
+        }
+        match kind {
+            Some(kind) => text["rope_scaling"]["type"] = kind.into(),
+            None => text["rope_scaling"] = Json::Null,
+        }
+    }
+    let cases: [(&str, fn(&mut Json)); 8] = [
+        ("internlm3", |config| {
+            moved(config, "attention_bias", "qkv_bias");
+            moved(config, "mlp_bias", "bias");
+        }),
+        ("gemma4", |config| {
+            config.as_object_mut().unwrap().remove("per_layer_config").expect("what is said by block");
+            (config["global_head_dim"], config["num_global_key_value_heads"]) = (64.into(), 1.into());
+        }),
+        ("gemma4_e2b", |config| {
+            config.as_object_mut().unwrap().remove("per_layer_config").expect("what is said by block");
+            (config["global_head_dim"], config["num_global_key_value_heads"]) = (64.into(), Json::Null);
+        }),
+        ("mistral3", |config| rope(config, None)),
+        ("qwen3_next", |config| rope(config, None)),
+        ("qwen3_vl", |config| rope(config, Some("default"))),
+        ("qwen2_vl", |config| rope(config, Some("mrope"))),
+        // No text inside at all.
+        ("qwen2_5_vl", |config| {
+            let mut all = config["text_config"].take();
+            (all["model_type"], all["tie_word_embeddings"]) = ("qwen2_5_vl".into(), true.into());
+            all["vision_config"] = config["vision_config"].take();
+            *config = all;
+            rope(config, Some("mrope"));
+        }),
+    ];
+    for (name, change) in cases {
+        let mut golden = golden::read(name);
+        let wanted = f32_file(&golden.checkpoint);
+        change(&mut golden.checkpoint.config);
+        assert!(f32_file(&golden.checkpoint) == wanted, "{name}");
+    }
+}
+
+/// The bytes of the file that is made of a checkpoint, not rounded.
+fn f32_file(checkpoint: &Checkpoint) -> Vec<u8> {
+    let out = folder();
+    let [model, file] = ["model", "model.gguf"].map(|name| out.path().join(name));
+    checkpoint.write(&model);
+    llmq!["quantize", &model, "-o", &file, "--type", "F32", "--method", "rtn"].ok();
+    std::fs::read(file).unwrap()
+}
+
+/// Experts are saved one by one, or gate and up of all of them in one tensor, with their rows along either dimension.
+#[test]
+fn experts_are_found_however_they_are_stored() {
+    let usual = golden::read("qwen3_5_moe");
+    let wanted = f32_file(&usual.checkpoint);
+    // The width of two experts is that of the stream: a shape alone does not tell which way round gate and up are.
+    for turned in [false, true] {
+        let mut fused = usual.checkpoint.clone();
+        for block in 0..3 {
+            let prefix = format!("model.layers.{block}.mlp.experts");
+            let mut stack = |parts: &[&str], name: &str| {
+                let mut own = Weights { shape: Vec::new(), numbers: Vec::new() };
+                for expert in 0..4 {
+                    let of = |part: &&str| fused.tensors.remove(&format!("{prefix}.{expert}.{part}.weight")).unwrap();
+                    let taken: Vec<Weights> = parts.iter().map(of).collect();
+                    let (rows, columns) = (taken.iter().map(|own| own.shape[0]).sum::<usize>(), taken[0].shape[1]);
+                    let matrix = taken.into_iter().flat_map(|own| own.numbers).collect::<Vec<f32>>();
+                    let place = |i: usize| if turned { i % rows * columns + i / rows } else { i };
+                    own.numbers.extend((0..rows * columns).map(|i| matrix[place(i)]));
+                    own.shape = if turned { vec![4, columns, rows] } else { vec![4, rows, columns] };
+                }
+                fused.tensors.insert(format!("{prefix}.{name}"), own);
+            };
+            stack(&["gate_proj", "up_proj"], "gate_up_proj");
+            stack(&["down_proj"], "down_proj");
+        }
+        assert!(f32_file(&fused) == wanted, "turned: {turned}");
     }
 }
 
@@ -197,12 +352,11 @@ fn may_be_rotated(golden: &Golden) -> bool {
 
 #[test]
 fn every_architecture_has_a_golden_file() {
-    // What is inside the one is the other.
-    let inside = ["gemma3"];
+    let renamed = |name: &str| RENAMED.iter().any(|renamed| renamed.kind == name);
     let mut seen: Vec<String> = golden::all().iter().map(|g| g.checkpoint.config["model_type"].to_string()).collect();
     seen.sort();
     for name in ARCHITECTURES.iter().flat_map(|architecture| architecture.model_types()) {
-        assert!(seen.contains(&format!("\"{name}\"")) || inside.contains(name), "{name} is not tested");
+        assert!(seen.contains(&format!("\"{name}\"")) || renamed(name), "{name} is not tested");
     }
 }
 

@@ -5,6 +5,8 @@ mod common;
 
 use common::checkpoint::{Checkpoint, Shape};
 use common::{folder, llmq, names, refused, tiny};
+use llmq::format;
+use llmq::pipeline::weights::open_gguf;
 use safetensors::Dtype;
 use serde_json::{Value, json};
 use std::fs;
@@ -64,7 +66,8 @@ fn a_missing_shard() {
     checkpoint.shards = 3;
     let (_root, model) = written(&checkpoint);
     fs::remove_file(model.join(checkpoint.file(1))).unwrap();
-    refused(&model, &[], 1, &["model-00002-of-00003.safetensors", "model.safetensors.index.json lists this", HINT]);
+    let told = "lacks 1 of the files that model.safetensors.index.json lists: model-00002-of-00003.safetensors";
+    refused(&model, &[], 1, &[told, HINT]);
 }
 
 #[test]
@@ -118,6 +121,24 @@ fn weights_too_large_for_their_type() {
     refused(&model, &["--type", "F16"], 1, &["'model.layers.0.mlp.down_proj.weight'", told, HINT]);
 }
 
+/// A scale ends at 65504, but what it is multiplied with does not end at one.
+#[test]
+fn blocks_hold_large_weights() {
+    let mut checkpoint = small();
+    checkpoint.numbers("model.layers.0.mlp.down_proj.weight")[7] = 1e5;
+    let (root, model) = written(&checkpoint);
+    let file = root.path().join("out.gguf");
+    for kind in ["Q8_0", "Q4_0", "MXFP4"] {
+        llmq!["quantize", &model, "-o", &file, "--type", kind, "--method", "rtn", "--force"].ok();
+        let gguf = open_gguf(&file).unwrap();
+        let down = gguf.tensor("blk.0.ffn_down.weight").unwrap();
+        let x = format::by_id(down.type_id).unwrap().decode_all(gguf.data(down))[7];
+        assert!((x / 1e5 - 1.0).abs() < 0.05, "{kind}: {x}");
+    }
+    let told = "element 7 is 100000, but Q4_1 is only sure to hold numbers up to 65504";
+    refused(&model, &["--type", "Q4_1", "--method", "rtn"], 1, &[told, HINT]);
+}
+
 #[test]
 fn activations_that_overflow_are_named_by_block() {
     let mut checkpoint = Shape::default().checkpoint();
@@ -162,7 +183,7 @@ fn a_configuration_that_makes_no_sense() {
     }
     let (_root, model) = written(&small());
     fs::write(model.join("config.json"), "{").unwrap();
-    refused(&model, &[], 1, &["config.json is not valid JSON"]);
+    refused(&model, &[], 1, &["config.json, line 1, column 1: not valid JSON"]);
     fs::remove_file(model.join("config.json")).unwrap();
     refused(&model, &[], 1, &["is not a checkpoint folder", "config.json"]);
 }

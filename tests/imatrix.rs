@@ -52,10 +52,25 @@ fn every_layer_is_measured_and_layers_that_read_the_same_have_the_same() {
 fn files_are_added_up() {
     let out = folder();
     let [one, two, sum] = ["one.gguf", "two.gguf", "sum.gguf"].map(|name| out.path().join(name));
-    llmq!["imatrix", tiny(), "-o", &one, "-c", "128", "--chunks", "4"].ok();
-    let options = ["-c", "128", "--chunks", "4", "--in-file", one.to_str().unwrap()];
-    llmq!["imatrix", tiny(), "-o", &two; options].ok();
+    let text = Path::new(env!("CARGO_MANIFEST_DIR")).join("eval/calibration.txt");
+    let options = ["-c", "128", "--chunks", "4", "-f", text.to_str().unwrap()];
+    llmq!["imatrix", tiny(), "-o", &one; options].ok();
+    // With a text, what is measured and the file.
+    let run = llmq!["imatrix", tiny(), "-o", &two, "--json", "--in-file", &one; options].ok();
+    assert!(run.stderr.contains("4 windows measured + "), "{}", run.stderr);
+    assert_eq!((&run.summary()["measured_windows"], &run.summary()["windows"]), (&4.into(), &8.into()));
     llmq!["imatrix", "-o", &sum, "--in-file", &one, "--in-file", &two].ok();
+    // Without one nothing is measured, though there is a model: the files are only held against it.
+    let merged = out.path().join("merged.gguf");
+    let run = llmq!["imatrix", tiny(), "-o", &merged, "--in-file", &one, "--in-file", &two].ok();
+    assert!(run.stderr.contains("nothing is measured beside them without a text (-f)"), "{}", run.stderr);
+    assert!(fs::read(&merged).unwrap() == fs::read(&sum).unwrap());
+    let foreign = folder();
+    Shape::default().write(&foreign.path().join("narrow"));
+    llmq!["imatrix", foreign.path().join("narrow"), "-o", out.path().join("x.gguf"), "--in-file", &one]
+        .failed(1, &["one.gguf does not fit", "whose shape is", "another model"]);
+    llmq!["imatrix", tiny(), "-o", out.path().join("x.gguf"), "--in-file", &one, "--chunks", "4"]
+        .failed(2, &["--chunks is about measuring", "-f"]);
     let [one, two, sum] = [one, two, sum].map(|file| Imatrix::read(&file).unwrap());
     assert_eq!((one.chunks, two.chunks, sum.chunks), (4, 8, 12));
     for (name, entry) in &one.entries {
@@ -86,6 +101,30 @@ fn importance_decides_scales_types_and_keys() {
     assert!(fs::read(&model).unwrap() != fs::read(&plain).unwrap());
     let weighted = error(&["--type", "Q4_K_S", "--imatrix", path], &tiny());
     assert!((0.001..0.01).contains(&weighted), "{weighted}");
+}
+
+/// An importance matrix of some blocks only is used as far as it goes, and that is said; calibration needs none.
+#[test]
+fn a_partial_file_says_what_it_lacks() {
+    let out = folder();
+    let [whole, partial, model] = ["whole.gguf", "partial.gguf", "m.gguf"].map(|name| out.path().join(name));
+    llmq!["imatrix", tiny(), "-o", &whole; SHORT].ok();
+    let mut imatrix = Imatrix::read(&whole).unwrap();
+    imatrix.entries.retain(|name, _| !name.starts_with("blk.1.") && !name.starts_with("blk.3.ffn_up"));
+    llmq::writer::imatrix::write(&partial, &imatrix).unwrap();
+    let run = |file: &Path, options: &[&str]| {
+        let run = llmq!["quantize", tiny(), "-o", &model, "--force", "--json", "--imatrix", file; options].ok();
+        (run.summary()["notes"].to_string(), run.stderr)
+    };
+    let (notes, told) = run(&partial, &["--type", "Q4_0", "-m", "rtn"]);
+    let wanted = "partial.gguf: no data for 8 of 28 matrices, which are rounded without: those of blk.1, blk.3";
+    assert!(notes.contains(wanted) && told.contains(wanted), "{notes} {told}");
+    assert!(!run(&whole, &["--type", "Q4_0", "-m", "rtn"]).0.contains("no data"));
+    // What is not rounded needs no data.
+    let (notes, _) = run(&partial, &["--type", "Q4_0", "-m", "rtn", "--tensor-type", "blk.(1|3)=F16"]);
+    assert!(!notes.contains("no data"), "{notes}");
+    let options = ["--type", "Q4_0", "-m", "gptq", "--samples", "4", "--seq-len", "64"];
+    assert!(!run(&partial, &options).0.contains("no data"));
 }
 
 #[test]

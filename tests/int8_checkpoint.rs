@@ -378,3 +378,31 @@ fn an_encoder_becomes_a_gguf() {
         shown.lines("metadata").into_iter().find(|line| line["key"] == "tokenizer.ggml.normalizer.lowercase");
     assert_eq!(lowercase.unwrap()["value"], false);
 }
+
+/// Whatever model holds the encoder, its tensors are found behind that model's prefix; two encoders are a question.
+#[test]
+fn an_encoder_inside_another_model_is_found() {
+    let renamed = |name: &dyn Fn(&str) -> Vec<String>| {
+        let mut checkpoint = bert();
+        let old = std::mem::take(&mut checkpoint.tensors);
+        for (own, weights) in old {
+            for new in name(own.strip_prefix("bert.").unwrap_or(&own)) {
+                let Weights { numbers, shape } = &weights;
+                checkpoint.tensors.insert(new, Weights { numbers: numbers.clone(), shape: shape.clone() });
+            }
+        }
+        made(&checkpoint)
+    };
+    let gguf = |prefix: &str| {
+        let (parent, model, _) = renamed(&|name| vec![format!("{prefix}{name}")]);
+        let file = parent.path().join("model.gguf");
+        llmq!["int8", &model, "--gguf", "-o", &file].ok();
+        fs::read(&file).unwrap()
+    };
+    let plain = gguf("bert.");
+    for prefix in ["", "auto_model.", "0.auto_model.", "encoder."] {
+        assert!(gguf(prefix) == plain, "{prefix}");
+    }
+    let (_parent, model, out) = renamed(&|name| vec![format!("query.{name}"), format!("passage.{name}")]);
+    llmq!["int8", &model, "--gguf", "-o", &out].failed(1, &["holds 2 encoders", "passage., query.", "hint: "]);
+}

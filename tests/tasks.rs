@@ -27,7 +27,7 @@ impl Judge {
 
     fn tokens(&self, text: &str) -> Vec<u32> {
         let tokenizer = &self.0.tokenizer;
-        [tokenizer.bos().into_iter().collect(), tokenizer.encode(text).unwrap()].concat()
+        [tokenizer.bos().into_iter().collect(), tokenizer.encode_plain(text).unwrap()].concat()
     }
 
     /// `−ln p` of each token behind the first, alone in its window.

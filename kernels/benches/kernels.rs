@@ -207,7 +207,13 @@ fn scans() {
     let (a, dt) = (vec![-1.0; 64], vec![0.1; n * 64]);
     let inputs = Mamba2Inputs { x: part(0, values), dt: &dt, a: &a, b: part(values, 1024), c: part(5120, 1024), d: &a };
     let shape = Mamba2Shape { positions: n, heads: 64, head_dim: 64, groups: 8, state: 128 };
-    beside("Mamba-2, 64 heads of 64", best(|| mamba2_scan(&inputs, shape, None, black_box(&mut out))));
+    let scan = best(|| mamba2_scan(&inputs, shape, None, black_box(&mut out)));
+    beside("Mamba-2, 64 heads of 64", scan);
+    let conv = CausalConv { weight: &weight[..6144 * 4], ..conv };
+    let convolved = best(|| causal_conv(View::new(&x, n, 6144, wide), n, &conv, None, black_box(&mut y[..n * 6144])));
+    beside("both", convolved + scan);
+    let share = (convolved + scan) / attention;
+    println!("{:44} {share:8.2} of attention's time; 1.5 is the most that it may be", "Mamba-2");
 }
 
 fn searches() {

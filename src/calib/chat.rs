@@ -1,26 +1,48 @@
-//! Conversations as the text that a model sees: through the checkpoint's own chat template.
+//! Conversations as the text that a model sees: through the checkpoint's own chat template, as transformers renders it.
+//!
+//! A template comes from whoever made the checkpoint. It can reach nothing but the conversation, and its steps, its depth and the
+//! text that it writes are bounded.
+//!
+//! What still differs from Jinja is more lenient (a loop over none, `tojson` of a generator, comparing unlike things) or hardly ever met:
+//! `~` writes floating-point numbers from 1e16 on without an exponent, and `+` does not escape what is added to `'…' | safe`.
+
+mod arguments;
+mod date;
+mod filters;
+mod methods;
+mod print;
+mod source;
+#[cfg(test)]
+mod tests;
 
 use crate::error::{Context, Error, Result};
 use crate::source::value::{self, Metadata, Value};
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Serde};
+use minijinja::value::Serde;
 use minijinja::{Environment, ErrorKind, context};
-use minijinja_contrib::pycompat::unknown_method_callback;
-use regex::Regex;
-use serde::Serialize;
-use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
-use std::io;
+use minijinja_contrib::globals::{cycler, joiner};
+use serde_json::{Map, Value as Json, json};
 
-/// The name of the only template.
-const NAME: &str = "chat_template";
+/// The template for every conversation, and the one for those with tools, where a checkpoint has two.
+const DEFAULT: &str = "chat_template";
+const WITH_TOOLS: &str = "chat_template.tool_use";
+
+/// Steps of a template (of minijinja: instructions, and data by 64 bytes) for the shortest conversation, and for each byte of one. The
+/// templates of Llama, Qwen, Gemma, gpt-oss and others take a twentieth of it and less.
+const STEPS: u64 = 200_000;
+const STEPS_PER_BYTE: u64 = 10;
+
+/// Bytes of stack that a template runs on, and more for each step, since a step may nest a list once more, which is freed by recursion.
+const STACK: u64 = 16 << 20;
+const STACK_PER_STEP: u64 = 128;
 
 /// A chat template, ready to be used.
 pub struct Chat {
     environment: Environment<'static>,
-    bos: String,
-    eos: String,
-    /// The tokenizer puts a BOS in front, so that the template's own would be a second one.
-    adds_bos: bool,
+    /// Names and texts of special tokens, as transformers gives them to templates.
+    tokens: Map<String, Json>,
+    /// The BOS, where the tokenizer puts one in front, so that the template's own would be a second one.
+    own_bos: Option<String>,
 }
 
 impl Chat {
@@ -29,154 +51,125 @@ impl Chat {
     /// # Errors
     /// As [`Chat::new`].
     pub fn of(metadata: &Metadata, adds_bos: bool) -> Result<Option<Chat>> {
-        let Some(template) = value::get(metadata, "tokenizer.chat_template").and_then(Value::as_str) else {
-            return Ok(None);
-        };
-        let tokens = value::get(metadata, "tokenizer.ggml.tokens").and_then(Value::as_strs).unwrap_or_default();
-        let token = |key: &str| {
-            let id = value::get(metadata, key).and_then(Value::as_u64)?;
-            tokens.get(usize::try_from(id).ok()?).cloned()
-        };
-        let (bos, eos) = (token("tokenizer.ggml.bos_token_id"), token("tokenizer.ggml.eos_token_id"));
-        Chat::new(template, bos.unwrap_or_default(), eos.unwrap_or_default(), adds_bos).map(Some)
+        let template = |name: &str| value::get(metadata, &format!("tokenizer.{name}")).and_then(Value::as_str);
+        let Some(default) = template(DEFAULT).or_else(|| template(WITH_TOOLS)) else { return Ok(None) };
+        let texts = value::get(metadata, "tokenizer.ggml.tokens").and_then(Value::as_strs).unwrap_or_default();
+        let names = [
+            ("bos_token", "bos"),
+            ("eos_token", "eos"),
+            ("unk_token", "unknown"),
+            ("sep_token", "seperator"),
+            ("pad_token", "padding"),
+            ("cls_token", "cls"),
+            ("mask_token", "mask"),
+        ];
+        let tokens = names.iter().filter_map(|(name, key)| {
+            let id = value::get(metadata, &format!("tokenizer.ggml.{key}_token_id")).and_then(Value::as_u64)?;
+            Some(((*name).to_owned(), texts.get(usize::try_from(id).ok()?)?.clone()))
+        });
+        let mut chat = Chat::new(default, tokens, adds_bos)?;
+        if let Some(with_tools) = template(WITH_TOOLS) {
+            chat.add(WITH_TOOLS, with_tools)?;
+        }
+        Ok(Some(chat))
     }
 
-    /// A template in Jinja, as transformers understands it, and the text of the tokens that it may name.
+    /// A template in Jinja, as transformers understands it, and the special tokens that it may name, as `("bos_token", "<s>")`.
     ///
     /// # Errors
     /// It is no valid template; its line is named.
-    pub fn new(template: &str, bos: String, eos: String, adds_bos: bool) -> Result<Chat> {
+    pub fn new(template: &str, tokens: impl Iterator<Item = (String, String)>, adds_bos: bool) -> Result<Chat> {
         let mut environment = Environment::new();
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         environment.set_syntax(syntax.context(|| "cannot read chat templates".into())?);
-        environment.set_unknown_method_callback(unknown_method_callback);
-        environment.add_filter("tojson", to_json);
-        // There is no `strftime_now`, on purpose: templates that ask for it have a fixed date without it, and the same input shall
-        // give the same bytes tomorrow.
+        environment.set_formatter(print::format);
+        environment.set_unknown_method_callback(methods::call);
+        filters::add_to(&mut environment);
+        environment.add_function("cycler", cycler);
+        environment.add_function("joiner", joiner);
+        environment.add_function("strftime_now", |format: &str| date::today(format));
         environment.add_function("raise_exception", |text: String| -> Result<String, minijinja::Error> {
             Err(minijinja::Error::new(ErrorKind::InvalidOperation, text))
         });
-        // It marks what a loss is computed on, and prints nothing.
-        let marks = Regex::new(r"\{%-?\s*(end)?generation\s*-?%\}").expect("a valid expression");
-        environment.add_template_owned(NAME, marks.replace_all(template, "").into_owned()).map_err(|cause| {
+        let tokens: Map<String, Json> = tokens.map(|(name, text)| (name, text.into())).collect();
+        let bos = tokens.get("bos_token").and_then(Json::as_str).filter(|bos| adds_bos && !bos.is_empty());
+        let mut chat = Chat { environment, own_bos: bos.map(str::to_owned), tokens };
+        chat.add(DEFAULT, template)?;
+        Ok(chat)
+    }
+
+    fn add(&mut self, name: &'static str, template: &str) -> Result<()> {
+        self.environment.add_template_owned(name, source::translate(template)).map_err(|cause| {
             Error::new("the checkpoint's chat template cannot be used")
                 .because(cause)
                 .hint("convert the conversations to lines of {\"text\": …} yourself")
-        })?;
-        Ok(Chat { environment, bos, eos, adds_bos })
+        })
     }
 
     /// The text of a conversation, to its last message.
     ///
     /// # Errors
-    /// The template refuses it, or stumbles over it.
-    pub fn render(&self, messages: &serde_json::Value, tools: Option<&serde_json::Value>) -> Result<String> {
-        let template = self.environment.get_template(NAME);
-        let text = template.and_then(|template| {
-            let (messages, tools) = (Serde(messages), Serde(&tools));
-            let (bos_token, eos_token) = (&self.bos, &self.eos);
-            template.render(context! { messages, tools, bos_token, eos_token, add_generation_prompt => false })
-        });
+    /// It is no list of messages, or the template refuses it, stumbles over it, or takes more steps than any template should.
+    pub fn render(&self, messages: &Json, tools: Option<&Json>) -> Result<String> {
+        let messages = conversation(messages)?;
+        let name = tools.and_then(|_| self.environment.get_template(WITH_TOOLS).ok()).map_or(DEFAULT, |_| WITH_TOOLS);
+        let length = messages.to_string().len() + tools.map_or(0, |tools| tools.to_string().len());
+        let steps = STEPS + STEPS_PER_BYTE * length as u64;
+        let mut environment = self.environment.clone();
+        environment.set_fuel(Some(steps));
+        let context = context! {
+            messages => Serde(messages), tools => Serde(&tools), documents => (), add_generation_prompt => false,
+            ..minijinja::Value::from(Serde(self.tokens.clone()))
+        };
+        let render = || environment.get_template(name).and_then(|template| template.render(context));
+        let stack = usize::try_from(STACK + STACK_PER_STEP * steps).unwrap_or(usize::MAX);
+        let thread = std::thread::Builder::new().stack_size(stack);
+        let text = std::thread::scope(|scope| thread.spawn_scoped(scope, render).map(|thread| thread.join()));
+        let text = text.context(|| "cannot run the chat template in a thread of its own".into())?;
+        let text = text.map_err(|_| Error::new("the checkpoint's chat template ended in a defect"))?;
         let text = text.map_err(|cause| {
+            if cause.kind() == ErrorKind::OutOfFuel {
+                return Error::new(format!("the checkpoint's chat template takes more than {steps} steps, and was stopped"))
+                    .hint("it writes without end, or far more than the conversation holds; look at it before you use this checkpoint");
+            }
             Error::new("the checkpoint's chat template refuses the messages")
                 .because(cause)
                 .hint("a line should look like {\"messages\": [{\"role\": \"user\", \"content\": \"…\"}, …]}, with the roles that the model knows")
         })?;
-        let own = if self.adds_bos && !self.bos.is_empty() { text.strip_prefix(&self.bos) } else { None };
-        Ok(own.map_or_else(|| text.clone(), str::to_owned))
+        Ok(match self.own_bos.as_deref().and_then(|bos| text.strip_prefix(bos)) {
+            Some(rest) => rest.to_owned(),
+            None => text,
+        })
     }
 }
 
-/// JSON as Python writes it, which is how transformers defines this filter.
-fn to_json(value: minijinja::Value, options: Kwargs) -> Result<minijinja::Value, minijinja::Error> {
-    let indent: Option<usize> = options.get("indent")?;
-    // Whatever else Python's function takes changes nothing here.
-    let mut bytes = Vec::new();
-    let written = match indent {
-        None => value.serialize(&mut Serializer::with_formatter(&mut bytes, Spaced)),
-        Some(n) => {
-            let spaces = vec![b' '; n];
-            value.serialize(&mut Serializer::with_formatter(&mut bytes, PrettyFormatter::with_indent(&spaces)))
-        }
+/// Messages as transformers hands them to a template: without keys that are null, and with a model's reasoning under the names that
+/// templates know it by.
+fn conversation(messages: &Json) -> Result<Json> {
+    let wrong = |what: &str| {
+        Error::new(format!("\"messages\" is {what}"))
+            .hint("a line should look like {\"messages\": [{\"role\": \"user\", \"content\": \"…\"}, …]}")
     };
-    let wrong = |text: String| minijinja::Error::new(ErrorKind::BadSerialization, text);
-    written.map_err(|cause| wrong(cause.to_string()))?;
-    let text = String::from_utf8(bytes).map_err(|cause| wrong(cause.to_string()))?;
-    Ok(minijinja::Value::from_safe_string(text))
-}
-
-/// A space behind each comma and colon.
-struct Spaced;
-
-impl Formatter for Spaced {
-    fn begin_array_value<W: ?Sized + io::Write>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
-        if first { Ok(()) } else { writer.write_all(b", ") }
+    let list = messages.as_array().ok_or_else(|| wrong("no list"))?;
+    if list.is_empty() {
+        return Err(wrong("empty"));
     }
-
-    fn begin_object_key<W: ?Sized + io::Write>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
-        if first { Ok(()) } else { writer.write_all(b", ") }
-    }
-
-    fn begin_object_value<W: ?Sized + io::Write>(&mut self, writer: &mut W) -> io::Result<()> {
-        writer.write_all(b": ")
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-
-    fn render(template: &str, adds_bos: bool, messages: serde_json::Value) -> Result<String> {
-        Chat::new(template, "<s>".into(), "</s>".into(), adds_bos)?.render(&messages, None)
-    }
-
-    /// Qwen's and many others' format, with what their templates use of Jinja and Python.
-    const CHATML: &str = "{{ bos_token }}{% for message in messages %}\n    {%- if loop.first and message['role'] != 'system' -%}\n<|im_start|>system\nYou help.<|im_end|>\n{% endif %}{{ '<|im_start|>' + message['role'] + '\n' + message.content.strip() + '<|im_end|>' + '\n' }}{% endfor %}\n{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
-
-    #[test]
-    fn a_conversation_becomes_what_the_template_says() {
-        let messages = json!([{ "role": "user", "content": " Hi " }, { "role": "assistant", "content": "Ho" }]);
-        let wanted = "<|im_start|>system\nYou help.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHo<|im_end|>\n";
-        assert_eq!(render(CHATML, true, messages.clone()).unwrap(), wanted);
-        assert_eq!(render(CHATML, false, messages).unwrap(), format!("<s>{wanted}"));
-    }
-
-    #[test]
-    fn json_is_written_as_python_writes_it() {
-        let messages = json!([{ "z": [1, "é<&"], "a": { "b": null, "c": 1.5 } }]);
-        let text = render("{{ messages[0] | tojson }}", false, messages.clone()).unwrap();
-        assert_eq!(text, r#"{"z": [1, "é<&"], "a": {"b": null, "c": 1.5}}"#);
-        let text = render("{{ messages[0].a | tojson(indent=2) }}", false, messages).unwrap();
-        assert_eq!(text, "{\n  \"b\": null,\n  \"c\": 1.5\n}");
-    }
-
-    #[test]
-    fn what_training_and_the_calendar_add_is_left_out() {
-        let template =
-            "{% generation %}{{ strftime_now('%d') if strftime_now is defined else '26 Jul 2024' }}{% endgeneration %}";
-        assert_eq!(render(template, false, json!([])).unwrap(), "26 Jul 2024");
-    }
-
-    #[test]
-    fn refusals_and_mistakes_are_errors_with_their_reason() {
-        let error = render("{{ raise_exception('roles must alternate') }}", false, json!([])).unwrap_err();
-        assert!(error.chain().join(": ").contains("roles must alternate"), "{error:?}");
-        assert!(error.hint_text().is_some());
-        let error = render("{% if %}", false, json!([])).unwrap_err();
-        assert!(error.to_string().contains("chat template") && error.hint_text().is_some());
-    }
-
-    #[test]
-    fn the_template_and_its_tokens_are_found_among_the_keys() {
-        let keys: Metadata = vec![
-            ("tokenizer.chat_template".into(), "{{ bos_token }}{{ messages[0].content }}{{ eos_token }}".into()),
-            ("tokenizer.ggml.tokens".into(), vec!["a".to_owned(), "<b>".into(), "<e>".into()].into()),
-            ("tokenizer.ggml.bos_token_id".into(), 1u32.into()),
-            ("tokenizer.ggml.eos_token_id".into(), 2u32.into()),
-        ];
-        let chat = Chat::of(&keys, false).unwrap().unwrap();
-        assert_eq!(chat.render(&json!([{ "content": "x" }]), None).unwrap(), "<b>x<e>");
-        assert!(Chat::of(&keys[1..].to_vec(), false).unwrap().is_none());
-    }
+    let messages = list.iter().enumerate().map(|(i, message)| {
+        let message =
+            message.as_object().ok_or_else(|| wrong(&format!("a list whose entry {} is no object", i + 1)))?;
+        let mut message: Map<String, Json> = message
+            .iter()
+            .filter(|(_, value)| !value.is_null())
+            .map(|(key, value)| (key.clone(), value.clone()))
+            .collect();
+        let reasoning =
+            ["reasoning_content", "thinking", "reasoning"].iter().find_map(|key| message.get(*key)).cloned();
+        if let Some(reasoning) = reasoning {
+            let thinking = message.remove("thinking").unwrap_or_else(|| reasoning.clone());
+            message.shift_insert(0, "thinking".into(), thinking);
+            message.insert("reasoning_content".into(), reasoning);
+        }
+        Ok(Json::Object(message))
+    });
+    Ok(json!(messages.collect::<Result<Vec<_>>>()?))
 }

@@ -9,7 +9,7 @@ use flate2::bufread::MultiGzDecoder;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::RowAccessor;
 use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
 /// A set of texts.
@@ -49,6 +49,12 @@ const BYTES: usize = 3;
 
 /// The documents of C4's validation texts that are judged on, as in GPTQ's own code.
 const JUDGED: usize = 1100;
+
+/// No line of C4 comes near so many bytes; compressed, one without end could have a few kilobytes.
+const LONGEST_LINE: u64 = 64 << 20;
+
+/// The most bytes that a column of text may have: WikiText-2's has 11 MB. A dictionary lets each row repeat a long one.
+const LARGEST_COLUMN: usize = 1 << 30;
 
 impl Set {
     /// Its name on the command line.
@@ -158,8 +164,9 @@ fn c4(name: &str, watch: &dyn Watch, enough: &mut dyn FnMut(&mut Vec<String>) ->
     loop {
         number += 1;
         line.clear();
-        match lines.read_line(&mut line) {
+        match lines.by_ref().take(LONGEST_LINE).read_line(&mut line) {
             Ok(0) => return Ok(documents),
+            Ok(n) if n as u64 == LONGEST_LINE => return Err(damaged(number)),
             Ok(_) => {}
             // An error of ours that came up through the readers.
             Err(cause) => return Err(cause.downcast::<Error>().unwrap_or_else(|cause| damaged(number).because(cause))),
@@ -184,9 +191,13 @@ fn column(path: &Path, name: &str) -> Result<Vec<String>> {
         let schema = reader.metadata().file_metadata().schema_descr_ptr();
         let at = schema.columns().iter().position(|column| column.name() == name);
         let at = at.ok_or_else(|| Error::new(damaged()))?;
-        let mut rows = Vec::new();
+        let (mut rows, mut bytes) = (Vec::<String>::new(), 0);
         for row in reader.get_row_iter(None).context(damaged)? {
             rows.push(row.and_then(|row| row.get_string(at).cloned()).context(damaged)?);
+            bytes += rows.last().map_or(0, |row| row.len().max(size_of::<String>()));
+            if bytes > LARGEST_COLUMN {
+                return Err(Error::new(format!("it has more than {LARGEST_COLUMN} bytes"))).context(damaged);
+            }
         }
         Ok(rows)
     };

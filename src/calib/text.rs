@@ -11,6 +11,9 @@ use std::path::{Path, PathBuf};
 /// are separated by two empty lines.
 const SAMPLE: &str = include_str!("../../eval/calibration.txt");
 
+/// The most bytes that a compressed file may become: a file of C4 has 0.8 GB, and a megabyte of gzip can be a gigabyte of zeros.
+const MOST_UNPACKED: u64 = 4 << 30;
+
 /// The documents of the built-in sample.
 pub fn sample() -> Vec<String> {
     SAMPLE.split("\n\n\n").map(|d| d.trim_end_matches('\n').to_string()).collect()
@@ -50,16 +53,30 @@ pub fn read(path: &Path, chat: Option<&Chat>) -> Result<Vec<String>> {
             .because(cause)
             .hint("check the path; sets that need no file are c4 and wikitext2")
     })?;
-    let mut bytes = Vec::new();
-    let mut reader: Box<dyn Read> = if packed { Box::new(MultiGzDecoder::new(file)) } else { Box::new(file) };
-    reader.read_to_end(&mut bytes).context(|| format!("cannot read {}", path.display()))?;
-    let text = utf8(path, bytes)?;
+    let text = utf8(path, if packed { unpacked(path, file, MOST_UNPACKED)? } else { whole(path, file)? })?;
     let documents =
         if stem.ends_with(".json") || stem.ends_with(".jsonl") { lines(path, &text, chat)? } else { vec![text] };
     if documents.iter().all(|d| d.trim().is_empty()) {
         return Err(Error::new(format!("{} holds no text", path.display())));
     }
     Ok(documents)
+}
+
+fn whole(path: &Path, mut from: impl Read) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    from.read_to_end(&mut bytes).context(|| format!("cannot read {}", path.display()))?;
+    Ok(bytes)
+}
+
+/// The bytes behind gzip's compression, `most` of them.
+fn unpacked(path: &Path, file: File, most: u64) -> Result<Vec<u8>> {
+    let bytes = whole(path, MultiGzDecoder::new(file).take(most + 1))?;
+    if bytes.len() as u64 > most {
+        return Err(Error::new(format!("{} unpacks to more than {most} bytes", path.display())).hint(
+            "calibration needs a few megabytes: take the beginning, for example with `zcat FILE | head -n 10000 > part.jsonl`",
+        ));
+    }
+    Ok(bytes)
 }
 
 /// The text of a file's bytes.
@@ -138,6 +155,22 @@ mod tests {
         packer.write_all(lines).unwrap();
         assert_eq!(written("a.json.gz", &packer.finish().unwrap()).unwrap(), ["one", "two"]);
         assert_eq!(written("a.txt", b"{plain}").unwrap(), ["{plain}"]);
+    }
+
+    #[test]
+    fn what_unpacks_without_end_is_refused() {
+        let mut packer = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        packer.write_all(&[b'a'; 1 << 20]).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.txt.gz");
+        std::fs::write(&path, packer.finish().unwrap()).unwrap();
+        assert!(std::fs::metadata(&path).unwrap().len() < 10_000);
+        let unpacked = |most| super::unpacked(&path, File::open(&path).unwrap(), most);
+        assert_eq!(unpacked(1 << 20).unwrap().len(), 1 << 20);
+        let error = unpacked((1 << 20) - 1).unwrap_err();
+        assert!(
+            error.to_string().contains("a.txt.gz unpacks to more than 1048575 bytes") && error.hint_text().is_some()
+        );
     }
 
     #[test]

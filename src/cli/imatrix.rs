@@ -4,8 +4,8 @@ use super::hub::{self, Download};
 use super::output::{self, Progress, bytes, time};
 use crate::calib::sets::{self, Demand, Set};
 use crate::calib::text;
-use crate::error::{Error, Result};
-use crate::eval::perplexity::{Protocol, windows};
+use crate::error::{Context, Error, Result};
+use crate::eval::perplexity::{Protocol, begun, cut_tokens};
 use crate::pipeline::importance;
 use crate::pipeline::subject::Subject;
 use crate::source::hub::Need;
@@ -18,7 +18,8 @@ use std::time::Instant;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// A checkpoint folder, a .gguf, or org/name[@revision] on the Hugging Face Hub; none where files are only merged
+    /// A checkpoint folder, a .gguf, or org/name[@revision] on the Hugging Face Hub; needed to measure, while importance matrices
+    /// that are only merged are held against it
     #[arg(required_unless_present = "in_file")]
     model: Option<PathBuf>,
 
@@ -27,11 +28,11 @@ pub struct Args {
     output: PathBuf,
 
     /// The text: .txt; or .jsonl, .json and .json.gz with one {"text": …} a line, or {"messages": […]} for the model's own chat
-    /// template; or c4 or wikitext2, which are fetched; repeatable [default: a sample that is built in]
+    /// template; or c4 or wikitext2, which are fetched; repeatable [default: a sample that is built in, or with --in-file none]
     #[arg(short, long, value_name = "FILE")]
     file: Vec<PathBuf>,
 
-    /// Importance matrices to be added to what is measured, or to each other; repeatable
+    /// Importance matrices to be added up, by themselves, or with what is measured where there is a text (-f); repeatable
     #[arg(long, value_name = "FILE", value_delimiter = ',')]
     in_file: Vec<PathBuf>,
 
@@ -64,6 +65,13 @@ pub struct Args {
     json: bool,
 }
 
+impl Args {
+    /// As llama-imatrix: files and no text are added up, and nothing is measured.
+    fn merges_only(&self) -> bool {
+        !self.in_file.is_empty() && self.file.is_empty()
+    }
+}
+
 pub fn run(args: &Args) -> Result<()> {
     super::use_threads(args.threads)?;
     let started = Instant::now();
@@ -73,14 +81,27 @@ pub fn run(args: &Args) -> Result<()> {
     if args.chunks == Some(0) {
         return Err(Error::usage("--chunks must be at least 1"));
     }
+    if args.merges_only() && (args.chunks.is_some() || args.process_output) {
+        let option = if args.process_output { "--process-output" } else { "--chunks" };
+        return Err(Error::usage(format!(
+            "{option} is about measuring, and --in-file without a text only adds files up"
+        ))
+        .hint("give the text to measure with -f, or leave the option out"));
+    }
     let inputs: Vec<&Path> = args.model.iter().chain(&args.file).chain(&args.in_file).map(PathBuf::as_path).collect();
     check_destination(&args.output, &inputs, args.force)?;
     // Read first: a bad file should not cost a measurement.
     let others = args.in_file.iter().map(|path| Imatrix::read(path)).collect::<Result<Vec<_>>>()?;
     let mut sum = match &args.model {
+        Some(model) if args.merges_only() => {
+            let model = hub::find(model, Need::Headers)?;
+            check(args, &others, model.path())?;
+            Imatrix::default()
+        }
         Some(model) => measure(args, model)?,
         None => Imatrix::default(),
     };
+    let measured = sum.chunks;
     for other in others {
         sum.merge(other)?;
     }
@@ -88,6 +109,12 @@ pub fn run(args: &Args) -> Result<()> {
     let (layers, took) = (sum.entries.len(), started.elapsed());
     let text = format!("{}: {}, the inputs of {layers} layers", args.output.display(), bytes(size));
     output::note(&format!("{text} over {} windows, in {}", sum.chunks, time(took)));
+    let added = args.in_file.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(" + ");
+    match (args.merges_only(), added.as_str()) {
+        (true, _) => output::note(&format!("{added}: added up; nothing is measured beside them without a text (-f)")),
+        (false, "") => {}
+        (false, _) => output::note(&format!("{measured} windows measured + {added}")),
+    }
     if args.json {
         output::json(
             "summary",
@@ -96,10 +123,25 @@ pub fn run(args: &Args) -> Result<()> {
                 "bytes": size,
                 "entries": layers,
                 "windows": sum.chunks,
+                "measured_windows": measured,
+                "added": args.in_file,
                 "texts": sum.datasets,
                 "seconds": took.as_secs_f64(),
             }),
         );
+    }
+    Ok(())
+}
+
+/// Holds importance matrices against a model.
+fn check(args: &Args, all: &[Imatrix], model: &Path) -> Result<()> {
+    let subject = Subject::open(model, args.pre.as_deref())?;
+    let specs: Vec<_> = subject.model.tensors().collect();
+    for (path, imatrix) in args.in_file.iter().zip(all) {
+        let known = specs.iter().map(|spec| Ok(imatrix.entry(&spec.gguf, &spec.shape)?.is_some()));
+        let known = known.collect::<Result<Vec<bool>>>();
+        let known = known.and_then(|known| if known.contains(&true) { Ok(()) } else { Err(imatrix.foreign()) });
+        known.context(|| format!("{} does not fit {}", path.display(), model.display()))?;
     }
     Ok(())
 }
@@ -109,7 +151,11 @@ fn measure(args: &Args, model: &Path) -> Result<Imatrix> {
     let subject = Subject::open(model.path(), args.pre.as_deref())?;
     let (documents, names) = texts(args, &subject)?;
     // As llama-imatrix: one text from the first token to the last, in windows that each start with BOS.
-    let windows = windows(&subject, &documents.join("\n"), Protocol::LlamaCpp, args.context, args.chunks)?;
+    let (tokenizer, protocol, text) = (&subject.tokenizer, Protocol::LlamaCpp, documents.join("\n"));
+    let mut tokens: Vec<u32> = tokenizer.bos().into_iter().collect();
+    // Special tokens are read as such, which llama-imatrix does with --parse-special: conversations consist of them.
+    tokens.extend(tokenizer.encode(text.strip_suffix('\n').unwrap_or(&text))?);
+    let windows = begun(cut_tokens(&tokens, protocol, args.context, args.chunks)?, &subject, protocol);
     let progress = Progress::new(false, args.json);
     let show = |done: usize, total: usize| progress.set(done as u64, total as u64);
     let mut measured = importance::measure(&subject, &windows, args.process_output, &show)?;

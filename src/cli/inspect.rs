@@ -3,7 +3,7 @@
 use super::hub;
 use super::output::{self, bytes};
 use crate::error::Result;
-use crate::format;
+use crate::format::{self, mix};
 use crate::pipeline::weights::open_gguf;
 use crate::source::checkpoint::Checkpoint;
 use crate::source::hub::Need;
@@ -32,7 +32,7 @@ struct Row {
 pub fn run(args: &Args) -> Result<()> {
     let model = hub::find(&args.model, Need::Headers)?;
     let model = model.path();
-    let rows = if model.is_dir() { checkpoint(model)? } else { gguf(args, model)? };
+    let (rows, file_type) = if model.is_dir() { (checkpoint(model)?, None) } else { gguf(args, model)? };
     for row in &rows {
         if args.json {
             output::json(
@@ -51,7 +51,14 @@ pub fn run(args: &Args) -> Result<()> {
     kinds.sort_unstable();
     kinds.dedup();
     if args.json {
-        let fields = json!({ "tensors": rows.len(), "elements": elements, "bytes": size, "bits_per_weight": bits, "kinds": kinds });
+        let fields = json!({
+            "tensors": rows.len(),
+            "elements": elements,
+            "bytes": size,
+            "bits_per_weight": bits,
+            "kinds": kinds,
+            "file_type": file_type,
+        });
         output::json("summary", fields);
     } else {
         let (n, kinds) = (rows.len(), kinds.join(", "));
@@ -71,13 +78,17 @@ fn checkpoint(model: &Path) -> Result<Vec<Row>> {
     Ok(rows.collect())
 }
 
-fn gguf(args: &Args, model: &Path) -> Result<Vec<Row>> {
+/// The tensors of a GGUF, and what llama.cpp calls such a file.
+fn gguf(args: &Args, model: &Path) -> Result<(Vec<Row>, Option<&'static str>)> {
     let file = open_gguf(model)?;
+    let file_type = file.get("general.file_type").and_then(Value::as_u64).and_then(mix::file_type_name);
     for (key, value) in &file.metadata {
         if args.json {
             output::json("metadata", json!({ "key": key, "value_type": value.type_name(), "value": plain(value) }));
         } else {
-            output::line(format!("{key:45} {:8} {value}", value.type_name()));
+            let name =
+                file_type.filter(|_| key == "general.file_type").map_or(String::new(), |name| format!(" ({name})"));
+            output::line(format!("{key:45} {:8} {value}{name}", value.type_name()));
         }
     }
     let rows = file.tensors.iter().map(|t| Row {
@@ -86,7 +97,7 @@ fn gguf(args: &Args, model: &Path) -> Result<Vec<Row>> {
         shape: t.dims.iter().rev().copied().collect(),
         bytes: t.bytes,
     });
-    Ok(rows.collect())
+    Ok((rows.collect(), file_type))
 }
 
 /// A value as JSON, arrays whole.

@@ -5,6 +5,7 @@ mod budget;
 mod compare;
 mod effort;
 mod eval;
+mod fallbacks;
 mod following;
 mod hub;
 mod imatrix;

@@ -4,6 +4,7 @@ use super::Color;
 use crate::error::{Error, Kind};
 use crate::pipeline::report::{Observer, TensorReport, Work};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::borrow::Cow;
 use std::io::{ErrorKind, IsTerminal, Write};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -25,9 +26,20 @@ fn painted(text: &str, code: &str) -> String {
     if COLOR.load(Ordering::Relaxed) { format!("\x1b[{code}m{text}\x1b[0m") } else { text.into() }
 }
 
+/// Text that may hold names out of a strange file, without what would steer the terminal: control characters but for line ends
+/// and tabs become what Rust writes for them.
+fn harmless(text: &str) -> Cow<'_, str> {
+    let steers = |c: char| c.is_control() && !matches!(c, '\n' | '\t');
+    if !text.contains(steers) {
+        return Cow::Borrowed(text);
+    }
+    let shown = |c: char| if steers(c) { c.escape_default().to_string() } else { c.to_string() };
+    Cow::Owned(text.chars().map(shown).collect())
+}
+
 /// A line of the result. A reader that has gone away ends the program quietly, as with any filter.
 pub fn line(text: impl std::fmt::Display) {
-    if let Err(cause) = writeln!(std::io::stdout(), "{text}") {
+    if let Err(cause) = writeln!(std::io::stdout(), "{}", harmless(&text.to_string())) {
         let code = if cause.kind() == ErrorKind::BrokenPipe { 0 } else { 1 };
         crate::writer::atomic::discard_all();
         std::process::exit(code);
@@ -52,7 +64,12 @@ pub fn tagged(tag: &str, fields: serde_json::Value) -> serde_json::Value {
 /// Something the user should know, on standard error.
 pub fn note(text: &str) {
     // A standard error that is closed leaves nobody to tell.
-    let _ = writeln!(std::io::stderr(), "{}", text);
+    let _ = writeln!(std::io::stderr(), "{}", harmless(text));
+}
+
+/// The same behind a word in colour.
+fn labelled(label: &str, code: &str, text: &str) {
+    let _ = writeln!(std::io::stderr(), "{} {}", painted(label, code), harmless(text));
 }
 
 /// An error with its causes and its hint.
@@ -65,12 +82,13 @@ pub fn error(error: &Error) {
         return;
     }
     let chain = error.chain();
-    note(&format!("{} {}", painted("error:", "1;31"), chain[0]));
+    labelled("error:", "1;31", &chain[0]);
     for cause in &chain[1..] {
         note(&format!("  caused by: {cause}"));
     }
     if let Some(hint) = error.hint_text() {
-        note(&format!("\n{} {hint}", painted("hint:", "1;36")));
+        note("");
+        labelled("hint:", "1;36", hint);
     }
 }
 
@@ -173,7 +191,7 @@ impl Progress {
             *said = text.into();
         }
         if let Some(bar) = &self.bar {
-            bar.set_message(text.to_owned());
+            bar.set_message(harmless(text).into_owned());
         }
     }
 
@@ -204,9 +222,14 @@ impl Progress {
     }
 
     fn print(&self, text: &str) {
+        self.aside(|| note(text));
+    }
+
+    /// Lets something be shown above the bar.
+    fn aside(&self, show: impl FnOnce()) {
         match &self.bar {
-            Some(bar) => bar.suspend(|| note(text)),
-            None => note(text),
+            Some(bar) => bar.suspend(show),
+            None => show(),
         }
     }
 
@@ -243,7 +266,7 @@ impl Observer for Progress {
 
     fn tensor(&self, report: &TensorReport) {
         if let Some(bar) = &self.bar {
-            bar.set_message(report.name.clone());
+            bar.set_message(harmless(&report.name).into_owned());
         }
         if self.json {
             json("tensor", super::summary::tensor_json(report));
@@ -254,9 +277,21 @@ impl Observer for Progress {
     }
 
     fn note(&self, note: &str) {
-        self.print(&format!("{} {note}", painted("note:", "1;33")));
+        self.aside(|| labelled("note:", "1;33", note));
         if self.json {
             json("note", serde_json::json!({ "text": note }));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_cannot_steer_the_terminal() {
+        assert_eq!(harmless("a\u{1b}]0;title\u{7}b\r\u{9b}31m"), "a\\u{1b}]0;title\\u{7}b\\r\\u{9b}31m");
+        let usual = "blk.0 \u{2581}\u{e9}\n\tx";
+        assert!(matches!(harmless(usual), Cow::Borrowed(text) if text == usual));
     }
 }

@@ -7,10 +7,11 @@ mod provenance;
 pub(super) mod ram;
 
 use super::budget::{self, Target};
+use super::fallbacks;
 use super::hub;
 use super::output::{self, Progress, bytes};
 use super::rounding::How;
-use super::summary::{show, shown, signed, summary_json, tensor_json, tensor_line};
+use super::summary::{show, shown, summary_json, tensor_json, tensor_line};
 use crate::error::{Error, Result};
 use crate::format;
 use crate::format::{integer, mix};
@@ -262,8 +263,8 @@ pub fn run(args: &Args) -> Result<()> {
     if calibration.is_none() && !args.calib.is_empty() {
         output::note("note: --calib is not used: nothing here is calibrated");
     }
-    for planned in plan.tensors.iter().filter(|t| t.instead_of.is_some()) {
-        output::note(&fallback(planned));
+    for line in fallbacks::planned(plan.tensors.iter()) {
+        output::note(&format!("note: {line}"));
     }
     let progress = Progress::new(args.verbose, args.json);
     let outputs = pipeline::Outputs { files, gguf: wanted.gguf.is_some(), folders: &folders };
@@ -360,21 +361,10 @@ fn inputs(args: &Args, folder: &Path, plan: &Plan) -> Vec<PathBuf> {
     inputs
 }
 
-pub(super) fn fallback(planned: &Planned) -> String {
-    let wanted = planned.instead_of.map_or("", |t| t.name());
-    let columns = planned.spec.shape.last().copied().unwrap_or_default();
-    format!(
-        "note: {} gets {} instead of {wanted}: its rows of {columns} do not divide into blocks; that costs {}",
-        planned.spec.gguf,
-        planned.kind.name(),
-        signed(planned.fallback_cost().unwrap_or_default())
-    )
-}
-
 fn dry_run(args: &Args, plan: &Plan, chosen: Option<&Choice>, paths: &[PathBuf], size: u64) -> Result<()> {
     let weights: u64 = plan.tensors.iter().map(Planned::bytes).sum();
     let bits = 8.0 * weights as f64 / plan.elements() as f64;
-    for note in &plan.notes {
+    for note in plan.notes.iter().chain(&fallbacks::planned(plan.tensors.iter())) {
         output::note(&format!("note: {note}"));
     }
     for (i, planned) in plan.tensors.iter().enumerate() {

@@ -38,8 +38,8 @@ pub struct Text {
     #[arg(long, value_name = "N")]
     pub chunks: Option<usize>,
 
-    /// llama.cpp: windows of 512, second half scored, as llama-perplexity does [default];
-    /// hf: windows of 2048, every target scored, as the GPTQ and AWQ papers do
+    /// llama.cpp: windows of 512, second half scored, the text of special tokens read as plain text, as llama-perplexity does [default];
+    /// hf: windows of 2048, every target scored, the text of special tokens read as those tokens, as the GPTQ and AWQ papers do
     #[arg(long)]
     protocol: Option<Choice>,
 }

@@ -1,5 +1,6 @@
 //! What `llmq quantize` says about a file that it has made, or would make.
 
+use super::fallbacks;
 use super::output::{self, bytes, time};
 use crate::pipeline::report::{self, Summary, TensorReport};
 use serde_json::json;
@@ -105,18 +106,13 @@ pub fn show(summary: &Summary, paths: &[PathBuf], took: Duration) {
     if summary.tokens > 0 {
         output::note(&format!("calibrated on {} tokens", summary.tokens));
     }
-    let fallbacks = summary.fallbacks();
-    if !fallbacks.is_empty() {
-        let cost = signed(summary.fallback_bytes());
-        output::note(&format!("note: fell back to another type: {}; that costs {cost}", fallbacks.join(", ")));
-    }
-    for note in &summary.notes {
+    for note in fallbacks::lines(summary.tensors.iter()).iter().chain(&summary.notes) {
         output::note(&format!("note: {note}"));
     }
 }
 
 /// A difference of sizes.
-pub fn signed(cost: i64) -> String {
+fn signed(cost: i64) -> String {
     let sign = if cost < 0 { "-" } else { "" };
     format!("{sign}{}", bytes(cost.unsigned_abs()))
 }

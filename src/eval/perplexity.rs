@@ -113,7 +113,7 @@ impl Perplexity {
 }
 
 /// The windows of a text: `[windows][context]`. One final newline of the text is ignored; what does not fill the last
-/// window is dropped.
+/// window is dropped. llama.cpp's protocol reads the text of special tokens as plain text, the other one as those tokens.
 ///
 /// # Errors
 /// A text that is too short: llama.cpp's protocol wants two windows, the other one.
@@ -140,7 +140,19 @@ pub fn cut(
 ) -> Result<Vec<Vec<u32>>> {
     let mut tokens = Vec::new();
     tokens.extend(subject.tokenizer.bos().filter(|_| protocol == Protocol::LlamaCpp));
-    tokens.extend(subject.tokenizer.encode(text.strip_suffix('\n').unwrap_or(text))?);
+    let text = text.strip_suffix('\n').unwrap_or(text);
+    tokens.extend(match protocol {
+        Protocol::LlamaCpp => subject.tokenizer.encode_plain(text)?,
+        Protocol::Hf => subject.tokenizer.encode(text)?,
+    });
+    cut_tokens(&tokens, protocol, context, chunks)
+}
+
+/// [`cut`] of tokens.
+///
+/// # Errors
+/// As [`windows`].
+pub fn cut_tokens(tokens: &[u32], protocol: Protocol, context: usize, chunks: Option<usize>) -> Result<Vec<Vec<u32>>> {
     let needed = if protocol == Protocol::LlamaCpp { context.saturating_mul(2) } else { context };
     if tokens.len() < needed {
         let n = tokens.len();

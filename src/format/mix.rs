@@ -208,6 +208,10 @@ static MIXES: &[Row] = &[
     }),
 ];
 
+/// Layers of scans that are narrow, so that good ones cost nothing, and whose errors all later positions see: how far a state decays, and
+/// what is written to it and read from it. llama.cpp rounds them as any other.
+const SENSITIVE: [&str; 5] = ["ssm_alpha.weight", "ssm_beta.weight", "ssm_ba.weight", "ssm_dt.weight", "ssm_x.weight"];
+
 fn four_bit_tables(p: &Place) -> Option<&'static str> {
     match p.category {
         Category::V if p.grouped() => Some("Q5_K"),
@@ -222,6 +226,32 @@ pub fn all() -> impl Iterator<Item = Mix> {
     MIXES
         .iter()
         .filter_map(|&(name, file_type, base, raise)| Some(Mix { name, file_type, base: by_name(base).ok()?, raise }))
+}
+
+/// llama.cpp's numbers of files of types that are only read here.
+const READ_ONLY: [(&str, u32); 16] = [
+    ("IQ2_XXS", 19),
+    ("IQ2_XS", 20),
+    ("IQ3_XS", 22),
+    ("IQ3_XXS", 23),
+    ("IQ1_S", 24),
+    ("IQ3_S", 26),
+    ("IQ3_M", 27),
+    ("IQ2_S", 28),
+    ("IQ2_M", 29),
+    ("IQ1_M", 31),
+    ("TQ1_0", 36),
+    ("TQ2_0", 37),
+    ("NVFP4", 39),
+    ("Q1_0", 40),
+    ("Q2_0", 41),
+    ("guessed", 1024),
+];
+
+/// What llama.cpp calls a number of `general.file_type`, whether llmq writes such files or not.
+pub fn file_type_name(number: u64) -> Option<&'static str> {
+    let known = all().map(|mix| (mix.name, mix.file_type)).chain(READ_ONLY);
+    known.into_iter().find(|(_, own)| u64::from(*own) == number).map(|(name, _)| name)
 }
 
 /// The mix of a name in any case; `Q3_K`, `Q4_K` and `Q5_K` are their `_M`.
@@ -243,10 +273,13 @@ impl Mix {
         Mix { name, file_type, base, raise: |_| None }
     }
 
-    /// The type of a matrix. `columns`: its row length; `stacked`: whether it is one of several in a tensor.
+    /// The type of a matrix: llama.cpp's choice, but for layers of [`SENSITIVE`]. `columns`: its row length; `stacked`: whether it is one of several in a tensor.
     pub fn choose(&self, name: &str, columns: usize, stacked: bool, facts: &Facts) -> Type {
         if !self.base.is_quantized() {
             return self.base;
+        }
+        if SENSITIVE.iter().any(|layer| name.ends_with(layer)) {
+            return by_name("Q8_0").unwrap_or(self.base);
         }
         let category = Category::of(name);
         if category == Category::Output || category == Category::Embedding && facts.tied {

@@ -23,6 +23,8 @@ mod lattice;
 pub mod mix;
 mod mxfp4;
 mod nvfp4;
+mod q1_0;
+mod q2_0;
 mod q2_k;
 mod q3_k;
 mod q4_0;
@@ -72,6 +74,8 @@ pub static TYPES: &[Type] = &[
     &tq2_0::Tq2_0,
     &mxfp4::MXFP4,
     &nvfp4::NVFP4,
+    &q1_0::Q1_0,
+    &q2_0::Q2_0,
 ];
 
 /// One of [`TYPES`].
@@ -232,6 +236,11 @@ pub fn convert(to: Type, x: &[::core::primitive::f32]) -> Result<Vec<u8>> {
         Ok(())
     })?;
     Ok(out)
+}
+
+/// How many numbers that are not zero a type has made zeros of, because its smallest number is larger. `x`, `decoded`: `[n]`.
+pub fn vanished(x: &[::core::primitive::f32], decoded: &[::core::primitive::f32]) -> usize {
+    x.iter().zip(decoded).filter(|(x, decoded)| **x != 0.0 && **decoded == 0.0).count()
 }
 
 #[cfg(test)]

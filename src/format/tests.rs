@@ -97,6 +97,10 @@ fn numbers_by_themselves() {
     // 1 + 2⁻⁸ lies halfway between two bfloat16 numbers and goes to the even one; 1 + 3·2⁻⁸ goes up.
     let (even, up) = (1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0);
     assert_eq!(convert(by_name("BF16").unwrap(), &[even, up]).unwrap(), [0x80, 0x3f, 0x82, 0x3f]);
+    for (kind, count) in [("F16", 2), ("BF16", 0), ("F32", 0)] {
+        let (kind, x) = (by_name(kind).unwrap(), [1.0, 0.0, 1e-9, -0.0, -1e-20, 1e-7]);
+        assert_eq!(vanished(&x, &kind.decode_all(&convert(kind, &x).unwrap())), count, "{kind:?}");
+    }
     let error = convert(by_name("F16").unwrap(), &[1.0, 1e6]).unwrap_err();
     assert!(error.to_string().contains("element 1 is 1000000"), "{error}");
 }
@@ -129,25 +133,53 @@ fn blocks() -> impl Strategy<Value = Vec<::core::primitive::f32>> {
     })
 }
 
+#[test]
+fn scales_of_half_precision_do_not_end_numbers() {
+    let largest = |name: &str| grids().into_iter().find(|(kind, _)| kind.name() == name).unwrap().1.largest();
+    // ggml's own limits: 65504 times the largest code, and where there are sub-scales, times the largest of those.
+    let wanted = [("Q8_0", 8_319_008.0), ("Q4_0", 458_528.0), ("Q4_1", 65_504.0), ("Q6_K", 65_504.0 * 127.0 * 31.0)];
+    for (name, most) in wanted {
+        assert_eq!(largest(name), most, "{name}");
+    }
+    assert!(largest("MXFP4") > 1e12);
+}
+
 /// The last place of half precision near zero, times the largest integers of a super-block (Q6_K's 128 · 32).
 const FLOOR: f64 = 128.0 * 32.0 * 6e-8;
 
+/// Whether what is decoded is within half a step of plain minimum–maximum rounding, measured over each block.
+fn check_error(kind: Type, grid: &dyn Grid, x: &[::core::primitive::f32]) -> std::result::Result<(), TestCaseError> {
+    for effort in [Effort::Quick, Effort::Full] {
+        let back = kind.decode_all(&encode(grid, x, effort));
+        let codes = f64::from(gaps(grid));
+        for (x, back) in x.chunks(grid.width()).zip(back.chunks(grid.width())) {
+            let (low, high) = x.iter().fold((0.0f32, 0.0f32), |(a, b), &x| (a.min(x), b.max(x)));
+            let largest = f64::from(high.max(-low));
+            let error: f64 = x.iter().zip(back).map(|(a, b)| f64::from(a - b).powi(2)).sum();
+            // Half a step of a symmetric grid per entry, the rounding of scale and minimum, and the floor of f16.
+            let step = 2.0 * largest / codes;
+            let bound = (0.5 * step + 0.002 * largest + FLOOR).powi(2) * x.len() as f64;
+            prop_assert!(error <= bound, "{} {effort:?}: {error} > {bound}", kind.name());
+        }
+    }
+    Ok(())
+}
+
 proptest! {
-    /// What is decoded is within half a step of plain minimum–maximum rounding, measured over the block.
     #[test]
     fn the_error_of_a_block_is_bounded(x in blocks()) {
-        for ((kind, grid), effort) in grids().into_iter().flat_map(|g| [(g, Effort::Quick), (g, Effort::Full)]) {
-            let back = kind.decode_all(&encode(grid, &x, effort));
-            let codes = f64::from(gaps(grid));
-            for (x, back) in x.chunks(grid.width()).zip(back.chunks(grid.width())) {
-                let (low, high) = x.iter().fold((0.0f32, 0.0f32), |(a, b), &x| (a.min(x), b.max(x)));
-                let largest = f64::from(high.max(-low));
-                let error: f64 = x.iter().zip(back).map(|(a, b)| f64::from(a - b).powi(2)).sum();
-                // Half a step of a symmetric grid per entry, the rounding of scale and minimum, and the floor of f16.
-                let step = 2.0 * largest / codes;
-                let bound = (0.5 * step + 0.002 * largest + FLOOR).powi(2) * x.len() as f64;
-                prop_assert!(error <= bound, "{} {effort:?}: {error} > {bound}", kind.name());
-            }
+        for (kind, grid) in grids() {
+            check_error(kind, grid, &x)?;
+        }
+    }
+
+    /// Up to the largest magnitude that a grid says it can hold.
+    #[test]
+    fn the_largest_numbers_are_held(x in prop::collection::vec(-1.0f32..1.0, 256)) {
+        let largest = x.iter().fold(0.0f32, |most, x| most.max(x.abs()));
+        for (kind, grid) in grids() {
+            let x: Vec<_> = x.iter().map(|x| x / largest * grid.largest()).collect();
+            check_error(kind, grid, &x)?;
         }
     }
 
@@ -203,7 +235,7 @@ fn noise(bytes: usize, halves: &[usize]) -> Vec<u8> {
 /// What the package gguf, 0.19, reads in a block of [`noise`]: the type, where the block holds halves, [`fnv`] of all
 /// values, and the bits of eight of them at equal distances, the first and the last included.
 #[rustfmt::skip]
-const GOLDEN: [(&str, &[usize], u64, [u32; 8]); 18] = [
+const GOLDEN: [(&str, &[usize], u64, [u32; 8]); 20] = [
     ("Q2_K", &[80, 82], 0xfe03_a7c0_6fe3_6e59,
         [0xbfa65c00, 0xbfb32800, 0x3f7ff000, 0xbeccc000, 0xbe4cc000, 0xbf999000, 0xbeccc000, 0xbf999000]),
     ("Q3_K", &[108], 0x52c3_93bf_3c8e_9c8c,
@@ -240,6 +272,11 @@ const GOLDEN: [(&str, &[usize], u64, [u32; 8]); 18] = [
         [0x39800000, 0x39800000, 0x38800000, 0xb9800000, 0x39c00000, 0xb9400000, 0x39800000, 0x39c00000]),
     ("NVFP4", &[], 0xa665_5b3d_8fc6_e204,
         [0x44100000, 0xc4100000, 0xc0600000, 0x40600000, 0x43900000, 0x43900000, 0x00000000, 0x43b40000]),
+    // The package knows only their names: these are of llama.cpp's dequantize_row_q1_0 and dequantize_row_q2_0 of September 2026.
+    ("Q1_0", &[0], 0x5c3b_14ba_add5_f2a5,
+        [0xbdccc000, 0x3dccc000, 0xbdccc000, 0xbdccc000, 0x3dccc000, 0x3dccc000, 0xbdccc000, 0xbdccc000]),
+    ("Q2_0", &[0], 0xf547_4545_b067_9157,
+        [0xbdccc000, 0x00000000, 0xbdccc000, 0xbdccc000, 0x00000000, 0x00000000, 0x3dccc000, 0x00000000]),
 ];
 
 #[test]

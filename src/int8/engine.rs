@@ -11,8 +11,8 @@ use super::onnx::proto::{ModelProto, ValueInfoProto};
 use super::onnx::shape::{self, Dim, shown};
 use super::onnx::tensor::Tensor;
 use crate::error::{Context, Error, Result};
+use crate::guard::guarded;
 use constants::Constants;
-use guard::guarded;
 use prost::Message;
 use prost::bytes::Bytes;
 use rten::{Model, ModelOptions, NodeId, RunOptions, ThreadPool, ValueOrView};
@@ -23,7 +23,6 @@ use std::sync::Arc;
 mod complete;
 mod constants;
 mod extremes;
-mod guard;
 mod stages;
 
 /// What the engine knows the constants beside a graph by.
@@ -31,6 +30,9 @@ const CONSTANTS: &str = "values.data";
 
 /// What to know about the engine where it cannot do something, and nothing more is known.
 pub const LIMITS: &str = "the engine is rten, which knows most of ONNX's operators but not all";
+
+/// What to do where the engine panics.
+const ODD: &str = "the engine, rten, did not expect such a graph; onnx.checker may say what is odd about it";
 
 /// The bytes of constants in a stage.
 const LARGEST: usize = 8 << 20;
@@ -192,7 +194,8 @@ impl Engine {
         let lent: &'static [u8] = unsafe { &*std::ptr::from_ref::<[u8]>(&constants) };
         let graph = model.encode_to_vec();
         let mut options = ModelOptions::with_all_ops();
-        let loaded = guarded(|| options.enable_optimization(fuse).external_data_static(CONSTANTS, lent).load(graph));
+        let loaded =
+            guarded(ODD, || options.enable_optimization(fuse).external_data_static(CONSTANTS, lent).load(graph));
         let model = loaded.map_err(|cause| cannot("load", cause))?;
         let threads = Arc::new(ThreadPool::with_num_threads(rayon::current_num_threads()));
         Ok(Self { model, constants, stages, inputs, outputs, threads })
@@ -264,7 +267,7 @@ impl Engine {
         let inputs = taken.into_iter().chain(lent).map(|(name, value)| Ok((self.id(name)?, value)));
         let inputs = inputs.collect::<Result<Vec<_>>>()?;
         let options = RunOptions::default().with_thread_pool(Some(self.threads.clone()));
-        let found = guarded(|| self.model.run(inputs, &outputs, Some(options)));
+        let found = guarded(ODD, || self.model.run(inputs, &outputs, Some(options)));
         let found = found.map_err(|cause| cannot("run", cause))?;
         there.extend(run.outputs.iter().copied().zip(found));
         if self.stages.as_ref().is_some_and(|stages| stages.count() > 1) {

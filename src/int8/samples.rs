@@ -110,7 +110,7 @@ impl Samples {
             return Err(Error::new(format!("{} has no labels, but other files have", without.unwrap_or_default())));
         }
         if samples.is_empty() {
-            let rows: usize = samples.parts.iter().map(|p| p.rows).sum();
+            let rows = samples.parts.iter().map(|p| p.rows).fold(0, usize::saturating_add);
             return Err(Error::new(format!("{rows} samples were found; the graph takes {batch} at a time")));
         }
         Ok(samples)
@@ -118,7 +118,8 @@ impl Samples {
 
     /// How many runs of the graph they make.
     pub fn len(&self) -> usize {
-        self.parts.iter().map(|part| part.rows / self.batch).sum()
+        // Headers can claim more than there are, and more than can be counted.
+        self.parts.iter().map(|part| part.rows / self.batch).fold(0, usize::saturating_add)
     }
 
     /// Whether there is none.
@@ -205,6 +206,10 @@ impl Samples {
                 let shape = &column.header.shape;
                 return Err(fail(format!("'{first}' has {rows} samples, but '{this}' {shape:?} has {other}")));
             }
+        }
+        // Without any number, nothing says how many samples there really are.
+        if rows > 0 && columns.iter().all(|(column, _)| column.row.contains(&0)) {
+            return Err(fail(format!("its arrays hold no numbers for the {rows} samples that they claim")));
         }
         same_sizes(columns.iter().map(|(column, _)| column).zip(&self.wanted)).map_err(fail)?;
         if let Some((column, other)) = labels.as_ref().filter(|(_, other)| *other != rows) {

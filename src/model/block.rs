@@ -3,6 +3,7 @@
 use super::TensorSpec;
 use super::frame::Frame;
 use super::half::{HalfConfig, NormConfig};
+use super::layers::Layers;
 use super::matrix::{Matrix, OnTheFly, Rows};
 use super::mixer::experts::{Experts, Routed};
 use super::mixer::{At, Place};
@@ -33,96 +34,23 @@ pub struct Block<'a> {
     on_the_fly: HashMap<Part, OnTheFly<'a>>,
 }
 
-/// The layers of a half, for its mixer.
-pub struct Layers<'b, 'a> {
-    block: &'b Block<'a>,
-    half: usize,
-    /// What is added to the output of one layer.
-    moved: Option<(Part, &'b Tensor)>,
-    /// Where matrices of experts come from, if not from the block.
-    experts: Option<&'b ExpertMatrices<'b, 'a>>,
-}
-
-impl Layers<'_, '_> {
-    /// What all blocks share.
-    pub fn frame(&self) -> &Frame {
-        self.block.frame
-    }
-
-    /// A tensor.
-    ///
-    /// # Panics
-    /// It was never set: whoever runs a half sets all of its tensors.
-    pub fn weight(&self, part: Part) -> &Tensor {
-        self.block.weight(part)
-    }
-
-    /// A tensor, if the half has it.
-    pub fn maybe(&self, part: Part) -> Option<&Tensor> {
-        self.block.tensors.get(&(part, Kind::Weight))
-    }
-
-    /// `x·wᵀ + bias`. `x`: `[n, columns]`, result: `[n, rows]`.
-    ///
-    /// # Errors
-    /// Shapes that do not fit.
-    pub fn linear(&self, part: Part, x: &Tensor) -> Result<Tensor> {
-        let y = self.block.linear(part, x)?;
-        match self.moved {
-            Some((of, by)) if of == part => Ok((y + by)?),
-            _ => Ok(y),
-        }
-    }
-
-    /// What the half's last linear layer makes of what it reads.
-    ///
-    /// # Errors
-    /// Shapes that do not fit.
-    pub fn last(&self, inner: &Tensor) -> Result<Tensor> {
-        self.block.last(self.half, inner)
-    }
-
-    /// One expert's matrix, `[rows, columns]`.
-    ///
-    /// # Errors
-    /// There is no such expert, or it cannot be read.
-    pub fn expert(&self, part: Part, expert: usize) -> Result<Matrix<'_>> {
-        match self.experts {
-            Some(weight) => weight(part, expert),
-            None => self.block.expert(self.half, part, expert),
-        }
-    }
-
-    /// A layer of an expert with its bias. `x`: `[tokens, columns]`.
-    ///
-    /// # Errors
-    /// Shapes that do not fit, or rows that cannot be read.
-    pub fn expert_linear(&self, part: Part, expert: usize, x: &Tensor, weight: &Matrix<'_>) -> Result<Tensor> {
-        let y = weight.linear(self.frame().precision(), x)?;
-        match self.block.tensors.get(&(part, Kind::Bias)) {
-            Some(bias) => Ok(y.broadcast_add(&bias.get(expert)?)?),
-            None => Ok(y),
-        }
-    }
-
-    /// Which positions of their window `rows` rows have: all of them, or those behind the ones in a state.
-    pub fn positions(&self, rows: usize, at: &At) -> Range<usize> {
-        match &at.state {
-            Some(state) => state.seen..state.seen + rows,
-            None => 0..self.frame().positions(),
-        }
-    }
-
-    /// An error: the half was run without something that it needs.
-    pub fn missing(&self, what: &str) -> Error {
-        Error::new(format!("half {} of block {} was run without {what}", self.half, self.block.index))
-    }
-}
-
 impl<'a> Block<'a> {
     /// Block `index` without weights; [`Block::set`] brings them.
     pub fn new(frame: &'a Frame, index: usize) -> Block<'a> {
         Block { frame, index, tensors: HashMap::new(), on_the_fly: HashMap::new() }
+    }
+
+    pub(super) fn frame(&self) -> &'a Frame {
+        self.frame
+    }
+
+    pub(super) fn index(&self) -> usize {
+        self.index
+    }
+
+    /// A tensor, if it was set.
+    pub(super) fn tensor(&self, part: Part, kind: Kind) -> Option<&Tensor> {
+        self.tensors.get(&(part, kind))
     }
 
     /// How many halves it has.
@@ -185,12 +113,12 @@ impl<'a> Block<'a> {
         Ok(tensor.flatten_all()?.to_vec1()?)
     }
 
-    fn weight(&self, part: Part) -> &Tensor {
+    pub(super) fn weight(&self, part: Part) -> &Tensor {
         let set = self.tensors.get(&(part, Kind::Weight));
         set.unwrap_or_else(|| panic!("'{}' of block {} was never set", part.0, self.index))
     }
 
-    fn linear(&self, part: Part, x: &Tensor) -> Result<Tensor> {
+    pub(super) fn linear(&self, part: Part, x: &Tensor) -> Result<Tensor> {
         let precision = self.frame.precision();
         let y = match self.on_the_fly.get(&part) {
             Some(weight) => weight.linear(precision, x)?,
@@ -323,7 +251,7 @@ impl<'a> Block<'a> {
         }
     }
 
-    fn last(&self, half: usize, inner: &Tensor) -> Result<Tensor> {
+    pub(super) fn last(&self, half: usize, inner: &Tensor) -> Result<Tensor> {
         let last = self.config(half).mixer.last();
         self.linear(last.ok_or_else(|| self.layers(half).missing("a last layer"))?, inner)
     }

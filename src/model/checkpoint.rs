@@ -10,13 +10,14 @@ use crate::source::value::Value;
 use std::collections::{BTreeMap, HashSet};
 
 /// What prefixes of names may be in a checkpoint: from what they usually are to what they are there.
-const RENAMED: [(&str, &str); 6] = [
+const RENAMED: [(&str, &str); 7] = [
     ("", ""),
     ("transformer.", ""),
     ("", "language_model."),
     ("model.", "model.language_model."),
     ("model.", ""),
     ("model.", "language_model."),
+    ("", "model."),
 ];
 
 /// Parts of the names of tensors that belong to what a text model does not have, with what that is.
@@ -36,6 +37,9 @@ const OTHERS: [(&str, &[&str]); 2] = [
             "patch_merger.",
             "pre_mm_projector_norm.",
             "vision_language_adapter.",
+            "mlp1.",
+            "sound_encoder.",
+            "sound_projection.",
         ],
     ),
     ("multi-token prediction", &["mtp."]),
@@ -87,7 +91,7 @@ impl Model {
         let mut model = Model::read(config)?;
         let has = |name: &str| checkpoint.contains(name);
         model.settle(has);
-        let mut notes = Vec::new();
+        let mut notes = checkpoint.notes().to_vec();
         let taken = model.architecture.settle(&mut model, checkpoint)?;
         notes.extend(model.settle_output(checkpoint)?);
         model.settle_experts(checkpoint)?;
@@ -156,19 +160,9 @@ impl Model {
         let hidden = self.hidden;
         let fits =
             |rows: usize, columns: usize, shape: &[usize]| shape[shape.len().saturating_sub(2)..] == [rows, columns];
-        let straight = fits(2 * width, hidden, &gate_up_shape) && fits(hidden, width, &down_shape);
-        let turned = fits(hidden, 2 * width, &gate_up_shape) && fits(width, hidden, &down_shape);
-        match (straight, turned) {
-            (_, false) => {}
-            (false, true) => self.expert_layout = ExpertLayout::FusedTransposed,
-            (true, true) => {
-                return Err(Error::new(format!(
-                    "{}: '{}' of shape {gate_up_shape:?} may have its rows along either dimension",
-                    checkpoint.folder().display(),
-                    gate_up.source
-                ))
-                .hint("save the checkpoint with one tensor for each expert"));
-            }
+        // Gate and up together, and down, cannot both be square, so that one of the two tells.
+        if fits(hidden, 2 * width, &gate_up_shape) && fits(width, hidden, &down_shape) {
+            self.expert_layout = ExpertLayout::FusedTransposed;
         }
         Ok(())
     }

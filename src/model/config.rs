@@ -6,15 +6,17 @@ use super::half::Norm;
 use super::rope::Rope;
 use crate::error::{Error, Result};
 use crate::source::config::Config;
+use crate::source::value::Value;
 use llmq_kernels::elementwise::Activation;
 
-/// The configuration of the text model: what is inside `text_config` where the model sees or hears, too. Whether the embedding is
+/// The configuration of the text model: what is inside `text_config`, or `llm_config`, where the model sees or hears, too. Whether the embedding is
 /// the output matrix is said outside; and the weights' quantization is said outside.
 ///
 /// # Errors
 /// `text_config` is no object.
 pub fn text(config: &Config) -> Result<Config> {
-    let Some(text) = config.object("text_config")? else { return Ok(config.clone()) };
+    let text = config.object("text_config")?.map_or_else(|| config.object("llm_config"), |text| Ok(Some(text)))?;
+    let Some(text) = text else { return Ok(config.clone()) };
     let outside = ["quantization_config", "vision_config"];
     let said = outside.iter().filter_map(|&key| Some((key.to_owned(), config.get(key)?.clone())));
     let text = text.with_defaults(serde_json::Value::Object(said.collect()));
@@ -44,6 +46,7 @@ pub fn read(architecture: &'static dyn Architecture, config: &Config, tied: bool
         Norm::Layer => first(config, &["layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps"])?,
     };
     let bias = config.flag("attention_bias")?;
+    let (rope, local_rope) = Rope::kinds(config, head_dim)?;
     Ok(Decoder {
         blocks: config.size("num_hidden_layers")?,
         hidden,
@@ -55,12 +58,29 @@ pub fn read(architecture: &'static dyn Architecture, config: &Config, tied: bool
         explicit_head_dim: explicit.is_some(),
         ffn: config.size("intermediate_size")?,
         norm_eps: eps as f32,
-        rope: Some(Rope::read(config, head_dim)?),
+        rope: Some(rope),
+        local_rope,
         qkv_bias: plain.qkv_bias || bias,
         o_bias: plain.o_bias || bias,
         tied: config.get("tie_word_embeddings").map_or(Ok(tied), |_| config.flag("tie_word_embeddings"))?,
         ..plain
     })
+}
+
+/// Writes the base of the rotary embedding of blocks with a window, which stretch nothing.
+///
+/// # Errors
+/// They do stretch, or turn another part of each head.
+pub fn put_local_base(config: &Config, model: &mut Decoder) -> Result<()> {
+    let Some((rope, local)) = model.rope.as_ref().zip(model.local_rope.as_ref()) else { return Ok(()) };
+    if *local != Rope::plain(local.base, rope.rotary) {
+        return Err(refused(config, "rope_parameters of sliding_attention with a scaling of its own is not supported"));
+    }
+    if local.base != rope.base {
+        let base = local.base as f32;
+        model.key("rope.freq_base_swa", Value::F32(base));
+    }
+    Ok(())
 }
 
 /// What each block is, by `layer_types`; none where that is not said. Newer versions of transformers have other names for some.

@@ -328,6 +328,7 @@ impl Decoder {
             group: self.heads / self.kv_heads.max(1),
             norm: self.norm_of(Part("output_norm"), ""),
             embedding_scale: self.embedding_scale,
+            embedding_norm: None,
             positions: self.positions,
             per_layer: None,
             logit_scale: self.logit_scale,
@@ -339,6 +340,7 @@ impl Decoder {
             embedding_source: None,
             output_source: None,
             expert_layout: ExpertLayout::Usual,
+            factors: Vec::new(),
         }
     }
 }

@@ -5,14 +5,17 @@ use super::gguf_keys::Keys;
 use super::mapping::Pick;
 use super::mixer::Mixer;
 use super::mixer::experts::Experts;
+use super::mixer::mlp::Mlp;
 use super::mixer::routing::Scoring;
 use super::rope::{Rope, Scaling, Yarn};
 use super::{
-    Architecture, BlockConfig, BlockTensor, Decoder, Kind, Model, Part, QueryRows, TensorMapping, config, moe,
+    Architecture, BlockConfig, BlockTensor, Decoder, ExtraBlocks, Kind, Model, Part, QueryRows, TensorMapping, config,
+    nextn,
 };
 use crate::error::Result;
 use crate::source::config::Config;
 use crate::source::value::Value;
+use llmq_kernels::elementwise::Activation;
 
 /// Keys and values out of one narrow vector per token; experts from some block on, with shared ones beside them.
 pub struct DeepSeek2;
@@ -24,6 +27,53 @@ const LITE: [usize; 2] = [26, 27];
 fn stretched(scale: f32, factor: f64, all: f64) -> f32 {
     let grown = if factor > 1.0 { 0.1 * all * factor.ln() + 1.0 } else { 1.0 };
     scale * (grown * grown) as f32
+}
+
+/// GLM-4.7-Flash: the same, always with sigmoids, and with a layer that predicts several tokens.
+pub struct Glm4MoeLite;
+
+impl Architecture for Glm4MoeLite {
+    fn gguf(&self) -> &'static str {
+        "deepseek2"
+    }
+
+    fn model_types(&self) -> &'static [&'static str] {
+        &["glm4_moe_lite"]
+    }
+
+    fn examples(&self) -> &'static str {
+        "GLM-4.7-Flash 30B-A3B"
+    }
+
+    fn query_rows(&self) -> QueryRows {
+        QueryRows::Neighbours
+    }
+
+    fn sample(&'static self) -> Model {
+        small().build(self)
+    }
+
+    fn read(&'static self, config: &Config) -> Result<Model> {
+        let mut model = read(self, config)?;
+        put_keys(&mut model);
+        Ok(model.build(self))
+    }
+
+    fn read_gguf(&'static self, keys: &Keys, decoder: Decoder) -> Result<Model> {
+        Ok(read_gguf(keys, decoder)?.build(self))
+    }
+
+    fn source(&self, tensor: &BlockTensor) -> &'static str {
+        source(tensor)
+    }
+
+    fn mapping(&self, block: &BlockConfig, tensor: &BlockTensor, _: Kind) -> TensorMapping {
+        mapping(block, tensor)
+    }
+
+    fn extra_blocks(&self, model: &Model, has: &dyn Fn(&str) -> bool) -> Option<ExtraBlocks> {
+        nextn::numbered(model, model.blocks.last()?, has)
+    }
 }
 
 impl Architecture for DeepSeek2 {
@@ -89,7 +139,7 @@ pub(super) fn mapping(block: &BlockConfig, tensor: &BlockTensor) -> TensorMappin
 /// A small model of the family.
 pub(super) fn small() -> Decoder {
     let latent = Latent { query: Some(4), latent: 4, turned: 2, value: 4 };
-    let experts = Experts { shared: moe::shared(8), ..Experts::plain(2, 1, 8) };
+    let experts = Experts { shared: shared(8), ..Experts::plain(2, 1, 8) };
     Decoder { latent: Some(latent), experts: Some(experts), ..Decoder::PLAIN.sized() }
 }
 
@@ -136,7 +186,7 @@ pub(super) fn read(architecture: &'static dyn Architecture, config: &Config) -> 
     model.rope = Some(rope);
     model.attention_scale = Some(scale);
     model.latent = Some(latent);
-    let sigmoid = config.string("model_type")? == "deepseek_v3";
+    let sigmoid = ["deepseek_v3", "glm4_moe_lite"].contains(&config.string("model_type")?.as_str());
     let of_shared = config.maybe_size("n_shared_experts")?.unwrap_or(0);
     model.experts = None;
     if let Some(count) = config.maybe_size("n_routed_experts")? {
@@ -158,7 +208,7 @@ pub(super) fn read(architecture: &'static dyn Architecture, config: &Config) -> 
             scale: config.maybe_positive("routed_scaling_factor")?.unwrap_or(1.0) as f32,
             selection_bias: sigmoid,
             groups,
-            shared: moe::shared(of_shared * ffn),
+            shared: shared(of_shared * ffn),
             ..Experts::plain(count, config.size("num_experts_per_tok")?, ffn)
         });
     }
@@ -189,8 +239,30 @@ pub(super) fn read_gguf(keys: &Keys, mut model: Decoder) -> Result<Decoder> {
         *yarn = Yarn { magnitude: Some(1.0), ..*yarn };
     }
     model.attention_scale = Some(scale);
-    moe::read_gguf(keys, &mut model)?;
+    model.experts = None;
+    if let Some(count) = keys.maybe_size("expert_count")? {
+        let ffn = keys.size("expert_feed_forward_length")?;
+        let sigmoid = keys.maybe("expert_gating_func").and_then(Value::as_u64) == Some(2);
+        let dense = keys.maybe("leading_dense_block_count").and_then(Value::as_u64).unwrap_or(0) as usize;
+        let shared = keys.maybe("expert_shared_count").and_then(Value::as_u64).unwrap_or(0) as usize;
+        let groups = keys.maybe_size("expert_group_count")?.zip(keys.maybe_size("expert_group_used_count")?);
+        model.dense = dense;
+        model.experts = Some(Experts {
+            scoring: if sigmoid { Scoring::Sigmoid } else { Scoring::Softmax },
+            normed: keys.maybe("expert_weights_norm").and_then(Value::as_bool).unwrap_or(false),
+            scale: keys.maybe_number("expert_weights_scale")?.unwrap_or(1.0) as f32,
+            selection_bias: keys.has(&format!("blk.{dense}.exp_probs_b.bias")),
+            groups: groups.filter(|(n, _)| *n > 1 && count.is_multiple_of(*n)),
+            shared: self::shared(shared * ffn),
+            ..Experts::plain(count, keys.size("expert_used_count")?, ffn)
+        });
+    }
     Ok(model)
+}
+
+/// The experts that every token goes to, as one MLP; none of no width.
+fn shared(width: usize) -> Option<Mlp> {
+    (width > 0).then(|| Mlp { shared: true, ..Mlp::gated(width, Activation::Silu) })
 }
 
 /// The keys that the family has besides the usual ones.
@@ -207,7 +279,19 @@ pub(super) fn put_keys(model: &mut Decoder) {
         model.size_key("attention.key_length_mla", model.head_dim);
         model.size_key("attention.value_length_mla", latent.value);
     }
-    moe::put_keys(model);
+    if let Some(experts) = model.experts {
+        model.size_key("leading_dense_block_count", model.dense);
+        model.size_key("expert_feed_forward_length", experts.width);
+        let shared = experts.shared.map_or(0, |mlp| mlp.width);
+        model.size_key("expert_shared_count", shared / experts.width.max(1));
+        model.key("expert_weights_scale", Value::F32(experts.scale));
+        model.key("expert_weights_norm", Value::Bool(experts.normed));
+        model.size_key("expert_gating_func", if experts.scoring == Scoring::Sigmoid { 2 } else { 1 });
+        if let Some((groups, used)) = experts.groups {
+            model.size_key("expert_group_count", groups);
+            model.size_key("expert_group_used_count", used);
+        }
+    }
     if let Some(all) = model.yarn_growth {
         model.key("rope.scaling.yarn_log_multiplier", Value::F32(0.1 * all));
     }

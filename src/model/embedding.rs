@@ -32,6 +32,13 @@ impl<'a> Embedding<'a> {
 
     /// The same for the tokens of a window from position `first` on.
     pub fn apply_from(&self, first: usize, x: &mut [f32]) {
+        if let Some(eps) = self.model.embedding_norm {
+            for row in x.chunks_mut(self.model.hidden) {
+                let square = row.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>() / row.len() as f64;
+                let factor = (1.0 / (square + f64::from(eps)).sqrt()) as f32;
+                row.iter_mut().for_each(|x| *x *= factor);
+            }
+        }
         let scale = self.model.embedding_scale;
         if scale != 1.0 {
             x.iter_mut().for_each(|x| *x *= scale);

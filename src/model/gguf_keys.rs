@@ -209,6 +209,11 @@ impl Keys<'_> {
         self.file.tensor(tensor).is_some()
     }
 
+    /// Rows of a matrix, if the file has it.
+    pub fn rows(&self, tensor: &str) -> Option<usize> {
+        self.file.tensor(tensor)?.dims.get(1).map(|&n| n as usize)
+    }
+
     /// An error about this file.
     pub fn wrong(&self, what: &str) -> Error {
         Error::new(format!("{}: {what}", self.file.path.display()))
@@ -244,20 +249,23 @@ pub fn read(file: &Gguf, vector: impl Fn(&str) -> Result<Option<Vec<f32>>>) -> R
     let blocks = all.checked_sub(extra).filter(|&n| n > 0);
     let blocks = blocks.ok_or_else(|| keys.wrong(&format!("{extra} of its {all} blocks predict several tokens")))?;
     keys.blocks = [all, blocks];
-    let (hidden, heads) = (keys.size("embedding_length")?, keys.first_size("attention.head_count")?);
-    let explicit = keys.maybe_size("attention.key_length")?;
     let plain = architecture.decoder();
+    // A family of scans alone has none of the sizes of attention and MLP.
+    let attends = plain.heads > 0;
+    let of_heads = |key: &str| if attends { keys.first_size(key) } else { Ok(0) };
+    let (hidden, heads) = (keys.size("embedding_length")?, of_heads("attention.head_count")?);
+    let explicit = keys.maybe_size("attention.key_length")?;
     let rotary = keys.maybe_size("rope.dimension_count")?;
     let head_dim = explicit.unwrap_or(match rotary {
         // Only a part of each head may be turned.
-        Some(rotary) if hidden % heads != 0 || !may_be_partial(name) => rotary,
-        _ => hidden / heads,
+        Some(rotary) if hidden % heads.max(1) != 0 || !may_be_partial(name) => rotary,
+        _ => hidden.checked_div(heads).unwrap_or(0),
     });
     let kv_heads = match keys.maybe("attention.head_count_kv") {
-        Some(_) => keys.first_size("attention.head_count_kv")?,
+        Some(_) => of_heads("attention.head_count_kv")?,
         None => heads,
     };
-    if heads % kv_heads != 0 || head_dim == 0 || head_dim % 2 != 0 {
+    if attends && (heads % kv_heads != 0 || head_dim == 0 || head_dim % 2 != 0) {
         return Err(Error::new(format!(
             "{path}: {heads} heads, {kv_heads} key-value heads of {head_dim} make no attention"
         )));
@@ -284,7 +292,7 @@ pub fn read(file: &Gguf, vector: impl Fn(&str) -> Result<Option<Vec<f32>>>) -> R
         kv_heads,
         head_dim,
         explicit_head_dim: explicit.is_some(),
-        ffn: keys.first_size("feed_forward_length")?,
+        ffn: of_heads("feed_forward_length")?,
         norm_eps: keys.number(eps.unwrap_or(eps_key(plain.norm)))? as f32,
         rope: Some(Rope { scaling, ..Rope::plain(base, rotary) }),
         qkv_bias,
@@ -305,7 +313,7 @@ pub fn read(file: &Gguf, vector: impl Fn(&str) -> Result<Option<Vec<f32>>>) -> R
 
 /// Architectures whose rotary embedding may turn a part of each head.
 fn may_be_partial(name: &str) -> bool {
-    ["phi3", "glm4", "stablelm", "gptneox", "deepseek2", "nemotron"].contains(&name)
+    ["phi3", "glm4", "stablelm", "gptneox", "deepseek2", "glm4moe", "nemotron"].contains(&name)
 }
 
 fn scaling(

@@ -39,8 +39,11 @@ impl Architecture for Llama {
         config::check_activation(config, &["hidden_act"], model.activation, "silu")?;
         model.mlp_bias = config.flag("mlp_bias")?;
         if config.string("model_type")? == "internlm3" {
+            // As published; transformers saves it with Llama's names.
             let bias = config.flag("bias")?;
-            (model.qkv_bias, model.o_bias, model.mlp_bias) = (config.flag("qkv_bias")?, bias, bias);
+            model.qkv_bias |= config.flag("qkv_bias")?;
+            model.o_bias |= bias;
+            model.mlp_bias |= bias;
         }
         // Mistral 0.1; llama.cpp ignores it, which only matters in contexts that are longer.
         model.window = config.maybe_size("sliding_window")?.map(Window::everywhere);

@@ -8,15 +8,20 @@ use std::ops::Range;
 use std::sync::Arc;
 
 /// What happens to the checkpoint's numbers before they are the model's.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct TensorMapping {
     /// Which of them.
     pub pick: Pick,
     /// What becomes of each.
     pub change: Change,
-    /// Their shape in the checkpoint, where it has more dimensions than here and the same rows.
+    /// Their shape in the checkpoint, where they have another one there: as many rows, or several for each of these.
     pub stored: Option<Vec<usize>>,
+    /// By what rows are multiplied.
+    pub factors: Option<RowFactors>,
 }
+
+/// Factors of rows: for so many rows each, one after the other. Behind the last there is none.
+pub type RowFactors = Arc<[(usize, f32)]>;
 
 /// What becomes of each number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -155,10 +160,11 @@ impl Change {
 
 impl TensorMapping {
     /// The checkpoint's own numbers.
-    pub const AS_IS: TensorMapping = TensorMapping { pick: Pick::AsIs, change: Change::None, stored: None };
+    pub const AS_IS: TensorMapping =
+        TensorMapping { pick: Pick::AsIs, change: Change::None, stored: None, factors: None };
 
     /// One tensor for each expert or head.
-    pub const STACKED: TensorMapping = TensorMapping { pick: Pick::Stacked, change: Change::None, stored: None };
+    pub const STACKED: TensorMapping = TensorMapping { pick: Pick::Stacked, ..TensorMapping::AS_IS };
 }
 
 impl TensorSpec {
@@ -206,8 +212,16 @@ impl TensorSpec {
     /// # Errors
     /// A tensor is missing, or holds NaN or infinity.
     pub fn read_rows(&self, checkpoint: &Checkpoint, rows: Range<usize>) -> Result<Vec<f32>> {
-        let mut numbers = self.picked(checkpoint, rows)?;
+        let mut numbers = self.picked(checkpoint, rows.clone())?;
         self.mapping.change.apply(&mut numbers);
+        let mut first = 0;
+        for &(count, factor) in self.mapping.factors.iter().flat_map(|factors| factors.iter()) {
+            let own = first.max(rows.start)..(first + count).min(rows.end);
+            for row in own.map(|row| row - rows.start) {
+                numbers[row * self.columns()..][..self.columns()].iter_mut().for_each(|x| *x *= factor);
+            }
+            first += count;
+        }
         Ok(numbers)
     }
 
@@ -224,7 +238,9 @@ impl TensorSpec {
                     numbers.drain(..(rows.start - first * each) * columns);
                     Ok(numbers)
                 } else {
-                    let rows = if self.shape.len() < 2 { 0..self.shape[0] } else { rows };
+                    // Rows of the checkpoint for each of these; a vector is one piece.
+                    let each = stored[0] / self.shape[0].max(1);
+                    let rows = if self.shape.len() < 2 { 0..stored[0] } else { rows.start * each..rows.end * each };
                     checkpoint.read_rows(&self.source, &stored, rows)
                 }
             }

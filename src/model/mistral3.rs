@@ -5,9 +5,10 @@ use super::gguf_keys::Keys;
 use super::mixer::Mixer;
 use super::mixer::attention::Temperature;
 use super::rope::{Scaling, growth};
-use super::{Architecture, Decoder, Model, QueryRows, config, mistral4};
+use super::{Architecture, BlockTensor, Decoder, Model, OutsideNames, Part, QueryRows, config, mistral4};
 use crate::error::Result;
 use crate::source::config::Config;
+use crate::source::mistral::MODEL_TYPE;
 use crate::source::value::Value;
 
 /// Llama; in Ministral 3 with YaRN, and scores that grow beyond the context of the first training.
@@ -45,43 +46,10 @@ impl Architecture for Mistral3 {
     }
 
     fn read(&'static self, config: &Config) -> Result<Model> {
-        let kind = config.string("model_type")?;
-        if kind == "mistral4" {
+        if config.string("model_type")? == "mistral4" {
             return mistral4::Mistral4.read(config);
         }
-        if !["mistral3", "mistral", "ministral3"].contains(&kind.as_str()) {
-            return Err(config::refused(config, &format!("text of model_type '{kind}' is not supported")));
-        }
-        let mut model = config::read(self, config, false)?;
-        config::check_activation(config, &["hidden_act"], model.activation, "silu")?;
-        model.explicit_head_dim = true;
-        // llama.cpp ignores it, which only matters in contexts that are longer.
-        model.window = config.maybe_size("sliding_window")?.map(Window::everywhere);
-        let parameters = config.object("rope_parameters")?;
-        let of = |key: &str| parameters.as_ref().map(|p| p.maybe_positive(key)).transpose().map(Option::flatten);
-        let (beta, all) = (of("llama_4_scaling_beta")?, of("mscale_all_dim")?);
-        let Some(Scaling::Yarn(yarn)) = model.rope.as_ref().map(|rope| rope.scaling.clone()) else {
-            return match beta {
-                None => Ok(model.build(self)),
-                Some(_) => Err(config::refused(config, "llama_4_scaling_beta is only supported with YaRN")),
-            };
-        };
-        if let Some(all) = all {
-            // llama.cpp takes mscale for 1.
-            let theirs = growth(yarn.factor, 1.0) / growth(yarn.factor, all);
-            if (yarn.magnitude() / theirs - 1.0).abs() > 1e-6 {
-                return Err(config::refused(config, "mscale other than 1 is not supported"));
-            }
-            model.yarn_growth = Some(all as f32);
-            model.key("rope.scaling.yarn_log_multiplier", Value::F32(all as f32));
-        }
-        match beta {
-            None => Ok(model.build(self)),
-            Some(beta) => {
-                model.key("attention.temperature_scale", Value::F32(beta as f32));
-                Ok(with_temperature(model.build(self), beta, yarn.original))
-            }
-        }
+        read(self, config)
     }
 
     fn read_gguf(&'static self, keys: &Keys, mut decoder: Decoder) -> Result<Model> {
@@ -99,5 +67,100 @@ impl Architecture for Mistral3 {
             Some(beta) => with_temperature(model, beta, original),
             None => model,
         })
+    }
+}
+
+fn read(architecture: &'static dyn Architecture, config: &Config) -> Result<Model> {
+    let kind = config.string("model_type")?;
+    if !["mistral3", "mistral", "ministral3", MODEL_TYPE].contains(&kind.as_str()) {
+        return Err(config::refused(config, &format!("text of model_type '{kind}' is not supported")));
+    }
+    let mut model = config::read(architecture, config, false)?;
+    config::check_activation(config, &["hidden_act"], model.activation, "silu")?;
+    model.explicit_head_dim = true;
+    // llama.cpp ignores it, which only matters in contexts that are longer.
+    model.window = config.maybe_size("sliding_window")?.map(Window::everywhere);
+    let parameters = config.object("rope_parameters")?;
+    let of = |key: &str| parameters.as_ref().map(|p| p.maybe_positive(key)).transpose().map(Option::flatten);
+    let (beta, all) = (of("llama_4_scaling_beta")?, of("mscale_all_dim")?);
+    let Some(Scaling::Yarn(yarn)) = model.rope.as_ref().map(|rope| rope.scaling.clone()) else {
+        return match beta {
+            None => Ok(model.build(architecture)),
+            Some(_) => Err(config::refused(config, "llama_4_scaling_beta is only supported with YaRN")),
+        };
+    };
+    if let Some(all) = all {
+        // llama.cpp takes mscale for 1.
+        let theirs = growth(yarn.factor, 1.0) / growth(yarn.factor, all);
+        if (yarn.magnitude() / theirs - 1.0).abs() > 1e-6 {
+            return Err(config::refused(config, "mscale other than 1 is not supported"));
+        }
+        model.yarn_growth = Some(all as f32);
+        model.key("rope.scaling.yarn_log_multiplier", Value::F32(all as f32));
+    }
+    match beta {
+        None => Ok(model.build(architecture)),
+        Some(beta) => {
+            model.key("attention.temperature_scale", Value::F32(beta as f32));
+            Ok(with_temperature(model.build(architecture), beta, yarn.original))
+        }
+    }
+}
+
+/// The same in Mistral's own layout, whose rows of queries and keys come in pairs of neighbours.
+pub struct MistralNative;
+
+impl Architecture for MistralNative {
+    fn gguf(&self) -> &'static str {
+        "mistral3"
+    }
+
+    fn model_types(&self) -> &'static [&'static str] {
+        &[MODEL_TYPE]
+    }
+
+    fn examples(&self) -> &'static str {
+        "folders with params.json and consolidated.safetensors"
+    }
+
+    fn query_rows(&self) -> QueryRows {
+        QueryRows::Neighbours
+    }
+
+    fn sample(&'static self) -> Model {
+        self.decoder().sized().build(self)
+    }
+
+    fn read(&'static self, config: &Config) -> Result<Model> {
+        for key in ["n_routed_experts", "num_local_experts", "kv_lora_rank"] {
+            if config.get(key).is_some() {
+                return Err(config::refused(config, &format!("{key} is not supported in Mistral's own layout"))
+                    .hint("start from the same model in transformers' layout"));
+            }
+        }
+        read(self, config)
+    }
+
+    fn read_gguf(&'static self, keys: &Keys, decoder: Decoder) -> Result<Model> {
+        Mistral3.read_gguf(keys, decoder)
+    }
+
+    fn source(&self, tensor: &BlockTensor) -> &'static str {
+        match tensor.part {
+            Part::ATTN_NORM => "attention_norm",
+            Part::Q => "attention.wq",
+            Part::K => "attention.wk",
+            Part::V => "attention.wv",
+            Part::O => "attention.wo",
+            Part::GATE => "feed_forward.w1",
+            Part::UP => "feed_forward.w3",
+            Part::DOWN => "feed_forward.w2",
+            Part::FFN_NORM => "ffn_norm",
+            _ => tensor.source,
+        }
+    }
+
+    fn outside(&self) -> OutsideNames {
+        OutsideNames { embedding: "tok_embeddings", positions: "", blocks: "layers", norm: "norm", output: "output" }
     }
 }

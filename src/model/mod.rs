@@ -4,7 +4,9 @@
 //! their names in the checkpoint and in GGUF. There is one forward pass for each [`mixer`], not one for each family. To add an
 //! architecture, write one file and add it to [`ARCHITECTURES`]; to add a mixer, write one and add it to the list in [`mixer`].
 
+mod afmoe;
 mod apertus;
+mod arcee;
 pub mod block;
 pub mod checkpoint;
 mod cohere;
@@ -14,25 +16,36 @@ pub mod decoder;
 mod deepseek2;
 mod dots1;
 pub mod embedding;
+mod ernie4_5;
+mod exaone4;
 mod exaone_moe;
 mod falcon;
+mod falcon_h1;
 pub mod frame;
 mod gemma;
 mod gemma4;
 pub mod gguf_keys;
 mod glm4;
+mod glm4_moe;
 mod gpt2;
 mod gpt_bigcode;
 mod gpt_neox;
 mod gpt_oss;
 mod granite;
+mod granite_hybrid;
 mod granite_swa;
 pub mod half;
+mod hunyuan;
 mod hy_v3;
 mod jais2;
+mod jamba;
+mod laguna;
+pub mod layers;
+mod lfm2;
 mod llama;
 mod llama4;
 pub mod lm_head;
+mod mamba2;
 pub mod mapping;
 pub mod matrix;
 mod mellum;
@@ -41,10 +54,13 @@ mod minimax_m2;
 mod mistral3;
 mod mistral4;
 pub mod mixer;
-pub mod moe;
+mod mixture;
+mod muse_glimmer;
 mod nemotron;
+mod nemotron_h;
 mod nextn;
 mod olmo2;
+mod olmoe;
 pub mod ops;
 pub mod orthogonal;
 pub mod part;
@@ -56,6 +72,7 @@ mod qwen_moe;
 mod qwen_vl;
 pub mod rope;
 pub mod rotation;
+mod seed_oss;
 mod smollm3;
 mod stablelm;
 mod starcoder2;
@@ -79,6 +96,7 @@ pub use tensors::TensorSpec;
 pub static ARCHITECTURES: &[&dyn Architecture] = &[
     &llama::Llama,
     &mistral3::Mistral3,
+    &mistral3::MistralNative,
     &qwen::Qwen2,
     &qwen::Qwen3,
     &qwen_moe::Qwen2Moe,
@@ -103,6 +121,24 @@ pub static ARCHITECTURES: &[&dyn Architecture] = &[
     &gpt_neox::GptNeoX,
     &gpt_oss::GptOss,
     &deepseek2::DeepSeek2,
+    &deepseek2::Glm4MoeLite,
+    &granite::GraniteMoe,
+    &granite::GraniteShared,
+    &olmoe::Olmoe,
+    &seed_oss::SeedOss,
+    &ernie4_5::Ernie45,
+    &ernie4_5::Ernie45Moe,
+    &hunyuan::HunyuanDense,
+    &hunyuan::HunyuanMoe,
+    &arcee::Arcee,
+    &qwen_vl::Qwen3VlMoe,
+    &muse_glimmer::MuseGlimmer,
+    &lfm2::Lfm2,
+    &lfm2::Lfm2Moe,
+    &glm4_moe::Glm4Moe,
+    &laguna::Laguna,
+    &afmoe::AfMoe,
+    &exaone4::Exaone4,
     &mistral4::Mistral4,
     &llama4::Llama4,
     &cohere::Cohere,
@@ -120,6 +156,12 @@ pub static ARCHITECTURES: &[&dyn Architecture] = &[
     &minicpm3::MiniCpm3,
     &falcon::Falcon,
     &gpt_bigcode::GptBigCode,
+    &nemotron_h::NemotronHMoe,
+    &nemotron_h::NemotronH,
+    &granite_hybrid::GraniteHybrid,
+    &falcon_h1::FalconH1,
+    &mamba2::Mamba2,
+    &jamba::Jamba,
 ];
 
 /// A family of checkpoints.
@@ -282,6 +324,8 @@ pub struct Model {
     pub norm: NormConfig,
     /// By what embedded tokens are multiplied.
     pub embedding_scale: f32,
+    /// Embedded tokens go through an RMS norm without a gain; its ε.
+    pub embedding_norm: Option<f32>,
     /// Positions have embeddings of their own, which are learned.
     pub positions: bool,
     /// Tokens have an embedding for each block, too.
@@ -304,6 +348,8 @@ pub struct Model {
     pub output_source: Option<String>,
     /// How the checkpoint has its experts.
     pub expert_layout: mapping::ExpertLayout,
+    /// By what the checkpoint's numbers are multiplied on their way into the file.
+    pub factors: Vec<(TensorRole, mapping::RowFactors)>,
 }
 
 impl Model {

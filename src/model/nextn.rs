@@ -50,5 +50,52 @@ pub fn blocks(model: &Model, block: &BlockConfig, has: &dyn Fn(&str) -> bool) ->
     Some(ExtraBlocks { count, tensors, keys: vec![("nextn_predict_layers", Value::U32(count as u32))] })
 }
 
+/// The same under names behind `NUMBERED.`, and whether there may be none.
+const NUMBERED: [(&str, &str, Shape); 6] = [
+    ("eh_proj", "eh_proj", Shape::Both),
+    ("enorm", "enorm", Shape::Norm),
+    ("hnorm", "hnorm", Shape::Norm),
+    ("shared_head.norm", "shared_head_norm", Shape::Norm),
+    ("shared_head.head", "shared_head_head", Shape::Vocabulary),
+    ("embed_tokens", "embed_tokens", Shape::Vocabulary),
+];
+
+#[derive(Clone, Copy, PartialEq)]
+enum Shape {
+    Both,
+    Norm,
+    /// As the embedding, and not always there.
+    Vocabulary,
+}
+
+/// Those that have the numbers behind the last block's, as GLM has them. `has`: whether the checkpoint has a tensor.
+pub fn numbered(model: &Model, block: &BlockConfig, has: &dyn Fn(&str) -> bool) -> Option<ExtraBlocks> {
+    let (first, blocks) = (model.blocks.len(), model.architecture.outside().blocks);
+    let mut longer = model.clone();
+    let mut tensors = Vec::new();
+    let mut count = 0;
+    while count < MOST && has(&model.named(format!("{blocks}.{}.eh_proj.weight", first + count))) {
+        let i = first + count;
+        longer.blocks.push(block.clone());
+        let own = longer.block(i).into_iter();
+        tensors.extend(own.map(|spec| TensorSpec { role: TensorRole::Other, block: None, reads: None, ..spec }));
+        for (source, gguf, shape) in NUMBERED {
+            let source = model.named(format!("{blocks}.{i}.{source}.weight"));
+            if shape == Shape::Vocabulary && !has(&source) {
+                continue;
+            }
+            let shape = match shape {
+                Shape::Both => vec![model.hidden, 2 * model.hidden],
+                Shape::Norm => vec![model.hidden],
+                Shape::Vocabulary => vec![model.vocab, model.hidden],
+            };
+            tensors.push(TensorSpec::plain(source, format!("blk.{i}.nextn.{gguf}.weight"), shape, TensorRole::Other));
+        }
+        count += 1;
+    }
+    let keys = vec![("nextn_predict_layers", Value::U32(count as u32))];
+    (count > 0).then_some(ExtraBlocks { count, tensors, keys })
+}
+
 /// More layers than any model has.
 const MOST: usize = 16;

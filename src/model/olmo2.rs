@@ -1,13 +1,21 @@
 //! Ai2's OLMo 2.
 
+use super::decoder::{Window, WindowBlocks};
 use super::gguf_keys::Keys;
 use super::mixer::attention::HeadNorms;
+use super::rope::Rope;
 use super::{Architecture, BlockTensor, Decoder, Model, Part, config};
 use crate::error::Result;
 use crate::source::config::Config;
+use crate::source::value::{Array, Value};
 
 /// Norms behind attention and MLP instead of in front of them, and norms of queries and keys over all heads at once.
 pub struct Olmo2;
+
+/// One block of four sees everything in OLMo 3.
+const PERIOD: usize = 4;
+
+const PATTERN: &str = "attention.sliding_window_pattern";
 
 impl Architecture for Olmo2 {
     fn gguf(&self) -> &'static str {
@@ -15,11 +23,11 @@ impl Architecture for Olmo2 {
     }
 
     fn model_types(&self) -> &'static [&'static str] {
-        &["olmo2"]
+        &["olmo2", "olmo3"]
     }
 
     fn examples(&self) -> &'static str {
-        "OLMo 2 1B to 32B"
+        "OLMo 2 1B to 32B, OLMo 3 7B and 32B"
     }
 
     fn decoder(&self) -> Decoder {
@@ -31,15 +39,39 @@ impl Architecture for Olmo2 {
     }
 
     fn read(&'static self, config: &Config) -> Result<Model> {
-        let model = config::read(self, config, false)?;
+        let mut model = config::read(self, config, false)?;
         config::check_activation(config, &["hidden_act"], model.activation, "silu")?;
         if model.tied {
             return Err(config::refused(config, "an embedding that is the output matrix, too, is not supported"));
         }
+        if let Some(tokens) = config
+            .maybe_size("sliding_window")?
+            .filter(|_| config.string("model_type").is_ok_and(|kind| kind == "olmo3"))
+        {
+            let types = config::layer_types(config, model.blocks, &["sliding_attention", "full_attention"])?;
+            let local: Vec<bool> = match types {
+                Some(types) => types.iter().map(|kind| kind == "sliding_attention").collect(),
+                None => (0..model.blocks).map(|i| !(i + 1).is_multiple_of(PERIOD)).collect(),
+            };
+            model.size_key("attention.sliding_window", tokens);
+            model.key(PATTERN, Value::Array(Array::Bool(local.clone())));
+            model.window = Some(Window { tokens, blocks: WindowBlocks::Marked(local) });
+            if model.local_rope.is_none() {
+                model.local_rope = model.rope.as_ref().map(|rope| Rope::plain(rope.base, rope.rotary));
+            }
+            config::put_local_base(config, &mut model)?;
+        }
         Ok(model.build(self))
     }
 
-    fn read_gguf(&'static self, _: &Keys, decoder: Decoder) -> Result<Model> {
+    fn read_gguf(&'static self, keys: &Keys, mut decoder: Decoder) -> Result<Model> {
+        if let Some(tokens) = keys.maybe_size("attention.sliding_window")? {
+            let blocks = keys.marks(PATTERN)?.map_or(WindowBlocks::ButEvery(PERIOD), WindowBlocks::Marked);
+            decoder.window = Some(Window { tokens, blocks });
+            // Nothing is stretched there.
+            let base = keys.maybe_number("rope.freq_base_swa")?;
+            decoder.local_rope = decoder.rope.as_ref().map(|rope| Rope::plain(base.unwrap_or(rope.base), rope.rotary));
+        }
         Ok(decoder.build(self))
     }
 

@@ -189,18 +189,36 @@ pub struct Absorber {
     pub part: Part,
     /// Which of its channels makes each column of the site.
     pub channels: Vec<usize>,
+    /// What stands between squares them, so that a channel takes the root of its column's factor.
+    pub squared: bool,
 }
 
 impl Absorber {
     /// A tensor that makes one column with each of some of its channels.
     pub fn of(part: Part, channels: Range<usize>) -> Absorber {
-        Absorber { part, channels: channels.collect() }
+        Absorber { part, channels: channels.collect(), squared: false }
+    }
+
+    /// By what each channel is multiplied, where each column is divided by its scale.
+    pub fn factors(&self, scales: &[f32]) -> Vec<f32> {
+        let mut factors = vec![1.0; self.channels.iter().max().map_or(0, |last| last + 1)];
+        for (&channel, scale) in self.channels.iter().zip(scales) {
+            factors[channel] = if self.squared { 1.0 / scale.sqrt() } else { 1.0 / scale };
+        }
+        factors
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn channels_take_what_their_columns_lose() {
+        let absorber = Absorber { channels: vec![1, 0, 1], ..Absorber::of(Part::FFN_NORM, 0..0) };
+        assert_eq!(absorber.factors(&[4.0, 2.0, 4.0]), [0.5, 0.25]);
+        assert_eq!(Absorber { squared: true, ..absorber }.factors(&[4.0, 16.0, 4.0]), [0.25, 0.5]);
+    }
 
     #[test]
     fn interleaving_makes_the_halves_of_a_head_neighbours() {

@@ -16,7 +16,7 @@ pub struct Qwen2Moe;
 pub struct Qwen3Moe;
 
 /// A model in which every block has experts; llama.cpp knows no other.
-fn read(architecture: &'static dyn Architecture, config: &Config, shared: bool) -> Result<Decoder> {
+pub(super) fn read(architecture: &'static dyn Architecture, config: &Config, shared: bool) -> Result<Decoder> {
     let mut model = qwen::read(architecture, config)?;
     if config.get("mlp_only_layers").and_then(|list| list.as_array()).is_some_and(|list| !list.is_empty()) {
         return Err(config::refused(config, "mlp_only_layers is not supported"));

@@ -2,7 +2,8 @@
 
 use super::gguf_keys::Keys;
 use super::mixer::attention::HeadNorms;
-use super::{Architecture, Decoder, Model, qwen};
+use super::mixer::experts::Experts;
+use super::{Architecture, Decoder, Model, config, mixture, qwen, qwen_moe};
 use crate::error::Result;
 use crate::source::config::Config;
 use crate::source::value::{Array, Value};
@@ -12,6 +13,9 @@ pub struct Qwen2Vl;
 
 /// Qwen 3 with vision.
 pub struct Qwen3Vl;
+
+/// The same with experts.
+pub struct Qwen3VlMoe;
 
 /// How pairs of a head are shared out to the axes of positions: `mrope_section`, four numbers in GGUF.
 ///
@@ -101,6 +105,43 @@ impl Architecture for Qwen3Vl {
     }
 
     fn read_gguf(&'static self, _: &Keys, decoder: Decoder) -> Result<Model> {
+        Ok(decoder.build(self))
+    }
+}
+
+impl Architecture for Qwen3VlMoe {
+    fn gguf(&self) -> &'static str {
+        "qwen3vlmoe"
+    }
+
+    fn model_types(&self) -> &'static [&'static str] {
+        &["qwen3_vl_moe", "qwen3_vl_moe_text"]
+    }
+
+    fn examples(&self) -> &'static str {
+        "Qwen3-VL-30B-A3B, 235B-A22B"
+    }
+
+    fn decoder(&self) -> Decoder {
+        Decoder { head_norms: HeadNorms::PerHead, ..Decoder::PLAIN }
+    }
+
+    fn sample(&'static self) -> Model {
+        Decoder { experts: Some(Experts::plain(2, 1, 8)), ..self.decoder().sized() }.build(self)
+    }
+
+    fn read(&'static self, config: &Config) -> Result<Model> {
+        let mut model = qwen_moe::read(self, config, false)?;
+        if model.experts.is_some_and(|experts| !experts.normed) {
+            return Err(config::refused(config, "norm_topk_prob must be true, as in all published models"));
+        }
+        put_sections(&mut model, config, None)?;
+        model.size_key("n_deepstack_layers", deepstack_layers(config)?);
+        Ok(model.build(self))
+    }
+
+    fn read_gguf(&'static self, keys: &Keys, mut decoder: Decoder) -> Result<Model> {
+        mixture::read_gguf(keys, &mut decoder, Experts::plain(0, 0, 0))?;
         Ok(decoder.build(self))
     }
 }

@@ -91,11 +91,32 @@ impl Rope {
     /// # Errors
     /// A type of scaling that is not known, or a missing parameter of one.
     pub fn read(config: &Config, head_dim: usize) -> Result<Rope> {
-        let scaling = match config.object("rope_parameters")? {
+        Ok(Rope::kinds(config, head_dim)?.0)
+    }
+
+    /// The same of blocks that see everything, and of those with a window, where newer configurations have parameters for each kind.
+    ///
+    /// # Errors
+    /// As [`Rope::read`].
+    pub fn kinds(config: &Config, head_dim: usize) -> Result<(Rope, Option<Rope>)> {
+        let parameters = match config.object("rope_parameters")? {
             Some(parameters) => Some(parameters),
             None => config.object("rope_scaling")?,
         };
-        Rope::of(config, scaling, head_dim)
+        let kind = |name: &str| parameters.as_ref().map(|all| all.object(name)).transpose().map(Option::flatten);
+        match (kind("full_attention")?, kind("sliding_attention")?) {
+            (None, None) => Ok((Rope::of(config, parameters, head_dim)?, None)),
+            (Some(full), None) => Ok((Rope::of(config, Some(full), head_dim)?, None)),
+            (None, Some(local)) => Ok((Rope::of(config, Some(local), head_dim)?, None)),
+            (Some(full), Some(local)) => {
+                // Gemma 4 has a kind that only its own file knows.
+                let known = |own: &Config| {
+                    own.maybe_string("rope_type").is_ok_and(|kind| kind.as_deref() != Some("proportional"))
+                };
+                let full = Rope::of(config, Some(full).filter(known), head_dim)?;
+                Ok((full, Some(Rope::of(config, Some(local), head_dim)?)))
+            }
+        }
     }
 
     /// The same with an object of parameters that has been found already.

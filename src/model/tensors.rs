@@ -201,7 +201,7 @@ impl Model {
             half,
             reads: tensor.reads.filter(|_| kind == Kind::Weight),
             order: tensor.order,
-            mapping,
+            mapping: self.multiplied(TensorRole::Block(tensor.part, kind), mapping),
             only_multiplied: tensor.only_multiplied,
             values: tensor.values,
         }
@@ -223,6 +223,12 @@ impl Model {
 
     fn outside(&self, source: &str, gguf: &str, shape: Vec<usize>, role: TensorRole) -> TensorSpec {
         let source = self.named(format!("{source}.weight"));
-        TensorSpec::plain(source, format!("{gguf}.weight"), shape, role)
+        let mapping = self.multiplied(role, TensorMapping::AS_IS);
+        TensorSpec { mapping, ..TensorSpec::plain(source, format!("{gguf}.weight"), shape, role) }
+    }
+
+    fn multiplied(&self, role: TensorRole, mapping: TensorMapping) -> TensorMapping {
+        let own = self.factors.iter().find(|(of, _)| *of == role);
+        TensorMapping { factors: own.map(|(_, factors)| factors.clone()), ..mapping }
     }
 }

@@ -50,8 +50,9 @@ pub fn is_layer(spec: &TensorSpec) -> bool {
 pub fn check(source: &Checkpoint, spec: &TensorSpec, kind: Type) -> Result<()> {
     let (folder, name) = (source.folder().display(), &spec.source);
     let refusal = |why: String, hint: &str| Err(Error::usage(format!("{folder}: tensor '{name}' {why}")).hint(hint));
-    if !matches!(spec.mapping.pick, Pick::AsIs | Pick::Stacked) || !name.ends_with(".weight") {
-        let why = "is stored transposed, or together with others, which GPTQ, AWQ and compressed-tensors do not";
+    let as_is = matches!(spec.mapping.pick, Pick::AsIs | Pick::Stacked) && spec.mapping.factors.is_none();
+    if !as_is || !name.ends_with(".weight") {
+        let why = "is stored transposed, together with others, or with a factor beside it, which GPTQ, AWQ and compressed-tensors do not";
         return refusal(why.into(), "write a GGUF instead: leave out --format");
     }
     let (rows, columns, group) = (spec.shape[spec.shape.len() - 2], spec.columns(), kind.width());

@@ -95,7 +95,7 @@ impl Plan {
     /// tensor that would be quantized twice; an importance matrix of another model; a rotation of what cannot
     /// be rotated.
     pub fn new(path: &Path, request: Request) -> Result<Plan> {
-        let imatrix = request.imatrix;
+        let (imatrix, calibrated) = (request.imatrix, request.calibrated);
         if request.folders.is_some() && !path.is_dir() {
             return Err(Error::usage(format!(
                 "{} is no checkpoint folder, from which alone --format makes another",
@@ -106,9 +106,11 @@ impl Plan {
         if request.rotate.is_some() {
             rotated::check(path, imatrix.map(|(from, _)| from))?;
         }
-        let plan = if path.is_dir() { Plan::of_folder(path, request)? } else { Plan::of_gguf(path, request)? };
+        let mut plan = if path.is_dir() { Plan::of_folder(path, request)? } else { Plan::of_gguf(path, request)? };
         if let Some((from, imatrix)) = imatrix {
-            plan.check_imatrix(imatrix).context(|| format!("cannot use {}", from.display()))?;
+            let unknown = plan.check_imatrix(imatrix).context(|| format!("cannot use {}", from.display()))?;
+            // Calibration knows its layers itself.
+            plan.notes.extend(unknown.filter(|_| !calibrated).map(|unknown| format!("{}: {unknown}", from.display())));
         }
         Ok(plan)
     }
@@ -234,27 +236,27 @@ impl Plan {
         Ok(Plan { source, metadata, tensors, mix, extra, notes, facts, model, tokenizer, pre, blocks })
     }
 
-    fn check_imatrix(&self, imatrix: &Imatrix) -> Result<()> {
-        let mut used = 0;
-        for spec in self.tensors.iter().map(|t| &t.spec) {
-            let Some(entry) = imatrix.entries.get(&spec.gguf) else { continue };
-            let (matrices, columns) = (entry.counts.len(), entry.sums.len() / entry.counts.len());
-            let stacked = if spec.shape.len() > 2 { spec.shape[0] } else { 1 };
-            if columns != spec.columns() || ![1, stacked].contains(&matrices) {
-                let (name, shape) = (&spec.gguf, &spec.shape);
-                return Err(Error::new(format!(
-                    "it has {columns} columns of {matrices} matrices for '{name}', whose shape is {shape:?}"
-                ))
-                .hint("it was made from another model"));
+    /// Holds an importance matrix against the tensors; says of which matrices in the blocks it knows nothing, if there are any.
+    fn check_imatrix(&self, imatrix: &Imatrix) -> Result<Option<String>> {
+        let (mut used, mut rounded, mut unknown) = (0, 0, Vec::new());
+        for tensor in &self.tensors {
+            let is_known = imatrix.entry(&tensor.spec.gguf, &tensor.spec.shape)?.is_some();
+            used += usize::from(is_known);
+            if let Some(block) = tensor.spec.block.filter(|_| tensor.is_rounded()) {
+                rounded += 1;
+                unknown.extend((!is_known).then_some(block));
             }
-            used += 1;
         }
         if used == 0 {
-            let n = imatrix.entries.len();
-            return Err(Error::new(format!("none of its {n} entries has the name of a tensor of this model"))
-                .hint("`llmq inspect` shows both names; it was probably made from another architecture"));
+            return Err(imatrix.foreign());
         }
-        Ok(())
+        let count = unknown.len();
+        unknown.dedup();
+        let blocks: Vec<String> = unknown.iter().map(|block| format!("blk.{block}")).collect();
+        let blocks = blocks.join(", ");
+        Ok((count > 0).then(|| {
+            format!("no data for {count} of {rounded} matrices, which are rounded without: those of {blocks}")
+        }))
     }
 
     /// The model, for a method that has to run it.

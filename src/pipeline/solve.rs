@@ -65,11 +65,10 @@ impl Run<'_> {
             site_of_method.layers.iter_mut().zip(targets).for_each(|(layer, target)| layer.target = target);
         }
         let mut solution = self.rounding.method.quantize(&site_of_method, options)?;
-        if let (Some(scales), Some(channels)) = (&solution.scales, &site_of_method.channels) {
-            let absorber = self.absorber(site, tensors)?.and_then(|own| find(tensors, own.part, Kind::Weight));
-            let absorber = absorber.and_then(|t| pending.get(t.spec.gguf.as_str()));
-            let holds = |p: &Pending| p.rounded.can_scale_rows(&factors(channels, scales), &p.grid.freedom());
-            if !absorber.is_none_or(holds) {
+        if let (Some(scales), Some(absorber)) = (&solution.scales, self.absorber(site, tensors)?) {
+            let own = find(tensors, absorber.part, Kind::Weight).and_then(|t| pending.get(t.spec.gguf.as_str()));
+            let holds = |p: &Pending| p.rounded.can_scale_rows(&absorber.factors(scales), &p.grid.freedom());
+            if !own.is_none_or(holds) {
                 // As if nothing could be scaled.
                 site_of_method.channels = None;
                 solution = self.rounding.method.quantize(&site_of_method, options)?;
@@ -112,7 +111,7 @@ impl Run<'_> {
         tensors: &[Planned],
         pending: &HashMap<&str, Pending>,
     ) -> Result<Option<Vec<usize>>> {
-        let Some(Absorber { part, channels }) = self.absorber(site, tensors)? else { return Ok(None) };
+        let Some(Absorber { part, channels, .. }) = self.absorber(site, tensors)? else { return Ok(None) };
         let absorbs = |t: &Planned| match pending.get(t.spec.gguf.as_str()) {
             Some(pending) => pending.grid.freedom().supers == Supers::Half,
             None => !t.kind.is_quantized(),
@@ -138,10 +137,12 @@ impl Run<'_> {
         finished: &mut HashMap<&'t str, Finished>,
         pending: &mut HashMap<&'t str, Pending>,
     ) -> Result<()> {
-        let Some(Absorber { part, channels }) = self.absorber(site, tensors)? else { return Ok(()) };
-        let Some(rows) = find(tensors, part, Kind::Weight).map(|t| t.spec.shape[0]) else { return Ok(()) };
-        let mut factors = factors(&channels, scales);
-        factors.resize(rows, 1.0);
+        let Some(absorber) = self.absorber(site, tensors)? else { return Ok(()) };
+        let part = absorber.part;
+        let Some(own) = find(tensors, part, Kind::Weight) else { return Ok(()) };
+        let mut factors = absorber.factors(scales);
+        // Channels of a layer are its rows, those of a norm its numbers.
+        factors.resize(if own.spec.reads.is_some() { own.spec.shape[0] } else { own.spec.elements() }, 1.0);
         for kind in [Kind::Weight, Kind::Bias] {
             let Some(tensor) = find(tensors, part, kind) else { continue };
             if let Some(pending) = pending.get_mut(tensor.spec.gguf.as_str()) {
@@ -203,13 +204,6 @@ fn targets(
             originals.iter().map(target).collect()
         }
     }
-}
-
-/// By what each channel is multiplied, where each column is divided by its scale.
-fn factors(channels: &[usize], scales: &[f32]) -> Vec<f32> {
-    let mut factors = vec![1.0; channels.iter().max().map_or(0, |m| m + 1)];
-    channels.iter().zip(scales).for_each(|(&c, s)| factors[c] = 1.0 / s);
-    factors
 }
 
 /// Which block tensors are of.

@@ -74,7 +74,9 @@ impl Weights {
             Weights::Gguf(file) => {
                 let info = info(file, &spec.gguf)?;
                 let shape: Vec<usize> = info.dims.iter().rev().map(|&n| n as usize).collect();
-                if shape == spec.shape {
+                // Programs leave out the slowest dimensions where they are 1.
+                let plain = |shape: &[usize]| shape.iter().copied().skip_while(|&n| n == 1).collect::<Vec<_>>();
+                if plain(&shape) == plain(&spec.shape) {
                     return Ok(());
                 }
                 let (path, name, wanted) = (file.path.display(), &spec.gguf, &spec.shape);

@@ -1,11 +1,13 @@
 //! A checkpoint folder: its files mapped and checked, read one tensor at a time.
 //!
-//! The files are safetensors or what `torch.save` wrote, and weights may be packed by some other quantizer. Whoever asks for a
-//! weight by name gets its numbers and need not know.
+//! The files are safetensors or what `torch.save` wrote, in the layout of transformers or Mistral's own, and weights may be
+//! packed by some other quantizer. Whoever asks for a weight by name gets its numbers and need not know.
 
 pub mod awq;
+mod bytes;
 mod coded;
 pub mod compressed;
+mod files;
 pub mod gptq;
 mod header;
 mod mxfp4;
@@ -17,12 +19,14 @@ mod scaled;
 mod torch;
 pub mod words;
 
-use crate::error::{Context, Error, Result};
+use crate::error::{Error, Result};
+use crate::source::value::quoted;
 use coded::Coded;
 pub use coded::Lines;
+use files::{Files, shortened};
 use llmq_kernels::elementwise::first_non_finite;
 use packed::{PACKINGS, Packed, Parts};
-use place::{Place, Shard, is_float};
+use place::{Place, Shard, is_float, is_fp8};
 use quantization::Quantization;
 use safetensors::tensor::Dtype;
 use std::borrow::Cow;
@@ -39,6 +43,7 @@ pub struct Checkpoint {
     /// Weights that are made of several of the files' tensors, which are no tensors of the checkpoint then.
     packed: BTreeMap<String, Box<dyn Packed>>,
     quantization: Option<Quantization>,
+    notes: Vec<String>,
 }
 
 /// What is known about a tensor without reading it.
@@ -54,50 +59,41 @@ pub struct Info<'a> {
     pub bytes: usize,
 }
 
-const INDEX: &str = "model.safetensors.index.json";
-const SINGLE: &str = "model.safetensors";
-
-/// The files that may list the shards of a checkpoint, and that may hold all of it instead, the first choice first.
-const FILES: [(&str, &str); 2] = [(INDEX, SINGLE), ("pytorch_model.bin.index.json", "pytorch_model.bin")];
-
 impl Checkpoint {
     /// Maps `model.safetensors`, or the shards that `model.safetensors.index.json` lists, or the same of
-    /// `pytorch_model.bin`, and checks their headers.
+    /// `pytorch_model.bin` or Mistral's `consolidated.safetensors`, and checks their headers.
     ///
     /// # Errors
-    /// A missing shard, a truncated file, tensors that overlap or reach beyond the file, a name that occurs twice, an
-    /// index that names a tensor which is not there.
+    /// There are no weights, a missing shard, a truncated file, tensors that overlap or reach beyond the file.
     pub fn open(folder: &Path) -> Result<Checkpoint> {
-        let is_there = |name: &str| folder.join(name).is_file();
-        let found = FILES.into_iter().find(|(index, single)| is_there(index) || is_there(single));
-        let (index, single) = found.unwrap_or(FILES[0]);
-        let listed = if is_there(index) { read_index(&folder.join(index))? } else { BTreeMap::new() };
-        let mut names: Vec<&str> = listed.values().map(String::as_str).collect();
-        names.sort_unstable();
-        names.dedup();
-        if listed.is_empty() {
-            names.push(single);
-        }
-        let hint = match listed.is_empty() {
-            true => format!("a checkpoint folder holds {SINGLE}, or {INDEX} and its shards, or pytorch_model.bin"),
-            false => format!("{index} lists this shard; download it, too"),
-        };
+        let Files { names, listed, index, notes } = files::find(folder)?;
         let mut checkpoint = Checkpoint {
             folder: folder.into(),
             shards: Vec::new(),
             tensors: BTreeMap::new(),
             packed: BTreeMap::new(),
             quantization: Quantization::find(folder)?,
+            notes,
         };
+        let mut repeated = Vec::new();
         for name in &names {
-            checkpoint.add(Shard::open(&folder.join(name), hint.clone())?)?;
+            let shard = Shard::open(&folder.join(name), "see whether it may be read".into())?;
+            checkpoint.add(shard, &mut repeated)?;
         }
-        if let Some((tensor, file)) = listed.iter().find(|(tensor, _)| !checkpoint.tensors.contains_key(*tensor)) {
-            return Err(Error::new(format!(
-                "{} says that tensor '{tensor}' is in {file}, but it is not",
-                folder.join(index).display()
-            ))
-            .hint("download the checkpoint again: the index and the shards do not belong together"));
+        if !repeated.is_empty() {
+            let (count, which) = (repeated.len(), shortened(&repeated));
+            checkpoint.notes.push(format!(
+                "tensors in more than one file ({count}): those of the last file are read, as transformers does: {which}"
+            ));
+        }
+        let gone: Vec<String> = listed
+            .iter()
+            .filter(|(tensor, _)| !checkpoint.tensors.contains_key(*tensor))
+            .map(|(tensor, file)| format!("'{tensor}' in {file}"))
+            .collect();
+        if !gone.is_empty() {
+            let (count, which) = (gone.len(), shortened(&gone));
+            checkpoint.notes.push(format!("{index} lists tensors that are not there ({count}): {which}"));
         }
         checkpoint.find_packed()?;
         Ok(checkpoint)
@@ -106,7 +102,8 @@ impl Checkpoint {
     /// Puts packed weights in the place of the tensors that make them.
     fn find_packed(&mut self) -> Result<()> {
         let Checkpoint { shards, tensors, quantization, .. } = self;
-        let parts = Parts { shards, tensors, quantization: quantization.as_ref() };
+        let has_scales = scaled::are_there(tensors);
+        let parts = Parts { shards, tensors, quantization: quantization.as_ref(), has_scales };
         let mut found = Vec::new();
         for name in tensors.keys() {
             for packing in PACKINGS {
@@ -123,18 +120,25 @@ impl Checkpoint {
             }
             self.packed.insert(weight.name, weight.weight);
         }
+        let cast = self.tensors.iter().filter(|(name, place)| is_fp8(place.dtype) && scaled::is_weight(name));
+        let cast: Vec<&str> = cast.map(|(name, _)| name.as_str()).collect();
+        if !cast.is_empty() {
+            let (count, which) = (cast.len(), shortened(&cast));
+            self.notes.push(format!("FP8 tensors without scales ({count}) are read as plain numbers: {which}"));
+        }
         Ok(())
     }
 
-    fn add(&mut self, shard: Shard) -> Result<()> {
+    /// Adds the tensors of a file. `repeated`: those that an earlier file has, too.
+    fn add(&mut self, shard: Shard, repeated: &mut Vec<String>) -> Result<()> {
         let torch = shard.path.extension().is_some_and(|ending| ["bin", "pt", "pth"].iter().any(|own| ending == *own));
         let read = if torch { torch::tensors } else { header::tensors };
         for (name, place) in read(&shard, self.shards.len())? {
-            if let Some(other) = self.tensors.get(&name) {
-                let other = self.shards.get(other.shard).unwrap_or(&shard).path.display();
-                return Err(Error::new(format!("tensor '{name}' is in {} and in {other}", shard.path.display())));
+            if let Some(earlier) = self.tensors.insert(name.clone(), place) {
+                let file = |shard: &Shard| shard.path.file_name().unwrap_or_default().display().to_string();
+                let earlier = self.shards.get(earlier.shard).unwrap_or(&shard);
+                repeated.push(format!("'{name}' in {} and {}", file(earlier), file(&shard)));
             }
-            self.tensors.insert(name, place);
         }
         self.shards.push(shard);
         Ok(())
@@ -143,6 +147,11 @@ impl Checkpoint {
     /// The folder.
     pub fn folder(&self) -> &Path {
         &self.folder
+    }
+
+    /// What was read otherwise than the folder's files say, or passed over: a sentence each, for people.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     /// The files that are mapped.
@@ -192,20 +201,21 @@ impl Checkpoint {
 
     fn stored(&self, name: &str, shape: &[usize]) -> Result<Stored<'_>> {
         self.find(name, shape).map_err(|cause| {
-            match self.quantization.as_ref().filter(|own| !PACKINGS.iter().any(|packing| packing.reads(own))) {
-                Some(unread) => unread.refusal(&cause),
-                None => cause,
+            let unread = self.quantization.as_ref().filter(|own| !PACKINGS.iter().any(|packing| packing.reads(own)));
+            // A name counts more than what the tensors look like, and that more than a description without a name.
+            match (unread, quantization::recognized(name, &self.tensors)) {
+                (Some(unread), None) => unread.refusal(&cause),
+                (Some(unread), _) if unread.is_named() => unread.refusal(&cause),
+                (_, Some(method)) => quantization::refusal(&self.folder, method, &cause),
+                (None, None) => cause,
             }
         })
     }
 
     fn find(&self, name: &str, shape: &[usize]) -> Result<Stored<'_>> {
         let packed = self.packed.get(name).map(|weight| Stored::Packed(weight.as_ref()));
-        let stored = packed.or_else(|| self.tensors.get(name).map(Stored::Plain)).ok_or_else(|| {
-            Error::new(format!("{}: there is no tensor '{name}'", self.folder.display())).hint(format!(
-                "config.json asks for it, with shape {shape:?}; it may belong to another model, or a shard is missing"
-            ))
-        })?;
+        let stored = packed.or_else(|| self.tensors.get(name).map(Stored::Plain));
+        let stored = stored.ok_or_else(|| self.missing(name, shape))?;
         let path = self.path(stored).display();
         if stored.shape() != shape {
             return Err(Error::new(format!(
@@ -217,11 +227,38 @@ impl Checkpoint {
         match stored {
             Stored::Plain(place) if !is_float(place.dtype) => {
                 Err(Error::new(format!("{path}: tensor '{name}' is of type {:?}", place.dtype)).hint(
-                    "only F32, F16 and BF16 checkpoints can be quantized: start from the original, unquantized one",
+                    "only checkpoints of F64, F32, F16, BF16 and FP8 can be quantized: start from the original, \
+                     unquantized one",
                 ))
             }
             _ => Ok(stored),
         }
+    }
+
+    /// An error about a tensor that is not there, which shows the names that are most like its own.
+    fn missing(&self, name: &str, shape: &[usize]) -> Error {
+        const SHOWN: usize = 3;
+        // Wrappers put something in front of names, other layouts of the same model change their middle.
+        let likeness = |other: &str| {
+            let (wanted, found) = (name.as_bytes(), other.as_bytes());
+            let front = wanted.iter().zip(found).take_while(|(a, b)| a == b).count();
+            let back = wanted.iter().rev().zip(found.iter().rev()).take_while(|(a, b)| a == b).count();
+            (front + back).min(wanted.len())
+        };
+        let mut there: Vec<&str> = self.tensors.keys().chain(self.packed.keys()).map(String::as_str).collect();
+        there.sort_by_cached_key(|other| std::cmp::Reverse(likeness(other)));
+        let count = there.len();
+        let nearest: Vec<String> = there.into_iter().take(SHOWN).map(|name| quoted(name, 100)).collect();
+        let tied = if name.contains("lm_head") || name == "output.weight" {
+            "; a model without one has tie_word_embeddings: true in config.json"
+        } else {
+            ""
+        };
+        Error::new(format!("{}: there is no tensor '{name}'", self.folder.display())).hint(format!(
+            "config.json asks for it, with shape {shape:?}; of the {count} that are there, the nearest are {}: they may belong \
+             to another model, or a shard is missing{tied}",
+            nearest.join(", ")
+        ))
     }
 
     /// The file that a tensor is in, or the main part of a packed weight.
@@ -369,98 +406,5 @@ impl Grouped<'_> {
     }
 }
 
-fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
-    #[derive(serde::Deserialize)]
-    struct Index {
-        weight_map: BTreeMap<String, String>,
-    }
-    let text = std::fs::read_to_string(path).context(|| format!("cannot read {}", path.display()))?;
-    let index: Index = serde_json::from_str(&text)
-        .context(|| format!("{} is not a valid index ({{\"weight_map\": {{tensor: file}}}})", path.display()))?;
-    for (tensor, file) in &index.weight_map {
-        if Path::new(file).file_name().is_none_or(|name| name != file.as_str()) {
-            return Err(Error::new(format!(
-                "{}: tensor '{tensor}' is in '{file}', which is no file name",
-                path.display()
-            )));
-        }
-    }
-    if index.weight_map.is_empty() {
-        return Err(Error::new(format!("{} lists no tensors", path.display())));
-    }
-    Ok(index.weight_map)
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// A safetensors file from its header and data.
-    fn file(header: &str, data: usize) -> Vec<u8> {
-        let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
-        bytes.extend_from_slice(header.as_bytes());
-        bytes.extend(std::iter::repeat_n(0u8, data));
-        bytes
-    }
-
-    fn entry(name: &str, shape: usize, from: usize, to: usize) -> String {
-        format!(r#""{name}":{{"dtype":"F32","shape":[{shape}],"data_offsets":[{from},{to}]}}"#)
-    }
-
-    fn open(files: &[(&str, Vec<u8>)]) -> Result<Checkpoint> {
-        let folder = tempfile::tempdir().unwrap();
-        for (name, bytes) in files {
-            std::fs::write(folder.path().join(name), bytes).unwrap();
-        }
-        Checkpoint::open(folder.path())
-    }
-
-    fn complaint(files: &[(&str, Vec<u8>)]) -> String {
-        open(files).err().expect("an error").chain().join(": ")
-    }
-
-    #[test]
-    fn damaged_files_are_named_with_tensor_and_numbers() {
-        let two = |from: usize| format!("{{{},{}}}", entry("a", 2, 0, 8), entry("b", 2, from, from + 8));
-        for (bytes, wanted) in [
-            (vec![1, 2, 3], "it has 3 bytes"),
-            (file("{}", 0)[..9].to_vec(), "its header should take 2 bytes, but the file has only 9"),
-            (file(&two(8), 12), "tensor 'b' ends at byte 16 of the data, but only 12 bytes are there"),
-            (file(&two(4), 12), "tensor 'b' starts at byte 4 of the data, inside tensor 'a', which ends at 8"),
-            (file(&two(12), 20), "4 bytes between tensors 'a' and 'b' belong to none"),
-            (file(&two(8), 20), "4 bytes after the last tensor, 'b', belong to none"),
-            (file("{nonsense", 0), "not a valid safetensors file"),
-        ] {
-            let message = complaint(&[("model.safetensors", bytes)]);
-            assert!(message.contains(wanted) && message.contains("model.safetensors"), "{message}");
-        }
-    }
-
-    #[test]
-    fn shards_that_are_missing_or_lack_a_tensor_are_named() {
-        let index = |file: &str| format!(r#"{{"weight_map":{{"a":"one.safetensors","b":"{file}"}}}}"#).into_bytes();
-        let one = file(&format!("{{{}}}", entry("a", 1, 0, 4)), 4);
-        let message = complaint(&[(INDEX, index("two.safetensors")), ("one.safetensors", one.clone())]);
-        assert!(message.contains("two.safetensors"), "{message}");
-        let message = complaint(&[(INDEX, index("one.safetensors")), ("one.safetensors", one.clone())]);
-        assert!(message.contains("tensor 'b' is in one.safetensors, but it is not"), "{message}");
-        let message = complaint(&[(INDEX, index("../two.safetensors")), ("one.safetensors", one)]);
-        assert!(message.contains("no file name"), "{message}");
-        assert!(complaint(&[]).contains("model.safetensors"));
-    }
-
-    #[test]
-    fn tensors_are_read_and_checked() {
-        let mut bytes = file(&format!("{{{}}}", entry("a", 2, 0, 8)), 0);
-        bytes.extend_from_slice(&1.5f32.to_le_bytes());
-        bytes.extend_from_slice(&f32::NAN.to_le_bytes());
-        let folder = tempfile::tempdir().unwrap();
-        std::fs::write(folder.path().join(SINGLE), &bytes).unwrap();
-        let checkpoint = Checkpoint::open(folder.path()).unwrap();
-        let message = checkpoint.read("a", &[2]).unwrap_err().to_string();
-        assert!(message.contains("tensor 'a' holds NaN at element 1 of 2"), "{message}");
-        let message = checkpoint.read("a", &[1, 2]).unwrap_err().to_string();
-        assert!(message.contains("shape [2], but config.json makes it [1, 2]"), "{message}");
-        assert!(checkpoint.read("b", &[2]).unwrap_err().to_string().contains("no tensor 'b'"));
-    }
-}
+mod tests;

@@ -1,6 +1,7 @@
 //! `config.json`, read with errors that name the key.
 
-use crate::error::{Context, Error, Result};
+use super::{folder, json, mistral};
+use crate::error::{Error, Result};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
@@ -14,17 +15,32 @@ pub struct Config {
 }
 
 impl Config {
-    /// Reads a file.
+    /// Reads a file. Of a folder in Mistral's own layout, `config.json` is what its `params.json` amounts to.
     ///
     /// # Errors
-    /// A missing file, or one that is no JSON object.
+    /// A missing file, or one that is no JSON object; parameters of Mistral's that are not supported.
     pub fn open(path: &Path) -> Result<Config> {
-        let text = std::fs::read_to_string(path).context(|| format!("cannot read {}", path.display()))?;
-        let json: Value = serde_json::from_str(&text).context(|| format!("{} is not valid JSON", path.display()))?;
+        let folder = path.parent().unwrap_or(Path::new(""));
+        if path.file_name().is_some_and(|name| name == "config.json") {
+            if mistral::is_native(folder) {
+                return mistral::config(folder);
+            }
+            if let Some(other) = Some(folder).filter(|_| !path.exists()).and_then(folder::recognized) {
+                return Err(other);
+            }
+        }
+        Config::of(path.into(), json::read(path)?)
+    }
+
+    /// What stands in a file.
+    ///
+    /// # Errors
+    /// No object.
+    pub(super) fn of(path: PathBuf, json: Value) -> Result<Config> {
         if !json.is_object() {
             return Err(Error::new(format!("{} is not a JSON object", path.display())));
         }
-        Ok(Config { path: path.into(), within: String::new(), json })
+        Ok(Config { path, within: String::new(), json })
     }
 
     /// The file.
@@ -106,7 +122,7 @@ impl Config {
     pub fn maybe_positive(&self, key: &str) -> Result<Option<f64>> {
         match self.get(key) {
             None => Ok(None),
-            Some(v) => match v.as_f64() {
+            Some(v) => match json::number(v) {
                 Some(x) if x.is_finite() && x > 0.0 => Ok(Some(x)),
                 _ => Err(self.wrong(key, v, "a number above zero")),
             },
@@ -159,7 +175,7 @@ impl Config {
     /// Missing, or something else.
     pub fn numbers(&self, key: &str, count: usize) -> Result<Vec<f32>> {
         let found = self.get(key).ok_or_else(|| self.missing(key))?;
-        let list = found.as_array().map(|list| list.iter().filter_map(Value::as_f64).map(|x| x as f32).collect());
+        let list = found.as_array().map(|list| list.iter().filter_map(json::number).map(|x| x as f32).collect());
         match list {
             Some(list) if Vec::len(&list) == count && list.iter().all(|x: &f32| x.is_finite()) => Ok(list),
             _ => Err(self.wrong(key, found, &format!("a list of {count} numbers"))),
@@ -178,5 +194,36 @@ impl Config {
 
     fn wrong(&self, key: &str, found: &Value, wanted: &str) -> Error {
         Error::new(format!("{}: '{}{key}' is {found}, not {wanted}", self.path.display(), self.within))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pythons_infinity_is_a_number_that_most_keys_cannot_be() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config.json");
+        let open = |text: &str| {
+            std::fs::write(&path, text).unwrap();
+            Config::open(&path)
+        };
+        let config = open(r#"{"hidden_size": 8, "limit": [0.0, Infinity], "eps": NaN, "sizes": [1, 2]}"#).unwrap();
+        assert_eq!((config.size("hidden_size").unwrap(), config.numbers("sizes", 2).unwrap()), (8, vec![1.0, 2.0]));
+        let message = config.numbers("limit", 2).unwrap_err().to_string();
+        assert!(message.contains("'limit'") && message.contains("Infinity"), "{message}");
+        assert!(config.positive("eps").unwrap_err().to_string().contains("'eps'"));
+        assert!(open("[]").unwrap_err().to_string().contains("not a JSON object"));
+    }
+
+    #[test]
+    fn a_folder_without_a_configuration_says_what_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("adapter_config.json"), "{}").unwrap();
+        let open = || Config::open(&folder.path().join("config.json"));
+        assert!(open().unwrap_err().to_string().contains("adapter"));
+        std::fs::write(folder.path().join("config.json"), "{}").unwrap();
+        assert!(open().is_ok());
     }
 }

@@ -14,8 +14,8 @@ use memmap2::Mmap;
 use self::parser::{Parser, damaged, shown};
 use self::split::Split;
 pub use self::split::{SPLIT_COUNT, SPLIT_NO, SPLIT_TENSORS, keys as split_keys, shard_name};
-use super::pages;
 use super::value::{Metadata, Value, get};
+use super::{lfs, pages};
 use crate::error::{Context, Error, Result};
 
 /// The first four bytes of every GGUF file.
@@ -207,9 +207,21 @@ fn open_one(path: &Path, layout: &dyn Fn(u32) -> Option<TypeLayout>) -> Result<(
     // SAFETY: the map is read-only and every byte pattern is a valid u8. Another program could still shorten or
     // rewrite the file meanwhile; that is outside what any reader of mapped files can prevent.
     let map = unsafe { Mmap::map(&file) }.context(what)?;
-    let parsed = parse(&map, layout).context(|| format!("cannot read {} as GGUF", path.display()))?;
+    lfs::refuse_pointer(path, &map)?;
+    let parsed = parse(&map, layout).map_err(|cause| match of_checkpoint(path).filter(|_| !map.starts_with(&MAGIC)) {
+        Some(folder) => cause.hint(format!("of a checkpoint, give the folder that it is in: {}", folder.display())),
+        None => cause,
+    });
+    let parsed = parsed.context(|| format!("cannot read {} as GGUF", path.display()))?;
     let shard = Shard { path: path.to_owned(), map, data_start: parsed.data_start };
     Ok((parsed, shard))
+}
+
+/// The folder of a file that is part of a checkpoint by its name.
+fn of_checkpoint(path: &Path) -> Option<&Path> {
+    let ending = path.extension()?.to_str()?.to_lowercase();
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    ["safetensors", "bin", "pt", "pth", "json"].contains(&ending.as_str()).then_some(folder)
 }
 
 /// What tensor data is aligned to by a file with this metadata, in bytes.
@@ -409,6 +421,17 @@ mod tests {
         assert!(errors(b"GGUF\x01\0\0\0").contains("version 1"));
         assert!(errors(b"GGUF\x04\0\0\0").contains("version 4"));
         assert!(errors(b"GGUF\0\0\0\x03").contains("big-endian"));
+        // A file of a checkpoint belongs to a folder, and any other may be the wrong one.
+        let folder = tempfile::tempdir().unwrap();
+        let hint = |name: &str, bytes: &[u8]| {
+            let path = folder.path().join(name);
+            fs::write(&path, bytes).unwrap();
+            Gguf::open(&path, layout).unwrap_err().hint_text().unwrap().to_owned()
+        };
+        let own = folder.path().display().to_string();
+        assert!(hint("model.safetensors", b"{}").contains(&format!("give the folder that it is in: {own}")));
+        assert!(hint("a.gguf", b"{}").contains("a .gguf file"));
+        assert!(!hint("a.bin", b"GGUF\x01\0\0\0").contains("folder"));
     }
 
     #[test]

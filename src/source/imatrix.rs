@@ -54,6 +54,31 @@ impl Entry {
 }
 
 impl Imatrix {
+    /// What is known of a tensor's inputs; none where there is nothing under its name. `shape`: `[rows, columns]` of a matrix,
+    /// `[matrices, rows, columns]` of a stack of them.
+    ///
+    /// # Errors
+    /// An entry of another shape.
+    pub fn entry(&self, name: &str, shape: &[usize]) -> Result<Option<&Entry>> {
+        let Some(entry) = self.entries.get(name) else { return Ok(None) };
+        let (matrices, columns) = (entry.counts.len(), entry.sums.len() / entry.counts.len());
+        let stacked = if shape.len() > 2 { shape[0] } else { 1 };
+        if shape.last() != Some(&columns) || ![1, stacked].contains(&matrices) {
+            return Err(Error::new(format!(
+                "it has {columns} columns of {matrices} matrices for '{name}', whose shape is {shape:?}"
+            ))
+            .hint("it was made from another model"));
+        }
+        Ok(Some(entry))
+    }
+
+    /// The error of an importance matrix that has nothing for any tensor of a model.
+    pub fn foreign(&self) -> Error {
+        let n = self.entries.len();
+        Error::new(format!("none of its {n} entries has the name of a tensor of this model"))
+            .hint("`llmq inspect` shows both names; it was probably made from another architecture")
+    }
+
     /// Reads either format.
     ///
     /// # Errors
@@ -68,22 +93,27 @@ impl Imatrix {
         }
         let imatrix = if start == MAGIC { from_gguf(path) } else { from_list(&std::fs::read(path).context(what)?) };
         let imatrix = imatrix.context(what)?;
-        for (name, entry) in &imatrix.entries {
-            for x in entry.sums.iter().chain(&entry.counts) {
-                if !(x.is_finite() && *x >= 0.0) {
-                    return Err(Error::new(format!("the entry of '{name}' holds {x}"))
-                        .hint("the model overflowed while it was measured: make the importance matrix again"))
-                    .context(what);
-                }
-            }
-        }
+        imatrix.check().context(what)?;
         Ok(imatrix)
+    }
+
+    /// Refuses NaN, infinity and negative numbers.
+    fn check(&self) -> Result<()> {
+        let all = self
+            .entries
+            .iter()
+            .flat_map(|(name, entry)| entry.sums.iter().chain(&entry.counts).map(move |x| (name, x)));
+        match all.into_iter().find(|(_, x)| !(x.is_finite() && **x >= 0.0)) {
+            None => Ok(()),
+            Some((name, x)) => Err(Error::new(format!("the entry of '{name}' holds {x}"))
+                .hint("the model overflowed while it was measured: make the importance matrix again")),
+        }
     }
 
     /// Adds what another one saw.
     ///
     /// # Errors
-    /// A weight has another shape there.
+    /// A weight has another shape there, or a sum is too large.
     pub fn merge(&mut self, mut other: Imatrix) -> Result<()> {
         // The older format counts windows where the newer one counts tokens: the other's windows are taken to be as long.
         match (self.chunk_size, other.chunk_size) {
@@ -111,9 +141,9 @@ impl Imatrix {
                 self.datasets.push(dataset);
             }
         }
-        self.chunks += other.chunks;
+        self.chunks = self.chunks.saturating_add(other.chunks);
         self.chunk_size = self.chunk_size.max(other.chunk_size);
-        Ok(())
+        self.check()
     }
 
     fn scale(&mut self, by: u32) {
@@ -254,6 +284,11 @@ mod tests {
         assert_eq!(sum.entries["w"].means(0), Some(vec![0.5, 2.0]));
         assert_eq!((sum.chunks, sum.datasets.len()), (4, 1));
         assert!(sum.merge(one(&[1.0])).unwrap_err().to_string().contains("1 x 2"));
+        sum.chunks = u32::MAX;
+        sum.merge(one(&[0.0, 0.0])).unwrap();
+        assert_eq!(sum.chunks, u32::MAX);
+        sum.merge(one(&[f32::MAX, 0.0])).unwrap();
+        assert!(sum.merge(one(&[f32::MAX, 0.0])).unwrap_err().to_string().contains("'w' holds inf"));
     }
 
     #[test]

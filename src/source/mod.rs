@@ -2,9 +2,14 @@
 
 pub mod checkpoint;
 pub mod config;
+mod folder;
 pub mod gguf;
 pub mod hub;
 pub mod imatrix;
+pub mod json;
+pub mod lfs;
+pub mod links;
+pub mod mistral;
 pub mod pages;
 pub mod pre_tokenizer;
 pub mod tokenizer;

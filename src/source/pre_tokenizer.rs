@@ -14,7 +14,10 @@ use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{PreTokenizerWrapper, SplitDelimiterBehavior};
 
 use crate::error::{Context, Error, Result};
+use crate::source::value::shortened;
 use table::{DIGIT, DIGIT_RUN, GPT2, PUNCTUATION, PUNCTUATION_RUN, SPELLINGS, TABLE};
+
+pub(super) use table::QWEN2;
 
 /// One step of a pre-tokenizer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +41,11 @@ pub struct PreTokenizer {
     pub ignore_merges: bool,
     /// Whether text starts with BOS when the file does not say.
     pub add_bos: bool,
+    /// Spaces become U+2581 first.
+    pub escape_spaces: bool,
+    /// What llama.cpp does for Gemma 4 alone: a run of line ends that is a token is not merged, and BOS starts every text,
+    /// whatever the file says.
+    pub gemma4: bool,
     /// The steps, in order.
     pub steps: &'static [Step],
     /// Where llama.cpp does something else for this name.
@@ -62,13 +70,23 @@ pub fn derive(tokenizer: &Value) -> Result<&'static str> {
     collect(&tokenizer["pre_tokenizer"], &mut found);
     TABLE
         .iter()
-        .filter(|row| !row.young && row.steps.iter().map(Step::describe).eq(found.iter().cloned()))
+        .filter(|row| !row.young && !row.is_raw() && row.steps.iter().map(Step::describe).eq(found.iter().cloned()))
         .min_by_key(|row| (row.ignore_merges != ignore_merges, row.nfc != nfc))
         .and_then(|row| row.names.first().copied())
         .ok_or_else(|| {
             let found = if found.is_empty() { "no pre-tokenizer".into() } else { found.join(", then ") };
-            Error::new(format!("llama.cpp has no name for this pre-tokenizer: {found}")).hint(advice())
+            Error::new(format!("llama.cpp has no name for this pre-tokenizer: {}", shortened(&found))).hint(advice())
         })
+}
+
+/// The error for a file's pre-tokenizer that is not in the table.
+pub(super) fn unknown(name: &str) -> Error {
+    // llama.cpp would take "default" for none, which hardly any model was trained with.
+    let what = match name {
+        "" => "no pre-tokenizer is named (tokenizer.ggml.pre)".into(),
+        name => format!("the pre-tokenizer {} (tokenizer.ggml.pre) is not known", shortened(&format!("`{name}`"))),
+    };
+    Error::new(what).hint(advice())
 }
 
 /// What to do when a pre-tokenizer cannot be derived.
@@ -78,6 +96,12 @@ pub fn advice() -> String {
 }
 
 impl PreTokenizer {
+    /// Whether merges see the characters of the text instead of its bytes. `tokenizer.json` does not tell such a
+    /// pre-tokenizer from SentencePiece's kind, so it is not derived.
+    pub fn is_raw(&self) -> bool {
+        !self.steps.contains(&Step::Bytes)
+    }
+
     /// The same as a part of a Hugging Face tokenizer.
     pub fn build(&self) -> Result<PreTokenizerWrapper> {
         let build = |step: &Step| match step {
@@ -161,8 +185,11 @@ fn normalises(normalizer: &Value) -> Result<bool> {
             parts.map(normalises).try_fold(false, |any, one| Ok(any | one?))
         }
         None if normalizer.is_null() => Ok(false),
-        _ => Err(Error::new(format!("llama.cpp does not apply this normalizer to byte-level BPE: {normalizer}"))
-            .hint(advice())),
+        _ => {
+            let normalizer = shortened(&normalizer.to_string());
+            Err(Error::new(format!("llama.cpp does not apply this normalizer to byte-level BPE: {normalizer}"))
+                .hint(advice()))
+        }
     }
 }
 
@@ -193,7 +220,7 @@ mod tests {
 
     #[test]
     fn every_row_is_found_again_under_its_first_name() {
-        for row in TABLE.iter().filter(|row| !row.young) {
+        for row in TABLE.iter().filter(|row| !row.young && !row.is_raw()) {
             let steps: Vec<_> = row
                 .steps
                 .iter()

@@ -221,6 +221,13 @@ pub(crate) fn quoted(text: &str, limit: usize) -> String {
     }
 }
 
+/// The start of `text` in one line, for what would be hard to read with quotes in quotes.
+pub(crate) fn shortened(text: &str) -> String {
+    const LIMIT: usize = 300;
+    let start: String = text.chars().take(LIMIT).map(|c| if c.is_control() { ' ' } else { c }).collect();
+    if start.len() < text.len() { format!("{start}… ({} bytes)", text.len()) } else { start }
+}
+
 /// Short enough for one line of `inspect`: long strings and arrays show their start and their length.
 impl fmt::Display for Value {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -21,7 +21,8 @@ import sys
 from pathlib import Path
 
 import sentencepiece
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from sentencepiece import sentencepiece_model_pb2
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 ROOT = Path(__file__).resolve().parents[2]
 STRINGS = 500
@@ -122,14 +123,16 @@ def byte_level(folder):
     return tokenizer
 
 
-def sentencepiece_model(folder, algorithm, prefix, user_defined):
+def sentencepiece_model(folder, algorithm, prefix, user_defined, **changes):
     """Trains FOLDER/tokenizer.model and returns it."""
     folder.mkdir()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(line for line in corpus() if line.strip()), model_prefix=str(folder / "tokenizer"),
+    options = dict(
         model_type=algorithm, vocab_size=SPM_SIZE, hard_vocab_limit=False, character_coverage=0.999, byte_fallback=True,
         split_digits=True, normalization_rule_name="identity", remove_extra_whitespaces=False, add_dummy_prefix=prefix,
         allow_whitespace_only_pieces=True, user_defined_symbols=user_defined, num_threads=1, minloglevel=2)
+    lines = iter(line for line in corpus() if line.strip())
+    model = str(folder / "tokenizer")
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=lines, model_prefix=model, **options | changes)
     (folder / "tokenizer.vocab").unlink()
     return sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
 
@@ -215,6 +218,49 @@ def trained(folder):
     return tokenizer
 
 
+def gemma4(folder):
+    """BPE with byte fallback on whole texts, as Gemma 4 has it: the ends of lines are tokens, and no token has more besides."""
+    folder.mkdir()
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    lines = pre_tokenizers.Split(Regex("\n+"), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([lines, pre_tokenizers.Metaspace(prepend_scheme="never", split=True)])
+    tokens = ["<pad>", "<eos>", "<bos>", "<unk>"] + [f"<0x{byte:02X}>" for byte in range(256)]
+    trainer = trainers.BpeTrainer(vocab_size=SPM_SIZE, special_tokens=tokens, limit_alphabet=150, show_progress=False)
+    tokenizer.train_from_iterator(corpus() + ["\n" * n for n in range(1, 9)] * 40, trainer)
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    path = folder / "tokenizer.json"
+    tokenizer.save(str(path))
+    content = json.loads(path.read_text())
+    content["added_tokens"] = [token for token in content["added_tokens"] if not token["content"].startswith("<0x")]
+    path.write_text(json.dumps(content))
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.add_special_tokens([AddedToken(text, normalized=False) for text in CONTROL + ["<|tool_call>", "<tool_call|>"]])
+    tokenizer.add_tokens([AddedToken(text, normalized=False) for text in USER_DEFINED])
+    tokenizer.save(str(path))
+    (folder / "tokenizer_config.json").write_text(json.dumps(dict(bos_token="<bos>", eos_token="<eos>")))
+    return tokenizer
+
+
+def unigram(folder, model):
+    """The tokenizer.json that transformers makes of a Unigram model, alone."""
+    folder.mkdir()
+    proto = sentencepiece_model_pb2.ModelProto.FromString(model.serialized_model_proto())
+    pieces = [(piece.piece, piece.score) for piece in proto.pieces]
+    tokenizer = Tokenizer(models.Unigram(pieces, proto.trainer_spec.unk_id, byte_fallback=False))
+    table = normalizers.Precompiled(proto.normalizer_spec.precompiled_charsmap)
+    tokenizer.normalizer = normalizers.Sequence([table, normalizers.Strip(False, True), normalizers.Replace(Regex(" {2,}"), "▁")])
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=True)
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme="always")
+    tokenizer.add_special_tokens([AddedToken(text, normalized=False) for text in ["<unk>", "<s>", "</s>"] + CONTROL])
+    tokenizer.add_tokens([AddedToken(text, normalized=False) for text in USER_DEFINED])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    names = dict(unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+    (folder / "tokenizer_config.json").write_text(json.dumps(names))
+    return tokenizer
+
+
 def main(folder):
     texts = strings(random.Random(SEED))
     tokens, sizes = {}, {}
@@ -246,6 +292,11 @@ def main(folder):
     note("json_metaspace", converted(folder / "json_metaspace", llama, None, pre_tokenizers.Metaspace(prepend_scheme="first", split=False)))
     note("json_gemma", converted(folder / "json_gemma", gemma, replace, split))
     note("json_trained", trained(folder / "json_trained"))
+    for name in ["gemma4", "sarvam-moe"]:
+        note(name, gemma4(folder / name))
+    changes = dict(normalization_rule_name="nmt_nfkc", remove_extra_whitespaces=True, byte_fallback=False)
+    likely = sentencepiece_model(folder / "nfkc", "unigram", True, [], **changes)
+    note("json_unigram", unigram(folder / "json_unigram", likely))
     (folder / "expected.json").write_text(json.dumps(dict(texts=texts, tokens=tokens, sizes=sizes)))
 
 

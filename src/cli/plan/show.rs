@@ -1,8 +1,8 @@
 //! How a plan is shown.
 
 use super::{Forecast, Report};
+use crate::cli::fallbacks;
 use crate::cli::output::{self, bytes, time};
-use crate::cli::quantize::fallback;
 use crate::pipeline::forecast::remedy::Remedy;
 use crate::pipeline::forecast::sizes::{Size, source_type};
 use crate::pipeline::plan::{Planned, size_label};
@@ -29,9 +29,7 @@ impl Report<'_> {
         let source = source_type(self.plan);
         output::line(format!("{}, {weights} weights in {source}, {blocks} blocks", self.architecture()));
         self.table();
-        for tensor in self.fallbacks() {
-            output::line(fallback(tensor).trim_start_matches("note: "));
-        }
+        fallbacks::planned(self.plan.tensors.iter()).iter().for_each(output::line);
         self.plan.notes.iter().for_each(output::line);
         let windows = self.windows.map_or(String::new(), |(n, length)| format!(", {n} windows of {length} tokens"));
         let chosen = self.sizes[self.chosen].mix.name;

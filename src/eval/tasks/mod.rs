@@ -180,10 +180,10 @@ fn say_some(subject: &Subject, chosen: &[&Continuation], longest: usize, done: &
     Ok(said.collect())
 }
 
-/// The tokens of a text behind BOS, if there is one.
+/// The tokens of a text behind BOS, if there is one. As in llama-perplexity, the text of special tokens is plain text.
 fn tokens(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
     let mut tokens: Vec<u32> = tokenizer.bos().into_iter().collect();
-    tokens.extend(tokenizer.encode(text)?);
+    tokens.extend(tokenizer.encode_plain(text)?);
     Ok(tokens)
 }
 

@@ -120,6 +120,9 @@ fn output_and_tied_embedding_get_six_bits_or_more_and_norms_stay_as_they_are() {
     assert!(recipe.choose("blk.0.attn_q.bias", &[512], &facts()).is_none());
     assert_eq!(kind(&mut plain("F16"), false, "output"), "F16");
     assert_eq!(kind(&mut plain("Q8_0"), false, "output"), "Q8_0");
+    assert_eq!(kind(&mut recipe, true, "blk.0.ssm_alpha"), "Q8_0");
+    assert_eq!(kind(&mut recipe, true, "blk.0.ssm_out"), "Q4_0");
+    assert_eq!(kind(&mut recipe, true, "blk.0.ssm_conv1d"), "as it is");
     let wishes = Wishes { pure: true, ..Wishes::default() };
     let mut pure = Recipe::new(named("Q4_K_M").unwrap(), wishes).unwrap();
     assert_eq!(kind(&mut pure, true, "token_embd"), "Q4_K");

@@ -2,7 +2,7 @@
 
 use super::companions::{CONFIG, modules};
 use super::layers::Role;
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, Result};
 use crate::source::checkpoint::Checkpoint;
 use crate::source::config::Config;
 use crate::source::value::{Metadata, Value};
@@ -12,7 +12,7 @@ use std::path::Path;
 /// What distinguishes a family: how its configuration and its tensors are called.
 struct Family {
     model_type: &'static str,
-    /// What may stand in front of all names.
+    /// What stands in front of all names where a head was saved with the encoder.
     prefix: &'static str,
     hidden: &'static str,
     blocks: &'static str,
@@ -162,9 +162,8 @@ impl Bert {
         let types = if found == "distilbert" { 0 } else { config.maybe_size("type_vocab_size")?.unwrap_or(2) };
         let epsilon = config.maybe_positive("layer_norm_eps")?.unwrap_or(family.epsilon);
 
-        let mut list = List { checkpoint, prefix: family.prefix, tensors: Vec::new() };
-        let embedding = "embeddings.word_embeddings.weight";
-        list.push(embedding, "token_embd.weight", vec![rows, hidden], 0, Role::Embedding, true)?;
+        let mut list = List { checkpoint, prefix: prefix(checkpoint, family)?, tensors: Vec::new() };
+        list.push(EMBEDDING, "token_embd.weight", vec![rows, hidden], 0, Role::Embedding, true)?;
         list.norm("embeddings.LayerNorm", "token_embd_norm", hidden)?;
         // llama.cpp adds rows of these two as they are, in single precision.
         let position = "embeddings.position_embeddings.weight";
@@ -259,10 +258,32 @@ impl Family {
     }
 }
 
+/// The tensor that every encoder has, and has once.
+const EMBEDDING: &str = "embeddings.word_embeddings.weight";
+
+/// What stands in front of all names: the family's own prefix, nothing, or what a model that holds an encoder calls it, as
+/// sentence-transformers' `auto_model.` and `0.auto_model.`.
+fn prefix(checkpoint: &Checkpoint, family: &Family) -> Result<String> {
+    let found = checkpoint.tensors().filter_map(|tensor| tensor.name.strip_suffix(EMBEDDING));
+    let found: Vec<&str> = found.filter(|prefix| prefix.is_empty() || prefix.ends_with('.')).collect();
+    match (found[..].iter().find(|prefix| [family.prefix, ""].contains(*prefix)), &found[..]) {
+        (Some(usual), _) => Ok((*usual).to_owned()),
+        (None, []) => Ok(String::new()),
+        (None, [only]) => Ok((*only).to_owned()),
+        (None, several) => Err(Error::new(format!(
+            "{} holds {} encoders: the names of their tensors begin with {}",
+            checkpoint.folder().display(),
+            several.len(),
+            several.join(", ")
+        ))
+        .hint("save the one that is wanted in a folder of its own")),
+    }
+}
+
 /// The tensors found so far.
 struct List<'a> {
     checkpoint: &'a Checkpoint,
-    prefix: &'static str,
+    prefix: String,
     tensors: Vec<Tensor>,
 }
 

@@ -1,6 +1,7 @@
 //! The files of a checkpoint folder that hold no weights: tokenizer, preprocessing, pooling.
 
 use crate::error::{Context, Result};
+use crate::source::links::stays_inside;
 use serde_json::Value;
 use std::fs;
 use std::path::{Component, Path, PathBuf};
@@ -28,7 +29,7 @@ const WEIGHTS: &[&str] = &[
 /// folders in which sentence-transformers keeps what follows the model (pooling, for example).
 ///
 /// # Errors
-/// A folder or modules.json that cannot be read.
+/// A folder or modules.json that cannot be read, or a link out of the folder.
 pub fn of(folder: &Path) -> Result<Vec<(PathBuf, String)>> {
     let mut others = Vec::new();
     for path in files(folder)? {
@@ -44,6 +45,7 @@ pub fn of(folder: &Path) -> Result<Vec<(PathBuf, String)>> {
             others.push((path, format!("{module}/{name}")));
         }
     }
+    others.iter().try_for_each(|(path, _)| stays_inside(folder, path))?;
     Ok(others)
 }
 

@@ -6,6 +6,7 @@
 pub mod external;
 pub mod mapped;
 mod message;
+mod weight;
 
 use super::proto::{ModelProto, OperatorSetIdProto};
 use super::visit::each_tensor;
@@ -43,7 +44,8 @@ impl OnnxFile {
     /// Opens an ONNX file.
     ///
     /// # Errors
-    /// It cannot be read, is no ONNX model, has versions that are not supported, or lacks values that should lie beside it.
+    /// It cannot be read, is no ONNX model or a monstrous one, has versions that are not supported, or lacks values that should lie
+    /// beside it.
     pub fn open(path: &Path) -> Result<Self> {
         let what = || format!("cannot read {}", path.display());
         if path.is_dir() {
@@ -53,6 +55,15 @@ impl OnnxFile {
         }
         let bytes = mapped::map(path).context(what)?;
         let mut size = bytes.len() as u64;
+        let weight = weight::of(&bytes);
+        if weight > weight::MOST {
+            let most = weight::MOST;
+            return Err(Error::new(format!(
+                "its nodes, attributes and tensors take {weight} bytes of memory, and {most} are the most"
+            ))
+            .hint("no real graph is so large: the file is damaged, or was made to fill the memory"))
+            .context(what);
+        }
         let mut model = ModelProto::decode(bytes.clone())
             .map_err(|cause| Error::new("it is truncated, or not an ONNX model").because(cause))
             .and_then(check)

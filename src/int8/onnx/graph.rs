@@ -7,6 +7,10 @@ use super::shape::{self, Dim};
 use crate::error::{Error, Result};
 use std::collections::{BTreeMap, HashMap, HashSet};
 
+/// How many nodes that do nothing are looked through, one behind the other: exporters write one or two. A hostile file could have
+/// millions, to be walked from each of them.
+const MOST_IDENTITIES: usize = 64;
+
 /// The main graph of a model, with who makes and who reads each value. Nodes keep their numbers while they are edited: edits are
 /// collected and take effect in [`Graph::finish`].
 #[derive(Debug)]
@@ -113,16 +117,19 @@ impl Graph {
     }
 
     /// The tensor behind a value that never changes: an initializer that no input can replace, or what a `Constant` node gives, also
-    /// through `Identity`.
+    /// through up to [`MOST_IDENTITIES`] of `Identity`.
     pub fn constant(&self, value: &str) -> Option<&TensorProto> {
+        self.constant_behind(value, MOST_IDENTITIES)
+    }
+
+    fn constant_behind(&self, value: &str, identities: usize) -> Option<&TensorProto> {
         if let Some(&at) = self.initializers.get(value) {
             return Some(&self.proto.initializer[at]);
         }
         let node = &self.proto.node[self.producer(value)?];
         match node.op_type() {
             "Constant" if node.is("Constant") => node.attribute("value")?.t.as_ref(),
-            // Nodes are in order, so this ends.
-            "Identity" if node.is("Identity") => self.constant(node.input_at(0)?),
+            "Identity" if node.is("Identity") => self.constant_behind(node.input_at(0)?, identities.checked_sub(1)?),
             _ => None,
         }
     }

@@ -128,6 +128,23 @@ fn an_open_dimension_has_one_size_for_all_inputs() {
 }
 
 #[test]
+fn samples_that_headers_claim_without_numbers_are_not_counted() {
+    let dir = TempDir::new().unwrap();
+    let paths = ["a.npz", "b.npz", "c.npz"].map(|name| dir.path().join(name));
+    let graph = || vec![Wanted { name: "x".into(), float: false, shape: None }];
+    npz(&paths[0], &[("x", npy(&[1 << 60, 0], "|u1", &[]))]);
+    let message = message(&paths[..1], graph());
+    assert!(message.contains("no numbers for the 1152921504606846976 samples"), "{message}");
+    // A cache that is still empty, beside something that is not.
+    let two = vec![graph().remove(0), Wanted { name: "cache".into(), float: true, shape: None }];
+    npz(&paths[0], &[("x", npy(&[2, 1], "|u1", &[3, 4])), ("cache", npy(&[2, 0, 4], "<f4", &[]))]);
+    assert_eq!(read(&paths[..1], two).unwrap().len(), 2);
+    paths.iter().for_each(|path| npz(path, &[("x", npy(&[1 << 63], "|u1", &[1]))]));
+    let samples = Samples::open(&paths, graph()).unwrap();
+    assert_eq!((samples.len(), samples.iter().nth(1).unwrap().is_err()), (usize::MAX, true));
+}
+
+#[test]
 fn compressed_arrays_are_read_as_streams() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("c.npz");

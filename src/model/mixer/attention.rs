@@ -2,7 +2,7 @@
 
 use super::{At, Cost, Mix};
 use crate::error::Result;
-use crate::model::block::Layers;
+use crate::model::layers::Layers;
 use crate::model::half::Norm;
 use crate::model::ops;
 use crate::model::part::{Absorber, BlockTensor, Part, Reads, RowOrder};
@@ -52,6 +52,8 @@ pub struct Attention {
     pub o_bias: bool,
     /// Norms of queries and keys.
     pub head_norms: HeadNorms,
+    /// What the gain of queries is, where checkpoints have none and GGUF has one.
+    pub made_up_gain: Option<f32>,
     /// Queries and keys are turned before they go through their norms, not after.
     pub norms_behind_rope: bool,
     /// The ε of norms of heads.
@@ -164,6 +166,7 @@ impl Attention {
             qkv_bias: false,
             o_bias: false,
             head_norms: HeadNorms::None,
+            made_up_gain: None,
             norms_behind_rope: false,
             eps: 1e-6,
             value_norm: false,
@@ -393,7 +396,7 @@ impl Mix for Attention {
         let first = if self.fused_qkv { (heads + kv_heads) * d } else { 0 };
         let shared = heads / kv_heads;
         let channels = (0..heads * d).map(|j| first + j / d / shared * d + j % d).collect();
-        Some(Absorber { part: if self.fused_qkv { Part::QKV } else { Part::V }, channels })
+        Some(Absorber { part: if self.fused_qkv { Part::QKV } else { Part::V }, channels, squared: false })
     }
 
     fn obstacle_to_rotation(&self) -> Option<&'static str> {

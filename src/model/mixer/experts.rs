@@ -4,7 +4,7 @@ use super::mlp::{Mlp, MlpLayers};
 use super::routing::{Route, Scoring, choose, weights};
 use super::{At, Cost, Mix, Place};
 use crate::error::{Error, Result};
-use crate::model::block::Layers;
+use crate::model::layers::Layers;
 use crate::model::half::Norm;
 use crate::model::matrix::Matrix;
 use crate::model::ops;
@@ -37,6 +37,10 @@ impl Part {
     pub const EXPERT_NORM: Part = Part("pre_ffw_norm_2");
     /// The norm behind them.
     pub const EXPERT_POST_NORM: Part = Part("post_ffw_norm_2");
+    /// The layer in front of experts that read and write a narrow vector.
+    pub const LATENT_DOWN: Part = Part("ffn_latent_down");
+    /// The layer behind them.
+    pub const LATENT_UP: Part = Part("ffn_latent_up");
 }
 
 /// A mixture of experts.
@@ -73,6 +77,8 @@ pub struct Experts {
     /// The experts and their router read the stream itself, through norms of their own, and a norm stands behind each (Gemma 4).
     /// This is the norms' ε.
     pub beside: Option<f32>,
+    /// The experts read and write a vector of so many numbers, with a layer in front of all of them and one behind (Nemotron 3 Super).
+    pub latent: Option<usize>,
 }
 
 /// What goes to experts.
@@ -102,6 +108,7 @@ impl Experts {
             shared: None,
             shared_gate: false,
             beside: None,
+            latent: None,
         }
     }
 
@@ -122,6 +129,7 @@ impl Experts {
     /// Shapes that do not fit, or a router whose scores are no numbers.
     pub fn routed(&self, layers: &Layers, x: &Tensor, at: &At) -> Result<Routed> {
         let (own, read) = match self.beside {
+            None if self.latent.is_some() => (layers.linear(Part::LATENT_DOWN, x)?, x.clone()),
             None => (x.clone(), x.clone()),
             Some(eps) => {
                 let h = &at.states.h;
@@ -188,6 +196,7 @@ impl Experts {
         }
         match self.beside {
             Some(eps) => Ok(ops::norm(Norm::Rms, &y, layers.weight(Part::EXPERT_POST_NORM), None, eps)?),
+            None if self.latent.is_some() => layers.linear(Part::LATENT_UP, &y),
             None => Ok(y),
         }
     }
@@ -210,20 +219,29 @@ impl Mix for Experts {
         if self.selection_bias {
             tensors.push(BlockTensor::new(Part::SELECTION_BIAS, "mlp.gate.e_score_correction_bias", &[n]).bare("bias"));
         }
+        let layer = |part, source, shape: [usize; 2], reads| BlockTensor::linear(part, source, &shape, reads);
+        let read = match self.latent {
+            Some(width) => {
+                tensors.push(layer(Part::LATENT_DOWN, "mlp.fc1_latent_proj", [width, hidden], input));
+                tensors.push(layer(Part::LATENT_UP, "mlp.fc2_latent_proj", [hidden, width], Reads::Between));
+                width
+            }
+            None => hidden,
+        };
         match self.layers {
             MlpLayers::Gated => {
-                tensors.push(stack(Part::EXPERT_GATES, "mlp.experts.{}.gate_proj", [n, f, hidden], Reads::Routed));
-                tensors.push(stack(Part::EXPERT_UPS, "mlp.experts.{}.up_proj", [n, f, hidden], Reads::Routed));
+                tensors.push(stack(Part::EXPERT_GATES, "mlp.experts.{}.gate_proj", [n, f, read], Reads::Routed));
+                tensors.push(stack(Part::EXPERT_UPS, "mlp.experts.{}.up_proj", [n, f, read], Reads::Routed));
             }
             MlpLayers::Fused => {
-                let shape = [n, 2 * f, hidden];
+                let shape = [n, 2 * f, read];
                 tensors.push(stack(Part::EXPERT_GATE_UPS, "mlp.experts.gate_up_proj", shape, Reads::Routed));
             }
             MlpLayers::Plain => {
-                tensors.push(stack(Part::EXPERT_UPS, "mlp.experts.{}.up_proj", [n, f, hidden], Reads::Routed));
+                tensors.push(stack(Part::EXPERT_UPS, "mlp.experts.{}.up_proj", [n, f, read], Reads::Routed));
             }
         }
-        tensors.push(stack(Part::EXPERT_DOWNS, "mlp.experts.{}.down_proj", [n, hidden, f], Reads::RoutedInner));
+        tensors.push(stack(Part::EXPERT_DOWNS, "mlp.experts.{}.down_proj", [n, read, f], Reads::RoutedInner));
         if self.beside.is_some() {
             tensors.push(BlockTensor::new(Part::EXPERT_SCALES, "router.per_expert_scale", &[n]).bare(""));
             tensors.push(BlockTensor::new(Part::EXPERT_POST_NORM, "post_feedforward_layernorm_2", &[hidden]));

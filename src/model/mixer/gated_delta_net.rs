@@ -3,7 +3,7 @@
 
 use super::{At, Cost, Mix, Place};
 use crate::error::Result;
-use crate::model::block::Layers;
+use crate::model::layers::Layers;
 use crate::model::half::Norm;
 use crate::model::ops;
 use crate::model::part::{BlockTensor, Part, Reads};
@@ -92,7 +92,7 @@ impl GatedDeltaNet {
 }
 
 /// `ln(1 + exp(x))`.
-fn softplus(x: f32) -> f32 {
+pub(super) fn softplus(x: f32) -> f32 {
     if x > 20.0 { x } else { x.exp().ln_1p() }
 }
 

@@ -3,7 +3,7 @@
 use super::attention::Temperature;
 use super::{At, Cost, Mix, Place};
 use crate::error::Result;
-use crate::model::block::Layers;
+use crate::model::layers::Layers;
 use crate::model::half::Norm;
 use crate::model::ops;
 use crate::model::part::{BlockTensor, Part, Reads};

@@ -2,7 +2,7 @@
 
 use super::{At, Cost, Mix, Place};
 use crate::error::Result;
-use crate::model::block::Layers;
+use crate::model::layers::Layers;
 use crate::model::ops;
 use crate::model::part::{Absorber, BlockTensor, Part, Reads};
 use candle_core::Tensor;
@@ -118,7 +118,11 @@ impl Mix for Mlp {
         match self.layers {
             MlpLayers::Gated => Some(Absorber::of(up, 0..self.width)),
             MlpLayers::Fused => Some(Absorber::of(up, self.width..2 * self.width)),
-            // An activation stands between.
+            // relu(√s·x)² = s·relu(x)²
+            MlpLayers::Plain if self.activation == Activation::ReluSquared => {
+                Some(Absorber { squared: true, ..Absorber::of(up, 0..self.width) })
+            }
+            // Another activation stands between.
             MlpLayers::Plain => None,
         }
     }

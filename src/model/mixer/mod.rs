@@ -5,7 +5,7 @@
 
 pub mod routing;
 
-use super::block::Layers;
+use super::layers::Layers;
 use super::part::{Absorber, BlockTensor, Part};
 use super::rope::Rope;
 use super::states::{MixerState, States};
@@ -168,5 +168,5 @@ macro_rules! mixers {
     };
 }
 
-mixers!(attention Attention, latent_attention LatentAttention, gated_delta_net GatedDeltaNet, mlp Mlp, xielu Xielu,
-    experts Experts, per_layer_gate PerLayerGate);
+mixers!(attention Attention, latent_attention LatentAttention, gated_delta_net GatedDeltaNet, mamba Mamba, mamba2 Mamba2,
+    short_conv ShortConv, mlp Mlp, xielu Xielu, experts Experts, per_layer_gate PerLayerGate);

@@ -43,7 +43,7 @@ impl Packing for Awq {
         let &[columns, words] = &codes.shape[..] else {
             return Err(parts.misfit(name, codes, "but has to be a matrix"));
         };
-        let rows = words * PER_WORD;
+        let rows = parts.times(name, codes, words, PER_WORD)?;
         let size = ["group_size", "q_group_size"].iter().find_map(|key| described.config.get(key)?.as_i64());
         let size = match size {
             Some(-1) => columns.max(1),

@@ -48,7 +48,8 @@ impl Packing for Compressed {
         let scale_name = part("scale");
         let scale = parts.part(&scale_name, &FLOATS)?;
         let count = scale.elements() / rows.max(1);
-        if count == 0 || scale.shape[0] != rows || scale.elements() != rows * count || columns % count != 0 {
+        if count == 0 || scale.shape.first() != Some(&rows) || scale.elements() != rows * count || columns % count != 0
+        {
             return Err(parts.misfit(&scale_name, scale, &format!("which divides no {rows} x {columns} into groups")));
         }
         let mut names = vec![name.to_owned(), shape_name, scale_name.clone()];

@@ -39,7 +39,7 @@ impl Packing for Gptq {
         let part = |suffix: &str| format!("{stem}.{suffix}");
         let codes = parts.part(name, &[Dtype::I32])?;
         let &[words, rows] = &codes.shape[..] else { return Err(parts.misfit(name, codes, "but has to be a matrix")) };
-        let columns = words * in_codes.per_word();
+        let columns = parts.times(name, codes, words, in_codes.per_word())?;
         let size = match described.config.get("group_size").and_then(|size| size.as_i64()) {
             Some(-1) => columns.max(1),
             Some(n @ 1..) => n as usize,

@@ -39,7 +39,7 @@ impl Packing for Mxfp4 {
         let scale = format!("{stem}_scales");
         let scales = parts.shaped(&scale, &[Dtype::U8], &[experts, rows, groups])?;
         let weight = Weight {
-            shape: [experts, GROUP * groups, rows],
+            shape: [experts, parts.times(name, blocks, groups, GROUP)?, rows],
             blocks: Named { name: name.to_owned(), place: blocks.clone() },
             scales: Named { name: scale.clone(), place: scales.clone() },
         };

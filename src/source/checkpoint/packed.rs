@@ -68,6 +68,8 @@ pub struct Parts<'a> {
     pub tensors: &'a BTreeMap<String, Place>,
     /// What the checkpoint says of itself.
     pub quantization: Option<&'a Quantization>,
+    /// Whether there are scales beside weights of eight bits.
+    pub has_scales: bool,
 }
 
 impl Parts<'_> {
@@ -108,6 +110,15 @@ impl Parts<'_> {
             return Err(self.misfit(name, place, &format!("not {shape:?} as the other parts of its weight make it")));
         }
         Ok(place)
+    }
+
+    /// How many numbers a dimension of a packed tensor unpacks to, `each` for each of its `n`. A tensor without any numbers
+    /// takes no bytes, so that its other dimensions may be anything.
+    ///
+    /// # Errors
+    /// More than can be counted.
+    pub fn times(&self, name: &str, place: &Place, n: usize, each: usize) -> Result<usize> {
+        n.checked_mul(each).ok_or_else(|| self.misfit(name, place, "more than can be unpacked"))
     }
 
     /// An error about a tensor's shape. `why`: how it goes on.

@@ -9,6 +9,10 @@ use std::collections::HashMap;
 /// A value's place in [`Pickle::values`].
 pub type Id = usize;
 
+/// The largest pickle that is read, in bytes. Every instruction may cost fifty times its own size; a tensor takes some two
+/// hundred bytes.
+const LARGEST: usize = 64 << 20;
+
 /// A pickled value.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Value {
@@ -20,8 +24,8 @@ pub enum Value {
     Int(i64),
     /// A string.
     Text(String),
-    /// The name of a class or function: its module and its own.
-    Global(String, String),
+    /// The name of a class or function: its module and its own, which are texts.
+    Global(Id, Id),
     /// A tuple or a list.
     Sequence(Vec<Id>),
     /// A dictionary.
@@ -45,8 +49,11 @@ impl Pickle {
     /// Reads a pickle.
     ///
     /// # Errors
-    /// It is cut short or damaged, or uses what `torch.save` does not.
+    /// It is cut short or damaged, larger than 64 MiB, or uses what `torch.save` does not.
     pub fn read(bytes: &[u8]) -> Result<Pickle> {
+        if bytes.len() > LARGEST {
+            return Err(Error::new(format!("its pickle has {} bytes, more than any of {LARGEST}", bytes.len())));
+        }
         let mut reader =
             Reader { bytes, at: 0, values: Vec::new(), stack: Vec::new(), marks: Vec::new(), memo: HashMap::new() };
         while !reader.step()? {}
@@ -86,7 +93,7 @@ impl Pickle {
     /// The name of a class or function.
     pub fn global(&self, id: Id) -> Option<(&str, &str)> {
         match self.get(id) {
-            Value::Global(module, name) => Some((module, name)),
+            Value::Global(module, name) => Some((self.text(*module)?, self.text(*name)?)),
             _ => None,
         }
     }
@@ -149,14 +156,14 @@ impl Reader<'_> {
             }
             b'c' => {
                 let (module, name) = (self.line()?, self.line()?);
-                self.push(Value::Global(module, name));
+                self.values.extend([Value::Text(module), Value::Text(name)]);
+                let texts = self.values.len() - 2;
+                self.push(Value::Global(texts, texts + 1));
             }
             0x93 => {
                 let (name, module) = (self.pop()?, self.pop()?);
                 match (&self.values[module], &self.values[name]) {
-                    (Value::Text(module), Value::Text(name)) => {
-                        self.push(Value::Global(module.clone(), name.clone()));
-                    }
+                    (Value::Text(_), Value::Text(_)) => self.push(Value::Global(module, name)),
                     _ => return Err(self.damaged(start, "a global without a name")),
                 }
             }
@@ -191,7 +198,10 @@ impl Reader<'_> {
             }
             b'R' | 0x81 => {
                 let (arguments, callee) = (self.pop()?, self.pop()?);
-                let ordered = matches!(&self.values[callee], Value::Global(_, name) if name == "OrderedDict");
+                let ordered = match &self.values[callee] {
+                    Value::Global(_, name) => self.values[*name] == Value::Text("OrderedDict".into()),
+                    _ => false,
+                };
                 self.push(if ordered { Value::Dict(Vec::new()) } else { Value::Call(callee, arguments) });
             }
             // What is set on an object behind its contents: nothing that tensors need.
@@ -398,5 +408,13 @@ mod tests {
         assert_eq!(pickle.values.len(), 41);
         let nested: Vec<u8> = [&b")"[..], &b"\x85".repeat(1 << 20), b"."].concat();
         assert_eq!(Pickle::read(&nested).unwrap().values.len(), (1 << 20) + 1);
+        // A long text that names a class a million times is one text.
+        let name = [&b"X\0\0\x10\0"[..], &b"a".repeat(1 << 20), b"q\0"].concat();
+        let classes: Vec<u8> = [&name[..], &b"h\0h\0\x93".repeat(1 << 20), b"."].concat();
+        let pickle = Pickle::read(&classes).unwrap();
+        assert_eq!(pickle.values.len(), (1 << 20) + 1);
+        assert_eq!(pickle.global(pickle.root).map(|(module, _)| module.len()), Some(1 << 20));
+        let large = Pickle::read(&vec![b')'; LARGEST + 1]).unwrap_err().to_string();
+        assert!(large.contains("67108865 bytes"), "{large}");
     }
 }

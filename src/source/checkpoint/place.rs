@@ -1,7 +1,8 @@
 //! Mapped files, and where in them a tensor's numbers are.
 
+use super::bytes;
 use crate::error::{Context, Error, Result};
-use crate::source::pages;
+use crate::source::{lfs, pages};
 use llmq_kernels::convert;
 use memmap2::Mmap;
 use rayon::prelude::*;
@@ -38,13 +39,14 @@ impl Shard {
     /// Maps a file.
     ///
     /// # Errors
-    /// It cannot be opened; `hint` says what else to try then.
+    /// It cannot be opened, and `hint` says what else to try then; it is a Git LFS pointer.
     pub fn open(path: &Path, hint: String) -> Result<Shard> {
         let what = || format!("cannot open {}", path.display());
         let file = File::open(path).map_err(|cause| Error::new(what()).because(cause).hint(hint))?;
         // SAFETY: the mapping is read-only. As with every mapped file, another process that truncates the checkpoint while
         // it is being read ends this one with SIGBUS; reading it whole is no alternative at these sizes.
         let map = unsafe { Mmap::map(&file) }.context(|| format!("cannot map {}", path.display()))?;
+        lfs::refuse_pointer(path, &map)?;
         Ok(Shard { path: path.into(), map })
     }
 
@@ -108,12 +110,18 @@ impl Place {
         (Cow::Owned(out), first..last)
     }
 
-    /// Some rows in `f32`, for a type that [`is_float`] knows. Their pages are given back.
+    /// Some rows in `f32`, for a type that [`is_float`] knows, or for bytes. Their pages are given back.
     pub fn numbers(&self, shards: &[Shard], rows: Range<usize>) -> Vec<f32> {
         let (bytes, part) = self.rows(shards, rows);
-        let numbers = match self.dtype {
-            Dtype::F32 => converted(&bytes, 4, convert::f32_to_f32),
-            Dtype::F16 => converted(&bytes, 2, convert::f16_to_f32),
+        let numbers = match (self.dtype, bytes::values(self.dtype)) {
+            (_, Some(values)) => converted(&bytes, 1, |bytes, out| {
+                out.iter_mut().zip(bytes).for_each(|(x, &byte)| *x = values[usize::from(byte)]);
+            }),
+            (Dtype::F64, _) => converted(&bytes, 8, |bytes, out| {
+                out.iter_mut().zip(bytes.as_chunks().0).for_each(|(x, bytes)| *x = f64::from_le_bytes(*bytes) as f32);
+            }),
+            (Dtype::F32, _) => converted(&bytes, 4, convert::f32_to_f32),
+            (Dtype::F16, _) => converted(&bytes, 2, convert::f16_to_f32),
             _ => converted(&bytes, 2, convert::bf16_to_f32),
         };
         shards[self.shard].release(part);
@@ -123,11 +131,16 @@ impl Place {
 
 /// Whether numbers of this type are read as they are.
 pub fn is_float(dtype: Dtype) -> bool {
-    matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16)
+    matches!(dtype, Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16) || is_fp8(dtype)
+}
+
+/// Whether numbers of this type are FP8, which may have scales beside them.
+pub fn is_fp8(dtype: Dtype) -> bool {
+    matches!(dtype, Dtype::F8_E4M3 | Dtype::F8_E5M2)
 }
 
 /// Converts on all threads. `width`: bytes per number.
-fn converted(bytes: &[u8], width: usize, convert: fn(&[u8], &mut [f32])) -> Vec<f32> {
+fn converted(bytes: &[u8], width: usize, convert: impl Fn(&[u8], &mut [f32]) + Sync) -> Vec<f32> {
     const PART: usize = 1 << 16;
     let mut out = vec![0.0; bytes.len() / width];
     out.par_chunks_mut(PART).zip(bytes.par_chunks(PART * width)).for_each(|(out, bytes)| convert(bytes, out));

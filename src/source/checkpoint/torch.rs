@@ -5,7 +5,7 @@ use super::pickle::{Id, Pickle, Value};
 use super::place::{Place, Shard};
 use crate::error::{Error, Result};
 use safetensors::tensor::Dtype;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io::Cursor;
 use std::ops::Range;
 use std::path::Path;
@@ -28,19 +28,27 @@ pub fn tensors(shard: &Shard, number: usize) -> Result<Vec<(String, Place)>> {
     let Value::Dict(pairs) = pickle.get(pickle.root) else {
         return Err(Error::new(format!("{path}: it holds no dictionary of tensors")).hint("it may not be a checkpoint"));
     };
-    let mut tensors = Vec::new();
+    // As in Python, the last of several values of a name counts.
+    let mut tensors = BTreeMap::new();
     for &(name, tensor) in pairs {
         let (Some(name), Value::Call(..)) = (pickle.text(name), pickle.get(tensor)) else { continue };
         let place = place(&pickle, &archive, tensor, number)
             .map_err(|what| Error::new(format!("{path}: tensor '{name}' {what}")).hint(damaged()))?;
-        tensors.push((name.to_owned(), place));
+        tensors.insert(name, place);
     }
     if tensors.is_empty() {
         return Err(Error::new(format!("{path}: its dictionary of {} values names no tensors", pairs.len()))
             .hint("a checkpoint maps names to tensors; save only model.state_dict()"));
     }
-    Ok(tensors)
+    Ok(tensors.into_iter().map(|(name, place)| (name.to_owned(), place)).collect())
 }
+
+/// The most dimensions of a tensor, and the most wrappings around one; PyTorch's own limit on the first is 64, and no
+/// checkpoint comes near to either.
+const DEEPEST: usize = 16;
+
+/// The largest tensor that repeats numbers of a smaller storage, in bytes.
+const REPEATED: usize = 64 << 20;
 
 /// The command that makes a file that can be read of one that cannot. A shard keeps its name, because an index has it.
 fn conversion(path: &Path) -> String {
@@ -109,7 +117,10 @@ impl Archive {
 fn place(pickle: &Pickle, archive: &Archive, tensor: Id, number: usize) -> Result<Place, String> {
     let (function, arguments) = rebuilt(pickle, tensor).ok_or("is made in a way that is not known")?;
     let &[storage, offset, size, stride, ..] = arguments else { return Err("has too few parts".into()) };
-    let sizes = |id: Id| pickle.sequence(id)?.iter().map(|&id| pickle.size(id)).collect::<Option<Vec<usize>>>();
+    let sizes = |id: Id| {
+        let ids = pickle.sequence(id).filter(|ids| ids.len() <= DEEPEST)?;
+        ids.iter().map(|&id| pickle.size(id)).collect::<Option<Vec<usize>>>()
+    };
     let shape = sizes(size).ok_or("has a shape that is none")?;
     let strides = sizes(stride).filter(|strides| strides.len() == shape.len()).ok_or("has strides that are none")?;
     let offset = pickle.size(offset).ok_or("has an offset that is none")?;
@@ -137,10 +148,12 @@ fn place(pickle: &Pickle, archive: &Archive, tensor: Id, number: usize) -> Resul
             .try_fold(offset, |at, (&n, &stride)| (n - 1).checked_mul(stride).and_then(|step| at.checked_add(step)));
         last?.checked_add(1)
     };
-    // The product of the shape has to fit, too, though strides of zero repeat numbers.
+    // The product of the shape has to fit, too, though strides of zero repeat numbers: a small file must not ask for memory
+    // that it does not fill itself.
     let elements =
         shape.iter().try_fold(1usize, |product, &n| product.checked_mul(n)).and_then(|n| n.checked_mul(width));
-    let end = elements.and_then(|_| end()).and_then(|n| n.checked_mul(width)).filter(|&end| end <= held.len());
+    let end = elements.filter(|&bytes| bytes <= held.len().max(REPEATED)).and_then(|_| end());
+    let end = end.and_then(|n| n.checked_mul(width)).filter(|&end| end <= held.len());
     let Some(end) = end else {
         let (held, kind) = (held.len() / width, format!("{dtype:?}"));
         return Err(format!(
@@ -154,8 +167,7 @@ fn place(pickle: &Pickle, archive: &Archive, tensor: Id, number: usize) -> Resul
 
 /// The function that makes a tensor and its arguments, under the wrappings of parameters and subclasses.
 fn rebuilt(pickle: &Pickle, mut tensor: Id) -> Option<(&str, &[Id])> {
-    // Each wrapping is another value, so there cannot be more of them.
-    for _ in 0..pickle.values.len() {
+    for _ in 0..DEEPEST {
         let Value::Call(function, arguments) = pickle.get(tensor) else { return None };
         let ((module, name), arguments) = (pickle.global(*function)?, pickle.sequence(*arguments)?);
         match (module, name) {

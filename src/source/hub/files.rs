@@ -2,15 +2,15 @@
 
 use super::Repository;
 use crate::error::{Context, Error, Result};
+use crate::source::mistral::PARAMS;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-const INDEX: &str = "model.safetensors.index.json";
-const SINGLE: &str = "model.safetensors";
+/// The layouts that are read, the first choice first: what begins the names of weights, and the configuration beside them.
+const LAYOUTS: [(&str, &str); 2] = [("model", "config.json"), ("consolidated", PARAMS)];
 
-/// What is read beside the weights; only the first has to be there, and whoever needs another says so.
-const SMALL: [&str; 12] = [
-    "config.json",
+/// What is read beside the weights and their configuration; whoever needs one of them says so.
+const SMALL: [&str; 10] = [
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -21,8 +21,10 @@ const SMALL: [&str; 12] = [
     "merges.txt",
     "chat_template.jinja",
     "chat_template.json",
-    INDEX,
 ];
+
+/// Mistral's own tokenizer, which counts where there is no other, or where everything is in Mistral's layout.
+const TEKKEN: &str = "tekken.json";
 
 /// The folder of chat templates that have names.
 const TEMPLATES: &str = "additional_chat_templates/";
@@ -46,8 +48,15 @@ pub fn choose(repository: &Repository, files: &[String]) -> Result<Choice> {
     let has = |name: &str| files.iter().any(|file| file == name);
     let id = &repository.id;
     let ending = |end: &str| files.iter().filter(|file| file.to_lowercase().ends_with(end)).collect::<Vec<_>>();
-    if !has(SINGLE) && !has(INDEX) {
-        let error = |what: String| Error::new(format!("{id} has no {SINGLE}, {what}"));
+    let single = |stem: &str| format!("{stem}.safetensors");
+    let index = |stem: &str| format!("{stem}.safetensors.index.json");
+    let saved = |stem: &str| has(&single(stem)) || has(&index(stem));
+    let Some((stem, config)) = LAYOUTS.into_iter().find(|(stem, config)| has(config) && saved(stem)) else {
+        if saved(LAYOUTS[0].0) {
+            return Err(Error::new(format!("{id} has no config.json"))
+                .hint("name a repository in the layout of transformers, with config.json beside the weights"));
+        }
+        let error = |what: String| Error::new(format!("{id} has no {}, {what}", single(LAYOUTS[0].0)));
         return Err(match (ending(".gguf").first(), ending(".safetensors").first()) {
             (Some(gguf), _) => error(format!("but GGUF files, of which {gguf} is the first")).hint(format!(
                 "name the repository that they were made from, or fetch one and give its path: hf download {id} {gguf} \
@@ -64,19 +73,18 @@ pub fn choose(repository: &Repository, files: &[String]) -> Result<Choice> {
                 None => error("nor weights of any other kind".into()).hint("check the name: it may be an adapter or a dataset"),
             },
         });
-    }
-    if !has("config.json") {
-        return Err(Error::new(format!("{id} has no config.json"))
-            .hint("name a repository in the layout of transformers, with config.json beside the weights"));
-    }
+    };
     let template = |file: &&String| {
         file.strip_prefix(TEMPLATES).and_then(|name| name.strip_suffix(".jinja")).is_some_and(|stem| {
             !stem.is_empty() && stem.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
         })
     };
-    let small = SMALL.iter().filter(|name| has(name)).map(|name| (*name).to_owned());
-    let small = small.chain(files.iter().filter(template).cloned()).collect();
-    let (index, weights) = if has(INDEX) { (Some(INDEX.to_owned()), vec![]) } else { (None, vec![SINGLE.to_owned()]) };
+    let tekken = (config == PARAMS || !has("tokenizer.json")).then_some(TEKKEN);
+    // A whole file counts whatever an index beside it says, as it does in a folder.
+    let index = Some(index(stem)).filter(|_| !has(&single(stem)));
+    let names = [config].into_iter().chain(SMALL).chain(tekken).filter(|name| has(name)).map(str::to_owned);
+    let small = names.chain(index.clone()).chain(files.iter().filter(template).cloned()).collect();
+    let weights = if index.is_some() { vec![] } else { vec![single(stem)] };
     Ok(Choice { small, index, weights })
 }
 
@@ -109,14 +117,20 @@ pub fn shards(index: &Path) -> Result<Vec<String>> {
 
 /// Whether a folder holds a whole model.
 pub fn is_complete(folder: &Path) -> bool {
-    let index = folder.join(INDEX);
-    let weights = if index.exists() { shards(&index).unwrap_or_default() } else { vec![SINGLE.into()] };
-    folder.join("config.json").exists() && !weights.is_empty() && weights.iter().all(|file| folder.join(file).exists())
+    let there = |name: &str| folder.join(name).exists();
+    LAYOUTS.into_iter().any(|(stem, config)| {
+        let index = folder.join(format!("{stem}.safetensors.index.json"));
+        let shards = || shards(&index).unwrap_or_default();
+        let whole = || Some(shards()).is_some_and(|names| !names.is_empty() && names.iter().all(|name| there(name)));
+        there(config) && (there(&format!("{stem}.safetensors")) || whole())
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const INDEX: &str = "model.safetensors.index.json";
 
     fn chosen(files: &[&str]) -> Result<Choice> {
         let files: Vec<String> = files.iter().map(|file| (*file).to_owned()).collect();
@@ -141,6 +155,30 @@ mod tests {
         assert_eq!((choice.index, choice.weights), (None, vec!["model.safetensors".to_owned()]));
         let sharded = chosen(&["config.json", INDEX, "model-00001-of-00002.safetensors"]).unwrap();
         assert_eq!((sharded.index.as_deref(), sharded.weights.len()), (Some(INDEX), 0));
+        assert!(sharded.small.contains(&INDEX.to_owned()), "{:?}", sharded.small);
+        let both = chosen(&["config.json", INDEX, "model.safetensors", "model-00001-of-00002.safetensors"]).unwrap();
+        assert_eq!((both.index, both.weights), (None, vec!["model.safetensors".to_owned()]));
+    }
+
+    #[test]
+    fn mistrals_own_layout_is_chosen_where_it_is_the_only_one() {
+        let own = ["params.json", "tekken.json", "consolidated.safetensors"];
+        let choice = chosen(&own).unwrap();
+        assert_eq!(choice.small, ["params.json", "tekken.json"]);
+        assert_eq!(choice.weights, ["consolidated.safetensors"]);
+        let both = chosen(&[&own[..], &["config.json", "model.safetensors", "tokenizer.json"]].concat()).unwrap();
+        assert_eq!(
+            (&both.small[..], &both.weights[..]),
+            (&["config.json", "tokenizer.json"].map(str::to_owned)[..], &["model.safetensors".to_owned()][..])
+        );
+        let index = "consolidated.safetensors.index.json";
+        assert_eq!(chosen(&["params.json", index]).unwrap().index.as_deref(), Some(index));
+        let folder = tempfile::tempdir().unwrap();
+        assert!(!is_complete(folder.path()));
+        for name in own {
+            std::fs::write(folder.path().join(name), "").unwrap();
+        }
+        assert!(is_complete(folder.path()));
     }
 
     #[test]

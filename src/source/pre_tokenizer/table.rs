@@ -5,7 +5,7 @@ use super::Step::{Bytes, Split as Cut};
 
 pub(super) const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 pub(super) const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const QWEN2: &str =
+pub(in crate::source) const QWEN2: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const QWEN35: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const MINICPM5: &str =
@@ -57,6 +57,8 @@ const PLAIN: PreTokenizer = PreTokenizer {
     nfc: false,
     ignore_merges: false,
     add_bos: false,
+    escape_spaces: false,
+    gemma4: false,
     steps: &[],
     caveat: None,
 };
@@ -228,6 +230,18 @@ pub(super) static TABLE: &[PreTokenizer] = &[
         ],
         ..PLAIN
     },
+    // Merges of characters, as SentencePiece's, over whole lines. Gemma 4's own kind of vocabulary goes without a name.
+    PreTokenizer {
+        names: &["gemma4", "granite-embed-multi-311m"],
+        young: true,
+        add_bos: true,
+        escape_spaces: true,
+        gemma4: true,
+        steps: &[Cut(LINES)],
+        ..PLAIN
+    },
+    PreTokenizer { names: &["sarvam-moe"], young: true, escape_spaces: true, steps: &[Cut(LINES)], ..PLAIN },
+    PreTokenizer { names: &["whitespace"], young: true, steps: &[Cut(r"\S+")], ..PLAIN },
     // What llama.cpp does with files that name none, or were made before there were names.
     PreTokenizer {
         names: &["default"],

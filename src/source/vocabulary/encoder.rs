@@ -8,28 +8,39 @@ use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::processors::template::{SpecialToken, TemplateProcessing};
 use tokenizers::{AddedToken, Tokenizer};
 
-use super::{Vocabulary, token_type};
+use super::{Kind, Vocabulary, token_type, unigram};
 use crate::error::{Context, Error, Result};
 use crate::source::pre_tokenizer;
 
 impl Vocabulary {
-    /// The tokenizer that a vocabulary of byte-level BPE describes: it gives text the ids that the checkpoint's own
-    /// tokenizer gives it.
+    /// The tokenizer that a vocabulary of byte-level BPE or of unigrams describes: it gives text the ids that the checkpoint's
+    /// own tokenizer gives it.
     /// What GGUF does not store is lost: added tokens that swallow the spaces around them (`lstrip`, `rstrip`) do not.
+    ///
+    /// # Errors
+    /// An unknown pre-tokenizer, or tokens that make no model.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
-        let pre = pre_tokenizer::by_name(&self.pre).ok_or_else(|| {
-            // llama.cpp would take "default", which hardly any model was trained with.
-            let what = match self.pre.as_str() {
-                "" => "no pre-tokenizer is named (tokenizer.ggml.pre)".into(),
-                name => format!("the pre-tokenizer `{name}` (tokenizer.ggml.pre) is not known"),
-            };
-            Error::new(what).hint(pre_tokenizer::advice())
-        })?;
-        // Fillers are left out, because no text may become one.
-        let used = || {
-            self.tokens.iter().zip(&self.token_type).zip(0u32..).filter(|((_, kind), _)| **kind != token_type::UNUSED)
+        let mut tokenizer = match self.kind {
+            Kind::Unigram => unigram::tokenizer(self)?,
+            _ => self.byte_level()?,
         };
-        let vocab: HashMap<String, u32> = used().map(|((text, _), id)| (text.clone(), id)).collect();
+        tokenizer.with_post_processor(self.template()?);
+        use token_type::{CONTROL, UNKNOWN, USER_DEFINED};
+        let added = self.tokens.iter().zip(&self.token_type);
+        let added = added.filter(|(_, kind)| matches!(**kind, CONTROL | UNKNOWN | USER_DEFINED));
+        let added = added.map(|(text, kind)| AddedToken::from(text.clone(), *kind != USER_DEFINED).normalized(false));
+        tokenizer
+            .add_tokens(added.collect::<Vec<_>>())
+            .context(|| "the vocabulary's own tokens cannot be added".into())?;
+        Ok(tokenizer)
+    }
+
+    fn byte_level(&self) -> Result<Tokenizer> {
+        let pre = pre_tokenizer::by_name(&self.pre).ok_or_else(|| pre_tokenizer::unknown(&self.pre))?;
+        // Fillers are left out, because no text may become one.
+        let used =
+            self.tokens.iter().zip(&self.token_type).zip(0u32..).filter(|((_, kind), _)| **kind != token_type::UNUSED);
+        let vocab: HashMap<String, u32> = used.map(|((text, _), id)| (text.clone(), id)).collect();
         // Like llama.cpp, pass over a merge whose result is no token: it could never be applied.
         let merges = self.merges.iter().filter_map(|merge| merge.split_once(' ')).filter(|(left, right)| {
             vocab.contains_key(*left) && vocab.contains_key(*right) && vocab.contains_key(&format!("{left}{right}"))
@@ -40,25 +51,19 @@ impl Vocabulary {
             .ignore_merges(pre.ignore_merges)
             .build()
             .context(|| "the vocabulary makes no BPE model".into())?;
-
         let mut tokenizer = Tokenizer::new(model);
         tokenizer
             .with_normalizer(pre.nfc.then_some(NFC))
             .context(|| "the vocabulary's tokens cannot be normalized".into())?
             .with_pre_tokenizer(Some(pre.build()?))
-            .with_decoder(Some(ByteLevel::default()))
-            .with_post_processor(self.template(pre.add_bos)?);
-        let added = used().filter(|((_, kind), _)| matches!(**kind, token_type::CONTROL | token_type::USER_DEFINED));
-        let added: Vec<_> = added
-            .map(|((text, kind), _)| AddedToken::from(text.clone(), *kind == token_type::CONTROL).normalized(false))
-            .collect();
-        tokenizer.add_tokens(added).context(|| "the vocabulary's own tokens cannot be added".into())?;
+            .with_decoder(Some(ByteLevel::default()));
         Ok(tokenizer)
     }
 
     /// What puts BOS in front of a text and EOS behind it.
-    fn template(&self, add_bos: bool) -> Result<Option<TemplateProcessing>> {
-        let bos = self.add_bos.unwrap_or(add_bos).then_some("bos");
+    fn template(&self) -> Result<Option<TemplateProcessing>> {
+        let implied = self.pre_tokenizer().is_some_and(|pre| pre.add_bos);
+        let bos = self.add_bos.unwrap_or(implied).then_some("bos");
         let eos = self.add_eos.unwrap_or(false).then_some("eos");
         let special = |name: &str| {
             let id = self.special(name).ok_or_else(|| {
@@ -169,7 +174,7 @@ mod tests {
         let mut json: serde_json::Value = serde_json::from_str(&json).unwrap();
         for name in pre_tokenizer::names() {
             let pre = pre_tokenizer::by_name(name).unwrap();
-            if pre.names[0] != name {
+            if pre.names[0] != name || pre.is_raw() {
                 continue;
             }
             json["pre_tokenizer"] = serde_json::to_value(pre.build().unwrap()).unwrap();

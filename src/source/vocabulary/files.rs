@@ -1,20 +1,26 @@
 //! A vocabulary from the files of a checkpoint.
 
 use std::collections::HashMap;
-use std::io::ErrorKind;
+use std::fs::File;
+use std::io::{ErrorKind, Read};
 use std::path::Path;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::sentencepiece::SentencePiece;
-use super::slots::Slots;
-use super::spm_files::{self, Gathered};
-use super::{Kind, Vocabulary, merges, special, templates, token_type};
+use super::slots::{Conflict, MAX_ROWS, Slots, Tokens};
+use super::vocab_and_merges;
+use super::{
+    Kind, UnigramNormalizer, Vocabulary, added, merges, special, spm_files, tekken, templates, token_type, unigram,
+};
 use crate::error::{Context, Error, Result};
-use crate::source::pre_tokenizer;
+use crate::source::value::quoted;
+use crate::source::{lfs, pre_tokenizer};
 
 /// How much of a token's text an error shows.
 pub(super) const SHOWN: usize = 48;
+/// No known file of a tokenizer comes near this size (Gemma's have 33 MB); it bounds what a wrong file can make us read.
+pub(super) const MAX_BYTES: u64 = 128 << 20;
 
 /// What the files say, unread parts `null`.
 pub(super) struct Files<'a> {
@@ -31,17 +37,36 @@ pub(super) struct Files<'a> {
     pub rows: usize,
 }
 
+/// What of a vocabulary depends on its kind.
+pub(super) struct Gathered {
+    pub kind: Kind,
+    /// llama.cpp's name for the pre-tokenizer.
+    pub pre: String,
+    pub tokens: Tokens,
+    pub merges: Vec<String>,
+    pub add_space_prefix: Option<bool>,
+    pub unigram: Option<UnigramNormalizer>,
+    /// Where llama.cpp will not do what the checkpoint's own tokenizer does.
+    pub notes: Vec<String>,
+}
+
 impl Vocabulary {
-    /// Reads `tokenizer.json`, `tokenizer.model`, or both, and what their neighbours add to them. `vocab_size` is the
-    /// number of embedding rows, `config` the checkpoint's `config.json`, and `pre` overrides what is derived from the
-    /// pre-tokenizer of byte-level BPE.
+    /// Reads `tokenizer.json`, `tokenizer.model`, both, or else `vocab.json` with `merges.txt`, and what their neighbours add
+    /// to them. `vocab_size` is the number of embedding rows, `config` the checkpoint's `config.json`, and `pre` overrides what
+    /// is derived from the pre-tokenizer of BPE. In Mistral's own layout it is `tekken.json` that is read.
     ///
     /// # Errors
-    /// Files that are missing, damaged or of a kind that GGUF does not have; tokens without a row.
+    /// Files that are missing, damaged or of a kind that GGUF does not have; tokens of the vocabulary without a row.
     pub fn from_files(folder: &Path, vocab_size: usize, config: &Value, pre: Option<&str>) -> Result<Self> {
-        let path = folder.join("tokenizer.json");
+        if tekken::is_used(folder) {
+            return Vocabulary::from_tekken(folder, vocab_size, pre);
+        }
+        if vocab_size > MAX_ROWS {
+            return Err(Error::new(format!("{} says that there are {vocab_size} tokens", folder.display()))
+                .hint(format!("vocab_size in config.json should be the embedding's rows, {MAX_ROWS} at most")));
+        }
         let mut files = Files {
-            tokenizer: read_json(&path)?,
+            tokenizer: read_json(&folder.join("tokenizer.json"))?,
             tokenizer_config: read_json(&folder.join("tokenizer_config.json"))?,
             special_tokens_map: read_json(&folder.join("special_tokens_map.json"))?,
             added_tokens: read_json(&folder.join("added_tokens.json"))?,
@@ -50,97 +75,180 @@ impl Vocabulary {
             model: None,
             rows: vocab_size,
         };
-        let kind = if is_byte_level(&files.tokenizer) { Kind::ByteLevel } else { Kind::SentencePiece };
-        check_pre(kind, pre)?;
-        let (pre, merges, gathered) = match kind {
-            Kind::ByteLevel => files.byte_level(pre).context(|| format!("cannot use {}", path.display()))?,
-            _ => {
-                // Only here, because some checkpoints of the other kind have other things under this name.
-                files.model = SentencePiece::open(&folder.join("tokenizer.model"))?;
-                (DEFAULT_PRE, Vec::new(), files.sentencepiece(folder)?)
-            }
-        };
-        let Gathered { tokens, add_space_prefix, notes } = gathered;
+        let gathered = files.gather(folder, pre)?;
+        let Gathered { kind, pre, tokens, merges, add_space_prefix, unigram, mut notes } = gathered;
+        notes.extend(tokens.notes);
         let ids: HashMap<&str, u32> = tokens.texts.iter().map(String::as_str).zip(0..).collect();
         let special = special::find(&files, kind, &ids)?;
-        let (chat_template, named_templates) = templates::read(folder, &files.tokenizer_config)?;
+        notes.extend(special.notes);
+        let templates = templates::read(folder, &files.tokenizer_config)?;
+        notes.extend(templates.note);
         Ok(Self {
-            kind,
-            pre: pre.to_owned(),
+            pre,
             tokens: tokens.texts,
             token_type: tokens.kinds,
-            scores: if kind == Kind::SentencePiece { tokens.scores } else { Vec::new() },
+            scores: if kind.has_scores() { tokens.scores } else { Vec::new() },
             merges,
             special: special.ids,
             add_bos: special.add_bos,
             add_eos: special.add_eos,
             add_sep: special.add_sep,
-            add_space_prefix: (kind == Kind::SentencePiece).then_some(add_space_prefix),
-            chat_template,
-            named_templates,
-            normalizer: None,
+            add_space_prefix,
+            chat_template: templates.default,
+            named_templates: templates.named,
+            suppress_tokens: files.suppress_tokens(),
+            unigram,
             notes,
+            ..Self::empty(kind)
         })
     }
 }
 
 impl Files<'_> {
-    /// The pre-tokenizer, the merges and the rest of a `tokenizer.json` of byte-level BPE.
-    fn byte_level<'a>(&self, pre: Option<&'a str>) -> Result<(&'a str, Vec<String>, Gathered)> {
-        let pre = pre.map_or_else(|| pre_tokenizer::derive(&self.tokenizer), Ok)?;
-        let model = &self.tokenizer["model"];
-        let vocab = model["vocab"].as_object().ok_or_else(|| Error::new("it has no model.vocab"))?;
-        let mut slots = Slots::new(self.rows);
-        for (text, id) in vocab {
-            slots.place(text, id, token_type::NORMAL, 0.0)?;
+    fn gather(&mut self, folder: &Path, pre: Option<&str>) -> Result<Gathered> {
+        let mut path = folder.join("tokenizer.json");
+        let model_path = folder.join("tokenizer.model");
+        if self.tokenizer.is_null()
+            && !model_path.is_file()
+            && let Some(assembled) = vocab_and_merges::read(folder, self, pre.is_some())?
+        {
+            (self.tokenizer, path) = (assembled, folder.join("vocab.json"));
         }
-        slots.place_added(&self.tokenizer)?;
-        let caveat = pre_tokenizer::by_name(pre).and_then(|pre| pre.caveat);
-        let notes = caveat.into_iter().map(str::to_owned).collect();
-        let gathered = Gathered { tokens: slots.finish()?, add_space_prefix: false, notes };
-        Ok((pre, merges::spaced(model)?, gathered))
-    }
-
-    /// The vocabulary of `tokenizer.model`, or of a `tokenizer.json` that was made from one.
-    fn sentencepiece(&mut self, folder: &Path) -> Result<Gathered> {
-        let unusable = |file: &str| format!("cannot use {}", folder.join(file).display());
-        let other = self.model.take_if(|model| !spm_files::agree(&self.tokenizer, model));
+        let unusable = || format!("cannot use {}", path.display());
+        if is_byte_level(&self.tokenizer) {
+            return self.byte_level(checked(pre)?).context(unusable);
+        }
+        let raw = pre.filter(|name| pre_tokenizer::by_name(name).is_some_and(|pre| pre.is_raw()));
+        let gemma4 = self.config["model_type"].as_str().is_some_and(|kind| kind.starts_with(Kind::Gemma4.name()));
+        if check_kind(&self.tokenizer).is_ok() && (raw.is_some() || gemma4) {
+            return self.raw_merges(raw).context(unusable);
+        }
+        if let Some(name) = pre {
+            return Err(Error::usage(format!("--pre {name} is not for this kind of tokenizer")).hint(
+                "leave out --pre: only byte-level BPE has a pre-tokenizer, and BPE with byte fallback can have one of its own \
+                 (gemma4, sarvam-moe)",
+            ));
+        }
+        // Only here, because some checkpoints of the other kinds have other things under this name.
+        let mut aside = None;
+        match SentencePiece::open(&model_path) {
+            Ok(None) => {}
+            Ok(Some(model)) if spm_files::agree(&self.tokenizer, &model) => self.model = Some(model),
+            Ok(Some(_)) => aside = Some("tokenizer.json has other tokens".to_owned()),
+            Err(damage) if self.tokenizer.is_null() => return Err(damage),
+            Err(damage) => aside = Some(damage.chain().join(": ")),
+        }
         if let Some(model) = &self.model {
-            return spm_files::from_model(self, model).context(|| unusable("tokenizer.model"));
+            return spm_files::from_model(self, model).context(|| format!("cannot use {}", model_path.display()));
         }
         if self.tokenizer.is_null() {
-            let path = folder.join("tokenizer.json");
-            return Err(Error::new(format!("there is no {}, and no tokenizer.model", path.display())).hint(
+            let what = format!("there is no {}, and no tokenizer.model", path.display());
+            return Err(Error::new(what).hint(
                 "fetch the checkpoint's tokenizer; \
                  transformers writes one: AutoTokenizer.from_pretrained(…).save_pretrained(…)",
             ));
         }
-        let of_json = || unusable("tokenizer.json");
-        check_kind(&self.tokenizer).context(of_json)?;
-        let mut gathered = spm_files::from_json(self).context(of_json)?;
-        if other.is_some() {
-            gathered.notes.push("tokenizer.model is left aside: tokenizer.json has other tokens".into());
+        let mut gathered = match self.tokenizer["model"]["type"] == "Unigram" {
+            true => unigram::from_json(self),
+            false => check_kind(&self.tokenizer).and_then(|()| spm_files::from_json(self)),
         }
+        .context(unusable)?;
+        gathered.notes.extend(aside.map(|why| format!("tokenizer.model is left aside: {why}")));
         Ok(gathered)
+    }
+
+    /// The vocabulary of a `tokenizer.json` of byte-level BPE.
+    fn byte_level(&self, pre: Option<&str>) -> Result<Gathered> {
+        let pre = pre.map_or_else(|| pre_tokenizer::derive(&self.tokenizer), Ok)?;
+        let model = &self.tokenizer["model"];
+        let mut slots = Slots::new(self.rows)?;
+        for (text, id) in vocab_of(model)? {
+            slots.place(text, id, token_type::NORMAL, 0.0)?;
+        }
+        slots.add(&added::of_all(self)?, Conflict::KeepOld)?;
+        let caveat = pre_tokenizer::by_name(pre).and_then(|pre| pre.caveat);
+        Ok(Gathered {
+            kind: Kind::Bpe,
+            pre: pre.to_owned(),
+            tokens: slots.finish()?,
+            merges: merges::spaced(model)?,
+            add_space_prefix: None,
+            unigram: None,
+            notes: caveat.into_iter().map(str::to_owned).collect(),
+        })
+    }
+
+    /// The vocabulary of a `tokenizer.json` of BPE with byte fallback, as merges: for Gemma 4, or for the pre-tokenizer `pre`.
+    fn raw_merges(&self, pre: Option<&str>) -> Result<Gathered> {
+        let model = &self.tokenizer["model"];
+        let spaces = spm_files::escaped_spaces(&self.tokenizer)?;
+        let mut notes = spaces.notes();
+        if spaces.prefix {
+            notes.push("tokenizer.json puts a space in front of text, which llama.cpp does not".into());
+        }
+        let vocab = vocab_of(model)?;
+        let mixed = |text: &&String| text.contains('\n') && text.contains(|c| c != '\n');
+        if let Some(text) = vocab.keys().find(mixed) {
+            let text = quoted(text, SHOWN);
+            notes.push(format!("llama.cpp cuts lines before it merges, so that no text becomes the token {text}"));
+        }
+        let mut slots = Slots::new(self.rows)?;
+        for (text, id) in vocab {
+            let kind = if merges::is_byte(text) { token_type::BYTE } else { token_type::NORMAL };
+            slots.place(text, id, kind, super::slots::ADDED)?;
+        }
+        slots.add(&added::of_all(self)?, Conflict::Replace)?;
+        let mut tokens = slots.finish()?;
+        if pre.is_none() {
+            let always = |text: &String| ALWAYS_SHOWN.contains(&text.as_str());
+            let shown = tokens.texts.iter().zip(&mut tokens.kinds).filter(|(text, _)| always(text));
+            shown.for_each(|(_, kind)| *kind = token_type::USER_DEFINED);
+        }
+        notes.extend(spm_files::missing_bytes(&tokens, "leaves out"));
+        Ok(Gathered {
+            kind: if pre.is_some() { Kind::Bpe } else { Kind::Gemma4 },
+            pre: pre.unwrap_or_default().to_owned(),
+            tokens,
+            merges: merges::spaced(model)?,
+            add_space_prefix: Some(false),
+            unigram: None,
+            notes,
+        })
+    }
+
+    /// Tokens that are never generated, as llama.cpp's converter writes them: for one architecture alone.
+    fn suppress_tokens(&self) -> Vec<i32> {
+        let unified = self.config["model_type"].as_str().is_some_and(|kind| kind.starts_with("gemma4_unified"));
+        let listed = self.generation_config["suppress_tokens"].as_array().into_iter().flatten().filter(|_| unified);
+        let has_row = |id: &i32| usize::try_from(*id).is_ok_and(|id| id < self.rows);
+        listed.filter_map(|id| i32::try_from(id.as_i64()?).ok()).filter(has_row).collect()
     }
 }
 
-/// Refuses what `--pre` cannot be.
-fn check_pre(kind: Kind, pre: Option<&str>) -> Result<()> {
-    match (kind, pre) {
-        (Kind::ByteLevel, Some(name)) if pre_tokenizer::by_name(name).is_none() => {
+/// The tokens of Gemma 4 that llama.cpp's converter makes visible, so that its parser of answers sees them.
+const ALWAYS_SHOWN: [&str; 7] =
+    ["<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", "<|tool_response>", "<tool_response|>", "<|\"|>"];
+
+/// The tokens of a `model` that lists them with their ids.
+pub(super) fn vocab_of(model: &Value) -> Result<&Map<String, Value>> {
+    model["vocab"].as_object().ok_or_else(|| Error::new("it has no model.vocab"))
+}
+
+/// What `--pre` says for byte-level BPE.
+fn checked(pre: Option<&str>) -> Result<Option<&str>> {
+    match pre {
+        Some(name) if pre_tokenizer::by_name(name).is_none() => {
             Err(Error::usage(format!("llama.cpp knows no pre-tokenizer `{name}`")).hint(pre_tokenizer::advice()))
         }
-        (Kind::SentencePiece, Some(name)) => {
-            Err(Error::usage(format!("--pre {name} is for byte-level BPE, which this tokenizer is not"))
-                .hint("leave out --pre: SentencePiece has no pre-tokenizer"))
+        Some(name) if pre_tokenizer::by_name(name).is_some_and(|pre| pre.is_raw()) => {
+            Err(Error::usage(format!("--pre {name} is for BPE on characters, and this tokenizer's is on bytes")))
         }
-        _ => Ok(()),
+        _ => Ok(pre),
     }
 }
 
 /// The value of `tokenizer.ggml.pre` where there is no pre-tokenizer.
-const DEFAULT_PRE: &str = "default";
+pub(super) const DEFAULT_PRE: &str = "default";
 
 /// Whether the model of a `tokenizer.json` is BPE; files older than the field `type` hold BPE when they hold merges.
 fn is_bpe(model: &Value) -> bool {
@@ -158,24 +266,21 @@ fn is_byte_level(tokenizer: &Value) -> bool {
     is_bpe(model) && model["byte_fallback"] != true && !has_marks(model) && bytes
 }
 
-/// Refuses all but BPE with byte fallback, by the name of what was found.
+/// Refuses all but BPE with byte fallback and merges, by the name of what was found.
 fn check_kind(tokenizer: &Value) -> Result<()> {
     let model = &tokenizer["model"];
     let found = match model["type"].as_str() {
-        _ if is_bpe(model) && has_marks(model) => "BPE with marked subwords",
+        _ if is_bpe(model) && has_marks(model) => "BPE with marked subwords".into(),
         _ if is_bpe(model) && model["byte_fallback"] == true => return Ok(()),
-        _ if is_bpe(model) => "BPE on characters, without byte fallback",
-        Some("BPE") => "BPE without merges",
-        Some("Unigram") => "Unigram",
-        Some(other) => other,
-        None => "of no known kind",
+        _ if is_bpe(model) => "BPE on characters, without byte fallback".into(),
+        Some("BPE") => "BPE without merges".into(),
+        Some(other) => quoted(other, SHOWN),
+        None => "of no known kind".into(),
     };
-    let hint = if found == "Unigram" {
-        "only BPE can be read from it; put the tokenizer.model that it was made from beside it"
-    } else {
-        "only byte-level BPE is supported, as in Llama 3, Qwen or GPT-2, and SentencePiece, as in Llama 2 or Gemma"
-    };
-    Err(Error::new(format!("its model is {found}")).hint(hint))
+    Err(Error::new(format!("its model is {found}")).hint(
+        "only byte-level BPE is supported, as in Llama 3, Qwen or GPT-2, BPE with byte fallback, as in Llama 2 or Gemma, and \
+         Unigram",
+    ))
 }
 
 fn has_step(step: &Value, kind: &str) -> bool {
@@ -183,18 +288,28 @@ fn has_step(step: &Value, kind: &str) -> bool {
     step["type"] == kind || parts.into_iter().any(|part| has_step(part, kind))
 }
 
-/// The tokens that are matched in the text itself, before anything else happens to it.
-pub(super) fn added_tokens(tokenizer: &Value) -> impl Iterator<Item = &Value> {
-    tokenizer["added_tokens"].as_array().into_iter().flatten()
+/// The text of a file, or `None` when there is none.
+///
+/// # Errors
+/// More bytes than any tokenizer's file has, or no UTF-8.
+pub(in crate::source) fn read_text(path: &Path) -> Result<Option<String>> {
+    let cannot = || format!("cannot read {}", path.display());
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error).context(cannot),
+    };
+    let mut text = String::new();
+    file.take(MAX_BYTES + 1).read_to_string(&mut text).context(cannot)?;
+    lfs::refuse_pointer(path, text.as_bytes())?;
+    if text.len() as u64 > MAX_BYTES {
+        return Err(too_large(path));
+    }
+    Ok(Some(text))
 }
 
-/// The text of a file, or `None` when there is none.
-pub(super) fn read_text(path: &Path) -> Result<Option<String>> {
-    match std::fs::read_to_string(path) {
-        Ok(text) => Ok(Some(text)),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error).context(|| format!("cannot read {}", path.display())),
-    }
+pub(super) fn too_large(path: &Path) -> Error {
+    Error::new(format!("{} has more than {MAX_BYTES} bytes, and no tokenizer's file has", path.display()))
 }
 
 /// The content of a JSON file, `null` when there is none.

@@ -8,16 +8,17 @@ use std::collections::{HashMap, HashSet};
 
 use serde_json::Value;
 
-use super::files::{SHOWN, added_tokens};
+use super::files::SHOWN;
 use crate::error::{Error, Result};
-use crate::source::value::quoted;
+use crate::source::value::{quoted, shortened};
 
 /// The merges of a `model`, best first, in either of the two ways in which files spell them.
 pub(super) fn pairs(model: &Value) -> Result<Vec<(&str, &str)>> {
     let is_token = |text: &str| model["vocab"].get(text).is_some();
     let pair = |(index, merge): (usize, &'_ Value)| {
-        let (left, right) =
-            spelled(merge).ok_or_else(|| Error::new(format!("merge {index} is not two tokens, but {merge}")))?;
+        let (left, right) = spelled(merge).ok_or_else(|| {
+            Error::new(format!("merge {index} is not two tokens, but {}", shortened(&merge.to_string())))
+        })?;
         let joined = format!("{left}{right}");
         if let Some(missing) = [left, right, &joined].into_iter().find(|text| !is_token(text)) {
             let (left, right, missing) = (quoted(left, SHOWN), quoted(right, SHOWN), quoted(missing, SHOWN));
@@ -42,11 +43,14 @@ fn spelled(merge: &Value) -> Option<(&str, &str)> {
     }
 }
 
-/// The merges of byte-level BPE as GGUF spells them.
+/// The merges as GGUF spells them.
 pub(super) fn spaced(model: &Value) -> Result<Vec<String>> {
     let pairs = pairs(model)?.into_iter();
     Ok(pairs.map(|(left, right)| format!("{} {}", left.replace(' ', "Ġ"), right.replace(' ', "Ġ"))).collect())
 }
+
+/// Of longer tokens nobody asks whether they can be put together otherwise: it takes the square of their length.
+const LONGEST: usize = 256;
 
 /// What merges amount to where only scores count.
 pub(super) struct Scores<'a> {
@@ -68,7 +72,8 @@ impl<'a> Scores<'a> {
     pub fn new(tokenizer: &'a Value) -> Result<Scores<'a>> {
         let model = &tokenizer["model"];
         // These are matched in the text, so it does not matter how they are put together.
-        let added: HashSet<&str> = added_tokens(tokenizer).filter_map(|token| token["content"].as_str()).collect();
+        let added = tokenizer["added_tokens"].as_array().into_iter().flatten();
+        let added: HashSet<&str> = added.filter_map(|token| token["content"].as_str()).collect();
         let pairs = pairs(model)?;
         let listed: HashSet<(&str, &str)> = pairs.iter().copied().collect();
         let mut scores =
@@ -92,7 +97,7 @@ impl<'a> Scores<'a> {
         for text in vocab
             .into_iter()
             .flat_map(|vocab| vocab.keys())
-            .filter(|text| !is_byte(text) && !added.contains(text.as_str()))
+            .filter(|text| text.len() <= LONGEST && !is_byte(text) && !added.contains(text.as_str()))
         {
             let halves = text.char_indices().skip(1).map(|(at, _)| text.split_at(at));
             let unlisted =

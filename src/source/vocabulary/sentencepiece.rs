@@ -5,11 +5,11 @@
 
 use std::path::Path;
 
+use super::files::{MAX_BYTES, too_large};
+use super::slots::MAX_ROWS;
 use super::token_type;
 use crate::error::{Context, Error, Result};
-
-/// No known file comes near this size (Gemma's has 4 MB); it bounds what a wrong file can make us read.
-const MAX_BYTES: u64 = 256 << 20;
+use crate::source::lfs;
 
 /// A SentencePiece model.
 #[derive(Debug, Default)]
@@ -51,10 +51,10 @@ impl SentencePiece {
             Err(error) => return Err(error).context(unreadable),
         };
         if size > MAX_BYTES {
-            let what = format!("{} has {size} bytes, and no tokenizer has more than {MAX_BYTES}", path.display());
-            return Err(Error::new(what));
+            return Err(too_large(path));
         }
         let bytes = std::fs::read(path).context(unreadable)?;
+        lfs::refuse_pointer(path, &bytes)?;
         SentencePiece::parse(&bytes).map(Some).map_err(|cause| {
             Error::new(format!("{} is not a SentencePiece model", path.display()))
                 .because(cause)
@@ -75,6 +75,9 @@ impl SentencePiece {
             match field? {
                 (1, Wire::Bytes(bytes)) => {
                     let id = model.pieces.len();
+                    if id == MAX_ROWS {
+                        return Err(Error::new(format!("it has more than {MAX_ROWS} pieces")));
+                    }
                     model.pieces.push(Piece::parse(bytes).context(|| format!("piece {id}"))?);
                 }
                 (2, Wire::Bytes(bytes)) => model.trainer(bytes).context(|| "its trainer_spec".into())?,

@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 /// Where the special tokens stand in [`SPECIAL`].
 const BOS: usize = 0;
 const EOS: usize = 1;
+const UNK: usize = 2;
 const SEP: usize = 3;
 const EOT: usize = 6;
 const EOM: usize = 7;
@@ -26,14 +27,27 @@ pub(super) struct Found {
     pub add_bos: Option<bool>,
     pub add_eos: Option<bool>,
     pub add_sep: Option<bool>,
+    /// What is left out.
+    pub notes: Vec<String>,
 }
 
 /// Asks the files in the order of their authority; what is added to every text follows from the post-processor, unless
 /// `tokenizer_config.json` overrides it.
+///
+/// # Errors
+/// Gemma 4 without a token that starts texts.
 pub(super) fn find(files: &Files, kind: Kind, ids: &Ids) -> Result<Found> {
     let mut found = Found::default();
     for (slot, (name, _)) in found.ids.iter_mut().zip(SPECIAL) {
-        *slot = find_one(files, ids, name)?;
+        *slot = find_one(files, ids, name, &mut found.notes);
+    }
+    if matches!(kind, Kind::SentencePiece | Kind::Unigram) && found.ids[UNK].is_none() {
+        // What the model itself makes of a character that is no token; llama.cpp would take a number of its own.
+        let model = &files.tokenizer["model"];
+        let by_text = model["unk_token"].as_str().and_then(|text| id_of(ids, text));
+        let by_id =
+            model["unk_id"].as_u64().and_then(|id| id.try_into().ok()).filter(|id: &u32| (*id as usize) < ids.len());
+        found.ids[UNK] = by_text.or(by_id);
     }
     let post_processor = &files.tokenizer["post_processor"];
     match post_processor["processors"].as_array() {
@@ -56,10 +70,21 @@ pub(super) fn find(files: &Files, kind: Kind, ids: &Ids) -> Result<Found> {
     // llama.cpp takes silence for "what the pre-tokenizer implies", and a missing id for token 11.
     found.add_bos = Some(found.add_bos == Some(true) && found.ids[BOS].is_some());
     found.add_eos = found.add_eos.map(|add| add && found.ids[EOS].is_some());
+    match kind {
+        Kind::Gemma4 if found.ids[BOS].is_none() => {
+            return Err(Error::new("no file says which token is BOS")
+                .hint("llama.cpp puts it in front of every text of Gemma 4; add bos_token to tokenizer_config.json"));
+        }
+        // As llama.cpp's converter writes, and as llama.cpp does whatever the file says.
+        Kind::Gemma4 => found.add_bos = Some(true),
+        // llama.cpp takes silence for yes.
+        Kind::Unigram => found.add_eos = found.add_eos.or(Some(false)),
+        _ => {}
+    }
     Ok(found)
 }
 
-fn find_one(files: &Files, ids: &Ids, name: &str) -> Result<Option<u32>> {
+fn find_one(files: &Files, ids: &Ids, name: &str, notes: &mut Vec<String>) -> Option<u32> {
     // Encoders call their first token "cls", and their last one "sep".
     let texts = match name {
         "bos" => ["bos_token", "cls_token"].as_slice(),
@@ -69,7 +94,7 @@ fn find_one(files: &Files, ids: &Ids, name: &str) -> Result<Option<u32>> {
     for file in [&files.tokenizer_config, &files.special_tokens_map] {
         let text = texts.iter().find_map(|key| file[*key].as_str().or_else(|| file[*key]["content"].as_str()));
         if let Some(id) = text.and_then(|text| id_of(ids, text)) {
-            return Ok(Some(id));
+            return Some(id);
         }
     }
     let key = format!("{name}_token_id");
@@ -80,27 +105,26 @@ fn find_one(files: &Files, ids: &Ids, name: &str) -> Result<Option<u32>> {
     ];
     for (file, value) in places {
         // Several ends of text are a list, whose first is the main one; llama.cpp finds the others by their text. A
-        // negative number means none.
+        // negative number means none, and so does one beyond the embedding: many a padding token has no row.
         let value = &value[&key];
         match value.as_u64().or_else(|| value[0].as_u64()) {
-            Some(id) if id < files.rows as u64 => return Ok(u32::try_from(id).ok()),
+            Some(id) if id < files.rows as u64 => return u32::try_from(id).ok(),
             Some(id) => {
                 let rows = files.rows;
-                return Err(Error::new(format!("{file}: {key} is {id}, but the embedding has only {rows} rows"))
-                    .hint(format!("correct {key} in {file}, or set it to null")));
+                notes.push(format!("{file}: {key} is {id} and is left out: the embedding has only {rows} rows"));
             }
             None => {}
         }
     }
     if let Some(text) = fim_texts(name).iter().find_map(|text| ids.get(text)) {
-        return Ok(Some(*text));
+        return Some(*text);
     }
     let of_model = files.model.as_ref().and_then(|model| {
         let place = ["unk", "bos", "eos", "pad"].iter().position(|known| *known == name)?;
         let id = u32::try_from(model.special[place]).ok()?;
         (id as usize).lt(&model.pieces.len()).then_some(id)
     });
-    Ok(of_model.filter(|id| (*id as usize) < files.rows))
+    of_model.filter(|id| (*id as usize) < files.rows)
 }
 
 /// The names that models have for the tokens of filling in the middle; no file says which token is which.
@@ -143,6 +167,7 @@ impl Found {
         let id = |piece: Option<&Value>| {
             let name = piece?["SpecialToken"]["id"].as_str()?;
             let listed = template["special_tokens"][name]["ids"][0].as_u64().and_then(|id| id.try_into().ok());
+            let listed = listed.filter(|id| (*id as usize) < ids.len());
             listed.or_else(|| id_of(ids, name))
         };
         let pieces = |key: &str| template[key].as_array().map(Vec::as_slice).unwrap_or_default();

@@ -1,13 +1,20 @@
-//! Encoding with a vocabulary of kind `llama` as llama.cpp does it: SentencePiece's BPE without its normalizer.
+//! Encoding with the kinds of vocabulary that mark spaces by U+2581, as llama.cpp does it: `llama`, which is SentencePiece's BPE
+//! without its normalizer, and `gemma4`, which has a list of merges instead of scores.
 //!
-//! Text is cut at special tokens; what lies between is cut into characters, and of all neighbours whose text together is
-//! a token, those with the highest score are joined first. A character that is no token becomes one token a byte. One
-//! thing llama.cpp does besides: where `general.name` contains "phi-3", special tokens swallow the spaces behind them.
+//! Text is cut at special tokens; what lies between is cut into characters, and of all neighbours that can be joined, the
+//! best are joined first. With scores, neighbours can be joined whose text together is a token, the higher its score the
+//! better; with a list, those in the list, the earlier the better, and never over the end of a line. A character that is no
+//! token becomes one token a byte. One thing llama.cpp does besides: where `general.name` contains "phi-3", special tokens
+//! swallow the spaces behind them.
 
 use std::cmp::Ordering;
 use std::collections::{BinaryHeap, HashMap, HashSet};
 
+use regex::Regex;
+
 use super::{Vocabulary, token_type};
+use crate::error::{Context, Error, Result};
+use crate::source::pre_tokenizer::{self, PreTokenizer, Step};
 
 /// What stands for a space in a token.
 pub(super) const SPACE: char = '\u{2581}';
@@ -15,12 +22,22 @@ pub(super) const SPACE: char = '\u{2581}';
 /// Encodes text as llama.cpp does it with the same vocabulary.
 pub struct SpmEncoder {
     ids: HashMap<String, u32>,
-    scores: Vec<f32>,
+    joins: Joins,
     /// Tokens that are matched in the text itself, the longest first.
     special: Vec<(String, u32)>,
+    /// Those among them that users have added, and that are no special tokens of the model.
+    user_defined: Vec<(String, u32)>,
     /// What each byte becomes where the character is no token.
     bytes: Vec<Option<u32>>,
     space_prefix: bool,
+}
+
+/// Which neighbours can be joined.
+enum Joins {
+    /// Those whose text together is a token; the scores of all tokens.
+    Scores(Vec<f32>),
+    /// Those in a list of `left right`, with their places in it.
+    List { ranks: HashMap<String, usize>, pre: &'static PreTokenizer, pieces: Regex },
 }
 
 /// A part of a text.
@@ -31,7 +48,7 @@ enum Part<'a> {
 }
 
 impl SpmEncoder {
-    pub(super) fn new(vocabulary: &Vocabulary) -> SpmEncoder {
+    pub(super) fn new(vocabulary: &Vocabulary) -> Result<SpmEncoder> {
         let texts = || vocabulary.tokens.iter().zip(0u32..);
         let ids: HashMap<String, u32> = texts().map(|(text, id)| (text.clone(), id)).collect();
         let kind = |id: u32| vocabulary.token_type.get(id as usize).copied();
@@ -42,23 +59,40 @@ impl SpmEncoder {
         let special = texts().filter(|(text, id)| !text.is_empty() && is_special(*id));
         let mut special: Vec<(String, u32)> = special.map(|(text, id)| (text.clone(), id)).collect();
         special.sort_by_key(|(text, _)| std::cmp::Reverse(text.len()));
-        let unknown = vocabulary.special("unk");
+        let joins = match vocabulary.kind.has_merges() {
+            true => Joins::of_list(vocabulary)?,
+            false => Joins::Scores(vocabulary.scores.clone()),
+        };
+        // Merges have no token for what is unknown: such bytes vanish.
+        let unknown = vocabulary.special("unk").filter(|_| matches!(joins, Joins::Scores(_)));
+        let is_user_defined = |id: u32| kind(id) == Some(token_type::USER_DEFINED);
+        let user_defined = special.iter().filter(|(_, id)| is_user_defined(*id)).cloned().collect();
         let byte = |byte: u8| ids.get(&format!("<0x{byte:02X}>")).copied().or(unknown);
-        SpmEncoder {
+        Ok(SpmEncoder {
             bytes: (0..=u8::MAX).map(byte).collect(),
             ids,
-            scores: vocabulary.scores.clone(),
             special,
-            space_prefix: vocabulary.add_space_prefix.unwrap_or(true),
-        }
+            user_defined,
+            space_prefix: !vocabulary.kind.has_merges() && vocabulary.add_space_prefix.unwrap_or(true),
+            joins,
+        })
     }
 
     /// A text's tokens, without any BOS or EOS; the text of special tokens becomes those tokens.
     pub fn encode(&self, text: &str) -> Vec<u32> {
+        self.encode_between(text, &self.special)
+    }
+
+    /// A text's tokens, without any BOS or EOS; only the text of tokens that users have added becomes those tokens.
+    pub fn encode_plain(&self, text: &str) -> Vec<u32> {
+        self.encode_between(text, &self.user_defined)
+    }
+
+    fn encode_between(&self, text: &str, special: &[(String, u32)]) -> Vec<u32> {
         let mut tokens = Vec::new();
         // Not only the text itself, but also what follows a special token gets the space in front.
         let mut starts = true;
-        for part in self.parts(text) {
+        for part in parts(text, special) {
             match part {
                 Part::Token(id) => tokens.push(id),
                 Part::Text(text) => {
@@ -66,8 +100,9 @@ impl SpmEncoder {
                     if self.space_prefix && starts {
                         escaped.push(SPACE);
                     }
-                    escaped.extend(text.chars().map(|c| if c == ' ' { SPACE } else { c }));
-                    self.merge(&escaped, &mut tokens);
+                    let escapes = !matches!(&self.joins, Joins::List { pre, .. } if !pre.escape_spaces);
+                    escaped.extend(text.chars().map(|c| if c == ' ' && escapes { SPACE } else { c }));
+                    self.pieces(&escaped, &mut tokens);
                 }
             }
             starts = matches!(part, Part::Token(_));
@@ -75,32 +110,21 @@ impl SpmEncoder {
         tokens
     }
 
-    /// Cuts a text at special tokens. The longest token has the first choice, not the one that comes first.
-    fn parts<'a>(&self, text: &'a str) -> Vec<Part<'a>> {
-        // Of thousands of special tokens hardly one begins as anything in the text does.
-        let beginnings: HashSet<&[u8]> = text.as_bytes().windows(2).collect();
-        let mut parts = if text.is_empty() { Vec::new() } else { vec![Part::Text(text)] };
-        for (special, id) in &self.special {
-            let occurs = special.as_bytes().get(..2).is_none_or(|two| beginnings.contains(two));
-            if !occurs || !text.contains(special.as_str()) {
-                continue;
-            }
-            let mut cut = Vec::with_capacity(parts.len());
-            for part in parts {
-                let Part::Text(mut text) = part else {
-                    cut.push(part);
-                    continue;
-                };
-                while let Some(at) = text.find(special.as_str()) {
-                    cut.extend((at > 0).then(|| Part::Text(&text[..at])));
-                    cut.push(Part::Token(*id));
-                    text = &text[at + special.len()..];
-                }
-                cut.extend((!text.is_empty()).then_some(Part::Text(text)));
-            }
-            parts = cut;
+    /// Cuts a text, if need be, and merges its pieces.
+    fn pieces(&self, text: &str, tokens: &mut Vec<u32>) {
+        let Joins::List { pre, pieces, .. } = &self.joins else { return self.merge(text, tokens) };
+        let mut piece = |piece: &str| match self.ids.get(piece) {
+            _ if piece.is_empty() => {}
+            Some(id) if pre.gemma4 && piece.bytes().all(|byte| byte == b'\n') => tokens.push(*id),
+            _ => self.merge(piece, tokens),
+        };
+        let mut end = 0;
+        for found in pieces.find_iter(text) {
+            piece(&text[end..found.start()]);
+            piece(found.as_str());
+            end = found.end();
         }
-        parts
+        piece(&text[end..]);
     }
 
     fn merge(&self, text: &str, tokens: &mut Vec<u32>) {
@@ -140,13 +164,61 @@ impl SpmEncoder {
         }
     }
 
-    /// Adds two neighbours to those that can be joined, if their text together is a token.
+    /// Adds two neighbours to those that can be joined, if they can.
     fn propose(&self, text: &str, symbols: &[Symbol], left: usize, right: usize, pairs: &mut BinaryHeap<Pair>) {
         let (Some(a), Some(b)) = (symbols.get(left), symbols.get(right)) else { return };
-        if let Some(&id) = self.ids.get(&text[a.start..b.start + b.length]) {
-            pairs.push(Pair { score: self.scores[id as usize], left, right, length: a.length + b.length });
-        }
+        let end = b.start + b.length;
+        let score = match &self.joins {
+            Joins::Scores(scores) => self.ids.get(&text[a.start..end]).map(|id| f64::from(scores[*id as usize])),
+            Joins::List { ranks, .. } => {
+                ranks.get(&format!("{} {}", &text[a.start..b.start], &text[b.start..end])).map(|rank| -(*rank as f64))
+            }
+        };
+        pairs.extend(score.map(|score| Pair { score, left, right, length: a.length + b.length }));
     }
+}
+
+impl Joins {
+    fn of_list(vocabulary: &Vocabulary) -> Result<Joins> {
+        let pre = vocabulary.pre_tokenizer().ok_or_else(|| pre_tokenizer::unknown(&vocabulary.pre))?;
+        let [Step::Split(regex)] = pre.steps else {
+            return Err(Error::new(format!("the pre-tokenizer `{}` is for merges of bytes", vocabulary.pre)));
+        };
+        let pieces = Regex::new(regex).context(|| format!("the regex {regex} does not compile"))?;
+        let mut ranks = HashMap::with_capacity(vocabulary.merges.len());
+        for (rank, merge) in vocabulary.merges.iter().enumerate() {
+            ranks.entry(merge.clone()).or_insert(rank);
+        }
+        Ok(Joins::List { ranks, pre, pieces })
+    }
+}
+
+/// Cuts a text at special tokens. The longest token has the first choice, not the one that comes first.
+fn parts<'a>(text: &'a str, special: &[(String, u32)]) -> Vec<Part<'a>> {
+    // Of thousands of special tokens hardly one begins as anything in the text does.
+    let beginnings: HashSet<&[u8]> = text.as_bytes().windows(2).collect();
+    let mut parts = if text.is_empty() { Vec::new() } else { vec![Part::Text(text)] };
+    for (special, id) in special {
+        let occurs = special.as_bytes().get(..2).is_none_or(|two| beginnings.contains(two));
+        if !occurs || !text.contains(special.as_str()) {
+            continue;
+        }
+        let mut cut = Vec::with_capacity(parts.len());
+        for part in parts {
+            let Part::Text(mut text) = part else {
+                cut.push(part);
+                continue;
+            };
+            while let Some(at) = text.find(special.as_str()) {
+                cut.extend((at > 0).then(|| Part::Text(&text[..at])));
+                cut.push(Part::Token(*id));
+                text = &text[at + special.len()..];
+            }
+            cut.extend((!text.is_empty()).then_some(Part::Text(text)));
+        }
+        parts = cut;
+    }
+    parts
 }
 
 /// No symbol.
@@ -162,7 +234,7 @@ struct Symbol {
 
 /// Two neighbours that can be joined: the higher score first, then the one further left.
 struct Pair {
-    score: f32,
+    score: f64,
     left: usize,
     right: usize,
     length: usize,
@@ -210,7 +282,7 @@ mod tests {
             add_space_prefix: Some(space_prefix),
             ..other
         };
-        (SpmEncoder::new(&vocabulary), vocabulary.tokens)
+        (SpmEncoder::new(&vocabulary).unwrap(), vocabulary.tokens)
     }
 
     fn texts<'a>((encoder, tokens): &'a (SpmEncoder, Vec<String>), text: &str) -> Vec<&'a str> {
@@ -250,5 +322,44 @@ mod tests {
         assert_eq!(texts(&prefixed, "a<x> a"), ["\u{2581}a", "<x>", "\u{2581}", "\u{2581}a"]);
         assert_eq!(texts(&prefixed, "<x>a<x><x>"), ["<x>a", "<x>", "<x>"]);
         assert_eq!(texts(&encoder(&tokens, false), "a<x> a"), ["a", "<x>", "\u{2581}a"]);
+    }
+
+    /// Tokens and merges; `<0xC3>` is the only byte that has a token.
+    fn merging(pre: Option<&str>, tokens: &[&str], merges: &[&str]) -> (SpmEncoder, Vec<String>) {
+        let kind = if pre.is_some() { Kind::Bpe } else { Kind::Gemma4 };
+        let tokens: Vec<String> = ["<0xC3>", "<x>"].iter().chain(tokens).map(|text| (*text).to_owned()).collect();
+        let mut token_type = vec![token_type::NORMAL; tokens.len()];
+        token_type[1] = token_type::USER_DEFINED;
+        let merges = merges.iter().map(|merge| (*merge).to_owned()).collect();
+        let pre = pre.unwrap_or_default().to_owned();
+        let vocabulary = Vocabulary { pre, tokens, token_type, merges, ..Vocabulary::empty(kind) };
+        (SpmEncoder::new(&vocabulary).unwrap(), vocabulary.tokens)
+    }
+
+    #[test]
+    fn a_list_of_merges_decides_by_pairs_and_their_places() {
+        let encoder = merging(None, &["a", "b", "c", "ab", "bc", "abc"], &["b c", "a b", "ab c"]);
+        assert_eq!(texts(&encoder, "abc"), ["a", "bc"], "a and bc are in no merge, though abc is a token");
+        assert_eq!(texts(&encoder, "abab"), ["ab", "ab"]);
+        assert_eq!(texts(&encoder, "aéb"), ["a", "<0xC3>", "b"], "a byte without a token vanishes");
+        assert_eq!(texts(&encoder, ""), [""; 0]);
+    }
+
+    #[test]
+    fn spaces_are_part_of_tokens_and_lines_are_not() {
+        let tokens = ["\u{2581}", "a", "\n", "\n\n", "a\u{2581}a", "\u{2581}a", "a\n"];
+        let merges = ["\u{2581} a", "a \u{2581}a", "a \n"];
+        let gemma = merging(None, &tokens, &merges);
+        assert_eq!(texts(&gemma, "a a a"), ["a\u{2581}a", "\u{2581}a"]);
+        assert_eq!(texts(&gemma, "a\na"), ["a", "\n", "a"], "merges end where lines do");
+        assert_eq!(texts(&gemma, "a\n\na"), ["a", "\n\n", "a"], "a run of line ends is a token without any merge");
+        assert_eq!(texts(&gemma, "\n\n\n"), ["\n", "\n", "\n"], "where there is no token of that length");
+        assert_eq!(texts(&gemma, " a<x> a"), ["\u{2581}a", "<x>", "\u{2581}a"], "no space is put in front");
+        let sarvam = merging(Some("sarvam-moe"), &tokens, &merges);
+        assert_eq!(texts(&sarvam, "a\n\na"), ["a", "\n", "\n", "a"], "only Gemma 4 takes runs as they are");
+        let words = merging(Some("whitespace"), &tokens, &merges);
+        assert_eq!(texts(&words, "a a\n"), ["a", "a", "\n"], "a space is no U+2581 here, and no token");
+        let vocabulary = Vocabulary { pre: "gpt-2".into(), ..Vocabulary::empty(Kind::Bpe) };
+        assert!(SpmEncoder::new(&vocabulary).err().unwrap().to_string().contains("merges of bytes"));
     }
 }

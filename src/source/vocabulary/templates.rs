@@ -7,18 +7,29 @@ use serde_json::Value;
 use super::files::{read_json, read_text};
 use crate::error::{Context, Result};
 
-/// The default chat template, and others with their names.
-pub(super) type Templates = (Option<String>, Vec<(String, String)>);
+/// The chat templates of a checkpoint.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Templates {
+    pub default: Option<String>,
+    /// Further ones with their names.
+    pub named: Vec<(String, String)>,
+    /// Which one is taken where files differ.
+    pub note: Option<String>,
+}
 
+/// Files of their own count more than `tokenizer_config.json`, as in transformers.
 pub(super) fn read(folder: &Path, tokenizer_config: &Value) -> Result<Templates> {
-    let inline = &tokenizer_config["chat_template"];
-    if !inline.is_null() {
-        return Ok(sort_templates(inline));
-    }
+    let inline = sort_templates(&tokenizer_config["chat_template"]);
     let Some(default) = read_text(&folder.join("chat_template.jinja"))? else {
+        if inline.default.is_some() || !inline.named.is_empty() {
+            return Ok(inline);
+        }
         let json = read_json(&folder.join("chat_template.json"))?;
         return Ok(sort_templates(&json["chat_template"]));
     };
+    let note = inline.default.is_some_and(|other| other != default).then(|| {
+        "tokenizer_config.json has another chat template than chat_template.jinja, which counts (as in transformers)".into()
+    });
     let further = folder.join("additional_chat_templates");
     let mut named = Vec::new();
     if further.is_dir() {
@@ -36,7 +47,7 @@ pub(super) fn read(folder: &Path, tokenizer_config: &Value) -> Result<Templates>
         named.sort();
         named.dedup_by(|a, b| a.0 == b.0);
     }
-    Ok((Some(default), named))
+    Ok(Templates { default: Some(default), named, note })
 }
 
 /// One template, or a list of `{name, template}` of which the one called "default" is the default.
@@ -52,7 +63,7 @@ fn sort_templates(value: &Value) -> Templates {
             named.push((name, text.to_owned()));
         }
     }
-    (default, named)
+    Templates { default, named, note: None }
 }
 
 /// A template's name becomes a part of a key, where llama.cpp's converter allows only letters and digits.

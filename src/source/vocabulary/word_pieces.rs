@@ -8,9 +8,9 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::files::{Files, SHOWN, read_json, read_text};
-use super::slots::Slots;
-use super::{Kind, Normalizer, Vocabulary, special, token_type};
+use super::files::{Files, SHOWN, read_json, read_text, vocab_of};
+use super::slots::{Conflict, Slots};
+use super::{Kind, Normalizer, Vocabulary, added, special, token_type};
 use crate::error::{Context, Error, Result};
 use crate::source::value::quoted;
 
@@ -76,12 +76,11 @@ impl Files<'_> {
             return Err(Error::new(format!("its model is {found}, with {inside:?} in front of pieces inside words"))
                 .hint("only WordPiece with \"##\" is supported here, as in BERT"));
         }
-        let vocab = model["vocab"].as_object().ok_or_else(|| Error::new("it has no model.vocab"))?;
-        let mut slots = Slots::new(self.rows);
-        for (text, id) in vocab {
+        let mut slots = Slots::new(self.rows)?;
+        for (text, id) in vocab_of(model)? {
             slots.place(text, id, token_type::NORMAL, 0.0)?;
         }
-        slots.place_added(&self.tokenizer)?;
+        slots.add(&added::of_tokenizer(&self.tokenizer)?, Conflict::KeepOld)?;
         let tokens = slots.finish()?;
         let ids: HashMap<&str, u32> = tokens.texts.iter().map(String::as_str).zip(0..).collect();
         let special = special::find(self, Kind::WordPiece, &ids)?;
@@ -94,21 +93,16 @@ impl Files<'_> {
                 .hint("llama.cpp refuses such a vocabulary; rename one of them, if it is not used"));
         }
         let vocabulary = Vocabulary {
-            kind: Kind::WordPiece,
             pre: "default".into(),
             tokens: marked,
             token_type: tokens.kinds,
-            scores: Vec::new(),
-            merges: Vec::new(),
             special: special.ids,
             add_bos: special.add_bos,
             add_eos: special.add_eos,
             add_sep: special.add_sep,
-            add_space_prefix: None,
-            chat_template: None,
-            named_templates: Vec::new(),
             normalizer: Some(self.normalizer()),
-            notes: Vec::new(),
+            notes: [tokens.notes, special.notes].concat(),
+            ..Vocabulary::empty(Kind::WordPiece)
         };
         // llama.cpp puts the first in front of every text and the second behind it, whatever the flags say.
         for (name, text) in [("bos", "cls_token"), ("sep", "sep_token"), ("unk", "unk_token")] {

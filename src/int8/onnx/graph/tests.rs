@@ -75,6 +75,21 @@ fn constants_by_every_way() {
 }
 
 #[test]
+fn a_chain_without_end_is_no_constant() {
+    const LENGTH: usize = 100_000;
+    let name = |at: usize| if at == LENGTH { "y".into() } else { format!("v{at}") };
+    let names: Vec<String> = (0..=LENGTH).map(name).collect();
+    let step = |pair: &[String]| node("Identity", "", &[&pair[0]], &[&pair[1]], vec![]);
+    let chain: Vec<_> =
+        [node("Identity", "", &["w"], &["v0"], vec![])].into_iter().chain(names.windows(2).map(step)).collect();
+    let graph = Graph::take(&mut model(chain)).unwrap();
+    assert!(graph.constant(&names[MOST_IDENTITIES - 1]).is_some());
+    assert!(names[MOST_IDENTITIES..].iter().step_by(997).all(|name| graph.constant(name).is_none()));
+    // Everything that asks about a value asks this.
+    assert_eq!((graph.kind("y"), graph.shape("y")), (Some(DataType::Float), Some(vec![Dim::Fixed(2)])));
+}
+
+#[test]
 fn edits_take_effect_together_and_nothing_unread_stays() {
     let mut model = model(vec![add(), relu()]);
     model.graph.as_mut().unwrap().value_info.push(value("a"));

@@ -231,6 +231,75 @@ fn fp8_is_read_with_one_scale_one_per_row_and_one_per_block() {
 }
 
 #[test]
+fn scales_of_eight_bits_have_many_kinds() {
+    let bytes = |name, dtype, shape: &[usize], bytes: &[u8]| Part(name, dtype, shape.into(), bytes.into());
+    // 1, −2, 2, 1 in E4M3; 1, −2, 4, 1 in E5M2.
+    let e4m3 = |shape: &[usize]| bytes("x.weight", Dtype::F8_E4M3, shape, &[0x38, 0xc0, 0x40, 0x38]);
+    let fp8 = json!({ "quant_method": "fp8" });
+    let int8 = json!({ "quant_method": "compressed-tensors", "format": "int-quantized" });
+    let codes = || bytes("x.weight", Dtype::I8, &[2, 2], &[1, 0xfe, 127, 0x80]);
+    for (description, parts, wanted) in [
+        // Powers of two as their own type, and as bytes in groups.
+        (
+            &fp8,
+            vec![e4m3(&[2, 2]), bytes("x.weight_scale_inv", Dtype::F8_E8M0, &[1, 1], &[128])],
+            [2.0, -4.0, 4.0, 2.0],
+        ),
+        (&fp8, vec![e4m3(&[1, 4]), bytes("x.weight_scale", Dtype::U8, &[1, 2], &[126, 129])], [0.5, -1.0, 8.0, 4.0]),
+        (
+            &fp8,
+            vec![
+                bytes("x.weight", Dtype::F8_E5M2, &[2, 2], &[0x3c, 0xc0, 0x44, 0x3c]),
+                floats("x.weight_scale", &[], &[3.0]),
+            ],
+            [3.0, -6.0, 12.0, 3.0],
+        ),
+        // Mistral's own names, with the scale of activations.
+        (
+            &fp8,
+            vec![e4m3(&[2, 2]), floats("x.qscale_weight", &[], &[3.0]), floats("x.qscale_act", &[], &[9.0])],
+            [3.0, -6.0, 6.0, 3.0],
+        ),
+        // Stacks of matrices.
+        (&fp8, vec![e4m3(&[2, 1, 2]), floats("x.weight_scale_inv", &[2, 1, 1], &[3.0, 5.0])], [3.0, -6.0, 10.0, 5.0]),
+        (&int8, vec![codes(), floats("x.weight_scale", &[2, 1], &[0.5, 2.0])], [0.5, -1.0, 254.0, -256.0]),
+        (&int8, vec![codes(), halves("x.weight_scale", &[1], &[0.5])], [0.5, -1.0, 63.5, -64.0]),
+        (
+            &int8,
+            vec![
+                codes(),
+                floats("x.weight_scale", &[2, 1], &[0.5, 2.0]),
+                bytes("x.weight_zero_point", Dtype::I8, &[2, 1], &[1, 0xff]),
+            ],
+            [0.0, -1.5, 256.0, -254.0],
+        ),
+    ] {
+        let shape = parts[0].2.clone();
+        let checkpoint = open(description.clone(), &parts).unwrap();
+        assert_eq!(checkpoint.read("x.weight", &shape).unwrap(), wanted);
+        let from = shape[0] - 1;
+        assert_eq!(checkpoint.read_rows("x.weight", &shape, from..shape[0]).unwrap(), wanted[4 * from / shape[0]..]);
+        assert_eq!(checkpoint.tensors().count(), 1, "the others are parts of it");
+        assert!(checkpoint.quantized("x.weight").is_none());
+    }
+}
+
+#[test]
+fn fp8_without_a_scale_is_a_plain_cast_unless_there_are_scales_elsewhere() {
+    let cast = || Part("x.weight", Dtype::F8_E4M3, vec![1, 2], vec![0x38, 0xc0]);
+    let other = Part("y.weight", Dtype::F8_E4M3, vec![1, 2], vec![0x38, 0xc0]);
+    let undescribed = |parts: &[Part]| open(Value::Null, parts);
+    let checkpoint = undescribed(&[cast()]).unwrap();
+    assert_eq!(checkpoint.read("x.weight", &[1, 2]).unwrap(), [1.0, -2.0]);
+    assert!(checkpoint.notes()[0].contains("FP8 tensors without scales (1)"), "{:?}", checkpoint.notes());
+    // Scales may be FP8 themselves, as NVFP4's are.
+    let scale = Part("z.weight_scale", Dtype::F8_E4M3, vec![1, 2], vec![0x38, 0xc0]);
+    assert_eq!(undescribed(&[scale]).unwrap().notes(), [""; 0]);
+    let scale = floats("y.weight_scale", &[1], &[3.0]);
+    complains(undescribed(&[cast(), other, scale]), &["'x.weight' is FP8, but there is no 'x.weight_scale(_inv)'"]);
+}
+
+#[test]
 fn parts_that_do_not_belong_together_are_named() {
     let with = |at: usize, part: Part| {
         let mut parts = gptq_parts();
@@ -347,4 +416,27 @@ fn methods_that_are_not_read_are_refused_by_name() {
         checkpoint.check("x.weight", &[16, 8]),
         &["'x.weight' has shape [8, 16], but config.json makes it [16, 8]"],
     );
+}
+
+/// Such tensors take no bytes, so a file can claim any shape for them.
+#[test]
+fn shapes_beyond_counting_are_refused_where_there_are_no_numbers() {
+    let huge = usize::MAX / 4;
+    let refused =
+        |description: Value, part: Part| complains(open(description, &[part]), &["more than can be unpacked"]);
+    refused(gptq("gptq"), words("x.qweight", &[huge, 0], &[]));
+    let awq = json!({ "quant_method": "awq", "bits": 4, "group_size": 8 });
+    refused(awq, words("x.qweight", &[0, huge], &[]));
+    let shape = [0, 1, huge, 16];
+    let [blocks, scales] = [("x_blocks", &shape[..]), ("x_scales", &shape[..3])]
+        .map(|(name, shape)| Part(name, Dtype::U8, shape.to_vec(), Vec::new()));
+    complains(open(json!({ "quant_method": "mxfp4" }), &[blocks, scales]), &["more than can be unpacked"]);
+}
+
+#[test]
+fn scales_without_dimensions_are_refused() {
+    let description = json!({ "quant_method": "compressed-tensors", "format": "pack-quantized" });
+    let shape = Part("x.weight_shape", Dtype::I64, vec![2], [1i64, 8].map(i64::to_le_bytes).concat());
+    let parts = [words("x.weight_packed", &[1, 1], &[0]), shape, halves("x.weight_scale", &[], &[1.0])];
+    complains(open(description, &parts), &["'x.weight_scale' has shape []", "divides no 1 x 8"]);
 }

@@ -160,6 +160,14 @@ fn other_files_are_refused_with_the_way_to_convert_them() {
     refused(&compressed, &["'model/data.pkl' in it is compressed", convert]);
 }
 
+/// A tensor in so many wrappings of a parameter.
+fn wrapped(times: usize) -> Vec<u8> {
+    (0..times).fold(tensor("FloatStorage", "0", 0, &[2], &[1]), |inner, _| {
+        let arguments = tuple(&[inner, b"\x88".to_vec()]);
+        [global("torch._utils", "_rebuild_parameter"), arguments, b"R".to_vec()].concat()
+    })
+}
+
 #[test]
 fn tensors_that_make_no_sense_are_named() {
     for (tensor, told) in [
@@ -170,6 +178,9 @@ fn tensors_that_make_no_sense_are_named() {
         (tensor("FloatStorage", "0", 2, &[1], &[1]), "from number 2 on"),
         (tensor("FloatStorage", "0", 0, &[2, 2], &[2, 1]), "shape [2, 2]"),
         (tensor("FloatStorage", "0", 0, &[1 << 30, 1 << 30, 1 << 30], &[0, 0, 0]), "shape [1073741824"),
+        (tensor("FloatStorage", "0", 0, &[1 << 30], &[0]), "shape [1073741824] and strides [0]"),
+        (tensor("FloatStorage", "0", 0, &[1; 17], &[1; 17]), "has a shape that is none"),
+        (wrapped(17), "made in a way that is not known"),
         (tensor("FloatStorage", "0", 0, &[2], &[1 << 30]), "strides [1073741824]"),
         (tensor("FloatStorage", "7", 0, &[2], &[1]), "storage '7', which is not there"),
         (tensor("QInt8Storage", "0", 0, &[2], &[1]), "type QInt8Storage"),

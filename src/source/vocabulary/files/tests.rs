@@ -76,7 +76,7 @@ fn merges_may_be_pairs_and_hold_spaces() {
 #[test]
 fn other_kinds_are_refused_by_name() {
     for (kind, hint, change) in [
-        ("Unigram", "tokenizer.model", json!({"type": "Unigram", "vocab": [["a", 0.0]]})),
+        ("does not cut text like this", "tokenizer.model", json!({"type": "Unigram", "vocab": [["a", 0.0]]})),
         ("WordPiece", "only byte-level BPE", json!({"type": "WordPiece", "vocab": {"a": 0}})),
         (
             "marked subwords",
@@ -98,12 +98,16 @@ fn other_kinds_are_refused_by_name() {
 
 #[test]
 fn impossible_tokens_are_refused() {
-    let text = complaint(read(&[("tokenizer.json", tokenizer())], 9, json!({})));
-    assert!(text.contains("think\" has id 9, but the embedding has only 9 rows"), "{text}");
+    let text = complaint(read(&[("tokenizer.json", tokenizer())], 5, json!({})));
+    assert!(text.contains("<s>\" has id 5, but the embedding has only 5 rows"), "{text}");
+    let text = complaint(read(&[("tokenizer.json", tokenizer())], usize::MAX, json!({})));
+    assert!(text.contains("no vocabulary has more than"), "{text}");
     let text = complaint(changed(|json| json["model"]["vocab"]["z"] = 3.into()));
     assert!(text.contains(r#"tokens "ab" and "z" both have id 3"#), "{text}");
-    let text = complaint(changed(|json| json["added_tokens"][0]["id"] = 10.into()));
-    assert!(text.contains(r#"token "<s>" occurs twice, with ids 5 and 10"#), "{text}");
+    let text = complaint(changed(|json| json["added_tokens"][0]["content"] = "<x>".into()));
+    assert!(text.contains(r#"tokens "<s>" and "<x>" both have id 5"#), "{text}");
+    let text = complaint(changed(|json| json["added_tokens"][1]["id"] = 7.into()));
+    assert!(text.contains(r#"tokens "</s>" and "<|im_end|>" both have id 7"#), "{text}");
     let text = complaint(changed(|json| json["model"]["vocab"]["z"] = (-1).into()));
     assert!(text.contains(r#"token "z" has no valid id, but -1"#), "{text}");
     let text = complaint(changed(|json| json["model"]["vocab"]["[PAD8]"] = 10.into()));
@@ -145,6 +149,8 @@ fn the_pre_tokenizer_can_be_overridden() {
     assert_eq!(read(Some("starcoder")).unwrap().pre, "starcoder");
     assert_eq!(read(Some("starcoder")).unwrap().notes, [""; 0]);
     assert!(read(Some("gpt-4o")).unwrap().notes[0].contains("combining marks"));
+    let error = read(Some("sarvam-moe")).unwrap_err();
+    assert!(error.to_string().contains("BPE on characters"), "{error}");
     let error = read(Some("stardust")).unwrap_err();
     assert_eq!(error.kind(), crate::error::Kind::Usage);
     assert!(error.to_string().contains("`stardust`"));
@@ -168,8 +174,95 @@ fn special_tokens_come_from_the_files_in_order() {
     assert_eq!(special(&[second, last.clone()], third.clone()).unwrap(), [Some(1), Some(1), Some(3)]);
     assert_eq!(special(&[last], third.clone()).unwrap(), [Some(0), Some(4), Some(2)]);
     assert_eq!(special(&[], json!({"text_config": third})).unwrap(), [Some(0), Some(4), None]);
-    let error = special(&[], json!({"eos_token_id": 12})).unwrap_err();
-    assert!(error.to_string().contains("config.json: eos_token_id is 12, but the embedding has only 12 rows"));
+}
+
+#[test]
+fn special_tokens_without_a_row_are_skipped_with_a_note() {
+    let last = ("generation_config.json", json!({"pad_token_id": 12, "eos_token_id": [4]}));
+    let found = read(&[("tokenizer.json", tokenizer()), last], 12, json!({"eos_token_id": 99})).unwrap();
+    assert_eq!((found.special("pad"), found.special("eos")), (None, Some(4)), "the next file is asked");
+    let notes = found.notes.join("; ");
+    assert!(notes.contains("generation_config.json: pad_token_id is 12 and is left out"), "{notes}");
+    assert!(notes.contains("config.json: eos_token_id is 99"), "{notes}");
+    let mut json = tokenizer();
+    let bos = json!({"SpecialToken": {"id": "<s>"}});
+    json["post_processor"] = json!({
+        "type": "TemplateProcessing", "single": [bos, {"Sequence": {"id": "A"}}], "pair": [],
+        "special_tokens": {"<s>": {"ids": [4000000000u32]}},
+    });
+    assert_eq!(read(&[("tokenizer.json", json)], 12, json!({})).unwrap().special("bos"), Some(5), "by its text");
+}
+
+#[test]
+fn added_tokens_come_from_all_files() {
+    let decoder = json!({
+        "5": {"content": "<s>", "special": false},
+        "8": {"content": "<|im_start|>", "special": true},
+        "3": {"content": "<stale>", "special": true},
+        "10": {"content": "plain"},
+    });
+    let older = json!({"older": 11, "named": 12, "</s>": 3, "beaten": 10});
+    let config = json!({"added_tokens_decoder": decoder, "pad_token": "b", "additional_special_tokens": ["named", {"content": "new"}]});
+    let files = [("tokenizer.json", tokenizer()), ("tokenizer_config.json", config), ("added_tokens.json", older)];
+    let found = read(&files, 15, json!({})).unwrap();
+    let added = [(1, "b", 3), (3, "ab", 1), (5, "<s>", 3), (6, "</s>", 3), (8, "<|im_start|>", 3)];
+    let further = [(10, "plain", 4), (11, "older", 4), (12, "named", 3), (13, "new", 3), (14, "[PAD14]", 5)];
+    for (id, text, kind) in added.into_iter().chain(further) {
+        assert_eq!((found.tokens[id].as_str(), found.token_type[id]), (text, kind));
+    }
+    assert_eq!(found.special("pad"), Some(1));
+    assert_eq!(found.notes, [r#"1 added tokens ("<stale>" first) are left out: other tokens have their ids"#]);
+    // A name that only a file without ids has gets the next id, and that of special_tokens_map.json counts more.
+    let files = [
+        ("tokenizer.json", tokenizer()),
+        ("tokenizer_config.json", json!({"pad_token": "one"})),
+        ("special_tokens_map.json", json!({"pad_token": {"content": "two"}})),
+    ];
+    let found = read(&files, 12, json!({})).unwrap();
+    assert_eq!((found.tokens[10].as_str(), found.special("pad")), ("two", Some(10)));
+}
+
+#[test]
+fn added_tokens_beyond_the_embedding_are_left_out() {
+    let found = read(&[("tokenizer.json", tokenizer())], 9, json!({})).unwrap();
+    assert_eq!(found.tokens.len(), 9);
+    let note = "1 added tokens (\"\u{2581}think\" first) are left out: the embedding has no rows for them";
+    assert_eq!(found.notes, [note]);
+    let config = ("tokenizer_config.json", json!({"extra_special_tokens": {"video": "<|video|>"}}));
+    let found = read(&[("tokenizer.json", tokenizer()), config], 10, json!({})).unwrap();
+    assert!(found.notes[0].contains("<|video|>"), "{:?}", found.notes);
+}
+
+#[test]
+fn a_text_under_two_ids_keeps_that_of_the_vocabulary() {
+    let added = json!({"id": 10, "content": "ab", "special": false});
+    let found = changed(|json| json["added_tokens"].as_array_mut().unwrap().push(added)).unwrap();
+    assert_eq!((found.tokens[3].as_str(), found.token_type[3]), ("ab", token_type::USER_DEFINED));
+    assert_eq!((found.tokens[10].as_str(), found.token_type[10]), ("[PAD10]", token_type::UNUSED));
+    assert!(found.notes[0].contains("(\"ab\" first) have an id of their own"), "{:?}", found.notes);
+}
+
+#[test]
+fn vocab_and_merges_are_a_tokenizer() {
+    let vocab = json!({"a": 0, "b": 1, "Ġ": 2, "ab": 3, "Ġa": 4, "<|endoftext|>": 5});
+    let with = |config: Value, merges: &str, model_type: &str, pre: Option<&str>| {
+        let files = [("vocab.json", vocab.clone()), ("merges.txt", merges.into()), ("tokenizer_config.json", config)];
+        Vocabulary::from_files(folder(&files).path(), 7, &json!({"model_type": model_type}), pre)
+    };
+    let merges = "#version: 0.2\na b\nĠ a\n";
+    let found = with(json!({"tokenizer_class": "GPT2TokenizerFast"}), merges, "llama", None).unwrap();
+    assert_eq!((found.pre.as_str(), found.merges), ("gpt-2", vec!["a b".to_owned(), "Ġ a".into()]));
+    assert_eq!(found.token_type[4..], [1, 3, 5]);
+    assert_eq!(with(json!({}), merges, "qwen2", None).unwrap().pre, "qwen2");
+    let roberta = with(json!({"tokenizer_class": "RobertaTokenizer", "bos_token": "a"}), merges, "x", None).unwrap();
+    assert_eq!((roberta.add_bos, roberta.add_sep), (Some(true), Some(true)));
+    let text = complaint(with(json!({"tokenizer_class": "Odd"}), merges, "llama", None));
+    assert!(text.contains("it is not known how Odd cuts text") && text.contains("--pre NAME"), "{text}");
+    assert_eq!(with(json!({"tokenizer_class": "Odd"}), merges, "llama", Some("starcoder")).unwrap().pre, "starcoder");
+    let text = complaint(with(json!({"tokenizer_class": "GPT2Tokenizer"}), "a b c\n", "llama", None));
+    assert!(text.contains("vocab.json") && text.contains("merge 0"), "{text}");
+    let text = complaint(read(&[("vocab.json", vocab.clone())], 7, json!({})));
+    assert!(text.contains("has vocab.json, but no merges.txt"), "{text}");
 }
 
 #[test]
@@ -218,7 +311,24 @@ fn what_is_added_follows_the_template_and_the_override() {
 }
 
 #[test]
-fn chat_templates_come_from_the_config_then_from_files() {
+fn an_embedding_that_no_memory_holds_is_refused() {
+    let error = read(&[("tokenizer.json", tokenizer())], 4_000_000_000, json!({})).unwrap_err();
+    assert!(error.to_string().contains("says that there are 4000000000 tokens") && error.hint_text().is_some());
+}
+
+#[test]
+fn a_template_cannot_name_tokens_that_are_not_there() {
+    let mut json = tokenizer();
+    let first = json!({"SpecialToken": {"id": "<s>", "type_id": 0}});
+    let beyond = json!({"<s>": {"id": "<s>", "ids": [12], "tokens": ["<s>"]}});
+    let single = json!([first, {"Sequence": {"id": "A", "type_id": 0}}]);
+    json["post_processor"] = json!({"type": "TemplateProcessing", "single": single, "special_tokens": beyond});
+    let vocabulary = read(&[("tokenizer.json", json)], 12, json!({})).unwrap();
+    assert_eq!(vocabulary.special("bos"), Some(5), "the token of that text, not the number");
+}
+
+#[test]
+fn chat_templates_come_from_files_of_their_own_first() {
     let read = |files: &[(&str, Value)]| {
         let mut all = vec![("tokenizer.json", tokenizer())];
         all.extend_from_slice(files);
@@ -234,10 +344,17 @@ fn chat_templates_come_from_the_config_then_from_files() {
     let jinja = ("chat_template.jinja", "jinja".into());
     let further = ("additional_chat_templates/rag.jinja", "rag".into());
     let old = ("chat_template.json", json!({"chat_template": "old"}));
-    assert_eq!(read(&[inline, jinja.clone()]), (some("inline"), vec![]));
+    assert_eq!(read(&[inline.clone(), jinja.clone()]), (some("jinja"), vec![]));
+    assert_eq!(read(&[inline.clone(), old.clone()]), (some("inline"), vec![]));
     let found = read(&[("tokenizer_config.json", json!({"chat_template": list}))]);
     assert_eq!(found, (some("d"), vec![pair("tool_use", "t"), pair("rag", "r")]));
-    assert_eq!(read(&[jinja, further, old.clone()]), (some("jinja"), vec![pair("rag", "rag")]));
+    assert_eq!(read(&[jinja.clone(), further, old.clone()]), (some("jinja"), vec![pair("rag", "rag")]));
     assert_eq!(read(&[old]), (some("old"), vec![]));
     assert_eq!(read(&[]), (None, vec![]));
+    let notes = |inline: Value| {
+        let files = [("tokenizer.json", tokenizer()), ("tokenizer_config.json", inline), jinja.clone()];
+        self::read(&files, 12, json!({})).unwrap().notes
+    };
+    assert!(notes(json!({"chat_template": "inline"}))[0].contains("another chat template than chat_template.jinja"));
+    assert_eq!(notes(json!({"chat_template": "jinja"})), [""; 0]);
 }

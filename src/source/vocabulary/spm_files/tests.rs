@@ -3,8 +3,8 @@ use std::path::Path;
 
 use serde_json::json;
 
-use super::super::Vocabulary;
 use super::super::sentencepiece::write;
+use super::super::{Kind, Vocabulary};
 use super::*;
 use crate::source::tokenizer::Tokenizer;
 
@@ -166,7 +166,10 @@ fn what_llama_cpp_does_otherwise_is_told() {
         .contains("NFKC")
     );
     let trained = of_json(|json| json["model"]["merges"] = json!(["\u{2581} a"])).unwrap().notes.join("; ");
-    assert!(trained.contains("1 tokens can be put together"), "{trained}");
+    assert!(
+        trained.contains("1 tokens can be put together in ways that are no merge (\"\u{2581}\" and \"\u{2581}\""),
+        "{trained}"
+    );
     let folder = tempfile::tempdir().unwrap();
     put(folder.path(), "tokenizer.json", converted().to_string());
     let notes = Vocabulary::from_files(folder.path(), 8, &json!({}), None).unwrap().notes.join("; ");
@@ -210,6 +213,38 @@ fn a_model_that_is_not_of_the_same_tokenizer_is_not_used() {
 }
 
 #[test]
+fn a_damaged_model_beside_a_good_json_is_left_aside() {
+    let folder = tempfile::tempdir().unwrap();
+    put(folder.path(), "tokenizer.json", converted().to_string());
+    put(folder.path(), "tokenizer.model", "version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 499723\n");
+    let found = Vocabulary::from_files(folder.path(), 9, &json!({}), None).unwrap();
+    assert_eq!(found.scores[7], -2.0);
+    let notes = found.notes.join("; ");
+    assert!(
+        notes.contains("tokenizer.model is left aside: ") && notes.contains("not a SentencePiece model"),
+        "{notes}"
+    );
+    fs::remove_file(folder.path().join("tokenizer.json")).unwrap();
+    let text = complaint(Vocabulary::from_files(folder.path(), 9, &json!({}), None));
+    assert!(text.contains("not a SentencePiece model"), "{text}");
+}
+
+#[test]
+fn placeholders_are_renamed_but_a_text_keeps_its_id() {
+    let folder = tempfile::tempdir().unwrap();
+    put(folder.path(), "tokenizer.model", write::model(&PIECES, true));
+    let token = |text: &str| json!({"content": text, "special": true});
+    let texts = |decoder: Value| {
+        put(folder.path(), "tokenizer_config.json", json!({"added_tokens_decoder": decoder}).to_string());
+        let found = Vocabulary::from_files(folder.path(), 10, &json!({}), None).unwrap();
+        [2, 6, 7, 8].map(|id| found.tokens[id].clone())
+    };
+    assert_eq!(texts(json!({"7": token("<x>")})), ["</s>", "\u{2581}", "<x>", "[PAD8]"]);
+    assert_eq!(texts(json!({"8": token("</s>")})), ["</s>", "\u{2581}", "a", "[PAD8]"]);
+    assert_eq!(texts(json!({"6": token("a"), "7": token("\u{2581}")})), ["</s>", "a", "\u{2581}", "[PAD8]"], "swapped");
+}
+
+#[test]
 fn what_gguf_cannot_hold_is_refused() {
     let text = complaint(of_model(&[write::bytes(2, &write::number(3, 3))]).1);
     assert!(text.contains("tokenizer.model is of type 3") && text.contains("hint"), "{text}");
@@ -226,4 +261,73 @@ fn what_gguf_cannot_hold_is_refused() {
     assert!(text.contains("does not replace spaces"), "{text}");
     let text = complaint(of_json(|json| json["pre_tokenizer"] = json!({"type": "Digits"})));
     assert!(text.contains("tokenizer.json") && text.contains("Digits"), "{text}");
+    let text = complaint(of_json(|json| json["pre_tokenizer"] = json!({"type": "WhitespaceSplit"})));
+    assert!(text.contains("drops all whitespace"), "{text}");
+}
+
+/// The vocabulary of `converted()` for Gemma 4, after a change of it.
+fn gemma4(model_type: &str, pre: Option<&str>, change: impl FnOnce(&mut Value)) -> Result<Vocabulary> {
+    let folder = tempfile::tempdir().unwrap();
+    let mut json = converted();
+    for (id, text) in [(1, "<s>"), (8, "<|tool_call>"), (9, "<|turn>")] {
+        json["added_tokens"].as_array_mut().unwrap().push(json!({"id": id, "content": text, "special": true}));
+    }
+    json["added_tokens"].as_array_mut().unwrap().remove(1);
+    change(&mut json);
+    put(folder.path(), "tokenizer.json", json.to_string());
+    put(folder.path(), "tokenizer_config.json", r#"{"bos_token": "<s>", "add_bos_token": false}"#);
+    put(folder.path(), "generation_config.json", r#"{"suppress_tokens": [9, 8, 10, -1, 1e99, "x"]}"#);
+    Vocabulary::from_files(folder.path(), 10, &json!({"model_type": model_type}), pre)
+}
+
+#[test]
+fn gemma_4_keeps_its_merges() {
+    let found = gemma4("gemma4_text", None, |_| {}).unwrap();
+    assert_eq!(found.merges, ["\u{2581} a", "\u{2581} \u{2581}"]);
+    assert_eq!(found.token_type, [3, 3, 1, 6, 1, 1, 1, 1, 4, 3], "tool calls are always shown");
+    assert_eq!(found.scores, [-1000.0; 10]);
+    assert_eq!((found.bos(), found.add_bos, found.add_space_prefix), (Some(1), Some(true), Some(false)));
+    assert_eq!(found.suppress_tokens, [0; 0]);
+    let keys: Vec<_> = found.to_metadata().into_iter().map(|(key, _)| key).collect();
+    let expected =
+        ["model", "tokens", "scores", "token_type", "merges", "bos_token_id", "add_bos_token", "add_space_prefix"];
+    assert_eq!(keys, expected.map(|key| format!("tokenizer.ggml.{key}")), "as llama.cpp's converter writes");
+    assert_eq!(gemma4("gemma4_unified", None, |_| {}).unwrap().suppress_tokens, [9, 8]);
+    let tokenizer = Tokenizer::from_vocabulary(&Vocabulary::from_metadata(&found.to_metadata()).unwrap()).unwrap();
+    assert_eq!(tokenizer.encode("a a<|turn>  a").unwrap(), [7, 5, 9, 6, 5]);
+    assert_eq!(tokenizer.bos(), Some(1));
+}
+
+#[test]
+fn what_gemma_4_cannot_say_is_told() {
+    let notes = |change: &dyn Fn(&mut Value)| gemma4("gemma4", None, change).unwrap().notes.join("; ");
+    let prepend = json!({"type": "Prepend", "prepend": "\u{2581}"});
+    let both =
+        |json: &Value| json!({"type": "Sequence", "normalizers": [prepend, {"type": "NFKC"}, json["normalizer"]]});
+    let found = notes(&|json| json["normalizer"] = both(json));
+    assert!(found.contains("puts a space in front") && found.contains("NFKC"), "{found}");
+    assert!(found.contains("255 of the 256 byte tokens are missing: llama.cpp leaves out"), "{found}");
+    let mut vocab = converted()["model"]["vocab"].clone();
+    vocab["}\n"] = 9.into();
+    let found = notes(&|json| {
+        json["model"]["vocab"] = vocab.clone();
+        json["added_tokens"].as_array_mut().unwrap().pop();
+    });
+    assert!(found.contains(r#"no text becomes the token "}\n""#), "{found}");
+    let text = complaint(gemma4("gemma4", None, |json| {
+        json["added_tokens"].as_array_mut().unwrap().remove(1);
+        json["model"]["vocab"].as_object_mut().unwrap().remove("<s>");
+    }));
+    assert!(text.contains("which token is BOS") && text.contains("tokenizer_config.json"), "{text}");
+}
+
+#[test]
+fn other_tokenizers_of_merges_on_characters_are_asked_for_by_name() {
+    let found = gemma4("sarvam_moe", Some("sarvam-moe"), |_| {}).unwrap();
+    assert_eq!((found.kind, found.pre.as_str(), found.add_bos), (Kind::Bpe, "sarvam-moe", Some(false)));
+    assert_eq!(found.token_type[8], token_type::CONTROL);
+    let tokenizer = Tokenizer::from_vocabulary(&found).unwrap();
+    assert_eq!(tokenizer.encode("a a<|turn>").unwrap(), [7, 5, 9]);
+    let error = gemma4("llama", Some("llama-bpe"), |_| {}).unwrap_err();
+    assert_eq!(error.kind(), crate::error::Kind::Usage);
 }

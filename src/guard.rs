@@ -1,37 +1,37 @@
-//! What the engine panics with, as errors: it does not expect every odd graph.
+//! What other people's code panics with, as errors: it does not expect every odd file.
 
 use crate::error::{Error, Result};
 use std::any::Any;
 use std::cell::Cell;
+use std::fmt::Display;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::Once;
 use std::thread;
 
-/// How the names of the engine's own threads begin.
+/// How the names of the threads of rten, which runs graphs, begin.
 const THREADS: &str = "rten-";
 
 thread_local! {
-    /// Whether this thread is in the engine.
+    /// Whether this thread is in such code.
     static INSIDE: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Calls the engine. Its state is not to be used again after an error.
+/// Calls code that may panic. Its state is not to be used again after an error. `odd`: the hint where it did panic.
 ///
 /// # Errors
-/// What the engine says, or what it panicked with.
-pub fn guarded<T, E: std::error::Error>(call: impl FnOnce() -> Result<T, E>) -> Result<T> {
+/// What it says, or what it panicked with.
+pub fn guarded<T, E: Display>(odd: &str, call: impl FnOnce() -> Result<T, E>) -> Result<T> {
     silence();
     let outside = INSIDE.replace(true);
     let done = panic::catch_unwind(AssertUnwindSafe(call));
     INSIDE.set(outside);
     match done {
         Ok(result) => result.map_err(|cause| Error::new(cause.to_string())),
-        Err(payload) => Err(Error::new(format!("it broke off: {}", message(&*payload)))
-            .hint("the engine, rten, did not expect such a graph; onnx.checker may say what is odd about it")),
+        Err(payload) => Err(Error::new(format!("it broke off: {}", message(&*payload))).hint(odd)),
     }
 }
 
-/// Keeps the engine's panics, which become errors, off the terminal; those of everyone else are shown as usual.
+/// Keeps panics that become errors off the terminal; others are shown as usual.
 fn silence() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
@@ -56,7 +56,7 @@ mod tests {
 
     #[test]
     fn panics_of_any_kind_become_errors() {
-        let told = |call: fn() -> Result<u8, std::fmt::Error>| guarded(call).map_err(|error| error.to_string());
+        let told = |call: fn() -> Result<u8, std::fmt::Error>| guarded("odd", call).map_err(|error| error.to_string());
         assert_eq!(told(|| Ok(3)), Ok(3));
         assert_eq!(told(|| Err(std::fmt::Error)), Err(std::fmt::Error.to_string()));
         assert_eq!(told(|| panic!("a text")), Err("it broke off: a text".into()));

@@ -1,0 +1,90 @@
+//! Zhipu's GLM-4.5, 4.6 and 4.7 with experts.
+
+use super::gguf_keys::Keys;
+use super::mixer::attention::HeadNorms;
+use super::mixer::experts::Experts;
+use super::mixer::routing::Scoring;
+use super::{Architecture, BlockTensor, Decoder, ExtraBlocks, Model, Part, config, mixture, nextn};
+use crate::error::Result;
+use crate::source::config::Config;
+
+/// Half of each head turned, biases on q, k and v, experts chosen by sigmoids, one shared.
+pub struct Glm4Moe;
+
+impl Architecture for Glm4Moe {
+    fn gguf(&self) -> &'static str {
+        "glm4moe"
+    }
+
+    fn model_types(&self) -> &'static [&'static str] {
+        &["glm4_moe"]
+    }
+
+    fn examples(&self) -> &'static str {
+        "GLM-4.5-Air, GLM-4.5, 4.6, 4.7"
+    }
+
+    fn sample(&'static self) -> Model {
+        Decoder { experts: Some(Experts::plain(2, 1, 8)), ..self.decoder().sized() }.build(self)
+    }
+
+    fn read(&'static self, config: &Config) -> Result<Model> {
+        let usual = serde_json::json!({ "partial_rotary_factor": 0.5 });
+        let config = &config.clone().with_defaults(usual);
+        let mut model = config::read(self, config, false)?;
+        config::check_activation(config, &["hidden_act"], model.activation, "silu")?;
+        // attention_bias is about q, k and v alone.
+        (model.o_bias, model.explicit_head_dim) = (false, true);
+        if config.flag("use_qk_norm")? {
+            model.head_norms = HeadNorms::PerHead;
+        }
+        if config.maybe_size("n_group")?.is_some_and(|n| n > 1) {
+            return Err(config::refused(config, "n_group above 1 is not supported"));
+        }
+        let (width, count) = (config.size("moe_intermediate_size")?, config.size("n_routed_experts")?);
+        let shared = config.maybe_size("n_shared_experts")?.unwrap_or(0);
+        model.dense = config.get("first_k_dense_replace").and_then(|n| n.as_u64()).unwrap_or(0) as usize;
+        model.experts = Some(Experts {
+            scoring: Scoring::Sigmoid,
+            normed: config.flag("norm_topk_prob")?,
+            scale: config.maybe_positive("routed_scaling_factor")?.unwrap_or(1.0) as f32,
+            selection_bias: true,
+            shared: mixture::shared(&model, shared * width),
+            ..Experts::plain(count, config.size("num_experts_per_tok")?, width)
+        });
+        model.size_key("expert_feed_forward_length", width);
+        model.size_key("expert_shared_count", shared);
+        model.size_key("leading_dense_block_count", model.dense);
+        mixture::put_router(&mut model);
+        Ok(model.build(self))
+    }
+
+    fn read_gguf(&'static self, keys: &Keys, mut model: Decoder) -> Result<Model> {
+        if keys.has("blk.0.attn_q_norm.weight") {
+            model.head_norms = HeadNorms::PerHead;
+        }
+        mixture::read_gguf(keys, &mut model, Experts { scoring: Scoring::Sigmoid, ..Experts::plain(0, 0, 0) })?;
+        Ok(model.build(self))
+    }
+
+    fn source(&self, tensor: &BlockTensor) -> &'static str {
+        match tensor.part {
+            Part::SHARED_GATE => "mlp.shared_experts.gate_proj",
+            Part::SHARED_UP => "mlp.shared_experts.up_proj",
+            Part::SHARED_DOWN => "mlp.shared_experts.down_proj",
+            _ => tensor.source,
+        }
+    }
+
+    fn gguf_name(&self, part: Part) -> &'static str {
+        match part {
+            // As llama.cpp has it.
+            Part::FFN_NORM => "post_attention_norm",
+            _ => part.0,
+        }
+    }
+
+    fn extra_blocks(&self, model: &Model, has: &dyn Fn(&str) -> bool) -> Option<ExtraBlocks> {
+        nextn::numbered(model, model.blocks.last()?, has)
+    }
+}
