@@ -84,6 +84,8 @@ MODELS = {
     "gemma": ("gemma", usual(head_dim=32, num_key_value_heads=1)),
     "gemma2": ("gemma2", usual(head_dim=32, sliding_window=16, query_pre_attn_scalar=32, num_hidden_layers=3)),
     "gemma3": ("gemma3_text", usual(head_dim=32, sliding_window=16, query_pre_attn_scalar=32, num_hidden_layers=7)),
+    "gemma3-embedding": ("gemma3_text", usual(head_dim=32, sliding_window=16, query_pre_attn_scalar=32, num_hidden_layers=7,
+                                              use_bidirectional_attention=True)),
     "phi3": ("phi3", usual(sliding_window=None)),
     "phi3-long": ("phi3", usual(sliding_window=None, rope_parameters=LONG, original_max_position_embeddings=32)),
     "phi4": ("phi3", usual(sliding_window=None, rope_parameters=dict(rope_type="default", rope_theta=250000.0,
@@ -335,7 +337,7 @@ def keys(kind, config):
         found |= gemma4_keys(own)
     if kind in OF_KIND:
         found |= OF_KIND[kind](get)
-    name = ARCHITECTURES.get(kind, kind)
+    name = "gemma-embedding" if get("use_bidirectional_attention") is True else ARCHITECTURES.get(kind, kind)
     return {f"{name}.{key}": value for key, value in sorted(found.items())}
 
 

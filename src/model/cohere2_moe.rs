@@ -3,12 +3,13 @@
 use super::cohere::{self, PATTERN, PERIOD};
 use super::decoder::Window;
 use super::gguf_keys::{Keys, eps_key};
+use super::mixer::Mixer;
 use super::mixer::experts::Experts;
 use super::mixer::routing::Scoring;
-use super::{Architecture, BlockTensor, Decoder, Model, Norm, Part, QueryRows, config, mixture};
+use super::{Architecture, BlockTensor, Decoder, ExtraBlocks, Model, Norm, Part, QueryRows, config, mixture, nextn};
 use crate::error::Result;
 use crate::source::config::Config;
-use crate::source::value::Value;
+use crate::source::value::{Array, Value};
 
 /// [`super::cohere::Cohere2`] with experts behind some dense blocks; shared ones count as much as all others together.
 pub struct Cohere2Moe;
@@ -138,6 +139,16 @@ impl Architecture for Cohere2Moe {
             ..Experts::plain(keys.size("expert_count")?, keys.size("expert_used_count")?, width)
         });
         Ok(build(model, self))
+    }
+
+    fn extra_blocks(&self, model: &Model, has: &dyn Fn(&str) -> bool) -> Option<ExtraBlocks> {
+        let mut extra = nextn::numbered(model, model.blocks.last()?, has)?;
+        let local = model.blocks.iter().map(|block| {
+            block.mixers().any(|mixer| matches!(mixer, Mixer::Attention(attention) if attention.window.is_some()))
+        });
+        let local: Vec<bool> = local.chain(std::iter::repeat_n(false, extra.count)).collect();
+        extra.keys.push((PATTERN, Value::Array(Array::Bool(local))));
+        Some(extra)
     }
 
     fn source(&self, tensor: &BlockTensor) -> &'static str {

@@ -1,6 +1,7 @@
 //! Google's Gemma 1 to 3, text only.
 
 use super::decoder::Window;
+use super::embedding_gemma::EmbeddingGemma;
 use super::gguf_keys::Keys;
 use super::mapping::Change;
 use super::mixer::attention::HeadNorms;
@@ -21,7 +22,7 @@ pub struct Gemma2;
 pub struct Gemma3;
 
 /// What all of them share.
-fn plain() -> Decoder {
+pub(super) fn plain() -> Decoder {
     Decoder { activation: Activation::GeluTanh, ..Decoder::PLAIN }
 }
 
@@ -39,7 +40,7 @@ fn read(architecture: &'static dyn Architecture, config: &Config) -> Result<Deco
 }
 
 /// Every norm is of this kind.
-fn mapping(tensor: &BlockTensor) -> TensorMapping {
+pub(super) fn mapping(tensor: &BlockTensor) -> TensorMapping {
     match tensor.part {
         Part::ATTN_NORM | Part::ATTN_POST_NORM | Part::FFN_NORM | Part::FFN_POST_NORM | Part::Q_NORM | Part::K_NORM => {
             Change::PlusOne.into()
@@ -48,7 +49,8 @@ fn mapping(tensor: &BlockTensor) -> TensorMapping {
     }
 }
 
-fn source(tensor: &BlockTensor) -> &'static str {
+/// What checkpoints with norms behind attention and MLP call a tensor.
+pub(super) fn source(tensor: &BlockTensor) -> &'static str {
     match tensor.part {
         Part::FFN_NORM => "pre_feedforward_layernorm",
         _ => tensor.source,
@@ -220,50 +222,14 @@ impl Architecture for Gemma3 {
     }
 
     fn read(&'static self, config: &Config) -> Result<Model> {
-        // Inside the configuration of a model that sees, too, keys of usual values are left out.
-        let config = &config.clone().with_defaults(usual_of_gemma3());
-        let mut model = read(self, config)?;
-        model.attention_scale = Some(check_scale(config, &model, LARGE_3)?);
-        model.logit_cap = config.maybe_positive("final_logit_softcapping")?.map(|x| x as f32);
-        let period = config.maybe_size("sliding_window_pattern")?.unwrap_or(PERIOD);
-        if period != PERIOD {
-            return Err(config::refused(config, &format!("sliding_window_pattern {period} is not supported")));
+        if config.flag("use_bidirectional_attention")? {
+            return EmbeddingGemma.read(config);
         }
-        let tokens = config.maybe_size("sliding_window")?.unwrap_or(4096);
-        model.window = Some(Window::but_every(tokens, PERIOD));
-        // Newer configurations have parameters for each kind of block.
-        let newer = config.object("rope_parameters")?;
-        let of = |kind: &str| newer.as_ref().map(|parameters| parameters.object(kind)).transpose().map(Option::flatten);
-        let mut rope = match of("full_attention")? {
-            Some(parameters) => Rope::of(config, Some(parameters), model.head_dim)?,
-            None => Rope::read(config, model.head_dim)?,
-        };
-        if config.get("rope_theta").is_none() && newer.is_none() {
-            rope.base = 1e6;
-        }
-        let local = match of("sliding_attention")? {
-            Some(parameters) => parameters.positive("rope_theta")?,
-            None => config.maybe_positive("rope_local_base_freq")?.unwrap_or(1e4),
-        };
-        model.local_rope = Some(Rope::plain(local, rope.rotary));
-        model.rope = Some(rope);
-        if let Some(cap) = model.logit_cap {
-            model.key("final_logit_softcapping", Value::F32(cap));
-        }
-        model.size_key("attention.sliding_window", tokens);
-        model.key("rope.freq_base_swa", Value::F32(local as f32));
-        Ok(model.build(self))
+        Ok(read_3(self, config, LARGE_3)?.build(self))
     }
 
-    fn read_gguf(&'static self, keys: &Keys, mut model: Decoder) -> Result<Model> {
-        model.embedding_scale = (model.hidden as f32).sqrt();
-        model.attention_scale = Some(attention_scale(&model, LARGE_3));
-        model.logit_cap = keys.maybe_number("final_logit_softcapping")?.map(|x| x as f32);
-        let tokens = keys.maybe_size("attention.sliding_window")?.unwrap_or(4096);
-        model.window = Some(Window::but_every(tokens, PERIOD));
-        let local = keys.maybe_number("rope.freq_base_swa")?.unwrap_or(1e4);
-        model.local_rope = model.rope.as_ref().map(|rope| Rope::plain(local, rope.rotary));
-        Ok(model.build(self))
+    fn read_gguf(&'static self, keys: &Keys, decoder: Decoder) -> Result<Model> {
+        Ok(read_gguf_3(keys, decoder, LARGE_3)?.build(self))
     }
 
     fn source(&self, tensor: &BlockTensor) -> &'static str {
@@ -277,6 +243,60 @@ impl Architecture for Gemma3 {
     fn norm_mapping(&self) -> TensorMapping {
         Change::PlusOne.into()
     }
+}
+
+/// What configurations of Gemma 3 have in common. `large`: how many blocks the model has whose scores have another scale.
+pub(super) fn read_3(architecture: &'static dyn Architecture, config: &Config, large: usize) -> Result<Decoder> {
+    // Inside the configuration of a model that sees, too, keys of usual values are left out.
+    let config = &config.clone().with_defaults(usual_of_gemma3());
+    let mut model = read(architecture, config)?;
+    model.attention_scale = Some(check_scale(config, &model, large)?);
+    model.logit_cap = config.maybe_positive("final_logit_softcapping")?.map(|x| x as f32);
+    let period = config.maybe_size("sliding_window_pattern")?.unwrap_or(PERIOD);
+    if period != PERIOD {
+        return Err(config::refused(config, &format!("sliding_window_pattern {period} is not supported")));
+    }
+    let kinds = config::layer_types(config, model.blocks, &["sliding_attention", "full_attention"])?;
+    let local = |i: usize| !(i + 1).is_multiple_of(PERIOD);
+    if kinds.is_some_and(|kinds| (0..kinds.len()).any(|i| (kinds[i] == "sliding_attention") != local(i))) {
+        return Err(config::refused(config, "layer_types must have full attention in every sixth block"));
+    }
+    let tokens = config.maybe_size("sliding_window")?.unwrap_or(4096);
+    model.window = Some(Window::but_every(tokens, PERIOD));
+    // Newer configurations have parameters for each kind of block.
+    let newer = config.object("rope_parameters")?;
+    let of = |kind: &str| newer.as_ref().map(|parameters| parameters.object(kind)).transpose().map(Option::flatten);
+    let mut rope = match of("full_attention")? {
+        Some(parameters) => Rope::of(config, Some(parameters), model.head_dim)?,
+        None => Rope::read(config, model.head_dim)?,
+    };
+    if config.get("rope_theta").is_none() && newer.is_none() {
+        rope.base = 1e6;
+    }
+    let local = match of("sliding_attention")? {
+        Some(parameters) => parameters.positive("rope_theta")?,
+        None => config.maybe_positive("rope_local_base_freq")?.unwrap_or(1e4),
+    };
+    model.local_rope = Some(Rope::plain(local, rope.rotary));
+    model.rope = Some(rope);
+    if let Some(cap) = model.logit_cap {
+        model.key("final_logit_softcapping", Value::F32(cap));
+    }
+    model.size_key("attention.sliding_window", tokens);
+    model.key("rope.freq_base_swa", Value::F32(local as f32));
+    Ok(model)
+}
+
+/// The same of files.
+pub(super) fn read_gguf_3(keys: &Keys, mut model: Decoder, large: usize) -> Result<Decoder> {
+    model.embedding_scale = (model.hidden as f32).sqrt();
+    model.attention_scale = Some(attention_scale(&model, large));
+    model.logit_cap = keys.maybe_number("final_logit_softcapping")?.map(|x| x as f32);
+    let tokens = keys.maybe_size("attention.sliding_window")?.unwrap_or(4096);
+    model.window = Some(Window::but_every(tokens, PERIOD));
+    let local = keys.maybe_number("rope.freq_base_swa")?.unwrap_or(1e4);
+    model.local_rope = model.rope.as_ref().map(|rope| Rope::plain(local, rope.rotary));
+    Ok(model)
 }
 
 /// What transformers takes for granted in `text_config`.

@@ -16,6 +16,7 @@ pub mod decoder;
 mod deepseek2;
 mod dots1;
 pub mod embedding;
+mod embedding_gemma;
 mod ernie4_5;
 mod exaone4;
 mod exaone_moe;
@@ -66,6 +67,7 @@ pub mod orthogonal;
 pub mod part;
 pub mod per_layer;
 mod phi3;
+pub mod pooling;
 mod qwen;
 mod qwen35;
 mod qwen_moe;
@@ -109,6 +111,7 @@ pub static ARCHITECTURES: &[&dyn Architecture] = &[
     &gemma::Gemma,
     &gemma::Gemma2,
     &gemma::Gemma3,
+    &embedding_gemma::EmbeddingGemma,
     &gemma4::Gemma4,
     &phi3::Phi3,
     &smollm3::SmolLm3,
