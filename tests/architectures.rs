@@ -200,6 +200,8 @@ static RENAMED: &[Renamed] = &[
     Renamed { golden: "mistral4", names: OLD, kind: "mistral3", inside: Some("mistral4") },
     Renamed { golden: "cohere2", names: INTO, kind: "cohere2_vision", inside: Some("cohere2") },
     Renamed { golden: "gemma3-embedding", names: &[("model.", "")], kind: "gemma3_text", inside: None },
+    Renamed { golden: "sarvam_moe", names: &[], kind: "bailing_moe", inside: None },
+    Renamed { golden: "sarvam_moe", names: &[], kind: "bailing_moe_v2", inside: None },
     Renamed { golden: "gemma4", names: INTO, kind: "gemma4", inside: Some("gemma4_text") },
     Renamed { golden: "gemma4_e2b", names: INTO, kind: "gemma4", inside: Some("gemma4_text") },
     Renamed { golden: "gemma4_moe", names: INTO, kind: "gemma4_unified", inside: Some("gemma4_unified_text") },

@@ -7,6 +7,7 @@
 mod afmoe;
 mod apertus;
 mod arcee;
+mod bailing_moe2;
 pub mod block;
 pub mod checkpoint;
 mod cohere;
@@ -158,6 +159,7 @@ pub static ARCHITECTURES: &[&dyn Architecture] = &[
     &jais2::Jais2,
     &minicpm3::MiniCpm3,
     &falcon::Falcon,
+    &bailing_moe2::BailingMoe2,
     &gpt_bigcode::GptBigCode,
     &nemotron_h::NemotronHMoe,
     &nemotron_h::NemotronH,
