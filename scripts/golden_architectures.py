@@ -135,7 +135,7 @@ MODELS = {
     "qwen3_5_moe-seeing": ("qwen3_5_moe", seeing(VISION3, usual(**NET, **NET_MOE, rope_parameters=SECTIONS), **IMAGES)),
     "qwen3_next": ("qwen3_next", usual(**NET, **NET_MOE, rope_parameters=QUARTER)),
     "gemma4": ("gemma4_text", {**GEMMA4, **SHARED_KEYS, "num_hidden_layers": 4, "layer_types": kinds("sfsf")}),
-    "gemma4_e2b": ("gemma4_text", {**GEMMA4, "num_hidden_layers": 5, "layer_types": kinds("sfssf"), "num_key_value_heads": 1,
+    "gemma4_e2b": ("gemma4_text", {**GEMMA4, "num_hidden_layers": 5, "layer_types": kinds("ssfsf"), "num_key_value_heads": 1,
                                    "hidden_size_per_layer_input": 32, "vocab_size_per_layer_input": VOCAB, "num_kv_shared_layers": 2,
                                    "use_double_wide_mlp": True}),
     "gemma4_moe": ("gemma4_text", {**GEMMA4, **SHARED_KEYS, "num_hidden_layers": 2, "layer_types": kinds("sf"), "enable_moe_block": True,
@@ -158,6 +158,19 @@ MODELS = {
     "granite_swa": ("granite_swa", usual(embedding_multiplier=3.0, attention_multiplier=0.2, residual_multiplier=0.5, logits_scaling=2.0,
                                          sliding_window=16, num_hidden_layers=4, layer_rope_theta=[10000.0, 10000.0, 0.0, 10000.0])),
     "nemotron": ("nemotron", usual(head_dim=16)),
+    "nemotron_h": ("nemotron_h", usual(**NEMOTRON, **ROUTED)),
+    "nemotron_h-latent": ("nemotron_h", usual(**NEMOTRON, **{**ROUTED, "routed_scaling_factor": 1.0}, moe_latent_size=32, n_group=2,
+                                              topk_group=1, norm_topk_prob=False)),
+    "nemotron_h-dense": ("nemotron_h", usual(**NEMOTRON, layers_block_type=["linear_attention", "mlp", "full_attention", "mlp"])),
+    "granitemoehybrid": ("granitemoehybrid", usual(**GRANITE4, num_local_experts=4, num_experts_per_tok=2, intermediate_size=64)),
+    "granitemoehybrid-dense": ("granitemoehybrid", usual(**GRANITE4, num_local_experts=0, position_embedding_type="rope")),
+    "falcon_h1": ("falcon_h1", usual(**FALCON_H1, mamba_n_groups=1)),
+    "falcon_h1-normed": ("falcon_h1", usual(**FALCON_H1, mamba_n_groups=2, mamba_rms_norm=True, mamba_norm_before_gate=False,
+                                            tie_word_embeddings=True)),
+    "mamba2": ("mamba2", dict(vocab_size=VOCAB, hidden_size=64, num_hidden_layers=2, num_heads=4, head_dim=32, state_size=16, n_groups=2,
+                              conv_kernel=4, expand=2, bos_token_id=2046, eos_token_id=2047, pad_token_id=None)),
+    "jamba": ("jamba", usual(num_hidden_layers=4, attn_layer_period=4, attn_layer_offset=2, expert_layer_period=2, expert_layer_offset=1,
+                             num_experts=4, num_experts_per_tok=2, mamba_dt_rank=32, mamba_d_state=16)),
     "mellum": ("mellum", usual(head_dim=32, num_hidden_layers=4, sliding_window=16, layer_types=3 * ["sliding_attention"] + ["full_attention"],
                                rope_parameters=dict(full_attention=YARN, sliding_attention=dict(rope_type="default", rope_theta=10000.0)),
                                **MOE)),
@@ -176,18 +189,6 @@ MODELS = {
     "falcon-40b": ("falcon", usual(new_decoder_architecture=True, num_kv_heads=2, alibi=False, bias=False)),
     "gpt_bigcode": ("gpt_bigcode", dict(vocab_size=VOCAB, n_embd=64, n_head=4, n_layer=2, n_positions=512, multi_query=True,
                                         bos_token_id=2046, eos_token_id=2047)),
-    "nemotron_h": ("nemotron_h", usual(**NEMOTRON, **ROUTED)),
-    "nemotron_h-latent": ("nemotron_h", usual(**NEMOTRON, **ROUTED, moe_latent_size=32, n_group=2, topk_group=1, norm_topk_prob=False)),
-    "nemotron_h-dense": ("nemotron_h", usual(**NEMOTRON, layers_block_type=["linear_attention", "mlp", "full_attention", "mlp"])),
-    "granitemoehybrid": ("granitemoehybrid", usual(**GRANITE4, num_local_experts=4, num_experts_per_tok=2, intermediate_size=64)),
-    "granitemoehybrid-dense": ("granitemoehybrid", usual(**GRANITE4, num_local_experts=0, position_embedding_type="rope")),
-    "falcon_h1": ("falcon_h1", usual(**FALCON_H1, mamba_n_groups=1)),
-    "falcon_h1-normed": ("falcon_h1", usual(**FALCON_H1, mamba_n_groups=2, mamba_rms_norm=True, mamba_norm_before_gate=False,
-                                            tie_word_embeddings=True)),
-    "mamba2": ("mamba2", dict(vocab_size=VOCAB, hidden_size=64, num_hidden_layers=2, num_heads=4, head_dim=32, state_size=16, n_groups=2,
-                              conv_kernel=4, expand=2, bos_token_id=2046, eos_token_id=2047)),
-    "jamba": ("jamba", usual(num_hidden_layers=4, attn_layer_period=4, attn_layer_offset=2, expert_layer_period=2, expert_layer_offset=1,
-                             num_experts=4, num_experts_per_tok=2, mamba_dt_rank=32, mamba_d_state=16)),
 }
 
 
@@ -234,8 +235,8 @@ ARCHITECTURES = {"mistral": "llama", "mixtral": "llama", "qwen2_moe": "qwen2moe"
                  "gpt_oss": "gpt-oss", "gpt_neox": "gptneox", "deepseek_v2": "deepseek2", "deepseek_v3": "deepseek2",
                  "internlm3": "llama", "ministral3": "mistral3", "qwen2_vl": "qwen2vl", "qwen2_5_vl": "qwen2vl", "qwen3_vl": "qwen3vl",
                  "qwen3_5": "qwen35", "qwen3_5_text": "qwen35", "qwen3_5_moe": "qwen35moe", "qwen3_5_moe_text": "qwen35moe",
-                 "qwen3_next": "qwen3next", "gemma4_text": "gemma4",
-                 "exaone_moe": "exaone-moe", "sarvam_moe": "bailingmoe2", "solar_open": "glm4moe", "gpt_bigcode": "starcoder", "cohere": "command-r", "cohere2_moe": "cohere2moe", "llama4_text": "llama4", "minimax_m2": "minimax-m2"}
+                 "qwen3_next": "qwen3next", "exaone_moe": "exaone-moe", "sarvam_moe": "bailingmoe2", "solar_open": "glm4moe", "gpt_bigcode": "starcoder", "gemma4_text": "gemma4",
+                 "cohere": "command-r", "cohere2_moe": "cohere2moe", "llama4_text": "llama4", "minimax_m2": "minimax-m2"}
 LAYER_NORM = ("stablelm", "starcoder2", "gpt2", "gpt_neox", "cohere", "cohere2", "cohere2_moe", "nemotron", "jais2", "falcon",
               "gpt_bigcode")
 

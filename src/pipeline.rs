@@ -30,7 +30,7 @@ use crate::error::{Context, Error, Result};
 use crate::format::{self, Encoding};
 use crate::grid::Grid;
 use crate::method::{self, Method, Rows, plain, relative, weight_error};
-use crate::model::{RowOrder, TensorSpec};
+use crate::model::{Part, RowOrder, TensorRole, TensorSpec};
 use crate::source::imatrix::Imatrix;
 use crate::writer::shards::{Files, Writer};
 use crate::{interrupt, writer};
@@ -213,7 +213,10 @@ impl Run<'_> {
         let first = state.as_ref().map_or(0, |state| state.blocks);
         let mut stream = match &state {
             Some(state) if state.complete => return Ok(()),
-            Some(state) => Some(Stream::reopen(plan, windows, self.wants(), &state.stream, self.folders()?)?),
+            Some(state) => {
+                let in_file = |spec: &TensorSpec, rows| self.rows_in_file(spec, rows);
+                Some(Stream::reopen(plan, windows, self.wants(), &state.stream, &in_file, self.folders()?)?)
+            }
             None => self.head(calibration, windows)?,
         };
         for (i, tensors) in plan.blocks().enumerate().skip(first) {
@@ -269,9 +272,25 @@ impl Run<'_> {
         if calibration.is_none() {
             return Ok(None);
         }
-        let stream = Stream::new(plan, windows, self.wants(), &wanted, &rows, self.folders()?)?;
+        let in_file = |spec: &TensorSpec, rows| self.rows_in_file(spec, rows);
+        let stream = Stream::new(plan, windows, self.wants(), &wanted, &rows, &in_file, self.folders()?)?;
         self.record(0, &stream)?;
         Ok(Some(stream))
+    }
+
+    /// Rows of a tensor as the source has them, but of the embedding for each block as the file does.
+    fn rows_in_file(&self, spec: &TensorSpec, rows: std::ops::Range<usize>) -> Result<Vec<f32>> {
+        let numbers = self.plan.source.rows(spec, rows)?;
+        let rounded = self.plan.head().iter().find(|tensor| {
+            let embedding = tensor.spec.role == TensorRole::PerLayer(Part::PER_LAYER_TOKEN_EMBD);
+            embedding && tensor.spec.gguf == spec.gguf && tensor.is_rounded()
+        });
+        let Some((tensor, Encoding::Grid(grid))) = rounded.map(|tensor| (tensor, tensor.kind.encoding())) else {
+            return Ok(numbers);
+        };
+        let importance = self.importance(spec, 0);
+        let plain = plain(spec.columns(), importance.as_deref(), self.plan.may_be_on_a_grid(tensor));
+        Ok(tensor.kind.decode_all(&plain.quantize(&numbers, grid)))
     }
 
     /// Which of the windows the method looks at in which way.

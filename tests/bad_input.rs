@@ -248,7 +248,9 @@ fn a_tokenizer_that_does_not_fit() {
     fs::write(model.join("tokenizer.json"), "{\"model\": ").unwrap();
     refused(&model, &[], 1, &["tokenizer.json, line 1, column 10", HINT]);
     fs::write(model.join("tokenizer.json"), r#"{"model": {"type": "Unigram", "vocab": []}}"#).unwrap();
-    refused(&model, &[], 1, &["tokenizer.json", "its model is Unigram", HINT]);
+    refused(&model, &[], 1, &["tokenizer.json", "does not replace spaces", HINT]);
+    fs::write(model.join("tokenizer.json"), r#"{"model": {"type": "WordLevel", "vocab": {}}}"#).unwrap();
+    refused(&model, &[], 1, &["tokenizer.json", "its model is \"WordLevel\"", HINT]);
 }
 
 #[test]

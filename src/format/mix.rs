@@ -17,6 +17,8 @@ pub struct Mix {
     /// The type of everything that is not raised.
     pub base: Type,
     raise: fn(&Place) -> Option<&'static str>,
+    /// It has one type for every layer, whatever the layer is for.
+    even: bool,
 }
 
 /// What a mix has to know of a model.
@@ -39,11 +41,12 @@ pub struct Facts {
 impl Facts {
     /// Of a model that llmq can run.
     pub fn of(model: &Model, importance: bool) -> Facts {
+        let experts = model.blocks.iter().flat_map(|block| block.mixers()).find_map(|mixer| mixer.experts());
         Facts {
             architecture: model.architecture.gguf().into(),
             blocks: model.blocks.len(),
             group: model.group,
-            experts: 0,
+            experts: experts.map_or(0, |experts| experts.count),
             tied: model.tied,
             importance,
         }
@@ -223,9 +226,9 @@ fn four_bit_tables(p: &Place) -> Option<&'static str> {
 
 /// Every mix, the largest first.
 pub fn all() -> impl Iterator<Item = Mix> {
-    MIXES
-        .iter()
-        .filter_map(|&(name, file_type, base, raise)| Some(Mix { name, file_type, base: by_name(base).ok()?, raise }))
+    MIXES.iter().filter_map(|&(name, file_type, base, raise)| {
+        Some(Mix { name, file_type, base: by_name(base).ok()?, raise, even: false })
+    })
 }
 
 /// llama.cpp's numbers of files of types that are only read here.
@@ -270,7 +273,7 @@ pub fn named(name: &str) -> Result<Mix> {
 impl Mix {
     /// One type for every layer; the output matrix of a GGUF gets a better one, as in any mix.
     pub fn even(name: &'static str, file_type: u32, base: Type) -> Mix {
-        Mix { name, file_type, base, raise: |_| None }
+        Mix { name, file_type, base, raise: |_| None, even: true }
     }
 
     /// The type of a matrix: llama.cpp's choice, but for layers of [`SENSITIVE`]. `columns`: its row length; `stacked`: whether it is one of several in a tensor.
@@ -302,6 +305,16 @@ impl Mix {
         by_name(chosen).unwrap_or(self.base)
     }
 
+    /// The better type of a small layer from which a recurrent mixer takes how its state decays and how far it is corrected; none where
+    /// `kind` is as good. llama.cpp gives it the base type, but its errors stay in the state from token to token, and eight bits of it
+    /// cost next to nothing.
+    pub fn better_for_states(&self, name: &str, kind: Type) -> Option<Type> {
+        const LAYERS: [&str; 3] = [".ssm_alpha.weight", ".ssm_beta.weight", ".ssm_ba.weight"];
+        let better = by_name("Q8_0").ok()?;
+        let concerned = !self.even && kind.is_quantized() && kind.bits() < better.bits();
+        (concerned && LAYERS.iter().any(|layer| name.ends_with(layer))).then_some(better)
+    }
+
     /// The type of the output matrix, a tied embedding included: its errors reach the logits undamped.
     fn output(&self, columns: usize, facts: &Facts) -> Type {
         let eight = self.base.name() == "MXFP4"
@@ -330,8 +343,9 @@ pub fn fallback(kind: Type) -> Type {
     by_name(other).unwrap_or(kind)
 }
 
-/// Whether llama.cpp stores a tensor of this name and number of dimensions in few bits; others stay as they are.
-pub fn is_eligible(name: &str, dims: usize) -> bool {
+/// Whether llama.cpp stores a tensor of this name and shape (slowest dimension first) in few bits; others stay as they are. One row alone
+/// is a vector to it.
+pub fn is_eligible(name: &str, shape: &[usize]) -> bool {
     // Norms, routers, positions, and what is small and sensitive in some architectures.
     const KEPT: [&str; 23] = [
         "_norm.weight",
@@ -360,7 +374,7 @@ pub fn is_eligible(name: &str, dims: usize) -> bool {
     ];
     let small_mixer =
         ["w", "v", "a", "g"].iter().any(|part| (0..3).any(|i| name.contains(&format!("time_mix_{part}{i}.weight"))));
-    dims >= 2
+    shape.iter().skip_while(|&&n| n == 1).count() >= 2
         && name.ends_with("weight")
         && !["position_embd.weight", "token_types.weight"].contains(&name)
         && !small_mixer

@@ -41,8 +41,17 @@ pub struct Choice {
     pub kind: Type,
     /// The type it should have had, where its rows do not divide into blocks of it.
     pub instead_of: Option<Type>,
-    /// The user named no type for this tensor.
+    /// The type that the mix has for it, where a state asks for a better one ([`Mix::better_for_states`]).
+    pub raised_from: Option<Type>,
+    /// Nothing names a type for this tensor but the mix.
     pub free: bool,
+}
+
+impl Choice {
+    /// No choice at all.
+    pub fn fixed(kind: Type) -> Choice {
+        Choice { kind, instead_of: None, raised_from: None, free: false }
+    }
 }
 
 /// The overrides that a file holds, separated by white space: `--tensor-type-file`.
@@ -75,10 +84,10 @@ impl Recipe {
         &self.mix
     }
 
-    /// The type of a tensor, or `None` where it is to stay as it is. `shape`: slowest dimension first.
+    /// The type of a tensor: of the user's wishes the first that matches, and the mix's otherwise, or `None` where it is to stay as it is. `shape`: slowest dimension first.
     pub fn choose(&mut self, name: &str, shape: &[usize], facts: &Facts) -> Option<Choice> {
         let matched = self.overrides.iter_mut().find(|o| o.pattern.is_match(name));
-        if !is_eligible(name, shape.len()) {
+        if !is_eligible(name, shape) {
             return None;
         }
         let matched = matched.map(|o| {
@@ -96,11 +105,14 @@ impl Recipe {
             true => self.mix.base,
             false => self.mix.choose(name, columns, shape.len() > 2, facts),
         });
+        let better = self.mix.better_for_states(name, wanted).filter(|_| free && !self.pure);
+        let (wanted, raised_from) = better.map_or((wanted, None), |better| (better, Some(wanted)));
         let mut kind = wanted;
         while !columns.is_multiple_of(kind.width()) {
             kind = fallback(kind);
         }
-        Some(Choice { kind, instead_of: (kind != wanted).then_some(wanted), free })
+        let free = free && raised_from.is_none();
+        Some(Choice { kind, instead_of: (kind != wanted).then_some(wanted), raised_from, free })
     }
 
     /// To be called once every tensor has its type.

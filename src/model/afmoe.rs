@@ -76,6 +76,10 @@ impl Architecture for AfMoe {
             Some(types) => types.iter().map(|kind| kind == "sliding_attention").collect(),
             None => (0..n).map(|i| !(i + 1).is_multiple_of(every)).collect(),
         };
+        if let Some(i) = (0..n).find(|&i| local[i] == (i + 1).is_multiple_of(4)) {
+            let what = format!("layer_types must name every fourth block full_attention, and block {i} breaks that");
+            return Err(config::refused(config, &what));
+        }
         let tokens = config.maybe_size("sliding_window")?;
         let (width, shared) =
             (config.size("moe_intermediate_size")?, config.maybe_size("num_shared_experts")?.unwrap_or(0));

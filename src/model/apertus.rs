@@ -1,6 +1,7 @@
 //! Apertus, of the Swiss AI initiative.
 
 use super::gguf_keys::Keys;
+use super::limits::{Limits, Place};
 use super::mixer::attention::HeadNorms;
 use super::mixer::mlp::MlpLayers;
 use super::mixer::{Mixer, Xielu};
@@ -60,6 +61,10 @@ impl Architecture for Apertus {
 
     fn decoder(&self) -> Decoder {
         Decoder { head_norms: HeadNorms::PerHead, mlp: MlpLayers::Plain, ..Decoder::PLAIN }
+    }
+
+    fn limits(&self) -> Limits {
+        Limits { output: Place::Needed, mlp_bias: Place::None, ..Limits::of_llama(&self.decoder()) }
     }
 
     fn sample(&'static self) -> Model {

@@ -1,6 +1,7 @@
 //! Arcee's AFM.
 
 use super::gguf_keys::Keys;
+use super::limits::Limits;
 use super::mixer::mlp::MlpLayers;
 use super::{Architecture, Decoder, Model, QueryRows, config};
 use crate::error::Result;
@@ -29,6 +30,10 @@ impl Architecture for Arcee {
 
     fn decoder(&self) -> Decoder {
         Decoder { activation: Activation::ReluSquared, mlp: MlpLayers::Plain, ..Decoder::PLAIN }
+    }
+
+    fn limits(&self) -> Limits {
+        Limits { rope_factors: true, ..Limits::of(&self.decoder()) }
     }
 
     fn sample(&'static self) -> Model {

@@ -36,7 +36,13 @@ impl Architecture for BailingMoe2 {
         let sarvam = config.string("model_type")? == "sarvam_moe";
         let (part, base) = if sarvam { (1.0, 8e6) } else { (0.5, 6e5) };
         let usual = serde_json::json!({ "partial_rotary_factor": part, "rope_theta": base });
-        let config = &config.clone().with_defaults(usual);
+        let mut config = config.clone().with_defaults(usual);
+        // Ling-1T says it in numbers.
+        if let Some(turned) = config.maybe_size("rotary_dim")? {
+            let head_dim = config.size("head_dim")?;
+            config = config.with("partial_rotary_factor", (turned as f64 / head_dim as f64).into());
+        }
+        let config = &config;
         let mut model = config::read(self, config, false)?;
         config::check_activation(config, &["hidden_act"], model.activation, "silu")?;
         for key in ["attention_bias", "use_qkv_bias", "use_bias", "norm_head", "tie_word_embeddings"] {

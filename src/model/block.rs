@@ -87,9 +87,14 @@ impl<'a> Block<'a> {
         spec.only_multiplied
     }
 
-    /// Drops the matrices that a half's [`output`](Self::output) does not need: all but its last. `specs`: those of the block.
+    /// Drops the matrices that a half's [`output`](Self::output) does not need: all but its last, unless later blocks share what others
+    /// give. `specs`: those of the block.
     pub fn keep_last<'s>(&mut self, half: usize, specs: impl Iterator<Item = &'s TensorSpec>) {
-        let last = self.config(half).mixer.last();
+        let mixer = &self.config(half).mixer;
+        if mixer.kept_columns() > 0 {
+            return;
+        }
+        let last = mixer.last();
         for spec in specs.filter(|spec| spec.half == half && spec.reads.is_some()) {
             if let TensorRole::Block(part, Kind::Weight) = spec.role
                 && Some(part) != last

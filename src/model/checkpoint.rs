@@ -2,7 +2,7 @@
 
 use super::mapping::ExpertLayout;
 use super::mixer::experts::Experts;
-use super::{ARCHITECTURES, Model, Part};
+use super::{ARCHITECTURES, Model, Part, config_keys, nextn};
 use crate::error::{Error, Result};
 use crate::source::checkpoint::Checkpoint;
 use crate::source::config::Config;
@@ -69,7 +69,12 @@ impl Model {
         let of = |kind: &str| ARCHITECTURES.iter().find(|a| a.model_types().contains(&kind));
         let inside = text.maybe_string("model_type")?;
         match of(&found).or_else(|| inside.as_deref().and_then(of)) {
-            Some(architecture) => architecture.read(&text),
+            Some(architecture) => {
+                let model = architecture.read(&text)?;
+                config_keys::check(&text)?;
+                model.check_limits(&text)?;
+                Ok(model)
+            }
             None => {
                 let known: Vec<_> = ARCHITECTURES.iter().flat_map(|a| a.model_types()).copied().collect();
                 let what = format!("{}: model_type '{found}' is not supported", config.path().display());
@@ -89,11 +94,15 @@ impl Model {
     /// As [`Model::read`], or a tensor that cannot be read.
     pub fn of_checkpoint(config: &Config, checkpoint: &Checkpoint, extra: bool) -> Result<(Model, Vec<String>)> {
         let mut model = Model::read(config)?;
+        let text = super::config::text(config)?;
         let has = |name: &str| checkpoint.contains(name);
         model.settle(has);
         let mut notes = checkpoint.notes().to_vec();
+        notes.extend(config_keys::note(&text));
+        notes.extend(model.differences());
         let taken = model.architecture.settle(&mut model, checkpoint)?;
-        notes.extend(model.settle_output(checkpoint)?);
+        notes.extend(model.settle_output(config, checkpoint)?);
+        notes.extend(model.settle_output_place(config)?);
         model.settle_experts(checkpoint)?;
         notes.extend(model.settle_extra_blocks(&has, extra));
         notes.extend(model.left_out(checkpoint, taken));
@@ -110,10 +119,24 @@ impl Model {
     }
 
     /// Whether the output matrix is the embedding: transformers reads one that is stored, whatever the configuration says.
-    fn settle_output(&mut self, checkpoint: &Checkpoint) -> Result<Option<String>> {
+    fn settle_output(&mut self, config: &Config, checkpoint: &Checkpoint) -> Result<Option<String>> {
         let embedding = self.embedding();
         let Some(stored) = self.output_names().into_iter().find(|name| checkpoint.contains(name)) else {
-            return Ok(None);
+            if self.tied || self.output_source.is_some() || !checkpoint.contains(&embedding.source) {
+                return Ok(None);
+            }
+            // A model without its head, as those that embed text are saved.
+            if self.is_base(&embedding.source) {
+                self.tied = true;
+                return Ok(Some("the checkpoint has no output matrix: the embedding stands in for it".into()));
+            }
+            let output = self.output().source;
+            return Err(Error::new(format!("{}: there is no tensor '{output}'", checkpoint.folder().display())).hint(
+                format!(
+                    "if the embedding is the output matrix, too, set \"tie_word_embeddings\": true in {}",
+                    config.path().display()
+                ),
+            ));
         };
         self.output_source = Some(stored.clone());
         if !self.tied {
@@ -130,6 +153,11 @@ impl Model {
         Ok(Some(format!(
             "'{stored}' is stored and differs from the embedding, though tie_word_embeddings is true: it becomes output.weight"
         )))
+    }
+
+    /// Whether a checkpoint has the names of a model without its head. `embedding`: the name of its embedding.
+    fn is_base(&self, embedding: &str) -> bool {
+        !embedding.contains(self.architecture.outside().embedding)
     }
 
     /// How the checkpoint has its experts.
@@ -171,16 +199,14 @@ impl Model {
         let extra = self.architecture.extra_blocks(self, has)?;
         let (count, n) = (extra.count, extra.tensors.len());
         if !wanted {
-            return Some(format!("{count} block for multi-token prediction is left out"));
+            return Some(nextn::note_left_out(count));
         }
         self.set_key("block_count", Value::U32((self.blocks.len() + count) as u32));
         for (key, value) in extra.keys {
             self.set_key(key, value);
         }
         self.tail = extra.tensors;
-        Some(format!(
-            "{count} block for multi-token prediction is kept ({n} tensors, rounded to nearest; --no-mtp leaves it out)"
-        ))
+        Some(nextn::note_kept(count, n))
     }
 
     /// What is said of the checkpoint's tensors that the model has no place for. `taken`: names of those that are no tensors of it.
@@ -209,6 +235,10 @@ impl Model {
             notes.push(format!(
                 "{n} tensors of vision and audio are left out: llama.cpp takes them from an mmproj file, which is published beside most models"
             ));
+        }
+        let has = |name: &str| checkpoint.contains(name);
+        if let Some(n) = counts.get(OTHERS[1].0).filter(|_| self.architecture.extra_blocks(self, &has).is_none()) {
+            notes.push(format!("{n} tensors of multi-token prediction are left out: their blocks are not complete, or llama.cpp has no place for them"));
         }
         if !unknown.is_empty() {
             let shown = unknown.iter().take(3).cloned().collect::<Vec<_>>().join(", ");

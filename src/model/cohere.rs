@@ -2,6 +2,7 @@
 
 use super::decoder::{Window, WindowBlocks};
 use super::gguf_keys::Keys;
+use super::limits::{Limits, Place};
 use super::mixer::attention::HeadNorms;
 use super::rope::Scaling;
 use super::{Architecture, Decoder, Model, Norm, QueryRows, config};
@@ -115,6 +116,10 @@ impl Architecture for Cohere {
         plain()
     }
 
+    fn limits(&self) -> Limits {
+        Limits { output: Place::None, ..Limits::of(&self.decoder()) }
+    }
+
     fn sample(&'static self) -> Model {
         self.decoder().sized().build(self)
     }
@@ -160,6 +165,10 @@ impl Architecture for Cohere2 {
 
     fn decoder(&self) -> Decoder {
         plain()
+    }
+
+    fn limits(&self) -> Limits {
+        Limits { output: Place::None, ..Limits::of(&self.decoder()) }
     }
 
     fn sample(&'static self) -> Model {

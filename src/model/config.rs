@@ -1,12 +1,14 @@
 //! What nearly every `config.json` says in the same words.
 
 use super::Architecture;
-use super::decoder::Decoder;
+use super::config_keys;
+use super::decoder::{Decoder, Window, WindowBlocks};
+use super::gguf_keys::Keys;
 use super::half::Norm;
 use super::rope::Rope;
 use crate::error::{Error, Result};
 use crate::source::config::Config;
-use crate::source::value::Value;
+use crate::source::value::{Array, Value};
 use llmq_kernels::elementwise::Activation;
 
 /// The configuration of the text model: what is inside `text_config`, or `llm_config`, where the model sees or hears, too. Whether the embedding is
@@ -15,12 +17,22 @@ use llmq_kernels::elementwise::Activation;
 /// # Errors
 /// `text_config` is no object.
 pub fn text(config: &Config) -> Result<Config> {
+    let kind = config.maybe_string("model_type")?;
+    let outer = kind.as_deref().and_then(config_keys::class);
+    let of_text = || outer.and_then(|class| class.text.as_deref()).and_then(config_keys::class);
     let text = config.object("text_config")?.map_or_else(|| config.object("llm_config"), |text| Ok(Some(text)))?;
-    let Some(text) = text else { return Ok(config.clone()) };
+    let Some(text) = text else { return Ok(config.clone().of_class(of_text().or(outer))) };
     let outside = ["quantization_config", "vision_config"];
     let said = outside.iter().filter_map(|&key| Some((key.to_owned(), config.get(key)?.clone())));
     let text = text.with_defaults(serde_json::Value::Object(said.collect()));
-    Ok(match config.get("tie_word_embeddings") {
+    let inside = text.maybe_string("model_type")?.as_deref().and_then(config_keys::class);
+    let tied = match config.get("tie_word_embeddings") {
+        None if text.says("tie_word_embeddings") => None,
+        None => outer.and_then(|class| class.keys.get("tie_word_embeddings")),
+        said => said,
+    };
+    let text = text.of_class(inside.or_else(of_text));
+    Ok(match tied.filter(|tied| !tied.is_null()) {
         Some(tied) => text.with("tie_word_embeddings", tied.clone()),
         None => text,
     })
@@ -45,7 +57,9 @@ pub fn read(architecture: &'static dyn Architecture, config: &Config, tied: bool
         Norm::Rms => config.positive("rms_norm_eps")?,
         Norm::Layer => first(config, &["layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps"])?,
     };
-    let bias = config.flag("attention_bias")?;
+    // Some classes do not read the key, and have biases whatever it says.
+    let reads = |key: &str| config.class().is_none_or(|class| class.keys.contains_key(class.name(key)));
+    let bias = reads("attention_bias") && config.flag("attention_bias")?;
     let (rope, local_rope) = Rope::kinds(config, head_dim)?;
     Ok(Decoder {
         blocks: config.size("num_hidden_layers")?,
@@ -82,6 +96,38 @@ pub fn put_local_base(config: &Config, model: &mut Decoder) -> Result<()> {
     }
     Ok(())
 }
+
+/// Which blocks have a window of so many tokens: by `layer_types`, or else all but every `period`-th, as llama.cpp takes it where no key
+/// says something else.
+///
+/// # Errors
+/// As [`layer_types`].
+pub fn put_windows(config: &Config, model: &mut Decoder, tokens: usize, period: usize) -> Result<()> {
+    let usual = Window::but_every(tokens, period);
+    let types = layer_types(config, model.blocks, &["sliding_attention", "full_attention"])?;
+    let local: Option<Vec<bool>> = types.map(|types| types.iter().map(|kind| kind == "sliding_attention").collect());
+    let other = local.filter(|local| (0..model.blocks).any(|i| local[i] != usual.holds(i)));
+    model.size_key("attention.sliding_window", tokens);
+    if let Some(local) = &other {
+        model.key(PATTERN, Value::Array(Array::Bool(local.clone())));
+    }
+    model.window = Some(other.map_or(usual, |local| Window { tokens, blocks: WindowBlocks::Marked(local) }));
+    Ok(())
+}
+
+/// The same in GGUF.
+///
+/// # Errors
+/// A list of another length.
+pub fn read_windows(keys: &Keys, model: &mut Decoder, tokens: usize, period: usize) -> Result<()> {
+    let number = keys.maybe(PATTERN).and_then(Value::as_u64).map(|n| n as usize).filter(|&n| n > 0);
+    let usual = WindowBlocks::ButEvery(number.unwrap_or(period));
+    model.window = Some(Window { tokens, blocks: keys.marks(PATTERN)?.map_or(usual, WindowBlocks::Marked) });
+    Ok(())
+}
+
+/// The key of GGUF that says which blocks have a window.
+const PATTERN: &str = "attention.sliding_window_pattern";
 
 /// What each block is, by `layer_types`; none where that is not said. Newer versions of transformers have other names for some.
 ///

@@ -5,17 +5,15 @@ use super::gguf_keys::Keys;
 use super::mapping::Pick;
 use super::mixer::Mixer;
 use super::mixer::experts::Experts;
-use super::mixer::mlp::Mlp;
 use super::mixer::routing::Scoring;
-use super::rope::{Rope, Scaling, Yarn};
+use super::rope::{self, Rope, Scaling, Yarn};
 use super::{
     Architecture, BlockConfig, BlockTensor, Decoder, ExtraBlocks, Kind, Model, Part, QueryRows, TensorMapping, config,
-    nextn,
+    mixture, nextn,
 };
 use crate::error::Result;
 use crate::source::config::Config;
 use crate::source::value::Value;
-use llmq_kernels::elementwise::Activation;
 
 /// Keys and values out of one narrow vector per token; experts from some block on, with shared ones beside them.
 pub struct DeepSeek2;
@@ -139,7 +137,7 @@ pub(super) fn mapping(block: &BlockConfig, tensor: &BlockTensor) -> TensorMappin
 /// A small model of the family.
 pub(super) fn small() -> Decoder {
     let latent = Latent { query: Some(4), latent: 4, turned: 2, value: 4 };
-    let experts = Experts { shared: shared(8), ..Experts::plain(2, 1, 8) };
+    let experts = Experts { shared: mixture::shared(&Decoder::PLAIN, 8), ..Experts::plain(2, 1, 8) };
     Decoder { latent: Some(latent), experts: Some(experts), ..Decoder::PLAIN.sized() }
 }
 
@@ -171,17 +169,24 @@ pub(super) fn read(architecture: &'static dyn Architecture, config: &Config) -> 
     let mut rope = Rope::read(config, latent.turned)?;
     let mut scale = 1.0 / (model.head_dim as f32).sqrt();
     if let Scaling::Yarn(yarn) = &mut rope.scaling {
-        let scaling = config.object("rope_parameters")?;
-        let scaling = scaling.map_or_else(|| config.object("rope_scaling"), |s| Ok(Some(s)))?;
-        let of = |key: &str| scaling.as_ref().map(|s| s.maybe_positive(key)).transpose().map(Option::flatten);
-        if let Some(all) = of("mscale_all_dim")? {
-            if of("mscale")?.is_some_and(|own| own != all) {
-                return Err(config::refused(config, "mscale other than mscale_all_dim is not supported"));
+        let scaling = rope::parameters(config)?;
+        let of = |key: &str| scaling.as_ref().map(|s| s.maybe_nonzero(key)).transpose().map(Option::flatten);
+        if (yarn.magnitude() - 1.0).abs() > 1e-6 {
+            let what =
+                "YaRN with an attention_factor other than 1, or mscale other than mscale_all_dim, is not supported";
+            return Err(config::refused(config, what));
+        }
+        match of("mscale_all_dim")? {
+            Some(all) => {
+                scale = stretched(scale, yarn.factor, all);
+                model.yarn_growth = Some(all as f32);
             }
-            scale = stretched(scale, yarn.factor, all);
-            model.yarn_growth = Some(all as f32);
+            // llama.cpp would let scores grow.
+            None => model.key("rope.scaling.attn_factor", Value::F32((1.0 / yarn.usual_magnitude()) as f32)),
         }
         yarn.magnitude = Some(1.0);
+    } else if matches!(rope.scaling, Scaling::Linear(_)) {
+        return Err(config::refused(config, "rope scaling of type 'linear' is not supported"));
     }
     model.rope = Some(rope);
     model.attention_scale = Some(scale);
@@ -191,7 +196,7 @@ pub(super) fn read(architecture: &'static dyn Architecture, config: &Config) -> 
     model.experts = None;
     if let Some(count) = config.maybe_size("n_routed_experts")? {
         let ffn = config.size("moe_intermediate_size")?;
-        let groups = config.maybe_size("n_group")?.zip(config.maybe_size("topk_group")?).filter(|(n, _)| *n > 1);
+        let groups = config.maybe_size("n_group")?.zip(config.maybe_size("topk_group")?).filter(|(n, used)| used < n);
         let groups = groups.filter(|_| {
             sigmoid
                 || matches!(config.maybe_string("topk_method"), Ok(Some(method)) if method == "group_limited_greedy")
@@ -199,8 +204,7 @@ pub(super) fn read(architecture: &'static dyn Architecture, config: &Config) -> 
         if groups.is_some_and(|(n, _)| !count.is_multiple_of(n)) {
             return Err(config.unsupported(&format!("{count} experts do not divide into n_group groups")));
         }
-        let dense = config.get("first_k_dense_replace").and_then(serde_json::Value::as_u64).unwrap_or(0);
-        model.dense = dense as usize;
+        model.dense = dense_blocks(config, model.blocks)?;
         model.experts = Some(Experts {
             scoring: if sigmoid { Scoring::Sigmoid } else { Scoring::Softmax },
             // The code that came with V2 never norms.
@@ -208,11 +212,25 @@ pub(super) fn read(architecture: &'static dyn Architecture, config: &Config) -> 
             scale: config.maybe_positive("routed_scaling_factor")?.unwrap_or(1.0) as f32,
             selection_bias: sigmoid,
             groups,
-            shared: shared(of_shared * ffn),
+            shared: mixture::shared(&model, of_shared * ffn),
             ..Experts::plain(count, config.size("num_experts_per_tok")?, ffn)
         });
     }
     Ok(model)
+}
+
+/// So many blocks have an MLP, the first ones.
+fn dense_blocks(config: &Config, blocks: usize) -> Result<usize> {
+    let said = config.get("first_k_dense_replace").and_then(serde_json::Value::as_u64);
+    let usual = if config.string("model_type")? == "glm4_moe_lite" { 1 } else { 0 };
+    let Some(kinds) = config.get("mlp_layer_types").and_then(serde_json::Value::as_array) else {
+        return Ok(said.unwrap_or(usual) as usize);
+    };
+    let dense = kinds.iter().take_while(|kind| kind.as_str() == Some("dense")).count();
+    if kinds.len() != blocks || kinds[dense..].iter().any(|kind| kind.as_str() != Some("sparse")) {
+        return Err(config::refused(config, "mlp_layer_types with dense blocks behind sparse ones is not supported"));
+    }
+    Ok(dense)
 }
 
 /// What files of the family have in common.
@@ -232,37 +250,22 @@ pub(super) fn read_gguf(keys: &Keys, mut model: Decoder) -> Result<Decoder> {
     (model.head_dim, model.kv_heads, model.explicit_head_dim) = (head_dim, model.heads, false);
     let mut scale = 1.0 / (head_dim as f32).sqrt();
     if let Some(Rope { scaling: Scaling::Yarn(yarn), .. }) = &mut model.rope {
-        if let Some(growth) = keys.maybe_number("rope.scaling.yarn_log_multiplier")? {
-            scale = stretched(scale, yarn.factor, 10.0 * growth);
-            model.yarn_growth = Some(10.0 * growth as f32);
+        let mut grown = keys.maybe_number("rope.scaling.attn_factor")?.unwrap_or(1.0);
+        match keys.maybe_number("rope.scaling.yarn_log_multiplier")? {
+            Some(growth) => {
+                scale = stretched(scale, yarn.factor, 10.0 * growth);
+                model.yarn_growth = Some(10.0 * growth as f32);
+            }
+            None => grown *= yarn.usual_magnitude(),
         }
-        *yarn = Yarn { magnitude: Some(1.0), ..*yarn };
+        // llama.cpp multiplies scores by it, too.
+        scale *= (grown * grown) as f32;
+        *yarn = Yarn { magnitude: Some(grown), ..*yarn };
     }
     model.attention_scale = Some(scale);
-    model.experts = None;
-    if let Some(count) = keys.maybe_size("expert_count")? {
-        let ffn = keys.size("expert_feed_forward_length")?;
-        let sigmoid = keys.maybe("expert_gating_func").and_then(Value::as_u64) == Some(2);
-        let dense = keys.maybe("leading_dense_block_count").and_then(Value::as_u64).unwrap_or(0) as usize;
-        let shared = keys.maybe("expert_shared_count").and_then(Value::as_u64).unwrap_or(0) as usize;
-        let groups = keys.maybe_size("expert_group_count")?.zip(keys.maybe_size("expert_group_used_count")?);
-        model.dense = dense;
-        model.experts = Some(Experts {
-            scoring: if sigmoid { Scoring::Sigmoid } else { Scoring::Softmax },
-            normed: keys.maybe("expert_weights_norm").and_then(Value::as_bool).unwrap_or(false),
-            scale: keys.maybe_number("expert_weights_scale")?.unwrap_or(1.0) as f32,
-            selection_bias: keys.has(&format!("blk.{dense}.exp_probs_b.bias")),
-            groups: groups.filter(|(n, _)| *n > 1 && count.is_multiple_of(*n)),
-            shared: self::shared(shared * ffn),
-            ..Experts::plain(count, keys.size("expert_used_count")?, ffn)
-        });
-    }
+    let usual = Experts { scoring: Scoring::Softmax, normed: false, scale: 1.0, ..Experts::plain(0, 0, 0) };
+    mixture::read_gguf(keys, &mut model, usual)?;
     Ok(model)
-}
-
-/// The experts that every token goes to, as one MLP; none of no width.
-fn shared(width: usize) -> Option<Mlp> {
-    (width > 0).then(|| Mlp { shared: true, ..Mlp::gated(width, Activation::Silu) })
 }
 
 /// The keys that the family has besides the usual ones.
@@ -279,19 +282,7 @@ pub(super) fn put_keys(model: &mut Decoder) {
         model.size_key("attention.key_length_mla", model.head_dim);
         model.size_key("attention.value_length_mla", latent.value);
     }
-    if let Some(experts) = model.experts {
-        model.size_key("leading_dense_block_count", model.dense);
-        model.size_key("expert_feed_forward_length", experts.width);
-        let shared = experts.shared.map_or(0, |mlp| mlp.width);
-        model.size_key("expert_shared_count", shared / experts.width.max(1));
-        model.key("expert_weights_scale", Value::F32(experts.scale));
-        model.key("expert_weights_norm", Value::Bool(experts.normed));
-        model.size_key("expert_gating_func", if experts.scoring == Scoring::Sigmoid { 2 } else { 1 });
-        if let Some((groups, used)) = experts.groups {
-            model.size_key("expert_group_count", groups);
-            model.size_key("expert_group_used_count", used);
-        }
-    }
+    mixture::put_keys(model);
     if let Some(all) = model.yarn_growth {
         model.key("rope.scaling.yarn_log_multiplier", Value::F32(0.1 * all));
     }

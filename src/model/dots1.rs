@@ -1,6 +1,7 @@
 //! rednote's dots.llm1.
 
 use super::gguf_keys::Keys;
+use super::limits::{Limits, Place};
 use super::mixer::attention::HeadNorms;
 use super::mixer::experts::Experts;
 use super::mixer::routing::Scoring;
@@ -26,6 +27,10 @@ impl Architecture for Dots1 {
 
     fn decoder(&self) -> Decoder {
         Decoder { head_norms: HeadNorms::PerHead, ..Decoder::PLAIN }
+    }
+
+    fn limits(&self) -> Limits {
+        Limits { output: Place::Needed, ..Limits::of(&self.decoder()) }
     }
 
     fn sample(&'static self) -> Model {

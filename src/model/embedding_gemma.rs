@@ -1,13 +1,12 @@
 //! Google's EmbeddingGemma: Gemma 3 whose positions see those behind them, too, and whose last states make a vector.
 
-use super::decoder::Window;
 use super::gguf_keys::Keys;
+use super::limits::{Limits, Place};
 use super::mixer::attention::HeadNorms;
 use super::{Architecture, BlockConfig, BlockTensor, Decoder, Kind, Model, TensorMapping, config, gemma, pooling};
 use crate::error::Result;
 use crate::source::checkpoint::Checkpoint;
 use crate::source::config::Config;
-use crate::source::value::Value;
 
 /// [`gemma::Gemma3`] with attention both ways; a window has half of it on each side.
 pub struct EmbeddingGemma;
@@ -38,6 +37,10 @@ impl Architecture for EmbeddingGemma {
         Decoder { post_norms: true, head_norms: HeadNorms::PerHead, ..gemma::plain() }
     }
 
+    fn limits(&self) -> Limits {
+        Limits { output: Place::None, ..Limits::of(&self.decoder()) }
+    }
+
     fn sample(&'static self) -> Model {
         build(self.decoder().sized(), self)
     }
@@ -51,12 +54,7 @@ impl Architecture for EmbeddingGemma {
     }
 
     fn read_gguf(&'static self, keys: &Keys, decoder: Decoder) -> Result<Model> {
-        let mut model = gemma::read_gguf_3(keys, decoder, usize::MAX)?;
-        let period = keys.maybe("attention.sliding_window_pattern").and_then(Value::as_u64).filter(|&n| n > 0);
-        if let Some((window, period)) = model.window.as_mut().zip(period) {
-            *window = Window::but_every(window.tokens, period as usize);
-        }
-        Ok(build(model, self))
+        Ok(build(gemma::read_gguf_3(keys, decoder, usize::MAX)?, self))
     }
 
     fn writes_rope_base(&self) -> bool {

@@ -1,6 +1,7 @@
 //! Baidu's ERNIE 4.5, dense and with experts.
 
 use super::gguf_keys::Keys;
+use super::limits::{Limits, Place};
 use super::mapping::TensorMapping;
 use super::mixer::experts::Experts;
 use super::{
@@ -54,6 +55,10 @@ impl Architecture for Ernie45 {
         QueryRows::Neighbours
     }
 
+    fn limits(&self) -> Limits {
+        Limits { o_bias: Place::Optional, ..Limits::of(&self.decoder()) }
+    }
+
     fn sample(&'static self) -> Model {
         self.decoder().sized().build(self)
     }
@@ -94,6 +99,9 @@ impl Architecture for Ernie45Moe {
             (config.size("moe_num_experts")?, config.size("moe_k")?, config.size("moe_intermediate_size")?);
         let number = |key: &str| config.get(key).and_then(serde_json::Value::as_u64).map(|n| n as usize);
         let step = config.maybe_size("moe_layer_interval")?.unwrap_or(1);
+        if step != 1 {
+            return Err(config::refused(config, "moe_layer_interval other than 1 is not supported"));
+        }
         let last = number("moe_layer_end_index").unwrap_or(model.blocks.saturating_sub(1));
         if last + 1 < model.blocks {
             return Err(config::refused(config, "moe_layer_end_index before the last block is not supported"));

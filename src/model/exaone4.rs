@@ -2,6 +2,7 @@
 
 use super::decoder::{Window, WindowBlocks};
 use super::gguf_keys::Keys;
+use super::limits::Limits;
 use super::mixer::attention::HeadNorms;
 use super::rope::Rope;
 use super::{Architecture, BlockTensor, Decoder, Model, Part, config};
@@ -50,6 +51,10 @@ impl Architecture for Exaone4 {
         Decoder { pre_norms: false, post_norms: true, head_norms: HeadNorms::PerHead, ..Decoder::PLAIN }
     }
 
+    fn limits(&self) -> Limits {
+        Limits { rope_factors: true, head_dim: false, ..Limits::of(&self.decoder()) }
+    }
+
     fn sample(&'static self) -> Model {
         self.decoder().sized().build(self)
     }
@@ -58,14 +63,21 @@ impl Architecture for Exaone4 {
         let mut model = config::read(self, config, false)?;
         config::check_activation(config, &["hidden_act"], model.activation, "silu")?;
         model.explicit_head_dim = true;
-        let Some(tokens) = config.maybe_size("sliding_window")? else { return Ok(build(model, None, self)) };
+        config.ignore(&["sliding_window_pattern"]);
+        let Some(tokens) = config.maybe_size("sliding_window")? else {
+            config::layer_types(config, model.blocks, &["full_attention"])?;
+            return Ok(build(model, None, self));
+        };
         if model.blocks != LARGE {
             return Err(config::refused(config, "sliding_window in a model of other than 64 blocks is not supported"));
         }
         let types = config::layer_types(config, model.blocks, &["sliding_attention", "full_attention"])?;
         let local: Vec<bool> = match types {
             Some(types) => types.iter().map(|kind| kind == "sliding_attention").collect(),
-            None => (0..model.blocks).map(|i| !(i + 1).is_multiple_of(4)).collect(),
+            None => {
+                let period = config.maybe_size("sliding_window_pattern")?.unwrap_or(4);
+                (0..model.blocks).map(|i| !(i + 1).is_multiple_of(period)).collect()
+            }
         };
         model.size_key("attention.sliding_window", tokens);
         config::put_local_base(config, &mut model)?;

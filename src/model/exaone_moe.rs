@@ -2,6 +2,7 @@
 
 use super::decoder::{Window, WindowBlocks};
 use super::gguf_keys::Keys;
+use super::limits::{Limits, Place};
 use super::mixer::attention::HeadNorms;
 use super::mixer::experts::Experts;
 use super::mixer::routing::Scoring;
@@ -45,6 +46,10 @@ impl Architecture for ExaoneMoe {
 
     fn decoder(&self) -> Decoder {
         Decoder { head_norms: HeadNorms::PerHead, explicit_head_dim: true, ..Decoder::PLAIN }
+    }
+
+    fn limits(&self) -> Limits {
+        Limits { output: Place::Needed, rope_factors: true, ..Limits::of(&self.decoder()) }
     }
 
     fn sample(&'static self) -> Model {

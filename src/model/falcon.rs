@@ -67,7 +67,10 @@ impl Architecture for Falcon {
         let flag = |key: &str, usual: bool| config.get(key).map_or(Ok(usual), |_| config.flag(key));
         let kv_heads = match (newer, flag("multi_query", true)?) {
             (true, _) => config.maybe_size("num_kv_heads")?.unwrap_or(heads),
-            (false, true) => 1,
+            (false, true) => {
+                config.ignore(&["num_kv_heads"]);
+                1
+            }
             (false, false) => heads,
         };
         let usual = serde_json::json!({

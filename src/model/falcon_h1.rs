@@ -3,6 +3,7 @@
 use super::decoder::Decoder;
 use super::gguf_keys::Keys;
 use super::half::HalfConfig;
+use super::limits::{Limits, Place};
 use super::mamba2::{self, PREFIXED};
 use super::mapping::RowFactors;
 use super::mixer::mamba2::Mamba2;
@@ -12,7 +13,6 @@ use super::{
 };
 use crate::error::Result;
 use crate::source::config::Config;
-use serde_json::json;
 
 /// Mamba-2 and attention read the same, and an MLP what both have added.
 pub struct FalconH1;
@@ -36,8 +36,8 @@ fn factors(config: &Config, mamba: &Mamba2) -> Result<Vec<(TensorRole, RowFactor
     let factor = |key: &str| -> Result<f32> { Ok(config.maybe_positive(key)?.unwrap_or(1.0) as f32) };
     let of = |part: Part, by: f32| (TensorRole::Block(part, Kind::Weight), RowFactors::from([(usize::MAX, by)]));
     let attention = factor("attention_in_multiplier")?;
-    let mlp = config.numbers("mlp_multipliers", 2)?;
-    let ssm = config.numbers("ssm_multipliers", 5)?;
+    let list = |key: &str, n: usize| config.get(key).map_or_else(|| Ok(vec![1.0; n]), |_| config.numbers(key, n));
+    let (mlp, ssm) = (list("mlp_multipliers", 2)?, list("ssm_multipliers", 5)?);
     let (inner, shared, of_all) = (mamba.inner(), mamba.shared(), factor("ssm_in_multiplier")?);
     let pieces = [inner, inner, shared, shared, mamba.heads];
     let pieces: RowFactors = pieces.into_iter().zip(ssm).map(|(rows, by)| (rows, by * of_all)).collect();
@@ -82,18 +82,16 @@ impl Architecture for FalconH1 {
         }
     }
 
+    fn limits(&self) -> Limits {
+        Limits { o_bias: Place::Optional, mlp_bias: Place::Optional, ..Limits::of(&self.decoder()) }
+    }
+
     fn sample(&'static self) -> Model {
         let mamba = Mamba2 { heads: 2, head_dim: 4, groups: 1, state: 4, taps: 4, norm: None };
         arrange(self.decoder().sized(), mamba)
     }
 
     fn read(&'static self, config: &Config) -> Result<Model> {
-        // What transformers takes for granted.
-        let usual = json!({
-            "mamba_expand": 2, "mamba_d_head": "auto", "mamba_norm_before_gate": true, "mlp_multipliers": [1.0, 1.0],
-            "ssm_multipliers": [1.0, 1.0, 1.0, 1.0, 1.0],
-        });
-        let config = &config.clone().with_defaults(usual);
         let mut model = config::read(self, config, false)?;
         model.explicit_head_dim = true;
         config::check_activation(config, &["hidden_act"], model.activation, "silu")?;
@@ -102,14 +100,12 @@ impl Architecture for FalconH1 {
                 return Err(config::refused(config, &format!("{key} is not supported")));
             }
         }
-        let normed = config.flag("mamba_rms_norm")?;
-        if normed && config.flag("mamba_norm_before_gate")? {
+        let (normed, before) = (config.flag("mamba_rms_norm")?, config.flag("mamba_norm_before_gate")?);
+        if normed && before {
             return Err(config::refused(config, "mamba_norm_before_gate is not supported"));
         }
-        let inner = match config.maybe_size("mamba_d_ssm")? {
-            Some(inner) => inner,
-            None => config.size("mamba_expand")? * model.hidden,
-        };
+        let usual = config.size("mamba_expand")? * model.hidden;
+        let inner = config.maybe_size("mamba_d_ssm")?.unwrap_or(usual);
         let mamba = PREFIXED.read(config, Some(inner), normed.then_some(model.norm_eps))?;
         mamba2::put_keys(&mut model, &mamba);
         let factors = factors(config, &mamba)?;

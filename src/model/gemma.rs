@@ -1,11 +1,11 @@
 //! Google's Gemma 1 to 3, text only.
 
-use super::decoder::Window;
 use super::embedding_gemma::EmbeddingGemma;
 use super::gguf_keys::Keys;
+use super::limits::{Limits, Place};
 use super::mapping::Change;
 use super::mixer::attention::HeadNorms;
-use super::rope::Rope;
+use super::rope::{Rope, Scaling};
 use super::{Architecture, BlockConfig, BlockTensor, Decoder, Kind, Model, Part, TensorMapping, config};
 use crate::error::Result;
 use crate::source::config::Config;
@@ -33,9 +33,6 @@ fn read(architecture: &'static dyn Architecture, config: &Config) -> Result<Deco
     let mut model = config::read(architecture, config, true)?;
     model.embedding_scale = (model.hidden as f32).sqrt();
     model.explicit_head_dim = true;
-    if !model.tied {
-        return Err(config::refused(config, "an output matrix of its own is not supported"));
-    }
     Ok(model)
 }
 
@@ -49,7 +46,6 @@ pub(super) fn mapping(tensor: &BlockTensor) -> TensorMapping {
     }
 }
 
-/// What checkpoints with norms behind attention and MLP call a tensor.
 pub(super) fn source(tensor: &BlockTensor) -> &'static str {
     match tensor.part {
         Part::FFN_NORM => "pre_feedforward_layernorm",
@@ -93,6 +89,10 @@ impl Architecture for Gemma {
 
     fn decoder(&self) -> Decoder {
         plain()
+    }
+
+    fn limits(&self) -> Limits {
+        Limits { output: Place::None, ..Limits::of(&self.decoder()) }
     }
 
     fn sample(&'static self) -> Model {
@@ -145,6 +145,10 @@ impl Architecture for Gemma2 {
         Decoder { post_norms: true, ..plain() }
     }
 
+    fn limits(&self) -> Limits {
+        Limits { output: Place::None, ..Limits::of(&self.decoder()) }
+    }
+
     fn sample(&'static self) -> Model {
         self.decoder().sized().build(self)
     }
@@ -155,7 +159,7 @@ impl Architecture for Gemma2 {
         model.attention_cap = config.maybe_positive("attn_logit_softcapping")?.map(|x| x as f32);
         model.logit_cap = config.maybe_positive("final_logit_softcapping")?.map(|x| x as f32);
         let tokens = config.maybe_size("sliding_window")?.unwrap_or(4096);
-        model.window = Some(Window::but_every(tokens, 2));
+        config::put_windows(config, &mut model, tokens, 2)?;
         for (key, cap) in
             [("attn_logit_softcapping", model.attention_cap), ("final_logit_softcapping", model.logit_cap)]
         {
@@ -163,7 +167,6 @@ impl Architecture for Gemma2 {
                 model.key(key, Value::F32(cap));
             }
         }
-        model.size_key("attention.sliding_window", tokens);
         Ok(model.build(self))
     }
 
@@ -173,7 +176,7 @@ impl Architecture for Gemma2 {
         model.attention_cap = keys.maybe_number("attn_logit_softcapping")?.map(|x| x as f32);
         model.logit_cap = keys.maybe_number("final_logit_softcapping")?.map(|x| x as f32);
         let tokens = keys.maybe_size("attention.sliding_window")?.unwrap_or(4096);
-        model.window = Some(Window::but_every(tokens, 2));
+        config::read_windows(keys, &mut model, tokens, 2)?;
         Ok(model.build(self))
     }
 
@@ -228,8 +231,8 @@ impl Architecture for Gemma3 {
         Ok(read_3(self, config, LARGE_3)?.build(self))
     }
 
-    fn read_gguf(&'static self, keys: &Keys, decoder: Decoder) -> Result<Model> {
-        Ok(read_gguf_3(keys, decoder, LARGE_3)?.build(self))
+    fn read_gguf(&'static self, keys: &Keys, model: Decoder) -> Result<Model> {
+        Ok(read_gguf_3(keys, model, LARGE_3)?.build(self))
     }
 
     fn source(&self, tensor: &BlockTensor) -> &'static str {
@@ -247,43 +250,41 @@ impl Architecture for Gemma3 {
 
 /// What configurations of Gemma 3 have in common. `large`: how many blocks the model has whose scores have another scale.
 pub(super) fn read_3(architecture: &'static dyn Architecture, config: &Config, large: usize) -> Result<Decoder> {
-    // Inside the configuration of a model that sees, too, keys of usual values are left out.
-    let config = &config.clone().with_defaults(usual_of_gemma3());
     let mut model = read(architecture, config)?;
     model.attention_scale = Some(check_scale(config, &model, large)?);
     model.logit_cap = config.maybe_positive("final_logit_softcapping")?.map(|x| x as f32);
     let period = config.maybe_size("sliding_window_pattern")?.unwrap_or(PERIOD);
-    if period != PERIOD {
-        return Err(config::refused(config, &format!("sliding_window_pattern {period} is not supported")));
-    }
-    let kinds = config::layer_types(config, model.blocks, &["sliding_attention", "full_attention"])?;
-    let local = |i: usize| !(i + 1).is_multiple_of(PERIOD);
-    if kinds.is_some_and(|kinds| (0..kinds.len()).any(|i| (kinds[i] == "sliding_attention") != local(i))) {
-        return Err(config::refused(config, "layer_types must have full attention in every sixth block"));
-    }
+    let kinds = |i: usize| if (i + 1).is_multiple_of(period) { "full_attention" } else { "sliding_attention" };
+    let types: Vec<&str> = (0..model.blocks).map(kinds).collect();
+    let layered = match config.says("layer_types") {
+        true => config.clone(),
+        false => config.clone().with("layer_types", types.into()),
+    };
     let tokens = config.maybe_size("sliding_window")?.unwrap_or(4096);
-    model.window = Some(Window::but_every(tokens, PERIOD));
-    // Newer configurations have parameters for each kind of block.
-    let newer = config.object("rope_parameters")?;
-    let of = |kind: &str| newer.as_ref().map(|parameters| parameters.object(kind)).transpose().map(Option::flatten);
-    let mut rope = match of("full_attention")? {
-        Some(parameters) => Rope::of(config, Some(parameters), model.head_dim)?,
-        None => Rope::read(config, model.head_dim)?,
-    };
-    if config.get("rope_theta").is_none() && newer.is_none() {
-        rope.base = 1e6;
+    config::put_windows(&layered, &mut model, tokens, PERIOD)?;
+    let bases = [
+        config.maybe_positive("rope_theta")?.unwrap_or(1e6),
+        config.maybe_positive("rope_local_base_freq")?.unwrap_or(1e4),
+    ];
+    let [rope, local] = Rope::by_kind(config, model.head_dim, bases)?;
+    if local != Rope::plain(local.base, local.rotary) {
+        return Err(config::refused(
+            config,
+            "rope_parameters of sliding_attention with a scaling is not supported",
+        ));
     }
-    let local = match of("sliding_attention")? {
-        Some(parameters) => parameters.positive("rope_theta")?,
-        None => config.maybe_positive("rope_local_base_freq")?.unwrap_or(1e4),
-    };
-    model.local_rope = Some(Rope::plain(local, rope.rotary));
-    model.rope = Some(rope);
+    if let Scaling::Yarn(yarn) = &rope.scaling
+        && (yarn.magnitude() / yarn.usual_magnitude() - 1.0).abs() > 1e-6
+    {
+        // llama.cpp multiplies by it in blocks with a window, too.
+        let what = "YaRN with attention_factor, or mscale, of its own is not supported";
+        return Err(config::refused(config, what));
+    }
+    (model.rope, model.local_rope) = (Some(rope), Some(local.clone()));
     if let Some(cap) = model.logit_cap {
         model.key("final_logit_softcapping", Value::F32(cap));
     }
-    model.size_key("attention.sliding_window", tokens);
-    model.key("rope.freq_base_swa", Value::F32(local as f32));
+    model.key("rope.freq_base_swa", Value::F32(local.base as f32));
     Ok(model)
 }
 
@@ -293,24 +294,8 @@ pub(super) fn read_gguf_3(keys: &Keys, mut model: Decoder, large: usize) -> Resu
     model.attention_scale = Some(attention_scale(&model, large));
     model.logit_cap = keys.maybe_number("final_logit_softcapping")?.map(|x| x as f32);
     let tokens = keys.maybe_size("attention.sliding_window")?.unwrap_or(4096);
-    model.window = Some(Window::but_every(tokens, PERIOD));
+    config::read_windows(keys, &mut model, tokens, PERIOD)?;
     let local = keys.maybe_number("rope.freq_base_swa")?.unwrap_or(1e4);
     model.local_rope = model.rope.as_ref().map(|rope| Rope::plain(local, rope.rotary));
     Ok(model)
-}
-
-/// What transformers takes for granted in `text_config`.
-fn usual_of_gemma3() -> serde_json::Value {
-    serde_json::json!({
-        "vocab_size": 262_208,
-        "hidden_size": 2304,
-        "intermediate_size": 9216,
-        "num_hidden_layers": 26,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 4,
-        "head_dim": 256,
-        "max_position_embeddings": 131_072,
-        "rms_norm_eps": 1e-6,
-        "sliding_window": 4096,
-    })
 }

@@ -2,6 +2,7 @@
 
 use super::gguf_keys::Keys;
 use super::half::HalfConfig;
+use super::limits::Limits;
 use super::mixer::Mixer;
 use super::mixer::attention::{HeadNorms, KeysValues};
 use super::mixer::experts::Experts;
@@ -216,6 +217,10 @@ impl Architecture for Gemma4 {
         plain()
     }
 
+    fn limits(&self) -> Limits {
+        Limits { rope_factors: true, ..Limits::of(&self.decoder()) }
+    }
+
     fn sample(&'static self) -> Model {
         let decoder = self.decoder().sized();
         let kind = || Kinds { head_dim: 4, kv_heads: 2, rope: Rope::plain(1e4, 4), same: false };
@@ -252,11 +257,16 @@ impl Architecture for Gemma4 {
         };
         let kinds = kinds(config, &model, &local)?;
         let shared = config.get("num_kv_shared_layers").and_then(|n| n.as_u64()).unwrap_or(0) as usize;
-        let found = |of_local: bool| shared == 0 || n > shared && local[..n - shared].contains(&of_local);
-        if shared >= n.max(1) || local.iter().any(|&own| !found(own)) {
+        if shared >= n.max(1) {
             return Err(
                 config.unsupported(&format!("num_kv_shared_layers {shared} of {n} leaves no block to share with"))
             );
+        }
+        if shared > 0 && (shared + 2 > n || local[n - shared - 2..n - shared] != [true, false]) {
+            let what = format!(
+                "num_kv_shared_layers {shared}: the two blocks before must be one with a window and one without"
+            );
+            return Err(config::refused(config, &what));
         }
         let wide = config.flag("use_double_wide_mlp")?;
         let ffn: Vec<usize> = (0..n).map(|i| if wide && i >= n - shared { 2 * model.ffn } else { model.ffn }).collect();

@@ -1,6 +1,7 @@
 //! A model's sizes as GGUF metadata, and back.
 
 use super::half::Norm;
+use super::limits::{Limits, LongRope};
 use super::rope::{Rope, Scaling, Yarn};
 use super::{ARCHITECTURES, Architecture, Decoder, Model};
 use crate::error::{Error, Result};
@@ -15,6 +16,9 @@ pub const ROPE_LONG: &str = "rope_factors_long.weight";
 
 /// The same in short ones.
 pub const ROPE_SHORT: &str = "rope_factors_short.weight";
+
+/// What llama.cpp takes where there is no key `rope.freq_base`.
+const USUAL_BASE: f64 = 10_000.0;
 
 /// The keys of the model itself, in llama.cpp's order, without `general.*` and the tokenizer.
 pub fn metadata(model: &Decoder, architecture: &dyn Architecture) -> Metadata {
@@ -33,7 +37,7 @@ pub fn metadata(model: &Decoder, architecture: &dyn Architecture) -> Metadata {
     put("feed_forward_length", size(model.ffn));
     put("attention.head_count", size(model.heads));
     put("attention.head_count_kv", size(model.kv_heads));
-    if let Some(rope) = model.rope.as_ref().filter(|_| architecture.writes_rope_base()) {
+    if let Some(rope) = model.rope.as_ref().filter(|rope| architecture.writes_rope_base() || rope.base != USUAL_BASE) {
         put("rope.freq_base", Value::F32(rope.base as f32));
     }
     put(eps_key(model.norm), Value::F32(model.norm_eps));
@@ -66,6 +70,9 @@ pub fn metadata(model: &Decoder, architecture: &dyn Architecture) -> Metadata {
                 }
             }
             Scaling::Long { original, magnitude, .. } => {
+                if architecture.limits().long_rope == LongRope::ByType {
+                    put("rope.scaling.type", Value::Str("longrope".into()));
+                }
                 put("rope.scaling.original_context_length", size(*original));
                 put("rope.scaling.attn_factor", Value::F32(*magnitude));
             }
@@ -274,9 +281,9 @@ pub fn read(file: &Gguf, vector: impl Fn(&str) -> Result<Option<Vec<f32>>>) -> R
     if rotary > head_dim || !rotary.is_multiple_of(2) {
         return Err(keys.wrong(&format!("{rotary} numbers of each head of {head_dim} cannot be turned")));
     }
-    let base = keys.maybe_number("rope.freq_base")?.unwrap_or(10_000.0);
+    let base = keys.maybe_number("rope.freq_base")?.unwrap_or(USUAL_BASE);
     let context = keys.size("context_length")?;
-    let scaling = scaling(&keys, rotary, context, &vector)?;
+    let scaling = scaling(&keys, rotary, context, &architecture.limits(), &vector)?;
     let embedding =
         file.tensor("token_embd.weight").ok_or_else(|| keys.wrong("there is no tensor 'token_embd.weight'"))?;
     let vocab = *embedding.dims.get(1).ok_or_else(|| keys.wrong("'token_embd.weight' is no matrix"))?;
@@ -320,6 +327,7 @@ fn scaling(
     keys: &Keys,
     rotary: usize,
     context: usize,
+    limits: &Limits,
     vector: impl Fn(&str) -> Result<Option<Vec<f32>>>,
 ) -> Result<Scaling> {
     let checked = |name: &str| -> Result<Option<Vec<f32>>> {
@@ -343,12 +351,18 @@ fn scaling(
         None | Some("none") => Ok(Scaling::None),
         Some("linear") => Ok(Scaling::Linear(keys.maybe_number("rope.scaling.factor")?.unwrap_or(1.0))),
         Some("yarn") => {
+            // As llama.cpp has it.
+            let turns = |key: &str, usual: f64| match limits.yarn_turns {
+                true => Ok::<f64, Error>(keys.maybe_number(key)?.unwrap_or(usual)),
+                false => Ok(usual),
+            };
             let yarn = Yarn {
                 factor: keys.number("rope.scaling.factor")?,
                 original: keys.maybe_number("rope.scaling.original_context_length")?.unwrap_or(context as f64),
-                fast: keys.maybe_number("rope.scaling.yarn_beta_fast")?.unwrap_or(32.0),
-                slow: keys.maybe_number("rope.scaling.yarn_beta_slow")?.unwrap_or(1.0),
+                fast: turns("rope.scaling.yarn_beta_fast", Yarn::FAST)?,
+                slow: turns("rope.scaling.yarn_beta_slow", Yarn::SLOW)?,
                 magnitude: None,
+                truncate: true,
             };
             let grown = keys.maybe_number("rope.scaling.attn_factor")?;
             let magnitude = grown.map(|factor| factor * yarn.usual_magnitude());

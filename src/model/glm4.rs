@@ -1,6 +1,7 @@
 //! Zhipu's GLM-4 (0414).
 
 use super::gguf_keys::Keys;
+use super::limits::Limits;
 use super::mixer::mlp::MlpLayers;
 use super::{Architecture, BlockTensor, Decoder, Model, Part, QueryRows, config};
 use crate::error::Result;
@@ -29,6 +30,10 @@ impl Architecture for Glm4 {
 
     fn decoder(&self) -> Decoder {
         Decoder { post_norms: true, mlp: MlpLayers::Fused, ..Decoder::PLAIN }
+    }
+
+    fn limits(&self) -> Limits {
+        Limits { partial_rotary: true, ..Limits::of(&self.decoder()) }
     }
 
     fn sample(&'static self) -> Model {

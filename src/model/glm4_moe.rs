@@ -1,6 +1,7 @@
 //! Zhipu's GLM-4.5, 4.6 and 4.7 with experts, and Upstage's Solar Open.
 
 use super::gguf_keys::Keys;
+use super::limits::Limits;
 use super::mixer::attention::HeadNorms;
 use super::mixer::experts::Experts;
 use super::mixer::routing::Scoring;
@@ -24,6 +25,10 @@ impl Architecture for Glm4Moe {
         "GLM-4.5-Air, GLM-4.5, 4.6, 4.7, Solar Open 100B"
     }
 
+    fn limits(&self) -> Limits {
+        Limits { partial_rotary: true, ..Limits::of(&self.decoder()) }
+    }
+
     fn sample(&'static self) -> Model {
         Decoder { experts: Some(Experts::plain(2, 1, 8)), ..self.decoder().sized() }.build(self)
     }
@@ -33,7 +38,12 @@ impl Architecture for Glm4Moe {
         let solar = config.string("model_type")? == "solar_open";
         let part = if solar { 1.0 } else { 0.5 };
         let usual = serde_json::json!({ "partial_rotary_factor": part, "norm_topk_prob": solar });
-        let config = &config.clone().with_defaults(usual);
+        let mut config = config.clone().with_defaults(usual);
+        if solar {
+            // No block has such a width.
+            config = config.with_defaults(serde_json::json!({ "intermediate_size": 10_240 }));
+        }
+        let config = &config;
         let mut model = config::read(self, config, false)?;
         config::check_activation(config, &["hidden_act"], model.activation, "silu")?;
         // attention_bias is about q, k and v alone.

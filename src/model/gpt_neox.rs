@@ -1,6 +1,7 @@
 //! EleutherAI's GPT-NeoX, and Pythia.
 
 use super::gguf_keys::Keys;
+use super::limits::{Limits, Place};
 use super::mapping::Pick;
 use super::mixer::Mixer;
 use super::mixer::mlp::MlpLayers;
@@ -43,11 +44,19 @@ impl Architecture for GptNeoX {
         }
     }
 
+    fn limits(&self) -> Limits {
+        Limits { output: Place::Needed, head_dim: false, partial_rotary: true, ..Limits::of(&self.decoder()) }
+    }
+
     fn sample(&'static self) -> Model {
         self.decoder().sized().build(self)
     }
 
     fn read(&'static self, config: &Config) -> Result<Model> {
+        // The parameters have other names outside their object.
+        let base = config.maybe_positive("rotary_emb_base")?.unwrap_or(1e4);
+        let part = config.maybe_positive("rotary_pct")?.unwrap_or(0.25);
+        let config = &config.clone().with("rope_theta", base.into()).with("partial_rotary_factor", part.into());
         let mut model = config::read(self, config, false)?;
         model.kv_heads = model.heads;
         config::check_activation(config, &["hidden_act"], Activation::Gelu, "gelu")?;
@@ -55,19 +64,6 @@ impl Architecture for GptNeoX {
         model.parallel = parallel?;
         if config.get("attention_bias").is_some() && !config.flag("attention_bias")? {
             return Err(config::refused(config, "attention_bias false is not supported"));
-        }
-        // Older configurations have names of their own.
-        let rope = model.rope.as_mut().expect("it was read");
-        if let Some(base) = config.maybe_positive("rotary_emb_base")? {
-            rope.base = base;
-        }
-        let inside = config.object("rope_parameters")?.is_some_and(|p| p.get("partial_rotary_factor").is_some());
-        if !inside && config.get("partial_rotary_factor").is_none() {
-            let part = config.maybe_positive("rotary_pct")?.unwrap_or(0.25);
-            rope.rotary = (model.head_dim as f64 * part) as usize;
-            if rope.rotary == 0 || !rope.rotary.is_multiple_of(2) || rope.rotary > model.head_dim {
-                return Err(config.unsupported(&format!("rotary_pct {part} of head_dim {}", model.head_dim)));
-            }
         }
         model.key("use_parallel_residual", Value::Bool(model.parallel));
         Ok(model.build(self))

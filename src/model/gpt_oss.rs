@@ -1,7 +1,7 @@
 //! OpenAI's gpt-oss.
 
-use super::decoder::Window;
 use super::gguf_keys::Keys;
+use super::limits::{Limits, Place};
 use super::mapping::Pick;
 use super::mixer::experts::Experts;
 use super::{Architecture, BlockConfig, BlockTensor, Decoder, Kind, Model, Part, TensorMapping, config};
@@ -13,6 +13,18 @@ use llmq_kernels::elementwise::Activation;
 pub struct GptOss;
 
 const PERIOD: usize = 2;
+
+/// What transformers takes where nothing is said.
+fn usual_rope() -> serde_json::Value {
+    serde_json::json!({
+        "rope_type": "yarn",
+        "factor": 32.0,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "truncate": false,
+        "original_max_position_embeddings": 4096
+    })
+}
 
 impl Architecture for GptOss {
     fn gguf(&self) -> &'static str {
@@ -32,18 +44,27 @@ impl Architecture for GptOss {
         Decoder { sinks: true, qkv_bias: true, o_bias: true, activation, ..Decoder::PLAIN }
     }
 
+    fn limits(&self) -> Limits {
+        Limits { output: Place::Needed, approximates_yarn: true, ..Limits::of(&self.decoder()) }
+    }
+
     fn sample(&'static self) -> Model {
         Decoder { experts: Some(Experts { bias: true, ..Experts::plain(2, 1, 8) }), ..self.decoder().sized() }
             .build(self)
     }
 
     fn read(&'static self, config: &Config) -> Result<Model> {
+        let config = &match config.says("rope_parameters") {
+            true => config.clone(),
+            false => config.clone().with("rope_parameters", usual_rope()),
+        };
         let mut model = config::read(self, config, false)?;
+        let bias = config.maybe_flag("attention_bias")?.unwrap_or(true);
+        (model.qkv_bias, model.o_bias) = (bias, bias);
         let (count, used) = (config.size("num_local_experts")?, config.size("num_experts_per_tok")?);
         model.experts = Some(Experts { bias: true, ..Experts::plain(count, used, model.ffn) });
         let tokens = config.maybe_size("sliding_window")?.unwrap_or(128);
-        model.window = Some(Window::but_every(tokens, PERIOD));
-        model.size_key("attention.sliding_window", tokens);
+        config::put_windows(config, &mut model, tokens, PERIOD)?;
         model.size_key("expert_feed_forward_length", model.ffn);
         Ok(model.build(self))
     }
@@ -53,7 +74,7 @@ impl Architecture for GptOss {
         let ffn = keys.maybe_size("expert_feed_forward_length")?.unwrap_or(model.ffn);
         model.experts = Some(Experts { bias: true, ..Experts::plain(count, used, ffn) });
         let tokens = keys.maybe_size("attention.sliding_window")?.unwrap_or(128);
-        model.window = Some(Window::but_every(tokens, PERIOD));
+        config::read_windows(keys, &mut model, tokens, PERIOD)?;
         model.mlp_bias = false;
         Ok(model.build(self))
     }

@@ -1,6 +1,7 @@
 //! IBM's Granite.
 
 use super::gguf_keys::Keys;
+use super::limits::Limits;
 use super::mapping::Pick;
 use super::mixer::experts::Experts;
 use super::{
@@ -28,6 +29,10 @@ impl Architecture for Granite {
 
     fn query_rows(&self) -> QueryRows {
         QueryRows::Interleaved
+    }
+
+    fn limits(&self) -> Limits {
+        Limits::of_llama(&self.decoder())
     }
 
     fn sample(&'static self) -> Model {
@@ -66,8 +71,8 @@ pub(super) fn read(architecture: &'static dyn Architecture, config: &Config) -> 
     model.residual_scale = factor("residual_multiplier")?;
     model.logit_scale = 1.0 / logits;
     model.mlp_bias = config.flag("mlp_bias")?;
-    // llama.cpp takes the width of a head from the two sizes.
-    model.explicit_head_dim = false;
+    // llama.cpp takes the width of a head from the two sizes where it can.
+    model.explicit_head_dim = model.head_dim * model.heads != model.hidden;
     model.keys = vec![
         ("attention.scale", Value::F32(scale)),
         ("embedding_scale", Value::F32(model.embedding_scale)),
@@ -83,12 +88,25 @@ pub struct GraniteMoe;
 /// Granite 4 without experts, and without a block that has a state: its MLP is called that of all tokens.
 pub struct GraniteShared;
 
+/// Keys that speak of blocks with a state.
+const OF_MAMBA: [&str; 9] = [
+    "mamba_n_heads",
+    "mamba_n_groups",
+    "mamba_d_state",
+    "mamba_d_head",
+    "mamba_d_conv",
+    "mamba_expand",
+    "mamba_conv_bias",
+    "mamba_proj_bias",
+    "time_step_limit",
+];
+
 /// A model of type `granitemoehybrid` whose blocks all have attention.
 ///
 /// # Errors
 /// A key that is missing, of the wrong kind, or asks for something unsupported.
 pub(super) fn read_hybrid_dense(config: &Config) -> Result<Model> {
-    if config.maybe_string("position_embedding_type")?.is_some_and(|kind| kind != "rope") {
+    if config.maybe_string("position_embedding_type")?.as_deref() != Some("rope") {
         return Err(config::refused(
             config,
             "position_embedding_type other than 'rope' is not supported without Mamba",
@@ -98,6 +116,10 @@ pub(super) fn read_hybrid_dense(config: &Config) -> Result<Model> {
         return GraniteMoe.read(config);
     }
     let mut model = read(&GraniteShared, config)?;
+    // What no block has.
+    config.ignore(&OF_MAMBA);
+    config.ignore(&["num_experts_per_tok"]);
+    config::layer_types(config, model.blocks, &["attention", "full_attention"])?;
     model.ffn = config.size("shared_intermediate_size")?;
     model.size_key("feed_forward_length", model.ffn);
     Ok(model.build(&GraniteShared))
@@ -119,6 +141,10 @@ impl Architecture for GraniteShared {
 
     fn query_rows(&self) -> QueryRows {
         QueryRows::Interleaved
+    }
+
+    fn limits(&self) -> Limits {
+        Limits::of_llama(&self.decoder())
     }
 
     fn sample(&'static self) -> Model {
@@ -157,6 +183,10 @@ impl Architecture for GraniteMoe {
 
     fn query_rows(&self) -> QueryRows {
         QueryRows::Interleaved
+    }
+
+    fn limits(&self) -> Limits {
+        Limits::of_llama(&self.decoder())
     }
 
     fn sample(&'static self) -> Model {
@@ -205,8 +235,7 @@ pub(super) fn source(tensor: &BlockTensor) -> &'static str {
 pub(super) fn mapping(tensor: &BlockTensor) -> TensorMapping {
     let half = |second: bool| {
         let n = tensor.shape[0];
-        let rows = (0..n).map(|row| if second { n + row } else { row }).collect();
-        Pick::Rows { rows, of: 2 * n }.into()
+        Pick::RowsFrom { first: if second { n } else { 0 }, of: 2 * n }.into()
     };
     let of_stack = |second: bool| {
         let n = tensor.shape[1];

@@ -2,6 +2,7 @@
 
 use super::decoder::{Window, WindowBlocks};
 use super::gguf_keys::Keys;
+use super::limits::Limits;
 use super::rope::Rope;
 use super::{Architecture, Decoder, Model, QueryRows, config, granite};
 use crate::error::Result;
@@ -68,6 +69,10 @@ impl Architecture for GraniteSwa {
 
     fn decoder(&self) -> Decoder {
         Decoder { sinks: true, ..Decoder::PLAIN }
+    }
+
+    fn limits(&self) -> Limits {
+        Limits::of_llama(&self.decoder())
     }
 
     fn sample(&'static self) -> Model {

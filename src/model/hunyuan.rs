@@ -4,7 +4,7 @@ use super::gguf_keys::Keys;
 use super::mixer::Mixer;
 use super::mixer::attention::HeadNorms;
 use super::mixer::experts::Experts;
-use super::rope::Rope;
+use super::rope::{self, Rope};
 use super::{Architecture, BlockTensor, Decoder, Model, Part, config, mixture};
 use crate::error::Result;
 use crate::source::config::Config;
@@ -33,10 +33,7 @@ fn read(architecture: &'static dyn Architecture, config: &Config) -> Result<Deco
         return Err(config::refused(config, "use_qk_norm false is not supported"));
     }
     model.explicit_head_dim = true;
-    let scaling = match config.object("rope_parameters")? {
-        Some(parameters) => Some(parameters),
-        None => config.object("rope_scaling")?,
-    };
+    let scaling = rope::parameters(config)?;
     let alpha = scaling.as_ref().map(|scaling| scaling.maybe_positive("alpha")).transpose()?.flatten();
     if let (Some(alpha), Some(rope)) = (alpha, &model.rope) {
         // The base grows once and for all (NTK-aware scaling).

@@ -2,15 +2,15 @@
 
 use super::decoder::Decoder;
 use super::gguf_keys::Keys;
+use super::limits::{Limits, Place};
 use super::mamba2::per_block;
 use super::mapping::Change;
 use super::mixer::experts::Experts;
 use super::mixer::mamba::Mamba;
-use super::{Architecture, BlockConfig, BlockTensor, Kind, Model, OutsideNames, Part, TensorMapping, config};
+use super::{Architecture, BlockConfig, BlockTensor, Kind, Model, OutsideNames, Part, TensorMapping, config, mixture};
 use crate::error::Result;
 use crate::source::config::Config;
 use llmq_kernels::elementwise::Activation;
-use serde_json::json;
 
 /// Mamba with norms inside, attention without rotary embedding.
 pub struct Jamba;
@@ -30,10 +30,6 @@ fn arrange(mut model: Decoder, attends: &[bool], routed: &[bool], mamba: Mamba) 
         block.halves[1].norm = Some(norm);
     }
     model
-}
-
-fn mixture(count: usize, used: usize, width: usize) -> Experts {
-    Experts { normed: false, ..Experts::plain(count, used, width) }
 }
 
 const KV_HEADS: &str = "attention.head_count_kv";
@@ -61,30 +57,26 @@ impl Architecture for Jamba {
         }
     }
 
+    fn limits(&self) -> Limits {
+        Limits { head_dim: false, qkv_bias: Place::None, ..Limits::of(&self.decoder()) }
+    }
+
     fn sample(&'static self) -> Model {
         let mamba = Mamba { inner: 16, state: 4, rank: 2, taps: 4, eps: 1e-6 };
-        let decoder = Decoder { blocks: 2, experts: Some(mixture(2, 1, 8)), ..self.decoder().sized() };
+        let decoder = Decoder { blocks: 2, experts: Some(Experts::plain(2, 1, 8)), ..self.decoder().sized() };
         arrange(decoder, &[false, true], &[true, false], mamba)
     }
 
     fn read(&'static self, config: &Config) -> Result<Model> {
-        // What transformers takes for granted.
-        let usual = json!({
-            "attn_layer_period": 8, "attn_layer_offset": 4, "expert_layer_period": 2, "expert_layer_offset": 1, "num_experts": 16,
-            "num_experts_per_tok": 2, "mamba_expand": 2, "mamba_d_state": 16, "mamba_d_conv": 4, "rms_norm_eps": 1e-6,
-            "num_key_value_heads": 8, "mamba_conv_bias": true, "max_position_embeddings": 262_144,
-        });
-        let config = &config.clone().with_defaults(usual);
         let mut model = config::read(self, config, false)?;
         config::check_activation(config, &["hidden_act"], Activation::Silu, "silu")?;
-        for (key, wanted) in [("mamba_conv_bias", true), ("mamba_proj_bias", false), ("attention_bias", false)] {
+        for (key, wanted) in [("mamba_conv_bias", true), ("mamba_proj_bias", false)] {
             if config.flag(key)? != wanted {
                 return Err(config::refused(config, &format!("{key} {} is not supported", !wanted)));
             }
         }
-        if config.size("mamba_expand")? != 2 || model.head_dim * model.heads != model.hidden {
-            let what = "mamba_expand other than 2, or a head_dim that is not hidden_size / num_attention_heads,";
-            return Err(config::refused(config, &format!("{what} is not supported")));
+        if config.size("mamba_expand")? != 2 {
+            return Err(config::refused(config, "mamba_expand other than 2 is not supported"));
         }
         model.explicit_head_dim = false;
         let rank = match config.get("mamba_dt_rank").filter(|rank| rank.is_number()) {
@@ -107,7 +99,10 @@ impl Architecture for Jamba {
         let mut routed = every("expert_layer_period", "expert_layer_offset")?;
         match config::first_size(config, &["num_experts", "num_local_experts"])? {
             1 => routed.fill(false),
-            count => model.experts = Some(mixture(count, config.size("num_experts_per_tok")?, model.ffn)),
+            count => {
+                let experts = Experts::plain(count, config.size("num_experts_per_tok")?, model.ffn);
+                model.experts = Some(Experts { normed: false, ..experts });
+            }
         }
         model.size_key("ssm.conv_kernel", mamba.taps);
         model.size_key("ssm.inner_size", mamba.inner);
@@ -126,7 +121,7 @@ impl Architecture for Jamba {
         let attends: Vec<bool> = kv_heads.iter().map(|&n| n > 0).collect();
         let routed: Vec<bool> = (0..model.blocks).map(|i| keys.has(&format!("blk.{i}.ffn_gate_inp.weight"))).collect();
         if routed.contains(&true) {
-            model.experts = Some(mixture(keys.size("expert_count")?, keys.size("expert_used_count")?, model.ffn));
+            mixture::read_gguf(keys, &mut model, Experts { normed: false, ..Experts::plain(0, 0, 0) })?;
         }
         let mamba = Mamba {
             inner: keys.size("ssm.inner_size")?,

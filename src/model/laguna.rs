@@ -2,6 +2,7 @@
 
 use super::decoder::{Window, WindowBlocks};
 use super::gguf_keys::Keys;
+use super::limits::Limits;
 use super::mixer::Mixer;
 use super::mixer::attention::{Gate, HeadNorms};
 use super::mixer::experts::Experts;
@@ -15,6 +16,14 @@ use llmq_kernels::elementwise::Activation;
 
 /// Query heads by block, a gate on what they give, windows with a rotary embedding of their own, and experts chosen by sigmoids.
 pub struct Laguna;
+
+/// What transformers takes where nothing is said.
+fn usual_rope() -> serde_json::Value {
+    serde_json::json!({
+        "full_attention": { "rope_theta": 500_000.0, "partial_rotary_factor": 0.5 },
+        "sliding_attention": { "rope_theta": 10_000.0 }
+    })
+}
 
 const PATTERN: &str = "attention.sliding_window_pattern";
 
@@ -43,6 +52,10 @@ impl Architecture for Laguna {
 
     fn decoder(&self) -> Decoder {
         Decoder { head_norms: HeadNorms::PerHead, explicit_head_dim: true, ..Decoder::PLAIN }
+    }
+
+    fn limits(&self) -> Limits {
+        Limits { partial_rotary: true, approximates_yarn: true, ..Limits::of(&self.decoder()) }
     }
 
     fn sample(&'static self) -> Model {
@@ -87,9 +100,12 @@ impl Architecture for Laguna {
         let tokens = config.maybe_size("sliding_window")?;
         let local: Vec<bool> = match types {
             Some(types) => types.iter().map(|kind| kind == "sliding_attention" && tokens.is_some()).collect(),
-            None => (0..n).map(|i| i % 4 != 0 && tokens.is_some()).collect(),
+            None => vec![false; n],
         };
-        let parameters = config.object("rope_parameters")?;
+        let parameters = match config.object("rope_parameters")? {
+            None => config.clone().with("rope_parameters", usual_rope()).object("rope_parameters")?,
+            said => said,
+        };
         let of = |kind: &str| parameters.as_ref().map(|all| all.object(kind)).transpose().map(Option::flatten);
         if let Some(own) = of("full_attention")? {
             model.rope = Some(Rope::of(config, Some(own), model.head_dim)?);

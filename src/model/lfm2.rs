@@ -2,6 +2,7 @@
 
 use super::gguf_keys::Keys;
 use super::half::HalfConfig;
+use super::limits::Limits;
 use super::mapping::TensorMapping;
 use super::mixer::attention::HeadNorms;
 use super::mixer::experts::Experts;
@@ -69,9 +70,12 @@ fn read(architecture: &'static dyn Architecture, config: &Config, experts: bool)
                 "norm_topk_prob false or routed_scaling_factor other than 1 is not supported",
             ));
         }
+        if config.maybe_flag("use_expert_bias")? == Some(false) {
+            return Err(config::refused(config, "use_expert_bias false is not supported"));
+        }
         model.experts = Some(Experts {
             scoring: Scoring::Sigmoid,
-            selection_bias: config.get("use_expert_bias").is_none() || config.flag("use_expert_bias")?,
+            selection_bias: true,
             ..Experts::plain(count, config.size("num_experts_per_tok")?, width)
         });
         model.size_key("expert_feed_forward_length", width);
@@ -149,6 +153,10 @@ macro_rules! family {
 
             fn decoder(&self) -> Decoder {
                 plain()
+            }
+
+            fn limits(&self) -> Limits {
+                Limits { head_dim: false, ..Limits::of(&self.decoder()) }
             }
 
             fn sample(&'static self) -> Model {

@@ -2,6 +2,7 @@
 
 use super::decoder::Window;
 use super::gguf_keys::Keys;
+use super::limits::Limits;
 use super::mixer::experts::Experts;
 use super::{Architecture, BlockTensor, Decoder, Model, Part, QueryRows, config};
 use crate::error::Result;
@@ -27,6 +28,10 @@ impl Architecture for Llama {
         QueryRows::Interleaved
     }
 
+    fn limits(&self) -> Limits {
+        Limits { windows: false, ..Limits::of_llama(&self.decoder()) }
+    }
+
     fn sample(&'static self) -> Model {
         self.decoder().sized().build(self)
     }
@@ -45,8 +50,10 @@ impl Architecture for Llama {
             model.o_bias |= bias;
             model.mlp_bias |= bias;
         }
-        // Mistral 0.1; llama.cpp ignores it, which only matters in contexts that are longer.
-        model.window = config.maybe_size("sliding_window")?.map(Window::everywhere);
+        // Mistral 0.1 and Mixtral; llama.cpp ignores it, which only matters in contexts that are longer.
+        if ["mistral", "mixtral"].contains(&config.string("model_type")?.as_str()) {
+            model.window = config.maybe_size("sliding_window")?.map(Window::everywhere);
+        }
         Ok(model.build(self))
     }
 

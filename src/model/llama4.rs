@@ -1,6 +1,7 @@
 //! Llama 4, text only.
 
 use super::gguf_keys::Keys;
+use super::limits::Limits;
 use super::mixer::Mixer;
 use super::mixer::attention::{HeadNorms, Temperature};
 use super::mixer::experts::Experts;
@@ -107,6 +108,10 @@ impl Architecture for Llama4 {
 
     fn query_rows(&self) -> QueryRows {
         QueryRows::Neighbours
+    }
+
+    fn limits(&self) -> Limits {
+        Limits { rope_factors: true, ..Limits::of(&self.decoder()) }
     }
 
     fn sample(&'static self) -> Model {

@@ -6,11 +6,11 @@ use super::half::HalfConfig;
 use super::mapping::{Change, TensorMapping};
 use super::mixer::mamba2::Mamba2 as Mixer;
 use super::{Architecture, BlockConfig, BlockTensor, Kind, Model, OutsideNames, Part, config};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::source::config::Config;
+use crate::source::json;
 use crate::source::value::{Array, Value};
 use llmq_kernels::elementwise::Activation;
-use serde_json::json;
 
 /// A stack of Mamba-2 mixers without anything else.
 pub struct Mamba2;
@@ -62,10 +62,6 @@ impl Names {
             let (inner, key) = (inner.unwrap_or_default(), self.heads);
             return Err(config.unsupported(&format!("{key} {heads} of {head_dim} numbers make no {inner}")));
         }
-        let groups = config.size(self.groups)?;
-        if !heads.is_multiple_of(groups) {
-            return Err(config.unsupported(&format!("{heads} heads do not divide into {} {groups}", self.groups)));
-        }
         if config.get(self.conv_bias).is_some() && !config.flag(self.conv_bias)? {
             return Err(config::refused(config, &format!("{} false is not supported", self.conv_bias)));
         }
@@ -75,19 +71,35 @@ impl Names {
             }
         }
         check_steps(config)?;
-        Ok(Mixer { heads, head_dim, groups, state: config.size(self.state)?, taps: config.size(self.taps)?, norm })
+        let [groups, state, taps] = [self.groups, self.state, self.taps].map(|key| config.size(key));
+        let mixer = Mixer { heads, head_dim, groups: groups?, state: state?, taps: taps?, norm };
+        checked(mixer, |what| config.unsupported(what))
     }
 }
 
-/// Refuses bounds of the steps: llama.cpp has none. (transformers bounds those of Nemotron-H by `time_step_min` from below where it has no
-/// kernel of its own, which the authors' kernel does not.)
+/// Refuses bounds of the steps: llama.cpp has none. (Where transformers has no kernel of the authors', it bounds those of Nemotron-H by
+/// `time_step_min` from below, which the kernel does not.)
 fn check_steps(config: &Config) -> Result<()> {
-    // As transformers 5 writes what JSON has no number for.
-    let endless = json!({ "__float__": "Infinity" });
     let Some(limit) = config.get("time_step_limit") else { return Ok(()) };
+    let is_open = |most: &serde_json::Value| most.is_null() || json::number(most) == Some(f64::INFINITY);
     match limit.as_array().map(Vec::as_slice) {
-        Some([least, most]) if least.as_f64() == Some(0.0) && *most == endless => Ok(()),
+        Some([least, most]) if least.as_f64() == Some(0.0) && is_open(most) => Ok(()),
         _ => Err(config::refused(config, &format!("time_step_limit {limit} is not supported"))),
+    }
+}
+
+/// More than any of the sizes is.
+const LARGEST: usize = 1 << 16;
+
+/// Sizes that fit each other. `wrong`: an error about where they are said.
+fn checked(mixer: Mixer, wrong: impl Fn(&str) -> Error) -> Result<Mixer> {
+    let Mixer { heads, head_dim, groups, state, taps, .. } = mixer;
+    if !heads.is_multiple_of(groups) {
+        return Err(wrong(&format!("{heads} heads of Mamba-2 do not divide into {groups} groups")));
+    }
+    match [heads, head_dim, state, taps].into_iter().find(|&n| n > LARGEST) {
+        Some(n) => Err(wrong(&format!("a size of Mamba-2 is {n}, which is beyond {LARGEST}"))),
+        None => Ok(mixer),
     }
 }
 
@@ -97,12 +109,12 @@ fn check_steps(config: &Config) -> Result<()> {
 /// A key that is missing, or sizes that do not fit each other.
 pub fn of_gguf(keys: &Keys, norm: Option<f32>) -> Result<Mixer> {
     let (inner, heads) = (keys.size("ssm.inner_size")?, keys.size("ssm.time_step_rank")?);
-    let groups = keys.size("ssm.group_count")?;
-    if !inner.is_multiple_of(heads) || !heads.is_multiple_of(groups) {
-        return Err(keys.wrong(&format!("{heads} heads in {groups} groups make no {inner} numbers")));
+    if !inner.is_multiple_of(heads) {
+        return Err(keys.wrong(&format!("{heads} heads of Mamba-2 make no {inner} numbers")));
     }
-    let (state, taps) = (keys.size("ssm.state_size")?, keys.size("ssm.conv_kernel")?);
-    Ok(Mixer { heads, head_dim: inner / heads, groups, state, taps, norm })
+    let [groups, state, taps] = ["ssm.group_count", "ssm.state_size", "ssm.conv_kernel"].map(|key| keys.size(key));
+    let mixer = Mixer { heads, head_dim: inner / heads, groups: groups?, state: state?, taps: taps?, norm };
+    checked(mixer, |what| keys.wrong(what))
 }
 
 /// Adds the keys of the sizes.
@@ -200,12 +212,12 @@ impl Architecture for Mamba2 {
     }
 
     fn read(&'static self, config: &Config) -> Result<Model> {
-        // What transformers takes for granted.
-        let usual = json!({ "expand": 2, "n_groups": 8, "conv_kernel": 4, "state_size": 128, "head_dim": 64 });
-        let config = &config.clone().with_defaults(usual);
         config::check_activation(config, &["hidden_act"], Activation::Silu, "silu")?;
+        config.ignore(&["time_step_rank"]);
         let hidden = config.size("hidden_size")?;
-        let eps = config.maybe_positive("layer_norm_epsilon")?.unwrap_or(1e-5) as f32;
+        let eps = config.positive("layer_norm_epsilon")? as f32;
+        // For the beginning of training.
+        config.ignore(&["time_step_min", "time_step_rank"]);
         let mixer = NAMES.read(config, Some(config.size("expand")? * hidden), Some(eps))?;
         let mut model = Decoder {
             blocks: config.size("num_hidden_layers")?,

@@ -83,6 +83,13 @@ pub enum Pick {
         /// Rows of a matrix in the checkpoint.
         of: usize,
     },
+    /// The rows from `first` on, of `of`.
+    RowsFrom {
+        /// The first row.
+        first: usize,
+        /// Rows in the checkpoint.
+        of: usize,
+    },
     /// Row `i` is the checkpoint's row `rows[i]`, of `of`; the numbers of a vector count as rows.
     Rows {
         /// Places.
@@ -306,6 +313,9 @@ impl TensorSpec {
                 debug_assert_eq!(matrix.len(), of * columns);
                 Ok(matrix[(first + rows.start) * columns..(first + rows.end) * columns].to_vec())
             }),
+            &Pick::RowsFrom { first, .. } => {
+                checkpoint.read_rows(&self.source, &stored, first + rows.start..first + rows.end)
+            }
             Pick::Rows { rows: places, .. } => {
                 // A vector is a column of numbers.
                 let (rows, columns) = if self.shape.len() < 2 { (0..self.shape[0], 1) } else { (rows, columns) };
@@ -361,7 +371,7 @@ impl TensorSpec {
         match &self.mapping.pick {
             Pick::AsIs | Pick::ByHeads { .. } | Pick::ColumnOrder(_) | Pick::Stacked | Pick::Filled(_) => shape.clone(),
             Pick::StackRows { of, .. } => vec![shape[0], *of, shape[2]],
-            Pick::Rows { of, .. } => [&[*of], &shape[1..]].concat(),
+            Pick::Rows { of, .. } | Pick::RowsFrom { of, .. } => [&[*of], &shape[1..]].concat(),
             Pick::Columns { of, .. } => vec![shape[0], shape[2], *of],
             Pick::Every { step, .. } => vec![shape[0], step * shape[1]],
             Pick::Keys { value } => vec![shape[0] * (shape[2] + value), shape[1]],

@@ -2,6 +2,7 @@
 
 use super::decoder::{Window, WindowBlocks};
 use super::gguf_keys::Keys;
+use super::limits::{Limits, Place};
 use super::mixer::attention::HeadNorms;
 use super::mixer::experts::Experts;
 use super::rope::{Rope, Scaling};
@@ -39,6 +40,10 @@ impl Architecture for Mellum {
 
     fn decoder(&self) -> Decoder {
         Decoder { head_norms: HeadNorms::PerHead, explicit_head_dim: true, ..Decoder::PLAIN }
+    }
+
+    fn limits(&self) -> Limits {
+        Limits { output: Place::Needed, ..Limits::of(&self.decoder()) }
     }
 
     fn sample(&'static self) -> Model {

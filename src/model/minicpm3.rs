@@ -2,6 +2,7 @@
 
 use super::decoder::Latent;
 use super::gguf_keys::Keys;
+use super::limits::{Limits, LongRope};
 use super::mixer::Mixer;
 use super::rope::{Rope, Scaling};
 use super::{Architecture, Decoder, Model, config};
@@ -47,6 +48,10 @@ impl Architecture for MiniCpm3 {
 
     fn examples(&self) -> &'static str {
         "MiniCPM3 4B"
+    }
+
+    fn limits(&self) -> Limits {
+        Limits { long_rope: LongRope::ByTensors, ..Limits::of(&self.decoder()) }
     }
 
     fn sample(&'static self) -> Model {

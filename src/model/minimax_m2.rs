@@ -1,6 +1,7 @@
 //! MiniMax M2.
 
 use super::gguf_keys::Keys;
+use super::limits::{Limits, Place};
 use super::mixer::attention::HeadNorms;
 use super::mixer::experts::Experts;
 use super::mixer::routing::Scoring;
@@ -31,6 +32,10 @@ impl Architecture for MiniMaxM2 {
 
     fn decoder(&self) -> Decoder {
         Decoder { head_norms: HeadNorms::Whole, explicit_head_dim: true, ..Decoder::PLAIN }
+    }
+
+    fn limits(&self) -> Limits {
+        Limits { output: Place::Needed, partial_rotary: true, ..Limits::of(&self.decoder()) }
     }
 
     fn sample(&'static self) -> Model {

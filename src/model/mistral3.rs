@@ -2,9 +2,10 @@
 
 use super::decoder::Window;
 use super::gguf_keys::Keys;
+use super::limits::Limits;
 use super::mixer::Mixer;
 use super::mixer::attention::Temperature;
-use super::rope::{Scaling, growth};
+use super::rope::{self, Scaling, growth};
 use super::{Architecture, BlockTensor, Decoder, Model, OutsideNames, Part, QueryRows, config, mistral4};
 use crate::error::Result;
 use crate::source::config::Config;
@@ -13,6 +14,21 @@ use crate::source::value::Value;
 
 /// Llama; in Ministral 3 with YaRN, and scores that grow beyond the context of the first training.
 pub struct Mistral3;
+
+/// What transformers takes for Ministral 3 where nothing is said.
+fn usual_rope() -> serde_json::Value {
+    serde_json::json!({
+        "rope_type": "yarn",
+        "rope_theta": 1e6,
+        "factor": 16.0,
+        "original_max_position_embeddings": 16384,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "mscale_all_dim": 1.0,
+        "mscale": 1.0,
+        "llama_4_scaling_beta": 0.1
+    })
+}
 
 /// Scores are multiplied by `1 + β·ln(1 + ⌊position / original⌋)`.
 fn with_temperature(mut model: Model, beta: f64, original: f64) -> Model {
@@ -39,6 +55,10 @@ impl Architecture for Mistral3 {
 
     fn query_rows(&self) -> QueryRows {
         QueryRows::Interleaved
+    }
+
+    fn limits(&self) -> Limits {
+        Limits { windows: false, yarn_turns: true, ..Limits::of_llama(&self.decoder()) }
     }
 
     fn sample(&'static self) -> Model {
@@ -75,12 +95,16 @@ fn read(architecture: &'static dyn Architecture, config: &Config) -> Result<Mode
     if !["mistral3", "mistral", "ministral3", MODEL_TYPE].contains(&kind.as_str()) {
         return Err(config::refused(config, &format!("text of model_type '{kind}' is not supported")));
     }
+    let config = &match kind == "ministral3" && !config.says("rope_parameters") {
+        true => config.clone().with("rope_parameters", usual_rope()),
+        false => config.clone(),
+    };
     let mut model = config::read(architecture, config, false)?;
     config::check_activation(config, &["hidden_act"], model.activation, "silu")?;
     model.explicit_head_dim = true;
     // llama.cpp ignores it, which only matters in contexts that are longer.
     model.window = config.maybe_size("sliding_window")?.map(Window::everywhere);
-    let parameters = config.object("rope_parameters")?;
+    let parameters = rope::parameters(config)?;
     let of = |key: &str| parameters.as_ref().map(|p| p.maybe_positive(key)).transpose().map(Option::flatten);
     let (beta, all) = (of("llama_4_scaling_beta")?, of("mscale_all_dim")?);
     let Some(Scaling::Yarn(yarn)) = model.rope.as_ref().map(|rope| rope.scaling.clone()) else {

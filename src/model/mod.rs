@@ -13,6 +13,7 @@ pub mod checkpoint;
 mod cohere;
 mod cohere2_moe;
 mod config;
+pub mod config_keys;
 pub mod decoder;
 mod deepseek2;
 mod dots1;
@@ -44,6 +45,7 @@ mod jamba;
 mod laguna;
 pub mod layers;
 mod lfm2;
+pub mod limits;
 mod llama;
 mod llama4;
 pub mod lm_head;
@@ -60,7 +62,7 @@ mod mixture;
 mod muse_glimmer;
 mod nemotron;
 mod nemotron_h;
-mod nextn;
+pub mod nextn;
 mod olmo2;
 mod olmoe;
 pub mod ops;
@@ -89,6 +91,7 @@ use crate::source::value::Value;
 pub use decoder::Decoder;
 use gguf_keys::Keys;
 pub use half::{BlockConfig, HalfConfig, Norm, NormConfig};
+use limits::Limits;
 pub use mapping::TensorMapping;
 use mixer::{Attention, Mixer};
 pub use part::{BlockTensor, Kind, Part, Reads, RowOrder, Site, TensorRole};
@@ -153,6 +156,12 @@ pub static ARCHITECTURES: &[&dyn Architecture] = &[
     &hy_v3::HyV3,
     &granite_swa::GraniteSwa,
     &nemotron::Nemotron,
+    &nemotron_h::NemotronHMoe,
+    &nemotron_h::NemotronH,
+    &granite_hybrid::GraniteHybrid,
+    &falcon_h1::FalconH1,
+    &mamba2::Mamba2,
+    &jamba::Jamba,
     &mellum::Mellum,
     &dots1::Dots1,
     &exaone_moe::ExaoneMoe,
@@ -161,12 +170,6 @@ pub static ARCHITECTURES: &[&dyn Architecture] = &[
     &falcon::Falcon,
     &bailing_moe2::BailingMoe2,
     &gpt_bigcode::GptBigCode,
-    &nemotron_h::NemotronHMoe,
-    &nemotron_h::NemotronH,
-    &granite_hybrid::GraniteHybrid,
-    &falcon_h1::FalconH1,
-    &mamba2::Mamba2,
-    &jamba::Jamba,
 ];
 
 /// A family of checkpoints.
@@ -189,6 +192,11 @@ pub trait Architecture: Sync {
     /// the sizes.
     fn decoder(&self) -> Decoder {
         Decoder::PLAIN
+    }
+
+    /// What llama.cpp's loader has a place for.
+    fn limits(&self) -> Limits {
+        Limits::of(&self.decoder())
     }
 
     /// Reads the configuration.

@@ -2,6 +2,7 @@
 
 use super::decoder::{Window, WindowBlocks};
 use super::gguf_keys::Keys;
+use super::limits::{Limits, Place};
 use super::mapping::{Change, TensorMapping};
 use super::mixer::Mixer;
 use super::mixer::attention::{Gate, HeadNorms};
@@ -69,20 +70,39 @@ impl Architecture for MuseGlimmer {
         Decoder { head_norms: HeadNorms::PerHead, post_norms: true, explicit_head_dim: true, ..Decoder::PLAIN }
     }
 
+    fn limits(&self) -> Limits {
+        Limits { output: Place::Needed, ..Limits::of(&self.decoder()) }
+    }
+
     fn sample(&'static self) -> Model {
         build(self.decoder().sized(), 4, vec![true], 1.0, self)
     }
 
     fn read(&'static self, config: &Config) -> Result<Model> {
         let mut model = config::read(self, config, false)?;
-        config::check_activation(config, &["hidden_act"], model.activation, "silu")?;
+        config::check_activation(config, &["hidden_activation", "hidden_act"], model.activation, "silu")?;
         model.explicit_head_dim = true;
         let n = model.blocks;
         let types = config::layer_types(config, n, &["sliding_attention", "full_attention"])?;
         let local: Vec<bool> = match types {
             Some(types) => types.iter().map(|kind| kind == "sliding_attention").collect(),
-            None => (0..n).map(|i| !(i + 1).is_multiple_of(4)).collect(),
+            // Counted from the last.
+            None => (0..n).map(|i| !(n - 1 - i).is_multiple_of(4)).collect(),
         };
+        if config.maybe_positive("post_norm_eps")?.is_some_and(|eps| eps as f32 != POST_EPS) {
+            return Err(config::refused(config, "post_norm_eps other than 1e-8 is not supported"));
+        }
+        if let (Some(list), Some(rope)) = (config.get("layer_rope_theta").and_then(|list| list.as_array()), &model.rope)
+        {
+            let fits = |(i, base): (usize, &serde_json::Value)| {
+                base.as_f64() == Some(if local.get(i) == Some(&true) { rope.base } else { 0.0 })
+            };
+            if list.len() != n || !list.iter().enumerate().all(fits) {
+                let what =
+                    "layer_rope_theta is only supported with one base in blocks with a window, and 0 in the others";
+                return Err(config::refused(config, what));
+            }
+        }
         let tokens = config.maybe_size("sliding_window")?.unwrap_or(2048);
         model.logit_scale = config.maybe_positive("output_multiplier")?.unwrap_or(1.0) as f32;
         model.logit_cap = config.maybe_positive("final_logit_softcapping")?.map(|x| x as f32);

@@ -1,6 +1,7 @@
 //! NVIDIA's Nemotron 4 and Minitron.
 
 use super::gguf_keys::Keys;
+use super::limits::{Limits, Place};
 use super::mapping::Change;
 use super::mixer::mlp::MlpLayers;
 use super::rope::Scaling;
@@ -29,6 +30,16 @@ impl Architecture for Nemotron {
     fn decoder(&self) -> Decoder {
         let (activation, mlp) = (Activation::ReluSquared, MlpLayers::Plain);
         Decoder { norm: Norm::Layer, activation, mlp, ..Decoder::PLAIN }
+    }
+
+    fn limits(&self) -> Limits {
+        Limits {
+            output: Place::Needed,
+            o_bias: Place::Optional,
+            mlp_bias: Place::Optional,
+            partial_rotary: true,
+            ..Limits::of(&self.decoder())
+        }
     }
 
     fn sample(&'static self) -> Model {

@@ -3,6 +3,7 @@
 use super::decoder::Decoder;
 use super::gguf_keys::Keys;
 use super::half::HalfConfig;
+use super::limits::{Limits, Place};
 use super::mamba2::{self, BACKBONE, Names};
 use super::mixer::Mixer;
 use super::mixer::attention::Attention;
@@ -114,12 +115,15 @@ fn arrange(decoder: Decoder, halves: &[Half], mamba: Mamba2, architecture: &'sta
 }
 
 fn read(config: &Config) -> Result<Model> {
-    // What older and newer configurations call by other names.
-    let eps = config.maybe_positive("layer_norm_epsilon")?;
-    let head_dim = config.maybe_size("attention_head_dim")?.unwrap_or(128);
-    let usual = json!({ "rms_norm_eps": eps.unwrap_or(1e-5), "head_dim": head_dim, "conv_kernel": 4, "n_groups": 8 });
     let halves = halves(config)?;
-    let config = &config.clone().with_defaults(usual).with("num_hidden_layers", json!(halves.len()));
+    // Older and newer configurations call the same by several names.
+    let first = |keys: [&str; 2]| config.get(keys.into_iter().find(|key| config.says(key)).unwrap_or(keys[0])).cloned();
+    let (eps, head_dim) = (first(["layer_norm_epsilon", "rms_norm_eps"]), first(["head_dim", "attention_head_dim"]));
+    let config = &config
+        .clone()
+        .with_defaults(json!({ "rms_norm_eps": eps }))
+        .with("head_dim", json!(head_dim))
+        .with("num_hidden_layers", json!(halves.len()));
     config::check_activation(config, &["mlp_hidden_act"], Activation::ReluSquared, "relu2")?;
     config::check_activation(config, &["mamba_hidden_act"], Activation::Silu, "silu")?;
     let routed = halves.contains(&Half::Experts);
@@ -128,7 +132,6 @@ fn read(config: &Config) -> Result<Model> {
     }
     let architecture: &'static dyn Architecture = if routed { &NemotronHMoe } else { &NemotronH };
     let mut model = config::read(architecture, config, false)?;
-    model.norm_eps = eps.map_or(model.norm_eps, |eps| eps as f32);
     let mamba = NAMES.read(config, None, Some(model.norm_eps))?;
     model.context = mamba2::ANY_CONTEXT;
     if routed {
@@ -160,6 +163,11 @@ fn read(config: &Config) -> Result<Model> {
         }
         model.experts = Some(experts);
     }
+    // The width of Mamba-2 comes from its heads alone; and what is said of experts is for nothing without any.
+    config.ignore(&["expand"]);
+    if !routed {
+        config.ignore(&OF_EXPERTS);
+    }
     mamba2::put_keys(&mut model, &mamba);
     model.key("rope.scaling.finetuned", Value::Bool(false));
     let inside = |half: &Half| matches!(half, Half::Mlp | Half::Experts);
@@ -168,6 +176,20 @@ fn read(config: &Config) -> Result<Model> {
     model.rope = None;
     Ok(arrange(model, &halves, mamba, architecture))
 }
+
+/// Keys of experts.
+const OF_EXPERTS: [&str; 10] = [
+    "n_routed_experts",
+    "n_shared_experts",
+    "num_experts_per_tok",
+    "moe_intermediate_size",
+    "moe_shared_expert_intermediate_size",
+    "moe_latent_size",
+    "routed_scaling_factor",
+    "norm_topk_prob",
+    "n_group",
+    "topk_group",
+];
 
 const FFN: &str = "feed_forward_length";
 const KV_HEADS: &str = "attention.head_count_kv";
@@ -294,6 +316,10 @@ macro_rules! family {
 
             fn outside(&self) -> OutsideNames {
                 BACKBONE
+            }
+
+            fn limits(&self) -> Limits {
+                Limits { o_bias: Place::Optional, mlp_bias: Place::Optional, ..Limits::of(&self.decoder()) }
             }
 
             fn sample(&'static self) -> Model {

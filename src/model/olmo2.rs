@@ -2,6 +2,7 @@
 
 use super::decoder::{Window, WindowBlocks};
 use super::gguf_keys::Keys;
+use super::limits::{Limits, Place};
 use super::mixer::attention::HeadNorms;
 use super::rope::Rope;
 use super::{Architecture, BlockTensor, Decoder, Model, Part, config};
@@ -34,6 +35,10 @@ impl Architecture for Olmo2 {
         Decoder { pre_norms: false, post_norms: true, head_norms: HeadNorms::Whole, ..Decoder::PLAIN }
     }
 
+    fn limits(&self) -> Limits {
+        Limits { output: Place::Needed, head_dim: false, ..Limits::of(&self.decoder()) }
+    }
+
     fn sample(&'static self) -> Model {
         self.decoder().sized().build(self)
     }
@@ -41,9 +46,6 @@ impl Architecture for Olmo2 {
     fn read(&'static self, config: &Config) -> Result<Model> {
         let mut model = config::read(self, config, false)?;
         config::check_activation(config, &["hidden_act"], model.activation, "silu")?;
-        if model.tied {
-            return Err(config::refused(config, "an embedding that is the output matrix, too, is not supported"));
-        }
         if let Some(tokens) = config
             .maybe_size("sliding_window")?
             .filter(|_| config.string("model_type").is_ok_and(|kind| kind == "olmo3"))
@@ -56,10 +58,15 @@ impl Architecture for Olmo2 {
             model.size_key("attention.sliding_window", tokens);
             model.key(PATTERN, Value::Array(Array::Bool(local.clone())));
             model.window = Some(Window { tokens, blocks: WindowBlocks::Marked(local) });
-            if model.local_rope.is_none() {
-                model.local_rope = model.rope.as_ref().map(|rope| Rope::plain(rope.base, rope.rotary));
+            let usual = 500_000.0;
+            let bases = [config.maybe_positive("rope_theta")?.unwrap_or(usual), usual];
+            let [rope, local] = Rope::by_kind(config, model.head_dim, bases)?;
+            if local != Rope::plain(rope.base, rope.rotary) {
+                let what =
+                    "rope_parameters of sliding_attention with a scaling or a rope_theta of its own is not supported";
+                return Err(config::refused(config, what));
             }
-            config::put_local_base(config, &mut model)?;
+            (model.rope, model.local_rope) = (Some(rope), Some(local));
         }
         Ok(model.build(self))
     }

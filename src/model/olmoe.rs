@@ -1,6 +1,7 @@
 //! Ai2's OLMoE.
 
 use super::gguf_keys::Keys;
+use super::limits::{Limits, Place};
 use super::mixer::attention::HeadNorms;
 use super::mixer::experts::Experts;
 use super::{Architecture, Decoder, Model, config};
@@ -27,6 +28,10 @@ impl Architecture for Olmoe {
         Decoder { head_norms: HeadNorms::Whole, ..Decoder::PLAIN }
     }
 
+    fn limits(&self) -> Limits {
+        Limits { output: Place::Needed, head_dim: false, ..Limits::of(&self.decoder()) }
+    }
+
     fn sample(&'static self) -> Model {
         Decoder { experts: Some(Experts::plain(2, 1, 8)), ..self.decoder().sized() }.build(self)
     }
@@ -36,6 +41,9 @@ impl Architecture for Olmoe {
         config::check_activation(config, &["hidden_act"], model.activation, "silu")?;
         if config.flag("norm_topk_prob")? {
             return Err(config::refused(config, "norm_topk_prob is not supported"));
+        }
+        if model.kv_heads != model.heads {
+            return Err(config::refused(config, "num_key_value_heads other than num_attention_heads is not supported"));
         }
         if config.maybe_positive("clip_qkv")?.is_some() {
             return Err(config::refused(config, "clip_qkv is not supported"));

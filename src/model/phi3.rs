@@ -2,6 +2,7 @@
 
 use super::decoder::Window;
 use super::gguf_keys::Keys;
+use super::limits::{Limits, LongRope};
 use super::mixer::mlp::MlpLayers;
 use super::rope::Scaling;
 use super::{Architecture, Decoder, Model, config};
@@ -28,6 +29,16 @@ impl Architecture for Phi3 {
 
     fn decoder(&self) -> Decoder {
         Decoder { fused_qkv: true, mlp: MlpLayers::Fused, ..Decoder::PLAIN }
+    }
+
+    fn limits(&self) -> Limits {
+        Limits {
+            head_dim: false,
+            partial_rotary: true,
+            long_rope: LongRope::ByTensors,
+            windows: false,
+            ..Limits::of(&self.decoder())
+        }
     }
 
     fn sample(&'static self) -> Model {

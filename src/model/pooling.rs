@@ -6,32 +6,16 @@ use super::{Model, TensorSpec};
 use crate::error::{Error, Result};
 use crate::source::checkpoint::Checkpoint;
 use crate::source::checkpoint::modules::{self, Module};
+use crate::source::pooling;
 use crate::source::value::Value;
-
-/// Ways to make one vector of many, by the flag and by the word of a configuration, and by llama.cpp's number.
-const POOLINGS: [(&str, &str, u32); 3] = [
-    ("pooling_mode_mean_tokens", "mean", 1),
-    ("pooling_mode_cls_token", "cls", 2),
-    ("pooling_mode_lasttoken", "lasttoken", 3),
-];
 
 /// Sets the key that says how one vector is made, if the checkpoint says it.
 ///
 /// # Errors
 /// A way that llama.cpp does not know.
 pub fn settle(model: &mut Model, checkpoint: &Checkpoint) -> Result<()> {
-    let modules = modules::read(checkpoint.folder())?;
-    let Some(Module { path, config, .. }) = modules.iter().find(|module| module.kind == "Pooling") else {
-        return Ok(());
-    };
-    let is = |(flag, word, _): &&(&str, &str, u32)| config[*flag] == true || config["pooling_mode"] == *word;
-    match POOLINGS.iter().find(is) {
-        Some((.., number)) => model.set_key("pooling_type", Value::U32(*number)),
-        None => {
-            let place = checkpoint.folder().join(path).join("config.json");
-            return Err(Error::new(format!("{}: the kind of pooling is not supported", place.display()))
-                .hint("llama.cpp knows the mean, the first token, and the last one"));
-        }
+    if let Some(pooling) = pooling::pooling_of(checkpoint.folder())? {
+        model.set_key("pooling_type", Value::U32(pooling as u32));
     }
     Ok(())
 }
@@ -112,7 +96,7 @@ mod tests {
         let spec = &model.tail[0];
         assert_eq!((spec.source.as_str(), &spec.shape[..]), ("2_Dense/linear.weight", &[12, 8][..]));
         let wrong = |pooling: &str, dense: &str| settled(pooling, dense).err().unwrap().to_string();
-        assert!(wrong(r#"{"pooling_mode": "max"}"#, dense).contains("the kind of pooling is not supported"));
+        assert!(wrong(r#"{"pooling_mode": "max"}"#, dense).contains("1_Pooling/config.json"));
         assert!(wrong(last, r#"{"in_features": 9, "out_features": 12}"#).contains("8 numbers and 9"));
         assert!(wrong(last, r#"{"in_features": 8, "out_features": 12, "bias": true}"#).contains("a bias"));
     }

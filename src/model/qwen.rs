@@ -1,6 +1,7 @@
 //! Qwen 2 and 3, without experts.
 
 use super::gguf_keys::Keys;
+use super::limits::Limits;
 use super::mixer::attention::HeadNorms;
 use super::{Architecture, Decoder, Model, config, pooling};
 use crate::error::Result;
@@ -28,6 +29,10 @@ impl Architecture for Qwen2 {
 
     fn decoder(&self) -> Decoder {
         Decoder { qkv_bias: true, ..Decoder::PLAIN }
+    }
+
+    fn limits(&self) -> Limits {
+        Limits { head_dim: false, ..Limits::of(&self.decoder()) }
     }
 
     fn sample(&'static self) -> Model {
@@ -83,7 +88,10 @@ pub(super) fn read(architecture: &'static dyn Architecture, config: &Config) -> 
     if config.flag("use_sliding_window")? {
         return Err(config::refused(config, "use_sliding_window is not supported"));
     }
+    // They speak of such windows.
+    config.ignore(&["sliding_window", "max_window_layers"]);
     let model = config::read(architecture, config, false)?;
+    config::layer_types(config, model.blocks, &["full_attention"])?;
     config::check_activation(config, &["hidden_act"], model.activation, "silu")?;
     Ok(model)
 }

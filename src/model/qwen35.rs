@@ -1,6 +1,7 @@
 //! Qwen 3.5, 3.6 and 3.8, dense and with experts, and Qwen3-Next: three blocks of four have a gated delta net instead of attention.
 
 use super::gguf_keys::Keys;
+use super::limits::Limits;
 use super::mapping::{Change, Pick, TensorMapping};
 use super::mixer::Mixer;
 use super::mixer::attention::{Gate, HeadNorms};
@@ -239,6 +240,10 @@ macro_rules! family {
 
             fn decoder(&self) -> Decoder {
                 plain()
+            }
+
+            fn limits(&self) -> Limits {
+                Limits { partial_rotary: true, ..Limits::of(&self.decoder()) }
             }
 
             fn sample(&'static self) -> Model {

@@ -1,6 +1,7 @@
 //! Qwen 2 and 3 with experts.
 
 use super::gguf_keys::Keys;
+use super::limits::{Limits, Place};
 use super::mixer::attention::HeadNorms;
 use super::mixer::experts::Experts;
 use super::mixer::mlp::Mlp;
@@ -18,6 +19,7 @@ pub struct Qwen3Moe;
 /// A model in which every block has experts; llama.cpp knows no other.
 pub(super) fn read(architecture: &'static dyn Architecture, config: &Config, shared: bool) -> Result<Decoder> {
     let mut model = qwen::read(architecture, config)?;
+    model.qkv_bias = config.maybe_flag("qkv_bias")?.unwrap_or(model.qkv_bias);
     if config.get("mlp_only_layers").and_then(|list| list.as_array()).is_some_and(|list| !list.is_empty()) {
         return Err(config::refused(config, "mlp_only_layers is not supported"));
     }
@@ -25,10 +27,7 @@ pub(super) fn read(architecture: &'static dyn Architecture, config: &Config, sha
         return Err(config::refused(config, "decoder_sparse_step other than 1 is not supported"));
     }
     // Newer configurations of transformers say it in other words.
-    let count = match config.maybe_size("num_experts")? {
-        Some(count) => count,
-        None => config.size("num_local_experts")?,
-    };
+    let count = config::first_size(config, &["num_experts", "num_local_experts"])?;
     let width = config.size("moe_intermediate_size")?;
     let beside = shared.then(|| config.size("shared_expert_intermediate_size")).transpose()?;
     model.experts = Some(Experts {
@@ -71,6 +70,10 @@ impl Architecture for Qwen2Moe {
 
     fn decoder(&self) -> Decoder {
         Decoder { qkv_bias: true, ..Decoder::PLAIN }
+    }
+
+    fn limits(&self) -> Limits {
+        Limits { output: Place::Needed, head_dim: false, ..Limits::of(&self.decoder()) }
     }
 
     fn sample(&'static self) -> Model {

@@ -1,9 +1,10 @@
 //! The text halves of Qwen 2, 2.5 and 3 with vision: positions of text are the same along all axes, so rotary embedding is plain.
 
 use super::gguf_keys::Keys;
+use super::limits::Limits;
 use super::mixer::attention::HeadNorms;
 use super::mixer::experts::Experts;
-use super::{Architecture, Decoder, Model, config, mixture, qwen, qwen_moe};
+use super::{Architecture, Decoder, Model, config, mixture, qwen, qwen_moe, rope};
 use crate::error::Result;
 use crate::source::config::Config;
 use crate::source::value::{Array, Value};
@@ -22,10 +23,7 @@ pub struct Qwen3VlMoe;
 /// # Errors
 /// Something else than up to four numbers.
 pub(super) fn sections(config: &Config) -> Result<Option<Vec<i32>>> {
-    let parameters = match config.object("rope_parameters")? {
-        Some(parameters) => Some(parameters),
-        None => config.object("rope_scaling")?,
-    };
+    let parameters = rope::parameters(config)?;
     let Some(list) = parameters.as_ref().and_then(|p| p.get("mrope_section")) else { return Ok(None) };
     let numbers = list.as_array().map(|list| list.iter().filter_map(serde_json::Value::as_u64).map(|n| n as i32));
     let mut numbers: Vec<i32> = numbers.into_iter().flatten().collect();
@@ -59,6 +57,10 @@ impl Architecture for Qwen2Vl {
 
     fn decoder(&self) -> Decoder {
         Decoder { qkv_bias: true, ..Decoder::PLAIN }
+    }
+
+    fn limits(&self) -> Limits {
+        Limits { head_dim: false, ..Limits::of(&self.decoder()) }
     }
 
     fn sample(&'static self) -> Model {

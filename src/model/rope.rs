@@ -51,6 +51,8 @@ pub struct Yarn {
     pub slow: f64,
     /// By what queries and keys grow, if not by what the paper says.
     pub magnitude: Option<f64>,
+    /// The pairs where interpolation begins and ends are whole ones.
+    pub truncate: bool,
 }
 
 /// `0.1 · mscale · ln(factor) + 1` where contexts grow.
@@ -59,6 +61,11 @@ pub fn growth(factor: f64, mscale: f64) -> f64 {
 }
 
 impl Yarn {
+    /// Turns that the paper takes for models like Llama.
+    pub const FAST: f64 = 32.0;
+    /// The same at the other end.
+    pub const SLOW: f64 = 1.0;
+
     /// By what queries and keys grow in the paper (equation 22).
     pub fn usual_magnitude(&self) -> f64 {
         growth(self.factor, 1.0)
@@ -74,10 +81,27 @@ impl Yarn {
         // The pair that makes so many turns in the original context.
         let pair =
             |turns: f64| rotary as f64 * (self.original / (turns * std::f64::consts::TAU)).ln() / (2.0 * base.ln());
-        let (low, high) = (pair(self.fast).floor().max(0.0), pair(self.slow).ceil().min(rotary as f64 - 1.0));
+        let (low, high) = match self.truncate {
+            true => (pair(self.fast).floor(), pair(self.slow).ceil()),
+            false => (pair(self.fast), pair(self.slow)),
+        };
+        let (low, high) = (low.max(0.0), high.min(rotary as f64 - 1.0));
         let ramp = ((i as f64 - low) / (high - low).max(0.001)).clamp(0.0, 1.0);
         1.0 / (ramp / self.factor + (1.0 - ramp))
     }
+}
+
+/// The object of parameters: `rope_scaling` where it says something, as transformers has it, and else `rope_parameters`.
+///
+/// # Errors
+/// Something else is there.
+pub fn parameters(config: &Config) -> Result<Option<Config>> {
+    let said = |key: &str| -> Result<Option<Config>> {
+        let object = config.object(key)?;
+        Ok(object.filter(|object| object.json().as_object().is_some_and(|map| !map.is_empty())))
+    };
+    let (older, newer) = (said("rope_scaling")?, said("rope_parameters")?);
+    Ok(older.or(newer))
 }
 
 impl Rope {
@@ -99,10 +123,7 @@ impl Rope {
     /// # Errors
     /// As [`Rope::read`].
     pub fn kinds(config: &Config, head_dim: usize) -> Result<(Rope, Option<Rope>)> {
-        let parameters = match config.object("rope_parameters")? {
-            Some(parameters) => Some(parameters),
-            None => config.object("rope_scaling")?,
-        };
+        let parameters = parameters(config)?;
         let kind = |name: &str| parameters.as_ref().map(|all| all.object(name)).transpose().map(Option::flatten);
         match (kind("full_attention")?, kind("sliding_attention")?) {
             (None, None) => Ok((Rope::of(config, parameters, head_dim)?, None)),
@@ -117,6 +138,29 @@ impl Rope {
                 Ok((full, Some(Rope::of(config, Some(local), head_dim)?)))
             }
         }
+    }
+
+    /// Those of blocks that see everything and of those with a window, as Gemma 3 and OLMo 3 have them: what older configurations say
+    /// is about the former. `bases`: where none is said.
+    ///
+    /// # Errors
+    /// As [`Rope::read`].
+    pub fn by_kind(config: &Config, head_dim: usize, bases: [f64; 2]) -> Result<[Rope; 2]> {
+        let newer = config.object("rope_parameters")?;
+        let of = |kind: &str| newer.as_ref().map(|all| all.object(kind)).transpose().map(Option::flatten);
+        let (full, local) = (of("full_attention")?, of("sliding_attention")?);
+        let full = match config.object("rope_scaling")? {
+            Some(older) => Some(match full {
+                Some(full) => older.with_defaults(full.json().clone()),
+                None => older,
+            }),
+            None => full,
+        };
+        let read = |own: Option<Config>, base: f64| match own {
+            Some(own) => Rope::of(config, Some(own.with_defaults(serde_json::json!({ "rope_theta": base }))), head_dim),
+            None => Ok(Rope::plain(base, head_dim)),
+        };
+        Ok([read(full, bases[0])?, read(local, bases[1])?])
     }
 
     /// The same with an object of parameters that has been found already.
@@ -139,14 +183,22 @@ impl Rope {
             Some(kind) => Some(kind),
             None => scaling.maybe_string("type")?,
         };
-        let original = match scaling.maybe_positive("original_max_position_embeddings")? {
-            Some(n) => Some(n),
-            None => config.maybe_positive("original_max_position_embeddings")?,
+        // What is said of all blocks goes first, but not where each kind has its own.
+        const ORIGINAL: &str = "original_max_position_embeddings";
+        let of_all = config.maybe_positive(ORIGINAL)?.filter(|_| !scaling.name().ends_with("_attention"));
+        let original = || -> Result<f64> {
+            match of_all.or(scaling.maybe_positive(ORIGINAL)?) {
+                Some(n) => Ok(n),
+                None => config.positive("max_position_embeddings"),
+            }
         };
-        let factor = scaling.maybe_positive("factor")?.unwrap_or(1.0);
-        if kind.as_deref() == Some("yarn") {
-            scaling.positive("factor")?;
-        }
+        // Where it is not said, the growth of the context.
+        let factor = |original: f64| -> Result<f64> {
+            match scaling.maybe_positive("factor")? {
+                Some(factor) => Ok(factor),
+                None => Ok(config.positive("max_position_embeddings")? / original),
+            }
+        };
         rope.scaling = match kind.as_deref().unwrap_or("default") {
             // Positions of text are the same along all axes; and what is dynamic only begins beyond the trained length.
             "default" | "mrope" | "dynamic" => Scaling::None,
@@ -157,34 +209,31 @@ impl Rope {
                 scaling.positive("factor")?,
                 scaling.maybe_positive("low_freq_factor")?.unwrap_or(1.0),
                 scaling.maybe_positive("high_freq_factor")?.unwrap_or(4.0),
-                original.unwrap_or(8192.0),
+                original()?,
             )),
-            "yarn" => Scaling::Yarn(Yarn {
-                factor,
-                original: match original {
-                    Some(n) => n,
-                    None => config.positive("max_position_embeddings")?,
-                },
-                fast: scaling.maybe_positive("beta_fast")?.unwrap_or(32.0),
-                slow: scaling.maybe_positive("beta_slow")?.unwrap_or(1.0),
-                magnitude: match scaling.maybe_positive("attention_factor")? {
-                    Some(own) => Some(own),
-                    // As transformers does it.
-                    None => scaling
-                        .maybe_positive("mscale")?
-                        .zip(scaling.maybe_positive("mscale_all_dim")?)
-                        .map(|(own, all)| growth(factor, own) / growth(factor, all)),
-                },
-            }),
-            "longrope" | "su" => {
-                let original = match original {
-                    Some(n) => n,
-                    None => config.positive("max_position_embeddings")?,
-                };
-                let factor = match scaling.maybe_positive("factor")? {
-                    Some(factor) => factor,
-                    None => config.positive("max_position_embeddings")? / original,
-                };
+            // Phi-3 once had this name for what has two lists.
+            "yarn" if scaling.get("short_factor").is_none() => {
+                let original = original()?;
+                let factor = factor(original)?;
+                Scaling::Yarn(Yarn {
+                    factor,
+                    original,
+                    fast: scaling.maybe_nonzero("beta_fast")?.unwrap_or(Yarn::FAST),
+                    slow: scaling.maybe_nonzero("beta_slow")?.unwrap_or(Yarn::SLOW),
+                    magnitude: match scaling.maybe_positive("attention_factor")? {
+                        Some(own) => Some(own),
+                        // As transformers does it.
+                        None => scaling
+                            .maybe_nonzero("mscale")?
+                            .zip(scaling.maybe_nonzero("mscale_all_dim")?)
+                            .map(|(own, all)| growth(factor, own) / growth(factor, all)),
+                    },
+                    truncate: scaling.maybe_flag("truncate")?.unwrap_or(true),
+                })
+            }
+            "longrope" | "su" | "yarn" => {
+                let original = original()?;
+                let factor = factor(original)?;
                 // Phi-3's own rule for what the scaling does to the length of queries and keys.
                 let usual = if factor > 1.0 { (1.0 + factor.ln() / original.ln()).sqrt() } else { 1.0 };
                 Scaling::Long {
@@ -270,7 +319,7 @@ mod tests {
 
     #[test]
     fn yarn_keeps_fast_pairs_and_interpolates_slow_ones() {
-        let yarn = Yarn { factor: 4.0, original: 4096.0, fast: 32.0, slow: 1.0, magnitude: None };
+        let yarn = Yarn { factor: 4.0, original: 4096.0, fast: 32.0, slow: 1.0, magnitude: None, truncate: true };
         let divisors: Vec<f64> = (0..64).map(|i| yarn.divisor(i, 10_000.0, 128)).collect();
         assert_eq!((divisors[0], divisors[20], divisors[63]), (1.0, 1.0, 4.0));
         assert!(divisors.windows(2).all(|pair| pair[0] <= pair[1] + 1e-12));

@@ -36,9 +36,16 @@ impl Architecture for SmolLm3 {
         if config.flag("use_sliding_window")? {
             return Err(config::refused(config, "use_sliding_window is not supported"));
         }
+        config.ignore(&["sliding_window", "max_window_layers"]);
         let model = config::read(self, config, true)?;
+        config::layer_types(config, model.blocks, &["full_attention"])?;
         config::check_activation(config, &["hidden_act"], model.activation, "silu")?;
-        if let Some(list) = config.get("no_rope_layers").and_then(|list| list.as_array()) {
+        let interval = config.maybe_size("no_rope_layer_interval")?.unwrap_or(SKIP);
+        let list = config.get("no_rope_layers").and_then(|list| list.as_array());
+        if list.is_none() && interval != SKIP {
+            return Err(config::refused(config, &format!("no_rope_layer_interval {interval} is not supported")));
+        }
+        if let Some(list) = list {
             let turned = |i: usize| !(i + 1).is_multiple_of(SKIP);
             if let Some(at) = list.iter().enumerate().position(|(i, on)| on.as_u64() != Some(u64::from(turned(i)))) {
                 return Err(config::refused(

@@ -1,6 +1,7 @@
 //! Stability's StableLM.
 
 use super::gguf_keys::Keys;
+use super::limits::{Limits, Place};
 use super::mixer::attention::HeadNorms;
 use super::{Architecture, BlockTensor, Decoder, Model, Norm, Part, config};
 use crate::error::Result;
@@ -26,6 +27,10 @@ impl Architecture for StableLm {
 
     fn decoder(&self) -> Decoder {
         Decoder { norm: Norm::Layer, ..Decoder::PLAIN }
+    }
+
+    fn limits(&self) -> Limits {
+        Limits { output: Place::Needed, head_dim: false, partial_rotary: true, ..Limits::of(&self.decoder()) }
     }
 
     fn sample(&'static self) -> Model {

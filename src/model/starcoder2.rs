@@ -2,6 +2,7 @@
 
 use super::decoder::Window;
 use super::gguf_keys::Keys;
+use super::limits::{Limits, Place};
 use super::mixer::mlp::MlpLayers;
 use super::{Architecture, BlockTensor, Decoder, Model, Norm, Part, config};
 use crate::error::Result;
@@ -27,6 +28,16 @@ impl Architecture for StarCoder2 {
     fn decoder(&self) -> Decoder {
         let (activation, mlp) = (Activation::GeluTanh, MlpLayers::Plain);
         Decoder { norm: Norm::Layer, activation, mlp, ..Decoder::PLAIN }
+    }
+
+    fn limits(&self) -> Limits {
+        Limits {
+            o_bias: Place::Needed,
+            mlp_bias: Place::Needed,
+            head_dim: false,
+            windows: false,
+            ..Limits::of(&self.decoder())
+        }
     }
 
     fn sample(&'static self) -> Model {

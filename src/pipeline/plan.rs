@@ -14,7 +14,7 @@ use crate::format::mix::Facts;
 use crate::format::recipe::{Choice, Recipe};
 use crate::model::mixer::experts::Experts;
 use crate::model::rotation::Rotation;
-use crate::model::{Model, TensorSpec};
+use crate::model::{Model, TensorRole, TensorSpec};
 use crate::source::checkpoint::Checkpoint;
 use crate::source::config::Config;
 use crate::source::imatrix::Imatrix;
@@ -29,7 +29,7 @@ pub use planned::{Extra, Planned};
 use std::collections::HashMap;
 use std::ops::Range;
 use std::path::Path;
-use unknown::{facts_by_keys, spec_by_name, specs_of_model};
+use unknown::{facts_by_keys, leave_out_mtp, spec_by_name, specs_of_model};
 
 /// A file that can be made: every tensor was found, has the right shape, and has its type.
 pub struct Plan {
@@ -129,24 +129,27 @@ impl Plan {
         let mut tensors = Vec::new();
         for spec in model.tensors() {
             let spec = rotation.as_ref().map_or(spec.clone(), |rotation| rotation.stored(&spec));
-            spec.check(&source)?;
+            spec.check(&source).map_err(|error| match spec.role {
+                TensorRole::Other => error.hint("--no-mtp leaves out the blocks for multi-token prediction"),
+                _ => error,
+            })?;
             let from = dtypes.get(spec.first_source().as_str()).cloned().unwrap_or_default();
             let mut choice = request.recipe.choose(&spec.gguf, &spec.shape, &facts);
             if request.folders.is_some() && folder::is_layer(&spec) {
                 folder::check(&source, &spec, request.recipe.mix().base)?;
             } else if request.folders == Some(Folders::Alone) && choice.is_some() {
                 // Numbers that a folder takes from the checkpoint; the run has to see the same.
-                choice = Some(Choice { kind: format::by_name(&from).unwrap_or(single), instead_of: None, free: false });
+                choice = Some(Choice::fixed(format::by_name(&from).unwrap_or(single)));
             }
-            let Choice { kind, instead_of, free } =
-                choice.unwrap_or(Choice { kind: single, instead_of: None, free: false });
+            let Choice { kind, instead_of, raised_from, free } = choice.unwrap_or(Choice::fixed(single));
             let lost = rotation.as_ref().map(|_| "rotated weights are on no grid any more");
             let copied = packed::is_kept(&source, &spec, kind, lost, request.requantize)?;
-            tensors.push(Planned { spec, from, kind, instead_of, copied, free });
+            tensors.push(Planned { spec, from, kind, instead_of, raised_from, copied, free });
         }
         let extra = model.vectors.iter().cloned().map(|(name, numbers)| Extra { gguf: name.into(), numbers }).collect();
         // Untying makes a file larger, but no other model of it.
-        let elements = original.tensors().map(|spec| spec.elements() as u64).sum();
+        let twice = |spec: &TensorSpec| spec.role == TensorRole::Output && spec.source == original.embedding().source;
+        let elements = original.tensors().filter(|spec| !twice(spec)).map(|spec| spec.elements() as u64).sum();
         let (mut metadata, of_keys) = general(folder, &model, elements, &vocabulary.tokens);
         metadata.extend(model.keys.iter().cloned());
         request.stamp(&mut metadata);
@@ -161,7 +164,7 @@ impl Plan {
             }
         };
         let plan = Plan::finish(source, metadata, (tensors, extra), facts, Ok(model), tokenizer, request)?;
-        let notes = [of_tensors, vocabulary.notes, of_keys.into_iter().collect(), notes].concat();
+        let notes = [of_tensors, vocabulary.notes, of_keys.into_iter().collect(), notes, plan.notes].concat();
         Ok(Plan { notes, ..plan })
     }
 
@@ -169,8 +172,16 @@ impl Plan {
         let source = Weights::Gguf(open_gguf(path)?);
         let file = source.gguf().expect("it has just been opened");
         let model = gguf_model(file);
+        let mut metadata: Metadata = file.metadata.iter().filter(|(key, _)| is_kept(key)).cloned().collect();
+        let mut of_tensors = None;
         let specs = match &model {
-            Ok(model) => specs_of_model(&source, file, model)?,
+            Ok(model) => {
+                let mut specs = specs_of_model(&source, file, model)?;
+                if !request.mtp {
+                    of_tensors = leave_out_mtp(model, &mut specs, &mut metadata);
+                }
+                specs
+            }
             Err(_) => {
                 // As llama.cpp orders them: what belongs to no block first.
                 let mut specs: Vec<TensorSpec> = file.tensors.iter().map(spec_by_name).collect();
@@ -187,8 +198,9 @@ impl Plan {
             let of = || Error::new(format!("{}: there is no tensor '{}'", path.display(), spec.gguf));
             let from = file.tensor(&spec.gguf).and_then(|info| format::by_id(info.type_id)).ok_or_else(of)?;
             let choice = request.recipe.choose(&spec.gguf, &spec.shape, &facts);
-            let Choice { kind, instead_of, free } =
-                choice.unwrap_or(Choice { kind: from, instead_of: None, free: false });
+            // More bits would bring nothing back.
+            let choice = choice.filter(|choice| choice.raised_from != Some(from));
+            let Choice { kind, instead_of, raised_from, free } = choice.unwrap_or(Choice::fixed(from));
             let copied = kind == from;
             if from.is_quantized() && !copied && !request.requantize {
                 let (name, from, to) = (&spec.gguf, from.name(), kind.name());
@@ -198,11 +210,12 @@ impl Plan {
                 ))
                 .hint("start from the original checkpoint, or accept the loss with --allow-requantize"));
             }
-            tensors.push(Planned { spec, from: from.name().into(), kind, instead_of, copied, free });
+            tensors.push(Planned { spec, from: from.name().into(), kind, instead_of, raised_from, copied, free });
         }
-        let mut metadata: Metadata = file.metadata.iter().filter(|(key, _)| is_kept(key)).cloned().collect();
         request.stamp(&mut metadata);
-        Plan::finish(source, metadata, (tensors, Vec::new()), facts, model, None, request)
+        let plan = Plan::finish(source, metadata, (tensors, Vec::new()), facts, model, None, request)?;
+        let notes = of_tensors.into_iter().chain(plan.notes).collect();
+        Ok(Plan { notes, ..plan })
     }
 
     fn finish(
@@ -232,7 +245,7 @@ impl Plan {
             }
         }
         let (mix, pre) = (request.recipe.mix().name, request.pre.map(str::to_owned));
-        let notes = Vec::new();
+        let notes = planned::states_note(&tensors).into_iter().collect();
         Ok(Plan { source, metadata, tensors, mix, extra, notes, facts, model, tokenizer, pre, blocks })
     }
 

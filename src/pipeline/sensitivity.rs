@@ -29,8 +29,9 @@ use crate::model::block::Block;
 use crate::model::embedding::Embedding;
 use crate::model::frame::Frame;
 use crate::model::lm_head::LastNorm;
+use crate::model::per_layer::PerLayerInputs;
 use crate::model::states::States;
-use crate::model::{Model, Reads, TensorRole, TensorSpec};
+use crate::model::{Model, Part, Reads, TensorRole, TensorSpec};
 use candle_core::{Device, Tensor};
 use divergence::{Moved, divergences};
 use extent::Extent;
@@ -82,6 +83,7 @@ pub fn measure(
     let mut batches = embed(&plan.source, model, &windows, &Device::Cpu)?;
     let mut clean = States::cat(&batches)?.first(extent.probed * extent.length)?;
     walk.probe_embedding(&clean)?;
+    walk.probe_per_layer(&clean)?;
     for (i, tensors) in plan.blocks().enumerate() {
         let mut block = Block::new(&frame, i);
         for tensor in tensors.iter().filter(|t| t.spec.role != TensorRole::Other) {
@@ -228,6 +230,27 @@ impl<'a> Walk<'a> {
         let start = Embedding::new(self.model, self.length, |spec, rows| self.plan.source.rows(spec, rows))?;
         rounded.chunks_mut(self.length * probed.1).for_each(|window| start.apply(window));
         let states = clean.with(Tensor::from_vec(rounded, probed, &Device::Cpu)?);
+        self.probes.push(Probe { tensor: at, errors, left: 1.0, states });
+        Ok(())
+    }
+
+    /// The embedding of tokens for each block, where the model has one. `clean`: the embedded tokens.
+    fn probe_per_layer(&mut self, clean: &States) -> Result<()> {
+        let is_embedding = |spec: &TensorSpec| spec.role == TensorRole::PerLayer(Part::PER_LAYER_TOKEN_EMBD);
+        let spec = self.model.per_layer_tensors().into_iter().find(is_embedding);
+        let Some((at, (_, tokens))) = spec.and_then(|spec| self.place(&spec)).zip(clean.per_layer.clone()) else {
+            return Ok(());
+        };
+        let tensor = &self.plan.tensors[at];
+        let prepared = self.plain(tensor, self.importance(tensor).as_deref());
+        let errors = self.errors(tensor, &self.some_tokens(&tensor.spec)?, &prepared, None)?;
+        let plain = self.plain(tensor, None);
+        let read = |spec: &TensorSpec, rows| {
+            let rows = self.plan.source.rows(spec, rows)?;
+            Ok(if is_embedding(spec) { self.rounded(tensor, errors.probe.0, &rows, &plain) } else { rows })
+        };
+        let inputs = PerLayerInputs::new(self.model, tokens.iter().copied(), &read)?;
+        let states = States { per_layer: inputs.map(|inputs| (inputs, tokens)), ..clean.clone() };
         self.probes.push(Probe { tensor: at, errors, left: 1.0, states });
         Ok(())
     }

@@ -7,6 +7,7 @@
 use super::plan::Plan;
 use super::subject::{BATCH, pairing};
 use crate::error::{Context, Error, Result};
+use crate::model::TensorSpec;
 use crate::model::embedding::Embedding;
 use crate::model::frame::Frame;
 use crate::model::per_layer::PerLayerInputs;
@@ -17,6 +18,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -50,9 +52,12 @@ pub struct Stream {
     parallel: bool,
     /// Numbers of a token that earlier blocks keep for later ones, in what is read and in what is written.
     kept: [usize; 2],
-    /// What each block adds for each token, where the model has that.
-    per_layer: Option<Arc<PerLayerInputs>>,
+    /// What each block adds for each token, where the model has that: as the file has it, and as the source does.
+    per_layer: [Option<Arc<PerLayerInputs>>; 2],
 }
+
+/// Reads rows of a tensor outside the blocks, as the file will have them.
+pub type FileRows<'a> = dyn Fn(&TensorSpec, Range<usize>) -> Result<Vec<f32>> + 'a;
 
 /// Some windows.
 #[derive(Debug, Clone)]
@@ -173,8 +178,8 @@ fn named(folder: &Path, shared: &Path, name: &str) -> PathBuf {
 
 impl Stream {
     /// Starts with the embedded tokens. `windows`: `[windows, positions]`; `rows`: the embedding's rows of the `known` tokens
-    /// (sorted), as the source and as the file has them, one after the other. `folder`: where its files will be, and the
-    /// run's own folder.
+    /// (sorted), as the source and as the file has them, one after the other; `in_file`: those of other tensors. `folder`: where its
+    /// files will be, and the run's own folder.
     ///
     /// # Errors
     /// The disk has no room.
@@ -184,12 +189,13 @@ impl Stream {
         wants: Wants,
         known: &[u32],
         rows: &EmbeddedRows,
+        in_file: &FileRows,
         folder: (&Path, &Path),
     ) -> Result<Stream> {
         let (model, positions) = (plan.model()?, windows.first().map_or(1, Vec::len).max(1));
         let hidden = model.hidden;
         let start = Embedding::new(model, positions, |spec, rows| plan.source.rows(spec, rows))?;
-        let mut stream = Stream::laid_out(plan, windows, wants, folder)?;
+        let mut stream = Stream::laid_out(plan, windows, wants, in_file, folder)?;
         let size = stream.batches.iter().map(Batch::bytes).sum();
         for file in &stream.files {
             file.reserve(size)?;
@@ -229,11 +235,12 @@ impl Stream {
         windows: &[Vec<u32>],
         wants: Wants,
         place: &Place,
+        in_file: &FileRows,
         folder: (&Path, &Path),
     ) -> Result<Stream> {
         let shown = place.path.display();
         let lost = |error: Error| error.hint(format!("start over: rm -r {}", folder.1.display()));
-        let mut stream = Stream::laid_out(plan, windows, wants, folder)?;
+        let mut stream = Stream::laid_out(plan, windows, wants, in_file, folder)?;
         let at = stream.files.iter().position(|file| file.path == place.path);
         let at = at.ok_or_else(|| lost(Error::new(format!("cannot resume: {shown} is no file of this run"))))?;
         (stream.read, stream.write, stream.kept) = (at, 1 - at, [place.kept; 2]);
@@ -250,7 +257,13 @@ impl Stream {
         Ok(stream)
     }
 
-    fn laid_out(plan: &Plan, windows: &[Vec<u32>], wants: Wants, folder: (&Path, &Path)) -> Result<Stream> {
+    fn laid_out(
+        plan: &Plan,
+        windows: &[Vec<u32>],
+        wants: Wants,
+        in_file: &FileRows,
+        folder: (&Path, &Path),
+    ) -> Result<Stream> {
         let (device, model) = (Device::Cpu, plan.model()?);
         let positions = windows.first().map_or(1, Vec::len).max(1);
         let frame = Frame::new(model, pairing(&plan.source, model), positions, &device)?.with_precision(PRECISION);
@@ -266,8 +279,13 @@ impl Stream {
         let files = NAMES.map(|name| Scratch::open(&named(folder.0, folder.1, name), batches.len()));
         let [a, b] = files;
         let parallel = model.blocks.iter().flat_map(|block| &block.halves).any(|half| half.parallel);
-        let tokens = windows.iter().flatten().copied();
-        let per_layer = PerLayerInputs::new(model, tokens, &|spec, rows| plan.source.rows(spec, rows))?;
+        let tokens = || windows.iter().flatten().copied();
+        let own = PerLayerInputs::new(model, tokens(), in_file)?;
+        let original = match wants.compare {
+            true => PerLayerInputs::new(model, tokens(), &|spec, rows| plan.source.rows(spec, rows))?,
+            false => None,
+        };
+        let per_layer = [own, original];
         Ok(Stream { frame, batches, files: [a?, b?], read: 1, write: 0, parallel, kept: [0; 2], per_layer })
     }
 
@@ -307,16 +325,17 @@ impl Stream {
             llmq_kernels::convert::bf16_to_f32(&bytes[..x.len() * WIDTH], &mut x);
             Tensor::from_vec(x, (batch.tokens.len(), columns), &Device::Cpu)
         };
-        let states = |bytes: &[u8]| -> Result<States> {
+        let states = |bytes: &[u8], per_layer: &Option<Arc<PerLayerInputs>>| -> Result<States> {
             let behind = &bytes[batch.tokens.len() * hidden * WIDTH..];
             Ok(States {
                 h: tensor(bytes, hidden)?,
                 kept: if kept > 0 { Some(tensor(behind, kept)?) } else { None },
-                per_layer: self.per_layer.as_ref().map(|inputs| (inputs.clone(), batch.tokens.clone())),
+                per_layer: per_layer.as_ref().map(|inputs| (inputs.clone(), batch.tokens.clone())),
             })
         };
-        let original = if batch.compared { Some(states(original)?) } else { None };
-        Ok((states(own)?, original))
+        let [in_file, in_source] = &self.per_layer;
+        let original = if batch.compared { Some(states(original, in_source)?) } else { None };
+        Ok((states(own, in_file)?, original))
     }
 
     /// Moves a batch on.

@@ -2,16 +2,50 @@
 
 use super::{folder, json, mistral};
 use crate::error::{Error, Result};
-use serde_json::Value;
+use serde::Deserialize;
+use serde_json::{Map, Value};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// A JSON object and the file that it came from.
+/// A JSON object and the file that it came from. It remembers which keys were asked for, together with its clones and the objects
+/// inside it.
 #[derive(Debug, Clone)]
 pub struct Config {
     path: PathBuf,
     /// Where inside the file this object is, as a prefix of its keys.
     within: String,
     json: Value,
+    class: Option<&'static Class>,
+    asked: Arc<Mutex<Asked>>,
+}
+
+/// What a class of transformers knows of a configuration.
+#[derive(Debug, Deserialize)]
+pub struct Class {
+    /// The keys that it reads, with what it takes where they are missing; `null` where it makes something of others.
+    pub keys: Map<String, Value>,
+    /// Further names of keys, and whose.
+    #[serde(default)]
+    pub other_names: Map<String, Value>,
+    /// The model type of the text inside, where it is not said.
+    #[serde(default)]
+    pub text: Option<String>,
+}
+
+impl Class {
+    /// The name under which it reads a key.
+    pub fn name<'k>(&'k self, key: &'k str) -> &'k str {
+        self.other_names.get(key).and_then(Value::as_str).unwrap_or(key)
+    }
+}
+
+/// What was asked of a file. Keys have the names of the objects around them in front.
+#[derive(Debug, Default)]
+struct Asked {
+    keys: BTreeSet<String>,
+    /// Those that the file does not have, and the class has a value for.
+    assumed: BTreeSet<String>,
 }
 
 impl Config {
@@ -40,7 +74,23 @@ impl Config {
         if !json.is_object() {
             return Err(Error::new(format!("{} is not a JSON object", path.display())));
         }
-        Ok(Config { path, within: String::new(), json })
+        Ok(Config { path, within: String::new(), json, class: None, asked: Arc::default() })
+    }
+
+    /// The same with what a class of transformers takes where the file does not say.
+    #[must_use]
+    pub fn of_class(self, class: Option<&'static Class>) -> Config {
+        Config { class, ..self }
+    }
+
+    /// The key of the object around it that this object is under; nothing for the file's own.
+    pub fn name(&self) -> &str {
+        self.within.trim_end_matches('.').rsplit('.').next().unwrap_or_default()
+    }
+
+    /// The class that it was read for.
+    pub fn class(&self) -> Option<&'static Class> {
+        self.class
     }
 
     /// The file.
@@ -53,9 +103,64 @@ impl Config {
         &self.json
     }
 
-    /// The value of a key; `null` counts as missing.
+    /// The value of a key: the file's own, or what the class takes where the file does not have the key. `null` counts as missing.
     pub fn get(&self, key: &str) -> Option<&Value> {
-        self.json.get(key).filter(|v| !v.is_null())
+        let value = match self.own(key) {
+            Some(value) => Some(value),
+            None => {
+                let usual = self.class.and_then(|class| class.keys.get(class.name(key)));
+                if usual.is_some() {
+                    self.asked().assumed.insert(self.named(key));
+                }
+                usual
+            }
+        };
+        value.filter(|v| !v.is_null())
+    }
+
+    /// Whether the file itself has a value for a key.
+    pub fn says(&self, key: &str) -> bool {
+        self.own(key).is_some_and(|v| !v.is_null())
+    }
+
+    /// Marks keys as understood that mean nothing here.
+    pub fn ignore(&self, keys: &[&str]) {
+        self.asked().keys.extend(keys.iter().map(|key| self.named(key)));
+    }
+
+    /// Whether a key was asked for.
+    pub fn was_asked(&self, key: &str) -> bool {
+        self.asked().keys.contains(&self.named(key))
+    }
+
+    /// The keys for which the class's value was taken.
+    pub fn assumed(&self) -> Vec<String> {
+        self.asked().assumed.iter().filter_map(|key| key.strip_prefix(&self.within)).map(str::to_owned).collect()
+    }
+
+    /// The file's value, `null` included, under the key or another of its names.
+    fn own(&self, key: &str) -> Option<&Value> {
+        self.asked().keys.insert(self.named(key));
+        if let Some(value) = self.json.get(key) {
+            return Some(value);
+        }
+        let class = self.class.filter(|class| !class.other_names.is_empty())?;
+        let name = class.name(key);
+        let others =
+            class.other_names.iter().filter(|(_, own)| own.as_str() == Some(name)).map(|(other, _)| other.as_str());
+        others.chain([name]).find_map(|other| {
+            let value = self.json.get(other)?;
+            self.asked().keys.insert(self.named(other));
+            Some(value)
+        })
+    }
+
+    fn named(&self, key: &str) -> String {
+        format!("{}{key}", self.within)
+    }
+
+    fn asked(&self) -> MutexGuard<'_, Asked> {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The object under a key.
@@ -66,18 +171,19 @@ impl Config {
         match self.get(key) {
             None => Ok(None),
             Some(json @ Value::Object(_)) => Ok(Some(Config {
-                path: self.path.clone(),
                 within: format!("{}{key}.", self.within),
                 json: json.clone(),
+                class: None,
+                ..self.clone()
             })),
             Some(other) => Err(self.wrong(key, other, "an object")),
         }
     }
 
-    /// The same with values for keys that are missing.
+    /// The same with values for keys that are missing; `null` is none.
     pub fn with_defaults(mut self, defaults: Value) -> Config {
         if let (Some(own), Value::Object(defaults)) = (self.json.as_object_mut(), defaults) {
-            for (key, value) in defaults {
+            for (key, value) in defaults.into_iter().filter(|(_, value)| !value.is_null()) {
                 own.entry(key).or_insert(value);
             }
         }
@@ -129,6 +235,17 @@ impl Config {
         }
     }
 
+    /// The same where zero means that there is none.
+    ///
+    /// # Errors
+    /// Something else is there.
+    pub fn maybe_nonzero(&self, key: &str) -> Result<Option<f64>> {
+        match self.get(key) {
+            Some(zero) if zero.as_f64() == Some(0.0) => Ok(None),
+            _ => self.maybe_positive(key),
+        }
+    }
+
     /// A finite number above zero.
     ///
     /// # Errors
@@ -167,6 +284,14 @@ impl Config {
             Some(Value::Bool(b)) => Ok(*b),
             Some(other) => Err(self.wrong(key, other, "true or false")),
         }
+    }
+
+    /// A truth value, if the key is there.
+    ///
+    /// # Errors
+    /// Something else is there.
+    pub fn maybe_flag(&self, key: &str) -> Result<Option<bool>> {
+        self.get(key).map(|_| self.flag(key)).transpose()
     }
 
     /// A list of so many finite numbers.

@@ -11,6 +11,7 @@ pub mod lfs;
 pub mod links;
 pub mod mistral;
 pub mod pages;
+pub mod pooling;
 pub mod pre_tokenizer;
 pub mod tokenizer;
 pub mod value;

@@ -107,6 +107,13 @@ macro_rules! implement {
                 }
             }
 
+            /// Drops all but the first `n` elements.
+            pub fn truncate(&mut self, n: usize) {
+                match self {
+                    $(Array::$variant(items) => items.truncate(n),)*
+                }
+            }
+
             /// Element `index` as a value of its own, or `None` past the end.
             pub fn get(&self, index: usize) -> Option<Value> {
                 match self {

@@ -45,6 +45,43 @@ pub fn read(name: &str) -> Golden {
     Golden { name: name.into(), checkpoint, keys, windows, logprobs: logprobs.concat() }
 }
 
+impl Golden {
+    /// The same with a layer that predicts a second token, as Qwen's have it: like block 1, with other numbers.
+    pub fn with_mtp(mut self) -> Golden {
+        let all = &mut self.checkpoint.tensors;
+        let norm = all.keys().find(|name| name.ends_with("layers.0.input_layernorm.weight")).expect("a norm").clone();
+        let block = norm.replace("0.input_layernorm.weight", "1.");
+        let like: Vec<(String, Weights)> = all
+            .iter()
+            .filter_map(|(name, weights)| Some((name.strip_prefix(&block)?.to_owned(), weights.clone())))
+            .collect();
+        for (rest, Weights { shape, mut numbers }) in like {
+            numbers.reverse();
+            all.insert(format!("mtp.layers.0.{rest}"), Weights { shape, numbers });
+        }
+        let hidden = all[&norm].numbers.len();
+        for (part, shape) in [
+            ("fc", vec![hidden, 2 * hidden]),
+            ("pre_fc_norm_embedding", vec![hidden]),
+            ("pre_fc_norm_hidden", vec![hidden]),
+            ("norm", vec![hidden]),
+        ] {
+            let name = format!("mtp.{part}.weight");
+            let numbers = numbers(&name, shape.iter().product(), 0.0, 0.2);
+            all.insert(name, Weights { shape, numbers });
+        }
+        self.claim_mtp();
+        self
+    }
+
+    /// Lets the configuration say that there is such a layer.
+    pub fn claim_mtp(&mut self) {
+        let config = &mut self.checkpoint.config;
+        let text = if config.get("text_config").is_some() { &mut config["text_config"] } else { config };
+        text["mtp_num_hidden_layers"] = 1.into();
+    }
+}
+
 /// The numbers of a tensor, as scripts/golden_architectures.py makes them.
 fn numbers(name: &str, count: usize, middle: f32, around: f32) -> Vec<f32> {
     let step = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);

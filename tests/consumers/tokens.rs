@@ -115,8 +115,8 @@ fn every_kind_of_tokenizer_gives_the_tokens_of_the_original() {
     let llama = ask::tokenized(&files, &originals.texts);
     assert_eq!(llama.len(), files.len());
     for (((name, expected), vocabulary), llama) in originals.tokens.iter().zip(&vocabularies).zip(&llama) {
-        // Where runs of spaces become one, so does the end of a line.
-        let odd = |warning: &&String| name != "json_unigram" || !warning.contains("model vocab missing newline token");
+        // For json_unigram, where the end of a line is a space; what is logged can arrive with the next file's answer.
+        let odd = |warning: &&String| !warning.contains("model vocab missing newline token");
         let warnings: Vec<&String> = llama.warnings.iter().filter(odd).collect();
         assert!(warnings.is_empty(), "llama.cpp warns of {name}: {warnings:?}");
         let is_byte_level = byte_level().find(|pre| pre.names[0] == name);

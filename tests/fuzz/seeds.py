@@ -3,7 +3,7 @@
 
   tests/fuzz/seeds.py FOLDER        one folder in it for each target
 """
-import collections, io, json, os, pickle, struct, sys, types, zipfile
+import base64, collections, io, json, os, pickle, struct, sys, types, zipfile
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -13,6 +13,9 @@ def tiny(name):
     with open(os.path.join(ROOT, "eval/tiny", name), "rb") as file:
         return file.read()
 
+
+# The pattern of the published files, as src/source/pre_tokenizer/table.rs has it.
+TEKKEN = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 # GGUF: numbers of types as in src/source/value.rs.
 NUMBERS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<B", 10: "<Q", 11: "<q", 12: "<d"}
@@ -195,6 +198,16 @@ def tokenizers():
     yield json.dumps({"added_tokens": [], "model": {"type": "Unigram", "unk_id": 0, "byte_fallback": True, "vocab": [["<unk>", 0.0], [space + "a", -1.5], ["a", -2.0]]}, "normalizer": {"type": "NFKC"}, "pre_tokenizer": metaspace}).encode()
 
 
+def tekkens():
+    pattern = json.loads(tiny("tokenizer.json"))["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"]
+    texts = [b"a", b"b", b"\xc3", b"\xa9", b"ab", b" ", b" a"]
+    vocab = [{"rank": i, "token_bytes": base64.b64encode(text).decode(), "token_str": None} for i, text in enumerate(texts)]
+    special = [{"rank": i, "token_str": text, "is_control": True} for i, text in enumerate(["<unk>", "<s>", "</s>"])]
+    config = {"pattern": pattern, "default_vocab_size": 10, "default_num_special_tokens": 3, "version": "v7"}
+    for pattern in [pattern, TEKKEN]:
+        yield json.dumps({"config": {**config, "pattern": pattern}, "vocab": vocab, "special_tokens": special}, separators=(",", ":")).encode()
+
+
 def imatrices():
     keys = [("general.type", 8, "imatrix"), ("imatrix.datasets", 8, ["t"]), ("imatrix.chunk_count", 4, 2), ("imatrix.chunk_size", 4, 8)]
     head = gguf(keys, [("w.in_sum2", [2, 2], 0, 0), ("w.counts", [1, 2], 0, 32)])[:-128]
@@ -289,7 +302,7 @@ def templates():
 
 
 TARGETS = {
-    "gguf": ggufs, "safetensors": safetensors_files, "pickle": pickles, "tokenizer_model": sentencepieces, "tokenizer_json": tokenizers,
+    "gguf": ggufs, "safetensors": safetensors_files, "pickle": pickles, "tokenizer_model": sentencepieces, "tokenizer_json": tokenizers, "tekken": tekkens,
     "imatrix": imatrices, "onnx": onnxes, "npz": npzs, "saved_logits": saved, "config": configs, "template": templates,
 }
 

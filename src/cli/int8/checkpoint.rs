@@ -2,12 +2,12 @@
 
 use crate::cli::output::{self, Progress, bytes, time};
 use crate::error::{Error, Result};
-use crate::int8::checkpoint::bert::Pooling;
 use crate::int8::checkpoint::folder::{self, Options};
 use crate::int8::checkpoint::layers::Role;
 use crate::int8::checkpoint::rows::Scales;
 use crate::int8::checkpoint::scheme::Scheme;
 use crate::int8::checkpoint::{Summary, TensorReport, gguf};
+use crate::source::pooling::Pooling;
 use clap::ValueEnum;
 use safetensors::Dtype;
 use serde_json::json;

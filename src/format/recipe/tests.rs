@@ -1,5 +1,6 @@
 use super::*;
 use crate::format::mix::{all, named};
+use crate::model::ARCHITECTURES;
 
 /// What llama.cpp itself chooses.
 const TABLE: &str = include_str!("llama_cpp.txt");
@@ -153,6 +154,49 @@ fn rows_that_do_not_divide_fall_back_and_say_so() {
         let choice = plain("Q4_K_S").choose("blk.5.attn_q.weight", &[512, columns], &facts()).unwrap();
         assert_eq!((choice.kind.name(), choice.instead_of.is_some()), (chosen, columns != 512));
     }
+}
+
+#[test]
+fn layers_that_steer_a_state_keep_eight_bits_in_every_mix() {
+    let shape = [48, 512];
+    for part in ["ssm_alpha", "ssm_beta", "ssm_ba"] {
+        let name = format!("blk.1.{part}.weight");
+        let choose = |recipe: &mut Recipe| recipe.choose(&name, &shape, &facts()).unwrap();
+        for mix in all().filter(|mix| mix.base.is_quantized()) {
+            let choice = choose(&mut plain(mix.name));
+            assert_eq!(choice.kind.name(), "Q8_0", "{part} in {}", mix.name);
+            let has_eight = ["Q8_0", "MXFP4_MOE"].contains(&mix.name);
+            let wanted = (!has_eight).then_some(mix.base.name());
+            assert_eq!(choice.raised_from.map(|kind| kind.name()), wanted, "{part} in {}", mix.name);
+            // A budget does not take it back.
+            assert_eq!(choice.free, has_eight, "{part} in {}", mix.name);
+        }
+        assert_eq!(choose(&mut plain("BF16")).kind.name(), "BF16");
+        let pure = Wishes { pure: true, ..Wishes::default() };
+        let named_one = Wishes { tensors: vec![format!("{part}=Q5_K")], ..Wishes::default() };
+        for (wishes, kind) in [(pure, "Q4_K"), (named_one, "Q5_K")] {
+            let choice = choose(&mut Recipe::new(named("Q4_K_M").unwrap(), wishes).unwrap());
+            assert_eq!((choice.kind.name(), choice.raised_from.is_none()), (kind, true), "{part}");
+        }
+        // A folder has one type for all.
+        let even = Mix::even("Q4_0", 2, by_name("Q4_0").unwrap());
+        assert_eq!(choose(&mut Recipe::new(even, Wishes::default()).unwrap()).kind.name(), "Q4_0");
+    }
+    assert_eq!(kind(&mut plain("Q4_0"), true, "blk.1.ssm_out"), "Q4_0");
+}
+
+#[test]
+fn a_matrix_of_one_row_is_a_vector() {
+    let name = "blk.0.ffn_gate_inp_shexp.weight";
+    assert!(plain("Q4_0").choose(name, &[1, 512], &facts()).is_none());
+    assert!(plain("Q4_0").choose(name, &[2, 512], &facts()).is_some());
+}
+
+#[test]
+fn the_experts_of_a_model_count() {
+    let model = |name: &str| ARCHITECTURES.iter().find(|a| a.gguf() == name).unwrap().sample();
+    assert_eq!(Facts::of(&model("qwen3moe"), false).experts, 2);
+    assert_eq!(Facts::of(&model("qwen3"), false).experts, 0);
 }
 
 #[test]

@@ -1,13 +1,12 @@
 //! The encoders that llama.cpp calls `bert`: BERT, DistilBERT and RoBERTa, their tensors and keys.
 
-use super::companions::{CONFIG, modules};
 use super::layers::Role;
-use crate::error::{Context, Error, Result};
+use crate::error::{Error, Result};
 use crate::source::checkpoint::Checkpoint;
 use crate::source::config::Config;
+use crate::source::pooling::{self, Pooling};
 use crate::source::value::{Metadata, Value};
 use crate::source::vocabulary::Vocabulary;
-use std::path::Path;
 
 /// What distinguishes a family: how its configuration and its tensors are called.
 struct Family {
@@ -91,16 +90,6 @@ const FAMILIES: [Family; 3] = [
         ],
     },
 ];
-
-/// How the vectors of a text's tokens become one, with llama.cpp's numbers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub enum Pooling {
-    None = 0,
-    Mean = 1,
-    Cls = 2,
-    Last = 3,
-}
 
 /// One tensor of the GGUF.
 #[derive(Debug, Clone)]
@@ -205,7 +194,7 @@ impl Bert {
         let mut notes = vocabulary.notes.clone();
         let pooling = match pooling {
             Some(pooling) => Some(pooling),
-            None => pooling_of(folder)?,
+            None => pooling::pooling_of(folder)?,
         };
         if pooling.is_none() {
             notes.push(
@@ -318,29 +307,4 @@ impl List<'_> {
         self.tensors.push(Tensor { source, gguf: gguf.into(), shape, skip, role, matrix });
         Ok(())
     }
-}
-
-/// What sentence-transformers' files say about pooling; none if there are none.
-fn pooling_of(folder: &Path) -> Result<Option<Pooling>> {
-    for module in modules(folder)? {
-        let path = folder.join(&module).join(CONFIG);
-        if !module.contains("Pooling") || !path.is_file() {
-            continue;
-        }
-        let config = Config::open(&path)?;
-        let modes = [
-            ("pooling_mode_mean_tokens", "mean", Pooling::Mean),
-            ("pooling_mode_cls_token", "cls", Pooling::Cls),
-            ("pooling_mode_lasttoken", "lasttoken", Pooling::Last),
-        ];
-        let named = config.maybe_string("pooling_mode")?;
-        for (key, name, pooling) in modes {
-            if named.as_deref() == Some(name) || named.is_none() && config.flag(key)? {
-                return Ok(Some(pooling));
-            }
-        }
-        return Err(config.unsupported("it asks for a kind of pooling that llama.cpp does not have"))
-            .context(|| format!("cannot use {}", path.display()));
-    }
-    Ok(None)
 }

@@ -59,7 +59,7 @@ fn files(folder: &Path) -> Result<Vec<PathBuf>> {
 }
 
 /// The folders that sentence-transformers' modules.json lists, as far as they are there, inside `folder`.
-pub fn modules(folder: &Path) -> Result<Vec<String>> {
+fn modules(folder: &Path) -> Result<Vec<String>> {
     let path = folder.join("modules.json");
     let text = match fs::read_to_string(&path) {
         Ok(text) => text,

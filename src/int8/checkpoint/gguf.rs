@@ -1,6 +1,6 @@
 //! An encoder's checkpoint folder in, a GGUF for llama.cpp out.
 
-use super::bert::{Bert, Pooling, Tensor};
+use super::bert::{Bert, Tensor};
 use super::layers::Role;
 use super::{Summary, TensorReport};
 use crate::error::{Context, Error, Result};
@@ -9,6 +9,7 @@ use crate::interrupt;
 use crate::method::Plain;
 use crate::pipeline::plan::size_label;
 use crate::source::checkpoint::Checkpoint;
+use crate::source::pooling::Pooling;
 use crate::source::value::{Metadata, Value};
 use crate::writer::atomic::check_destination;
 use crate::writer::gguf::{GgufWriter, TensorPlan};

@@ -16,10 +16,30 @@ pub struct Planned {
     pub kind: Type,
     /// The type that it should have had.
     pub instead_of: Option<Type>,
+    /// The type that the mix has for it, where a state asks for a better one.
+    pub raised_from: Option<Type>,
     /// Its codes go into the file as they are in the source: a GGUF, or a checkpoint that was quantized before.
     pub copied: bool,
     /// The user named no type for it, and it need not stay as it is.
     pub free: bool,
+}
+
+/// What is said of the layers that get better types than the mix has for them, if there are some.
+pub(super) fn states_note(tensors: &[Planned]) -> Option<String> {
+    let raised: Vec<&Planned> = tensors.iter().filter(|tensor| tensor.raised_from.is_some()).collect();
+    let (first, kind) = raised.first().map(|tensor| (tensor.raised_from, tensor.kind))?;
+    let cost: u64 = raised.iter().filter_map(|tensor| tensor.raised_cost()).sum();
+    let mut parts: Vec<&str> = raised.iter().filter_map(|tensor| tensor.spec.gguf.split('.').nth(2)).collect();
+    parts.sort_unstable();
+    parts.dedup();
+    Some(format!(
+        "{} of all blocks ({} small layers that steer the state of recurrent mixers) get {} instead of {}, unless --pure or \
+         --tensor-type says otherwise; that costs {cost} bytes",
+        parts.join(", "),
+        raised.len(),
+        kind.name(),
+        first.map_or("", |t| t.name()),
+    ))
 }
 
 /// A vector of single-precision numbers that GGUF wants and the checkpoint does not have.
@@ -57,6 +77,12 @@ impl Planned {
     pub fn fallback_cost(&self) -> Option<i64> {
         let wanted = self.instead_of?.bits() * self.spec.elements() as f64 / 8.0;
         Some(self.bytes() as i64 - wanted.round() as i64)
+    }
+
+    /// Bytes that its better type costs, where the mix has another one.
+    fn raised_cost(&self) -> Option<u64> {
+        let own = self.raised_from?.bits() * self.spec.elements() as f64 / 8.0;
+        Some(self.bytes().saturating_sub(own.round() as u64))
     }
 
     /// Whether a method chooses its codes.

@@ -3,9 +3,9 @@
 use super::Weights;
 use crate::error::Result;
 use crate::format::mix::{Facts, block};
-use crate::model::{Model, RowOrder, TensorRole, TensorSpec};
+use crate::model::{Model, RowOrder, TensorRole, TensorSpec, nextn};
 use crate::source::gguf::{Gguf, TensorInfo};
-use crate::source::value::Value;
+use crate::source::value::{Metadata, Value};
 use std::collections::HashSet;
 
 /// The tensors of a GGUF that llmq can run, in the order in which it runs them; what else the file holds has its place
@@ -34,6 +34,17 @@ pub(super) fn specs_of_model(source: &Weights, file: &Gguf, model: &Model) -> Re
         }
     }
     Ok(specs)
+}
+
+/// Takes the blocks that predict several tokens out of a file's tensors and keys; what is said of it, if there are some.
+pub(super) fn leave_out_mtp(model: &Model, specs: &mut Vec<TensorSpec>, metadata: &mut Metadata) -> Option<String> {
+    let blocks = model.blocks.len();
+    let count = nextn::leave_out(metadata, model.architecture.gguf(), blocks);
+    if count == 0 {
+        return None;
+    }
+    specs.retain(|spec| block(&spec.gguf).is_none_or(|i| i < blocks));
+    Some(nextn::note_left_out(count))
 }
 
 pub(super) fn spec_by_name(info: &TensorInfo) -> TensorSpec {

@@ -313,7 +313,7 @@ pub(super) fn too_large(path: &Path) -> Error {
 }
 
 /// The content of a JSON file, `null` when there is none.
-pub(super) fn read_json(path: &Path) -> Result<Value> {
+pub(in crate::source) fn read_json(path: &Path) -> Result<Value> {
     let Some(text) = read_text(path)? else { return Ok(Value::Null) };
     serde_json::from_str(&text).map_err(|error| {
         Error::new(format!("{}, line {}, column {}: not valid JSON", path.display(), error.line(), error.column()))

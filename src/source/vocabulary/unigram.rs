@@ -54,7 +54,8 @@ pub(super) fn from_json(files: &Files) -> Result<Gathered> {
         );
     }
     let charsmap = spaces.charsmap.as_deref().map(charsmap::check_base64).transpose()?.unwrap_or_default();
-    let vocab = model["vocab"].as_array().ok_or_else(|| Error::new("it has no model.vocab"))?;
+    let vocab = model["vocab"].as_array().filter(|vocab| !vocab.is_empty());
+    let vocab = vocab.ok_or_else(|| Error::new("it has no tokens in model.vocab"))?;
     let unknown = model["unk_id"].as_u64();
     let mut slots = Slots::new(files.rows)?;
     for (id, entry) in (0u64..).zip(vocab) {

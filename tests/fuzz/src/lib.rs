@@ -1,6 +1,9 @@
 //! What the targets share: files for readers that take paths, and a limit on memory.
 
 use llmq::source::checkpoint::Checkpoint;
+use llmq::source::tokenizer::Tokenizer;
+use llmq::source::vocabulary::Vocabulary;
+use serde_json::Value;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::fs::{self, File};
 use std::hint::black_box;
@@ -113,6 +116,16 @@ pub fn read_all(checkpoint: &Checkpoint) {
             let _ = black_box(weight.lines(0..info.shape[0]));
         }
     }
+}
+
+/// Reads the vocabulary in a folder, for an embedding of so many rows, writes and reads it as GGUF does, and encodes text with it.
+pub fn encode(folder: &Path, rows: usize) {
+    let Ok(vocabulary) = Vocabulary::from_files(folder, rows, &Value::Null, None) else { return };
+    let read = Vocabulary::from_metadata(&vocabulary.to_metadata());
+    assert!(read.is_ok(), "what was written cannot be read: {read:?}");
+    let Ok(tokenizer) = Tokenizer::open(folder, &vocabulary) else { return };
+    let Ok(tokens) = tokenizer.encode("a b<s>\u{e9} c 12") else { return };
+    assert!(tokens.iter().all(|&token| (token as usize) < rows), "a token without a row: {tokens:?}");
 }
 
 /// A zip of files that are not compressed, with the checksums left out, which nothing here looks at.

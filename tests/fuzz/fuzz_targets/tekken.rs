@@ -1,0 +1,13 @@
+//! Mistral's `tekken.json`, alone in a folder, and text that is encoded with it.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use llmq_fuzz::{Given, alone, encode};
+use std::sync::LazyLock;
+
+static FILE: LazyLock<Given> = LazyLock::new(|| {
+    alone();
+    Given::new("tekken.json", &[])
+});
+
+fuzz_target!(|bytes: &[u8]| encode(FILE.folder_holds(bytes), 16));
