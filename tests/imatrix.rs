@@ -110,18 +110,21 @@ fn a_partial_file_says_what_it_lacks() {
     let [whole, partial, model] = ["whole.gguf", "partial.gguf", "m.gguf"].map(|name| out.path().join(name));
     llmq!["imatrix", tiny(), "-o", &whole; SHORT].ok();
     let mut imatrix = Imatrix::read(&whole).unwrap();
-    imatrix.entries.retain(|name, _| !name.starts_with("blk.1.") && !name.starts_with("blk.3.ffn_up"));
+    imatrix.entries.retain(|name, _| {
+        !name.starts_with("blk.0.") && !name.starts_with("blk.1.") && !name.starts_with("blk.3.ffn_up")
+    });
     llmq::writer::imatrix::write(&partial, &imatrix).unwrap();
     let run = |file: &Path, options: &[&str]| {
         let run = llmq!["quantize", tiny(), "-o", &model, "--force", "--json", "--imatrix", file; options].ok();
         (run.summary()["notes"].to_string(), run.stderr)
     };
     let (notes, told) = run(&partial, &["--type", "Q4_0", "-m", "rtn"]);
-    let wanted = "partial.gguf: no data for 8 of 28 matrices, which are rounded without: those of blk.1, blk.3";
+    let wanted =
+        "partial.gguf: no data for 15 of 28 matrices, which are rounded without: those of blk.0 to blk.1, blk.3";
     assert!(notes.contains(wanted) && told.contains(wanted), "{notes} {told}");
     assert!(!run(&whole, &["--type", "Q4_0", "-m", "rtn"]).0.contains("no data"));
     // What is not rounded needs no data.
-    let (notes, _) = run(&partial, &["--type", "Q4_0", "-m", "rtn", "--tensor-type", "blk.(1|3)=F16"]);
+    let (notes, _) = run(&partial, &["--type", "Q4_0", "-m", "rtn", "--tensor-type", "blk.(0|1|3)=F16"]);
     assert!(!notes.contains("no data"), "{notes}");
     let options = ["--type", "Q4_0", "-m", "gptq", "--samples", "4", "--seq-len", "64"];
     assert!(!run(&partial, &options).0.contains("no data"));
@@ -191,7 +194,7 @@ fn files_that_do_not_belong_are_refused() {
     refused(&model, &options, 1, &["i.gguf", "whose shape is", "another model"]);
     let untouched = fs::read(&imatrix).unwrap();
     llmq!["imatrix", tiny(), "-o", &imatrix; SHORT].failed(2, &["--force"]);
-    llmq!["imatrix", tiny(), "-o", &imatrix, "--in-file", &imatrix, "--force"; SHORT].failed(2, &["i.gguf"]);
+    llmq!["imatrix", tiny(), "-o", &imatrix, "--in-file", &imatrix, "--force"].failed(2, &["i.gguf"]);
     assert!(fs::read(&imatrix).unwrap() == untouched);
 }
 

@@ -3,7 +3,7 @@
 mod common;
 
 use common::{folder, llmq, tiny};
-use llmq::eval::perplexity::{Protocol, windows};
+use llmq::eval::perplexity::{Protocol, cut};
 use llmq::pipeline::subject::Subject;
 use llmq::source::imatrix::Imatrix;
 use serde_json::json;
@@ -26,7 +26,7 @@ fn the_protocol_decides_from_a_folder_and_from_a_gguf() {
         let subject = Subject::open(&model, None).unwrap();
         let end = subject.tokenizer.encode(END).unwrap();
         assert_eq!(end.len(), 1, "one special token");
-        let of = |protocol| windows(&subject, &text(), protocol, 64, None).unwrap().concat();
+        let of = |protocol| cut(&subject, &text(), protocol, 64, None).unwrap().concat();
         let count = |tokens: &[u32]| tokens.iter().filter(|&&token| token == end[0]).count();
         let (plain, special) = (of(Protocol::LlamaCpp), of(Protocol::Hf));
         assert_eq!(count(&plain), 0);

@@ -32,8 +32,10 @@ const WITH_TOOLS: &str = "chat_template.tool_use";
 const STEPS: u64 = 200_000;
 const STEPS_PER_BYTE: u64 = 10;
 
-/// Bytes of stack that a template runs on, and more for each step, since a step may nest a list once more, which is freed by recursion.
+/// Bytes of stack that a template has; more for each of its bytes, since a chain of operators is compiled by recursion; and more for
+/// each step, since one may nest a list once more, which is freed by recursion. Only what is used takes memory.
 const STACK: u64 = 16 << 20;
+const STACK_PER_BYTE: u64 = 1024;
 const STACK_PER_STEP: u64 = 128;
 
 /// A chat template, ready to be used.
@@ -99,7 +101,9 @@ impl Chat {
     }
 
     fn add(&mut self, name: &'static str, template: &str) -> Result<()> {
-        self.environment.add_template_owned(name, source::translate(template)).map_err(|cause| {
+        let source = source::translate(template);
+        let stack = STACK + STACK_PER_BYTE * source.len() as u64;
+        on_stack(stack, || self.environment.add_template_owned(name, source))?.map_err(|cause| {
             Error::new("the checkpoint's chat template cannot be used")
                 .because(cause)
                 .hint("convert the conversations to lines of {\"text\": …} yourself")
@@ -122,12 +126,7 @@ impl Chat {
             ..minijinja::Value::from(Serde(self.tokens.clone()))
         };
         let render = || environment.get_template(name).and_then(|template| template.render(context));
-        let stack = usize::try_from(STACK + STACK_PER_STEP * steps).unwrap_or(usize::MAX);
-        let thread = std::thread::Builder::new().stack_size(stack);
-        let text = std::thread::scope(|scope| thread.spawn_scoped(scope, render).map(|thread| thread.join()));
-        let text = text.context(|| "cannot run the chat template in a thread of its own".into())?;
-        let text = text.map_err(|_| Error::new("the checkpoint's chat template ended in a defect"))?;
-        let text = text.map_err(|cause| {
+        let text = on_stack(STACK + STACK_PER_STEP * steps, render)?.map_err(|cause| {
             if cause.kind() == ErrorKind::OutOfFuel {
                 return Error::new(format!("the checkpoint's chat template takes more than {steps} steps, and was stopped"))
                     .hint("it writes without end, or far more than the conversation holds; look at it before you use this checkpoint");
@@ -141,6 +140,15 @@ impl Chat {
             None => text,
         })
     }
+}
+
+/// Does something in a thread with a stack of so many bytes.
+fn on_stack<T: Send>(bytes: u64, work: impl FnOnce() -> T + Send) -> Result<T> {
+    let thread = std::thread::Builder::new().stack_size(usize::try_from(bytes).unwrap_or(usize::MAX));
+    let done = std::thread::scope(|scope| thread.spawn_scoped(scope, work).map(|thread| thread.join()));
+    let done =
+        done.context(|| format!("there is no room for the {bytes} bytes of stack that the chat template may need"))?;
+    done.map_err(|_| Error::new("the checkpoint's chat template met a defect in the program"))
 }
 
 /// Messages as transformers hands them to a template: without keys that are null, and with a model's reasoning under the names that

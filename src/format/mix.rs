@@ -211,10 +211,6 @@ static MIXES: &[Row] = &[
     }),
 ];
 
-/// Layers of scans that are narrow, so that good ones cost nothing, and whose errors all later positions see: how far a state decays, and
-/// what is written to it and read from it. llama.cpp rounds them as any other.
-const SENSITIVE: [&str; 5] = ["ssm_alpha.weight", "ssm_beta.weight", "ssm_ba.weight", "ssm_dt.weight", "ssm_x.weight"];
-
 fn four_bit_tables(p: &Place) -> Option<&'static str> {
     match p.category {
         Category::V if p.grouped() => Some("Q5_K"),
@@ -276,13 +272,10 @@ impl Mix {
         Mix { name, file_type, base, raise: |_| None, even: true }
     }
 
-    /// The type of a matrix: llama.cpp's choice, but for layers of [`SENSITIVE`]. `columns`: its row length; `stacked`: whether it is one of several in a tensor.
+    /// The type of a matrix: llama.cpp's choice. `columns`: its row length; `stacked`: whether it is one of several in a tensor.
     pub fn choose(&self, name: &str, columns: usize, stacked: bool, facts: &Facts) -> Type {
         if !self.base.is_quantized() {
             return self.base;
-        }
-        if SENSITIVE.iter().any(|layer| name.ends_with(layer)) {
-            return by_name("Q8_0").unwrap_or(self.base);
         }
         let category = Category::of(name);
         if category == Category::Output || category == Category::Embedding && facts.tied {
@@ -305,11 +298,12 @@ impl Mix {
         by_name(chosen).unwrap_or(self.base)
     }
 
-    /// The better type of a small layer from which a recurrent mixer takes how its state decays and how far it is corrected; none where
-    /// `kind` is as good. llama.cpp gives it the base type, but its errors stay in the state from token to token, and eight bits of it
+    /// The better type of a small layer from which a recurrent mixer takes how its state decays and what is written to it and read from
+    /// it; none where `kind` is as good. llama.cpp gives it the base type, but its errors stay in the state from token to token, and eight bits of it
     /// cost next to nothing.
     pub fn better_for_states(&self, name: &str, kind: Type) -> Option<Type> {
-        const LAYERS: [&str; 3] = [".ssm_alpha.weight", ".ssm_beta.weight", ".ssm_ba.weight"];
+        const LAYERS: [&str; 5] =
+            [".ssm_alpha.weight", ".ssm_beta.weight", ".ssm_ba.weight", ".ssm_dt.weight", ".ssm_x.weight"];
         let better = by_name("Q8_0").ok()?;
         let concerned = !self.even && kind.is_quantized() && kind.bits() < better.bits();
         (concerned && LAYERS.iter().any(|layer| name.ends_with(layer))).then_some(better)

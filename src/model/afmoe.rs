@@ -63,7 +63,7 @@ impl Architecture for AfMoe {
         let mut model = config::read(self, config, false)?;
         config::check_activation(config, &["hidden_act"], model.activation, "silu")?;
         model.explicit_head_dim = true;
-        if config.get("mup_enabled").is_some() && !config.flag("mup_enabled")? {
+        if config.maybe_flag("mup_enabled")? == Some(false) {
             return Err(config::refused(config, "mup_enabled false is not supported"));
         }
         if config.maybe_size("n_group")?.is_some_and(|n| n > 1) {
@@ -87,7 +87,7 @@ impl Architecture for AfMoe {
         model.dense = config.get("num_dense_layers").and_then(|n| n.as_u64()).unwrap_or(0) as usize;
         model.experts = Some(Experts {
             scoring: Scoring::Sigmoid,
-            normed: config.get("route_norm").is_none() || config.flag("route_norm")?,
+            normed: config.maybe_flag("route_norm")?.unwrap_or(true),
             scale: config.maybe_positive("route_scale")?.unwrap_or(1.0) as f32,
             selection_bias: true,
             shared: mixture::shared(&model, shared * width),

@@ -10,9 +10,10 @@ use crate::source::value::Value;
 use std::collections::{BTreeMap, HashSet};
 
 /// What prefixes of names may be in a checkpoint: from what they usually are to what they are there.
-const RENAMED: [(&str, &str); 7] = [
+const RENAMED: [(&str, &str); 8] = [
     ("", ""),
     ("transformer.", ""),
+    ("gpt_neox.", ""),
     ("", "language_model."),
     ("model.", "model.language_model."),
     ("model.", ""),

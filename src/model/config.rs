@@ -76,7 +76,7 @@ pub fn read(architecture: &'static dyn Architecture, config: &Config, tied: bool
         local_rope,
         qkv_bias: plain.qkv_bias || bias,
         o_bias: plain.o_bias || bias,
-        tied: config.get("tie_word_embeddings").map_or(Ok(tied), |_| config.flag("tie_word_embeddings"))?,
+        tied: config.maybe_flag("tie_word_embeddings")?.unwrap_or(tied),
         ..plain
     })
 }

@@ -63,7 +63,8 @@ fn is_usual(value: &Value, usual: &Value) -> bool {
         Value::Array(list) => list.is_empty(),
         Value::Object(map) => map.is_empty(),
     };
-    value.is_null() || same(value, usual) || usual.is_null() && nothing
+    // Where something is taken for granted, null says that it is not so.
+    value.is_null() && *usual != Value::Bool(true) || same(value, usual) || usual.is_null() && nothing
 }
 
 /// Whether two values are the same, whole numbers being like others.
@@ -76,7 +77,7 @@ fn same(a: &Value, b: &Value) -> bool {
 
 /// What should be said of the keys that people expect, and that the file does not have.
 pub fn note(config: &Config) -> Option<String> {
-    let Some(class) = config.class() else { return None };
+    let class = config.class()?;
     let missing = config.assumed().into_iter().filter(|key| EXPECTED.contains(&key.as_str()));
     let taken: Vec<String> = missing
         .filter_map(|key| {
@@ -92,6 +93,7 @@ pub fn note(config: &Config) -> Option<String> {
 mod tests {
     use super::*;
     use crate::model::{ARCHITECTURES, Model};
+    use crate::source::mistral;
     use serde_json::json;
 
     fn config(json: Value) -> Config {
@@ -100,8 +102,10 @@ mod tests {
         Config::open(file.path()).unwrap()
     }
 
+    /// Those of transformers: Mistral's own layout has no class there.
     fn types() -> impl Iterator<Item = &'static str> {
-        ARCHITECTURES.iter().flat_map(|architecture| architecture.model_types()).copied()
+        let all = ARCHITECTURES.iter().flat_map(|architecture| architecture.model_types()).copied();
+        all.filter(|&kind| kind != mistral::MODEL_TYPE)
     }
 
     /// A configuration that says nothing but its type, and which blocks there are where llama.cpp has no place for the usual ones.
@@ -118,6 +122,17 @@ mod tests {
                 json!({ "vocab_size_per_layer_input": 262_144 })
             }
             "exaone4" => json!({ "sliding_window": null }),
+            "deepseek_v2" => json!({ "num_experts_per_tok": 6 }),
+            "dots1" => json!({ "n_routed_experts": 128, "num_experts_per_tok": 6, "n_group": 1, "topk_group": 1 }),
+            "qwen2_vl" | "qwen2_5_vl" | "qwen2_vl_text" | "qwen2_5_vl_text" => {
+                json!({ "rope_parameters": { "rope_type": "default", "mrope_section": [16, 24, 24] } })
+            }
+            "glm4_moe" => json!({ "head_dim": 128 }),
+            "afmoe" => json!({ "mup_enabled": true }),
+            "mistral4" => json!({ "rope_parameters": {
+                "rope_type": "yarn", "rope_theta": 1e4, "factor": 128.0, "original_max_position_embeddings": 8192,
+                "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1
+            } }),
             "nemotron_h" => json!({ "layers_block_type": ["linear_attention", "moe", "full_attention", "moe"] }),
             "qwen3_moe" | "qwen3_vl_moe" | "qwen3_vl_moe_text" => json!({ "norm_topk_prob": true }),
             _ => json!({}),

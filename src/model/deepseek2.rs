@@ -167,6 +167,9 @@ pub(super) fn read(architecture: &'static dyn Architecture, config: &Config) -> 
     model.explicit_head_dim = false;
     model.kv_heads = model.heads;
     let mut rope = Rope::read(config, latent.turned)?;
+    if rope.rotary != latent.turned {
+        return Err(config::refused(config, "partial_rotary_factor is not supported"));
+    }
     let mut scale = 1.0 / (model.head_dim as f32).sqrt();
     if let Scaling::Yarn(yarn) = &mut rope.scaling {
         let scaling = rope::parameters(config)?;

@@ -163,9 +163,8 @@ impl Architecture for Gemma2 {
         for (key, cap) in
             [("attn_logit_softcapping", model.attention_cap), ("final_logit_softcapping", model.logit_cap)]
         {
-            if let Some(cap) = cap {
-                model.key(key, Value::F32(cap));
-            }
+            let cap = cap.ok_or_else(|| config::refused(config, &format!("{key}: none is not supported")))?;
+            model.key(key, Value::F32(cap));
         }
         Ok(model.build(self))
     }

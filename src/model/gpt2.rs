@@ -50,7 +50,7 @@ impl Architecture for Gpt2 {
         if config.flag("scale_attn_by_inverse_layer_idx")? {
             return Err(config::refused(config, "scale_attn_by_inverse_layer_idx is not supported"));
         }
-        let tied = config.get("tie_word_embeddings").map_or(Ok(true), |_| config.flag("tie_word_embeddings"))?;
+        let tied = config.maybe_flag("tie_word_embeddings")?.unwrap_or(true);
         let decoder = Decoder {
             blocks: config.size("n_layer")?,
             hidden,

@@ -60,11 +60,9 @@ impl Architecture for GptNeoX {
         let mut model = config::read(self, config, false)?;
         model.kv_heads = model.heads;
         config::check_activation(config, &["hidden_act"], Activation::Gelu, "gelu")?;
-        let parallel = config.get("use_parallel_residual").map_or(Ok(true), |_| config.flag("use_parallel_residual"));
-        model.parallel = parallel?;
-        if config.get("attention_bias").is_some() && !config.flag("attention_bias")? {
-            return Err(config::refused(config, "attention_bias false is not supported"));
-        }
+        model.parallel = config.maybe_flag("use_parallel_residual")?.unwrap_or(true);
+        let bias = config.maybe_flag("attention_bias")?.unwrap_or(true);
+        (model.qkv_bias, model.o_bias) = (bias, bias);
         model.key("use_parallel_residual", Value::Bool(model.parallel));
         Ok(model.build(self))
     }

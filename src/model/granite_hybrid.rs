@@ -2,7 +2,7 @@
 
 use super::decoder::Decoder;
 use super::gguf_keys::Keys;
-use super::limits::{Limits, LongRope};
+use super::limits::{Limits, Place};
 use super::mamba2::{self, PREFIXED};
 use super::mixer::Mixer;
 use super::mixer::experts::Experts;
@@ -50,7 +50,7 @@ impl Architecture for GraniteHybrid {
     }
 
     fn limits(&self) -> Limits {
-        Limits { long_rope: LongRope::None, ..Limits::of_llama(&self.decoder()) }
+        Limits { o_bias: Place::Optional, ..Limits::of(&self.decoder()) }
     }
 
     fn sample(&'static self) -> Model {

@@ -29,7 +29,7 @@ fn read(architecture: &'static dyn Architecture, config: &Config) -> Result<Deco
     if model.qkv_bias || model.o_bias {
         return Err(config::refused(config, "attention_bias is not supported"));
     }
-    if config.get("use_qk_norm").is_some() && !config.flag("use_qk_norm")? {
+    if config.maybe_flag("use_qk_norm")? == Some(false) {
         return Err(config::refused(config, "use_qk_norm false is not supported"));
     }
     model.explicit_head_dim = true;

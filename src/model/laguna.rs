@@ -116,7 +116,7 @@ impl Architecture for Laguna {
             model.key("rope.freq_base_swa", Value::F32(rope.base as f32));
             model.local_rope = Some(rope);
         }
-        if let Some(tokens) = tokens {
+        if let Some(tokens) = tokens.filter(|_| local.contains(&true)) {
             model.window = Some(Window { tokens, blocks: WindowBlocks::Marked(local.clone()) });
             model.size_key("attention.sliding_window", tokens);
             model.key(PATTERN, Value::Array(Array::Bool(local)));

@@ -51,7 +51,7 @@ fn read(architecture: &'static dyn Architecture, config: &Config, experts: bool)
         types.ok_or_else(|| config.unsupported("it does not say which blocks are convolutions (layer_types)"))?;
     let conv: Vec<bool> = types.iter().map(|kind| kind == "conv").collect();
     let taps = config.size("conv_L_cache")?;
-    if !experts && (config.get("block_auto_adjust_ff_dim").is_none() || config.flag("block_auto_adjust_ff_dim")?) {
+    if !experts && config.maybe_flag("block_auto_adjust_ff_dim")?.unwrap_or(true) {
         let mut width = 2 * model.ffn / 3;
         if let Some(factor) = config.maybe_positive("block_ffn_dim_multiplier")? {
             width = (factor * width as f64) as usize;
@@ -62,7 +62,7 @@ fn read(architecture: &'static dyn Architecture, config: &Config, experts: bool)
         let width = config.size("moe_intermediate_size")?;
         let count = config::first_size(config, &["num_experts", "num_local_experts"])?;
         model.dense = config.get("num_dense_layers").and_then(|n| n.as_u64()).unwrap_or(0) as usize;
-        let norm = config.get("norm_topk_prob").is_none() || config.flag("norm_topk_prob")?;
+        let norm = config.maybe_flag("norm_topk_prob")?.unwrap_or(true);
         let scale = config.maybe_positive("routed_scaling_factor")?.unwrap_or(1.0);
         if !norm || scale != 1.0 {
             return Err(config::refused(

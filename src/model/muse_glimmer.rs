@@ -6,7 +6,7 @@ use super::limits::{Limits, Place};
 use super::mapping::{Change, TensorMapping};
 use super::mixer::Mixer;
 use super::mixer::attention::{Gate, HeadNorms};
-use super::rope::Rope;
+use super::rope::{Rope, Scaling};
 use super::{Architecture, BlockConfig, BlockTensor, Decoder, Kind, Model, Part, QueryRows, config};
 use crate::error::Result;
 use crate::source::config::Config;
@@ -89,6 +89,9 @@ impl Architecture for MuseGlimmer {
             // Counted from the last.
             None => (0..n).map(|i| !(n - 1 - i).is_multiple_of(4)).collect(),
         };
+        if model.rope.as_ref().is_some_and(|rope| rope.scaling != Scaling::None) {
+            return Err(config::refused(config, "rope_parameters with a scaling are not supported"));
+        }
         if config.maybe_positive("post_norm_eps")?.is_some_and(|eps| eps as f32 != POST_EPS) {
             return Err(config::refused(config, "post_norm_eps other than 1e-8 is not supported"));
         }

@@ -39,6 +39,9 @@ pub struct PerLayerInputs {
     file: Mutex<File>,
 }
 
+/// Rows of a tensor in a file, decoded.
+pub type FileRows<'a> = dyn Fn(&TensorSpec, Range<usize>) -> Result<Vec<f32>> + 'a;
+
 /// Tokens that are worked on at once.
 const BATCH: usize = 512;
 
@@ -50,7 +53,7 @@ impl PerLayerInputs {
     pub fn new(
         model: &Model,
         tokens: impl IntoIterator<Item = u32>,
-        read: &dyn Fn(&TensorSpec, Range<usize>) -> Result<Vec<f32>>,
+        read: &FileRows<'_>,
     ) -> Result<Option<Arc<PerLayerInputs>>> {
         let Some(PerLayer { width, eps }) = model.per_layer else { return Ok(None) };
         let mut tokens: Vec<u32> = tokens.into_iter().collect();

@@ -62,7 +62,7 @@ fn read(architecture: &'static dyn Architecture, config: &Config, experts: bool,
     let mut model = config::read(architecture, config, false)?;
     config::check_activation(config, &["hidden_act"], model.activation, "silu")?;
     model.explicit_head_dim = true;
-    if config.get("attn_output_gate").is_some() && !config.flag("attn_output_gate")? {
+    if config.maybe_flag("attn_output_gate")? == Some(false) {
         return Err(config::refused(config, "attn_output_gate false is not supported"));
     }
     let net = net(config, model.norm_eps, next)?;
@@ -83,7 +83,7 @@ fn read(architecture: &'static dyn Architecture, config: &Config, experts: bool,
         let shared = config.size("shared_expert_intermediate_size")?;
         let count = config::first_size(config, &["num_experts", "num_local_experts"])?;
         model.experts = Some(mixture(count, config.size("num_experts_per_tok")?, width, shared));
-        if next && config.get("norm_topk_prob").is_some() && !config.flag("norm_topk_prob")? {
+        if next && config.maybe_flag("norm_topk_prob")? == Some(false) {
             return Err(config::refused(config, "norm_topk_prob must be true, as in all published models"));
         }
         model.size_key("expert_feed_forward_length", width);

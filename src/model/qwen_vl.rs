@@ -34,11 +34,14 @@ pub(super) fn sections(config: &Config) -> Result<Option<Vec<i32>>> {
     Ok(Some(numbers))
 }
 
-/// Adds the key of [`sections`].
+/// Adds the key of [`sections`]. `usual`: what transformers takes where they are not said.
+///
+/// # Errors
+/// Nothing is said, nor usual.
 pub(super) fn put_sections(model: &mut Decoder, config: &Config, usual: Option<[i32; 4]>) -> Result<()> {
-    if let Some(sections) = sections(config)?.or(usual.map(Vec::from)) {
-        model.key("rope.dimension_sections", Value::Array(Array::I32(sections)));
-    }
+    let sections = sections(config)?.or(usual.map(Vec::from));
+    let sections = sections.ok_or_else(|| config.unsupported("rope_parameters do not say mrope_section"))?;
+    model.key("rope.dimension_sections", Value::Array(Array::I32(sections)));
     Ok(())
 }
 
@@ -101,7 +104,7 @@ impl Architecture for Qwen3Vl {
 
     fn read(&'static self, config: &Config) -> Result<Model> {
         let mut model = qwen::read(self, config)?;
-        put_sections(&mut model, config, None)?;
+        put_sections(&mut model, config, Some([24, 20, 20, 0]))?;
         model.size_key("n_deepstack_layers", deepstack_layers(config)?);
         Ok(model.build(self))
     }
@@ -137,7 +140,7 @@ impl Architecture for Qwen3VlMoe {
         if model.experts.is_some_and(|experts| !experts.normed) {
             return Err(config::refused(config, "norm_topk_prob must be true, as in all published models"));
         }
-        put_sections(&mut model, config, None)?;
+        put_sections(&mut model, config, Some([24, 20, 20, 0]))?;
         model.size_key("n_deepstack_layers", deepstack_layers(config)?);
         Ok(model.build(self))
     }

@@ -47,7 +47,7 @@ impl Architecture for StarCoder2 {
     fn read(&'static self, config: &Config) -> Result<Model> {
         let mut model = config::read(self, config, true)?;
         config::check_activation(config, &["hidden_act"], Activation::GeluTanh, "gelu_pytorch_tanh")?;
-        let bias = config.get("use_bias").map_or(Ok(true), |_| config.flag("use_bias"))?;
+        let bias = config.maybe_flag("use_bias")?.unwrap_or(true);
         (model.qkv_bias, model.o_bias, model.mlp_bias) = (bias, bias, bias);
         // llama.cpp ignores it, which only matters in contexts that are longer.
         model.window = config.maybe_size("sliding_window")?.map(Window::everywhere);

@@ -265,8 +265,12 @@ impl Plan {
         }
         let count = unknown.len();
         unknown.dedup();
-        let blocks: Vec<String> = unknown.iter().map(|block| format!("blk.{block}")).collect();
-        let blocks = blocks.join(", ");
+        let runs = unknown.chunk_by(|block, next| block + 1 == *next).map(|run| match run {
+            [only] => format!("blk.{only}"),
+            [first, .., last] => format!("blk.{first} to blk.{last}"),
+            [] => String::new(),
+        });
+        let blocks = runs.collect::<Vec<_>>().join(", ");
         Ok((count > 0).then(|| {
             format!("no data for {count} of {rounded} matrices, which are rounded without: those of {blocks}")
         }))

@@ -7,10 +7,9 @@
 use super::plan::Plan;
 use super::subject::{BATCH, pairing};
 use crate::error::{Context, Error, Result};
-use crate::model::TensorSpec;
 use crate::model::embedding::Embedding;
 use crate::model::frame::Frame;
-use crate::model::per_layer::PerLayerInputs;
+use crate::model::per_layer::{FileRows, PerLayerInputs};
 use crate::model::states::States;
 use candle_core::{Device, Tensor};
 use llmq_kernels::gemm::Precision;
@@ -18,7 +17,6 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -55,9 +53,6 @@ pub struct Stream {
     /// What each block adds for each token, where the model has that: as the file has it, and as the source does.
     per_layer: [Option<Arc<PerLayerInputs>>; 2],
 }
-
-/// Reads rows of a tensor outside the blocks, as the file will have them.
-pub type FileRows<'a> = dyn Fn(&TensorSpec, Range<usize>) -> Result<Vec<f32>> + 'a;
 
 /// Some windows.
 #[derive(Debug, Clone)]

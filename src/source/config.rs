@@ -286,12 +286,18 @@ impl Config {
         }
     }
 
-    /// A truth value, if the key is there.
+    /// A truth value, if the key is there, or the class has one: `null` is none of those that it takes for granted, but `false`.
     ///
     /// # Errors
     /// Something else is there.
     pub fn maybe_flag(&self, key: &str) -> Result<Option<bool>> {
-        self.get(key).map(|_| self.flag(key)).transpose()
+        match self.get(key) {
+            Some(_) => self.flag(key).map(Some),
+            None if self.class.is_some_and(|class| class.keys.get(class.name(key)).is_some_and(Value::is_boolean)) => {
+                Ok(Some(false))
+            }
+            None => Ok(None),
+        }
     }
 
     /// A list of so many finite numbers.

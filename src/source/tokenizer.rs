@@ -25,7 +25,7 @@ pub struct Tokenizer {
 
 enum Inner {
     HuggingFace(Box<tokenizers::Tokenizer>),
-    Spm(SpmEncoder),
+    Spm(Box<SpmEncoder>),
 }
 
 impl Tokenizer {
@@ -53,7 +53,7 @@ impl Tokenizer {
         let inner = match vocabulary.kind {
             Kind::Bpe if !raw => Inner::HuggingFace(vocabulary.tokenizer()?.into()),
             Kind::Unigram => Inner::HuggingFace(vocabulary.tokenizer()?.into()),
-            Kind::Bpe | Kind::Gemma4 | Kind::SentencePiece => Inner::Spm(vocabulary.spm_encoder()?),
+            Kind::Bpe | Kind::Gemma4 | Kind::SentencePiece => Inner::Spm(vocabulary.spm_encoder()?.into()),
             Kind::WordPiece => return Err(Error::new("text is not encoded with a GGUF's word pieces")),
         };
         Ok(Self::new(inner, vocabulary))

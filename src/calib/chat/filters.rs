@@ -1,7 +1,7 @@
 //! Filters and tests of Jinja, where minijinja's differ from them or are none.
 
 use super::arguments::{bind, text};
-use super::methods::split_lines;
+use super::methods::lines;
 use super::print;
 use minijinja::value::{Kwargs, Rest, ValueKind, ValueOrKwargs};
 use minijinja::{Environment, Error, ErrorKind, State, Value, filters};
@@ -63,7 +63,7 @@ fn indent(state: &State, value: Value, args: Rest<ValueOrKwargs>) -> Result<Stri
     };
     // Jinja adds a line end, so that an empty last line counts as one.
     let text = print::str(state, &value)? + "\n";
-    let lines = split_lines(&text);
+    let lines = lines(&text, false);
     state.consume_fuel((lines.len() as u64).saturating_mul(1 + space.len() as u64 / 64))?;
     let mut out = String::new();
     for (i, line) in lines.iter().enumerate() {

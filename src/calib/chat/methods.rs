@@ -209,8 +209,8 @@ fn words_from_behind(s: &str, parts: usize) -> Vec<&str> {
     words
 }
 
-/// Lines, at every line end that Python knows.
-fn lines(s: &str, kept: bool) -> Vec<&str> {
+/// Lines as `str.splitlines` gives them, at every line end that Python knows; `kept`: with their ends.
+pub(super) fn lines(s: &str, kept: bool) -> Vec<&str> {
     const ENDS: [char; 10] = ['\n', '\r', '\x0b', '\x0c', '\x1c', '\x1d', '\x1e', '\u{85}', '\u{2028}', '\u{2029}'];
     let mut lines = Vec::new();
     let mut rest = s;
@@ -237,9 +237,4 @@ fn slice(s: &str, start: Option<Value>, end: Option<Value>) -> Result<(usize, &s
     let (start, end) = (place(start, 0)?, place(end, count)?);
     let byte = |at: usize| s.char_indices().nth(at).map_or(s.len(), |(byte, _)| byte);
     Ok((start, if start < end { &s[byte(start)..byte(end)] } else { "" }))
-}
-
-/// The lines of a text as `str.splitlines` gives them.
-pub(super) fn split_lines(s: &str) -> Vec<&str> {
-    lines(s, false)
 }

@@ -22,7 +22,9 @@ pub(super) fn translate(source: &str) -> String {
         rest = &tag[opening.len() + body.len() + closing.len()..];
         out.push_str(opening);
         let tokens = tokens(body);
+        let remainders = tokens.iter().filter(|token| token.text == "%").count();
         match tokens[..] {
+            _ if remainders > DEEPEST => out.push_str(body),
             [Token { text: word @ ("generation" | "endgeneration"), .. }] if opening.starts_with("{%") => {
                 out.push_str(&body.replace(word, &word.replace("generation", "with")));
             }
@@ -41,6 +43,9 @@ pub(super) fn translate(source: &str) -> String {
     out + rest
 }
 
+/// How deep brackets are followed, and how many remainders of one tag: minijinja's parser has had enough before that.
+const DEEPEST: usize = 200;
+
 /// The opening, the inside and the closing of a statement or an expression, signs that trim space with the delimiters; none where none
 /// begins, or it does not end.
 fn code(tag: &str) -> Option<(&str, &str, &str)> {
@@ -57,7 +62,7 @@ fn code(tag: &str) -> Option<(&str, &str, &str)> {
         if depth == 0 && rest[sign..].starts_with(end) {
             return Some((&tag[..start], &tag[start..at], &rest[..sign + 2]));
         }
-        let c = rest.chars().next()?;
+        let c = rest.chars().next().filter(|_| depth < DEEPEST)?;
         match c {
             '(' | '[' | '{' => depth += 1,
             ')' | ']' | '}' => depth = depth.saturating_sub(1),

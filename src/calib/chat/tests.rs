@@ -104,6 +104,25 @@ fn steps_depth_and_size_are_bounded() {
     assert!(refusal(endless).contains("recursion"), "{}", refusal(endless));
 }
 
+/// So do templates that are hard to read.
+#[test]
+fn deep_and_long_sources_are_refused_or_read() {
+    let parts = ["(", "[", "{", "{{", "{%", "{#", "'", "{{ a", "{{ (", "{{ -", "{{ a.", "{{ a | b(", "{{ [a] % ("];
+    for part in parts {
+        for times in [3_000, 20_000] {
+            let told = refusal(&format!("{{{{ {}", format!("{part}\n").repeat(times)));
+            assert!(told.contains("cannot be used"), "{part}: {told}");
+        }
+    }
+    for block in ["{% if a %}", "{% for a in b %}", "{% with %}", "{% generation %}", "{% filter upper %}"] {
+        assert!(refusal(&block.repeat(3_000)).contains("cannot be used"), "{block}");
+    }
+    for part in [" % 2", " ~ 'a'", " + 1", " | string", "[0]", ".a", " if a", " or a", " == 1", " ** 1"] {
+        let told = render(&format!("{{{{ 7{} }}}}", part.repeat(7_000)), false, greeting());
+        assert!(told.is_err() || told.is_ok_and(|text| text.len() < 50_000), "{part}");
+    }
+}
+
 /// A long conversation has the steps that it needs.
 #[test]
 fn steps_grow_with_the_conversation() {

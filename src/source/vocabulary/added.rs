@@ -40,14 +40,13 @@ pub(super) fn of_tokenizer(tokenizer: &Value) -> Result<Vec<Added>> {
     tokens.map(|token| Added::new(token["content"].as_str(), token["id"].as_u64(), &token["special"], true)).collect()
 }
 
-/// The added tokens of all files, each text once.
+/// The added tokens of all files, each text once, those that count most first.
 ///
 /// # Errors
 /// A token without text or id, where it needs one.
 pub(super) fn of_all(files: &Files) -> Result<Vec<Added>> {
     let mut all = of_tokenizer(&files.tokenizer)?;
     let mut texts: HashSet<String> = all.iter().map(|token| token.text.clone()).collect();
-    let mut ids: HashSet<u64> = all.iter().filter_map(|token| token.id).collect();
     let named = named(files);
     let decoder = files.tokenizer_config["added_tokens_decoder"].as_object().into_iter().flatten();
     let decoder = decoder.map(|(id, token)| (token["content"].as_str(), id.parse().ok(), token["special"].clone()));
@@ -55,8 +54,7 @@ pub(super) fn of_all(files: &Files) -> Result<Vec<Added>> {
     let older = older.map(|(text, id)| (Some(text.as_str()), id.as_u64(), named.contains(text).into()));
     for (text, id, special) in decoder.chain(older) {
         let token = Added::new(text, id, &special, false)?;
-        // What a file of more weight has under this id is right.
-        if texts.insert(token.text.clone()) && token.id.is_none_or(|id| ids.insert(id)) {
+        if texts.insert(token.text.clone()) {
             all.push(token);
         }
     }

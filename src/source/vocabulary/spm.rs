@@ -362,4 +362,14 @@ mod tests {
         let vocabulary = Vocabulary { pre: "gpt-2".into(), ..Vocabulary::empty(Kind::Bpe) };
         assert!(SpmEncoder::new(&vocabulary).err().unwrap().to_string().contains("merges of bytes"));
     }
+
+    #[test]
+    fn plain_reading_cuts_only_at_tokens_of_users() {
+        use token_type::{CONTROL, NORMAL, USER_DEFINED};
+        let letters = ["a", "<", "x", ">"].map(|letter| (letter, -9.0, NORMAL));
+        let tokens = [&letters[..], &[("<x>", 0.0, CONTROL), ("<xx>", 0.0, USER_DEFINED)]].concat();
+        let (encoder, tokens) = encoder(&tokens, false);
+        let plain: Vec<&str> = encoder.encode_plain("a<x><xx>").into_iter().map(|id| &*tokens[id as usize]).collect();
+        assert_eq!(plain, ["a", "<", "x", ">", "<xx>"]);
+    }
 }

@@ -101,7 +101,7 @@ fn impossible_tokens_are_refused() {
     let text = complaint(read(&[("tokenizer.json", tokenizer())], 5, json!({})));
     assert!(text.contains("<s>\" has id 5, but the embedding has only 5 rows"), "{text}");
     let text = complaint(read(&[("tokenizer.json", tokenizer())], usize::MAX, json!({})));
-    assert!(text.contains("no vocabulary has more than"), "{text}");
+    assert!(text.contains("4194304 at most"), "{text}");
     let text = complaint(changed(|json| json["model"]["vocab"]["z"] = 3.into()));
     assert!(text.contains(r#"tokens "ab" and "z" both have id 3"#), "{text}");
     let text = complaint(changed(|json| json["added_tokens"][0]["content"] = "<x>".into()));
@@ -137,6 +137,16 @@ fn missing_and_broken_files_are_named() {
     let text =
         complaint(read(&[("tokenizer.json", tokenizer()), ("tokenizer_config.json", "[1".into())], 12, json!({})));
     assert!(text.contains("tokenizer_config.json, line 1"), "{text}");
+}
+
+#[test]
+fn files_that_no_tokenizer_has_are_not_read_whole() {
+    for name in ["tokenizer.json", "tokenizer.model"] {
+        let folder = folder(&[]);
+        fs::File::create(folder.path().join(name)).unwrap().set_len(MAX_BYTES + 1).unwrap();
+        let text = complaint(Vocabulary::from_files(folder.path(), 12, &json!({}), None));
+        assert!(text.contains(name) && text.contains("more than 134217728 bytes"), "{text}");
+    }
 }
 
 #[test]
@@ -211,7 +221,7 @@ fn added_tokens_come_from_all_files() {
         assert_eq!((found.tokens[id].as_str(), found.token_type[id]), (text, kind));
     }
     assert_eq!(found.special("pad"), Some(1));
-    assert_eq!(found.notes, [r#"1 added tokens ("<stale>" first) are left out: other tokens have their ids"#]);
+    assert_eq!(found.notes, [r#"2 added tokens ("<stale>" first) are left out: other tokens have their ids"#]);
     // A name that only a file without ids has gets the next id, and that of special_tokens_map.json counts more.
     let files = [
         ("tokenizer.json", tokenizer()),
