@@ -188,7 +188,7 @@ MODELS = {
     "minicpm3": ("minicpm3", usual(num_key_value_heads=4, kv_lora_rank=32, qk_rope_head_dim=16, qk_nope_head_dim=32, v_head_dim=32,
                                    q_lora_rank=48)),
     "falcon": ("falcon", usual(new_decoder_architecture=False, multi_query=True, alibi=False, bias=False, parallel_attn=True)),
-    "solar_open": ("solar_open", usual(head_dim=32, n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=64, n_shared_experts=1)),
+    "solar_open": ("solar_open", usual(head_dim=32, n_routed_experts=4, routed_scaling_factor=0.5, num_experts_per_tok=2, moe_intermediate_size=64, n_shared_experts=1)),
     "sarvam_moe": ("sarvam_moe", usual(head_dim=16, n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=64, num_hidden_layers=3,
                                        routed_scaling_factor=1.5)),
     "falcon-40b": ("falcon", usual(new_decoder_architecture=True, num_kv_heads=2, alibi=False, bias=False)),

@@ -1,6 +1,7 @@
 //! inclusionAI's Ling and Ring 2.0, and Sarvam 30B.
 
 use super::gguf_keys::Keys;
+use super::limits::{Limits, Place};
 use super::mixer::attention::HeadNorms;
 use super::mixer::experts::Experts;
 use super::mixer::routing::Scoring;
@@ -28,6 +29,10 @@ impl Architecture for BailingMoe2 {
         Decoder { fused_qkv: true, head_norms: HeadNorms::PerHead, ..Decoder::PLAIN }
     }
 
+    fn limits(&self) -> Limits {
+        Limits { output: Place::Needed, partial_rotary: true, ..Limits::of(&self.decoder()) }
+    }
+
     fn sample(&'static self) -> Model {
         Decoder { experts: deepseek2::small().experts, ..self.decoder().sized() }.build(self)
     }
@@ -45,7 +50,7 @@ impl Architecture for BailingMoe2 {
         let config = &config;
         let mut model = config::read(self, config, false)?;
         config::check_activation(config, &["hidden_act"], model.activation, "silu")?;
-        for key in ["attention_bias", "use_qkv_bias", "use_bias", "norm_head", "tie_word_embeddings"] {
+        for key in ["attention_bias", "use_qkv_bias", "use_bias", "norm_head"] {
             if config.flag(key)? {
                 return Err(config::refused(config, &format!("{key} is not supported")));
             }

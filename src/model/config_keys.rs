@@ -123,7 +123,9 @@ mod tests {
             }
             "exaone4" => json!({ "sliding_window": null }),
             "deepseek_v2" => json!({ "num_experts_per_tok": 6 }),
-            "dots1" => json!({ "n_routed_experts": 128, "num_experts_per_tok": 6, "n_group": 1, "topk_group": 1 }),
+            "dots1" => {
+                json!({ "n_routed_experts": 128, "n_shared_experts": 2, "num_experts_per_tok": 6, "n_group": 1, "topk_group": 1 })
+            }
             "qwen2_vl" | "qwen2_5_vl" | "qwen2_vl_text" | "qwen2_5_vl_text" => {
                 json!({ "rope_parameters": { "rope_type": "default", "mrope_section": [16, 24, 24] } })
             }

@@ -267,10 +267,7 @@ pub(super) fn read_3(architecture: &'static dyn Architecture, config: &Config, l
     ];
     let [rope, local] = Rope::by_kind(config, model.head_dim, bases)?;
     if local != Rope::plain(local.base, local.rotary) {
-        return Err(config::refused(
-            config,
-            "rope_parameters of sliding_attention with a scaling is not supported",
-        ));
+        return Err(config::refused(config, "rope_parameters of sliding_attention with a scaling is not supported"));
     }
     if let Scaling::Yarn(yarn) = &rope.scaling
         && (yarn.magnitude() / yarn.usual_magnitude() - 1.0).abs() > 1e-6
