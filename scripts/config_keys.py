@@ -29,12 +29,21 @@ HARMLESS = {
 }
 # What code that all models share reads, and no class declares.
 SHARED = {"is_causal": True, "per_layer_config": None, "attention_chunk_size": None}
+# Classes that come with checkpoints, and not with transformers.
+BAILING_MOE_V2 = dict(
+    first_k_dense_replace=1, head_dim=128, hidden_act="silu", hidden_size=2048, intermediate_size=5120, max_position_embeddings=32768,
+    moe_intermediate_size=512, moe_router_enable_expert_bias=True, moe_shared_expert_intermediate_size=None, n_group=8, norm_head=False,
+    norm_topk_prob=True, num_attention_heads=16, num_experts=256, num_experts_per_tok=8, num_hidden_layers=20, num_key_value_heads=4,
+    num_shared_experts=1, partial_rotary_factor=None, rms_norm_eps=1e-6, rope_parameters=None, rope_scaling=None, rope_theta=600000.0,
+    rotary_dim=None, routed_scaling_factor=1.0, score_function="sigmoid", tie_word_embeddings=False, topk_group=4, use_bias=False,
+    use_qk_norm=True, use_qkv_bias=False, vocab_size=157184)
+OWN = {"bailing_moe": BAILING_MOE_V2, "bailing_moe_v2": BAILING_MOE_V2}
 
 
 def model_types(folders):
     texts = (path.read_text() for folder in folders for path in Path(folder).glob("*.rs"))
     named = (re.findall(r'"(\w+)"', text) for text in texts if "fn model_types" in text)
-    return sorted(set().union(*named) & set(transformers.CONFIG_MAPPING.keys()))
+    return sorted(set().union(*named) & {*transformers.CONFIG_MAPPING.keys(), *OWN})
 
 
 def harmless(key):
@@ -90,7 +99,8 @@ def described(config):
 def main():
     lines = []
     for kind in model_types([ROOT / "src/model", *sys.argv[1:]]):
-        lines.append(f"{json.dumps(kind)}: {json.dumps(described(transformers.CONFIG_MAPPING[kind]))}")
+        found = {"keys": OWN[kind]} if kind in OWN else described(transformers.CONFIG_MAPPING[kind])
+        lines.append(f"{json.dumps(kind)}: {json.dumps(found)}")
     OUT.write_text("{\n" + ",\n".join(lines) + "\n}\n")
     print(f"{OUT}: {len(lines)} types of models, transformers {transformers.__version__}")
 

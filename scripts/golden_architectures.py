@@ -89,6 +89,8 @@ MODELS = {
     "gemma": ("gemma", usual(head_dim=32, num_key_value_heads=1)),
     "gemma2": ("gemma2", usual(head_dim=32, sliding_window=16, query_pre_attn_scalar=32, num_hidden_layers=3)),
     "gemma3": ("gemma3_text", usual(head_dim=32, sliding_window=16, query_pre_attn_scalar=32, num_hidden_layers=7)),
+    "gemma3-embedding": ("gemma3_text", usual(head_dim=32, sliding_window=16, query_pre_attn_scalar=32, num_hidden_layers=7,
+                                              use_bidirectional_attention=True)),
     "phi3": ("phi3", usual(sliding_window=None)),
     "phi3-long": ("phi3", usual(sliding_window=None, rope_parameters=LONG, original_max_position_embeddings=32)),
     "phi4": ("phi3", usual(sliding_window=None, rope_parameters=dict(rope_type="default", rope_theta=250000.0,
@@ -186,6 +188,9 @@ MODELS = {
     "minicpm3": ("minicpm3", usual(num_key_value_heads=4, kv_lora_rank=32, qk_rope_head_dim=16, qk_nope_head_dim=32, v_head_dim=32,
                                    q_lora_rank=48)),
     "falcon": ("falcon", usual(new_decoder_architecture=False, multi_query=True, alibi=False, bias=False, parallel_attn=True)),
+    "solar_open": ("solar_open", usual(head_dim=32, n_routed_experts=4, routed_scaling_factor=0.5, num_experts_per_tok=2, moe_intermediate_size=64, n_shared_experts=1)),
+    "sarvam_moe": ("sarvam_moe", usual(head_dim=16, n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=64, num_hidden_layers=3,
+                                       routed_scaling_factor=1.5)),
     "falcon-40b": ("falcon", usual(new_decoder_architecture=True, num_kv_heads=2, alibi=False, bias=False)),
     "gpt_bigcode": ("gpt_bigcode", dict(vocab_size=VOCAB, n_embd=64, n_head=4, n_layer=2, n_positions=512, multi_query=True,
                                         bos_token_id=2046, eos_token_id=2047)),
@@ -262,7 +267,7 @@ ARCHITECTURES = {"mistral": "llama", "mixtral": "llama", "qwen2_moe": "qwen2moe"
                  "gpt_oss": "gpt-oss", "gpt_neox": "gptneox", "deepseek_v2": "deepseek2", "deepseek_v3": "deepseek2",
                  "internlm3": "llama", "ministral3": "mistral3", "qwen2_vl": "qwen2vl", "qwen2_5_vl": "qwen2vl", "qwen3_vl": "qwen3vl",
                  "qwen3_5": "qwen35", "qwen3_5_text": "qwen35", "qwen3_5_moe": "qwen35moe", "qwen3_5_moe_text": "qwen35moe",
-                 "qwen3_next": "qwen3next", "exaone_moe": "exaone-moe", "gpt_bigcode": "starcoder", "gemma4_text": "gemma4",
+                 "qwen3_next": "qwen3next", "exaone_moe": "exaone-moe", "sarvam_moe": "bailingmoe2", "solar_open": "glm4moe", "gpt_bigcode": "starcoder", "gemma4_text": "gemma4",
                  "cohere": "command-r", "cohere2_moe": "cohere2moe", "llama4_text": "llama4", "minimax_m2": "minimax-m2"}
 LAYER_NORM = ("stablelm", "starcoder2", "gpt2", "gpt_neox", "cohere", "cohere2", "cohere2_moe", "nemotron", "jais2", "falcon",
               "gpt_bigcode")
@@ -368,7 +373,7 @@ def keys(kind, config):
         found |= gemma4_keys(own)
     if kind in OF_KIND:
         found |= OF_KIND[kind](get)
-    name = ARCHITECTURES.get(kind, kind)
+    name = "gemma-embedding" if get("use_bidirectional_attention") is True else ARCHITECTURES.get(kind, kind)
     return {f"{name}.{key}": value for key, value in sorted(found.items())}
 
 
@@ -430,7 +435,7 @@ def hy_v3(get):
 
 def grouped(get):
     shared = get("n_shared_experts", "num_shared_experts")
-    found = {"leading_dense_block_count": get("first_k_dense_replace"), "expert_shared_count": shared,
+    found = {"leading_dense_block_count": get("first_k_dense_replace") or 0, "expert_shared_count": shared,
              "expert_weights_scale": float(get("routed_scaling_factor")), "expert_weights_norm": get("norm_topk_prob"),
              "expert_gating_func": 2}
     if get("n_group") > 1:
@@ -441,6 +446,10 @@ def grouped(get):
 def exaone_moe(get):
     return {**grouped(get), **windowed(get),
             "expert_shared_feed_forward_length": get("num_shared_experts") * get("moe_intermediate_size")}
+
+
+def sarvam_moe(get):
+    return {**grouped(get), "expert_shared_feed_forward_length": get("moe_intermediate_size")}
 
 
 def minicpm3(get):
@@ -462,7 +471,7 @@ def granite_swa(get):
 OF_KIND = {"cohere": scaled, "cohere2": lambda get: {**windowed(get), **scaled(get)}, "cohere2_moe": cohere2_moe, "mistral4": mistral4,
            "llama4_text": llama4, "minimax_m2": lambda get: {"expert_gating_func": 2}, "hy_v3": hy_v3, "granite_swa": granite_swa,
            "nemotron": lambda get: {"rope.scaling.type": "none"}, "mellum": windowed, "dots1": grouped, "exaone_moe": exaone_moe,
-           "minicpm3": minicpm3, "falcon": falcon}
+           "minicpm3": minicpm3, "falcon": falcon, "solar_open": grouped, "sarvam_moe": sarvam_moe}
 
 
 def recurrent_keys(kind, get):

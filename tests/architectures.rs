@@ -132,7 +132,9 @@ fn the_keys_are_those_of_the_contract() {
 #[test]
 fn windows_that_grow_give_what_whole_ones_give() {
     let mut wrong = Vec::new();
-    for golden in golden::all() {
+    // What sees all of a window cannot go on from a part of it.
+    let sees_all = |golden: &Golden| golden.checkpoint.config["use_bidirectional_attention"] == true;
+    for golden in golden::all().into_iter().filter(|golden| !sees_all(golden)) {
         let out = folder();
         let [model, file] = ["model", "Q8_0.gguf"].map(|name| out.path().join(name));
         golden.checkpoint.write(&model);
@@ -195,6 +197,12 @@ static RENAMED: &[Renamed] = &[
     Renamed { golden: "qwen3", names: &[("model.", "")], kind: "qwen3", inside: None },
     Renamed { golden: "gemma3", names: OLD, kind: "gemma3", inside: Some("gemma3_text") },
     Renamed { golden: "gemma3", names: INTO, kind: "gemma3", inside: Some("gemma3_text") },
+    Renamed { golden: "llama4", names: OLD, kind: "llama4", inside: Some("llama4_text") },
+    Renamed { golden: "mistral4", names: OLD, kind: "mistral3", inside: Some("mistral4") },
+    Renamed { golden: "cohere2", names: INTO, kind: "cohere2_vision", inside: Some("cohere2") },
+    Renamed { golden: "gemma3-embedding", names: &[("model.", "")], kind: "gemma3_text", inside: None },
+    Renamed { golden: "sarvam_moe", names: &[], kind: "bailing_moe", inside: None },
+    Renamed { golden: "sarvam_moe", names: &[], kind: "bailing_moe_v2", inside: None },
     Renamed { golden: "gemma4", names: INTO, kind: "gemma4", inside: Some("gemma4_text") },
     Renamed { golden: "gemma4_e2b", names: INTO, kind: "gemma4", inside: Some("gemma4_text") },
     Renamed { golden: "gemma4_moe", names: INTO, kind: "gemma4_unified", inside: Some("gemma4_unified_text") },

@@ -1,4 +1,4 @@
-//! Causal attention.
+//! Attention, causal or both ways.
 
 use crate::elementwise::{log_sum_exp, softcap, softmax};
 use crate::gemm::{Old, Precision, View, product};
@@ -31,8 +31,22 @@ pub struct Scores {
     pub cap: Option<f32>,
     /// A position sees itself and so many less one before it.
     pub window: Option<usize>,
+    /// A position sees those behind it, too; and a window has half of it on each side.
+    pub both_ways: bool,
     /// For each query head the score of nothing: it takes a share of the weights, and adds no value (gpt-oss).
     pub sinks: Vec<f32>,
+}
+
+impl Scores {
+    /// The positions that a position sees, of `all`.
+    pub fn seen(&self, position: usize, all: usize) -> std::ops::Range<usize> {
+        let (before, behind) = match (self.both_ways, self.window) {
+            (false, window) => (window.map_or(position, |window| window.saturating_sub(1)), 0),
+            (true, None) => (position, all),
+            (true, Some(window)) => (window / 2, window / 2),
+        };
+        position.saturating_sub(before)..all.min(position.saturating_add(behind + 1))
+    }
 }
 
 /// `softmax(scale·QKᵀ + causal mask)·V` per window and head, on all threads (Vaswani et al. 2017, equation 1).
@@ -60,7 +74,8 @@ pub fn causal(q: &[f32], k: &[f32], v: &[f32], shape: Shape, how: &Scores, out: 
         .collect();
     tiles.into_par_iter().for_each(|(w, first, out)| {
         let rows = out.len() / width;
-        let seen = past + first + rows;
+        let all = past + positions;
+        let seen = if how.both_ways { all } else { past + first + rows };
         let q = &q[(w * positions + first) * width..];
         let own = w * (past + positions) * kv_width;
         let (k, v) = (&k[own..], &v[own..]);
@@ -72,12 +87,10 @@ pub fn causal(q: &[f32], k: &[f32], v: &[f32], shape: Shape, how: &Scores, out: 
             let values = View::new(&v[kv..], seen, d, kv_width);
             product(Precision::Split, &mut scores, seen, Old::Replaced, 1.0, queries, keys.t());
             for (i, row) in scores.chunks_mut(seen).enumerate() {
-                let (past, future) = row.split_at_mut(past + first + i + 1);
-                future.fill(0.0);
-                let forgotten = how.window.map_or(0, |window| past.len().saturating_sub(window));
-                let (forgotten, past) = past.split_at_mut(forgotten);
-                forgotten.fill(0.0);
-                weigh(past, how, how.sinks.get(h));
+                let own = how.seen(past + first + i, all);
+                row[own.end..].fill(0.0);
+                row[..own.start].fill(0.0);
+                weigh(&mut row[own], how, how.sinks.get(h));
             }
             let weights = View::new(&scores, rows, seen, seen);
             product(Precision::Split, &mut out[h * d..], width, Old::Replaced, 1.0, weights, values);
@@ -111,6 +124,8 @@ mod tests {
                 plain.clone(),
                 Scores { cap: Some(0.9), ..plain.clone() },
                 Scores { window: Some(5), ..plain.clone() },
+                Scores { both_ways: true, ..plain.clone() },
+                Scores { both_ways: true, window: Some(6), ..plain.clone() },
                 Scores { sinks: (0..heads).map(|h| h as f32 * 0.5 - 0.7).collect(), ..plain.clone() },
             ] {
                 for past in [0, 3] {
@@ -134,18 +149,23 @@ mod tests {
                     let at = |u: usize| ((w * (past + positions) + u) * kv_heads + kv) * d;
                     let query = &q[((w * positions + t) * heads + h) * d..][..d];
                     let now = past + t;
-                    let scores: Vec<f64> = (0..=now)
+                    let hidden = |u: usize| match how.both_ways {
+                        false => u > now || how.window.is_some_and(|window| now - u >= window),
+                        true => how.window.is_some_and(|window| now.abs_diff(u) > window / 2),
+                    };
+                    let scores: Vec<f64> = (0..past + positions)
                         .map(|u| {
                             let dot: f32 = query.iter().zip(&k[at(u)..]).map(|(a, b)| a * b).sum();
                             let score = f64::from(how.scale * dot);
                             let score = how.cap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh());
-                            if how.window.is_some_and(|window| now - u >= window) { 0.0 } else { score.exp() }
+                            if hidden(u) { 0.0 } else { score.exp() }
                         })
                         .collect();
                     let nothing = how.sinks.get(h).map_or(0.0, |&sink| f64::from(sink).exp());
                     let total = scores.iter().sum::<f64>() + nothing;
                     for i in 0..d {
-                        let want: f64 = (0..=now).map(|u| scores[u] / total * f64::from(v[at(u) + i])).sum();
+                        let want: f64 =
+                            (0..past + positions).map(|u| scores[u] / total * f64::from(v[at(u) + i])).sum();
                         let got = f64::from(out[((w * positions + t) * heads + h) * d + i]);
                         assert!((got - want).abs() < 1e-5, "{how:?}: window {w}, position {t}, head {h}");
                     }

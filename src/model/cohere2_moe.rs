@@ -3,22 +3,16 @@
 use super::cohere::{self, PATTERN, PERIOD};
 use super::decoder::Window;
 use super::gguf_keys::{Keys, eps_key};
+use super::mixer::Mixer;
 use super::mixer::experts::Experts;
-use super::mixer::mlp::Mlp;
 use super::mixer::routing::Scoring;
-use super::{Architecture, BlockTensor, Decoder, Model, Norm, Part, QueryRows, config};
+use super::{Architecture, BlockTensor, Decoder, ExtraBlocks, Model, Norm, Part, QueryRows, config, mixture, nextn};
 use crate::error::Result;
 use crate::source::config::Config;
-use crate::source::value::Value;
-use llmq_kernels::elementwise::Activation;
+use crate::source::value::{Array, Value};
 
 /// [`super::cohere::Cohere2`] with experts behind some dense blocks; shared ones count as much as all others together.
 pub struct Cohere2Moe;
-
-/// The expert that every token goes to; none of no width.
-fn shared(width: usize) -> Option<Mlp> {
-    (width > 0).then(|| Mlp { shared: true, ..Mlp::gated(width, Activation::Silu) })
-}
 
 /// The model; where there are shared experts, what a block adds is the mean of theirs and of the others'.
 fn build(decoder: Decoder, architecture: &'static dyn Architecture) -> Model {
@@ -54,7 +48,7 @@ impl Architecture for Cohere2Moe {
     }
 
     fn sample(&'static self) -> Model {
-        let experts = Some(Experts { shared: shared(8), ..Experts::plain(2, 1, 8) });
+        let experts = Some(Experts { shared: mixture::shared(&self.decoder(), 8), ..Experts::plain(2, 1, 8) });
         build(Decoder { window: Some(Window::but_every(4, PERIOD)), experts, ..self.decoder().sized() }, self)
     }
 
@@ -108,7 +102,7 @@ impl Architecture for Cohere2Moe {
         model.experts = Some(Experts {
             scoring: if softmax { Scoring::Softmax } else { Scoring::Sigmoid },
             normed,
-            shared: shared(beside * width),
+            shared: mixture::shared(&model, beside * width),
             ..Experts::plain(config.size("num_experts")?, config.size("num_experts_per_tok")?, width)
         });
         model.size_key("expert_feed_forward_length", width);
@@ -141,10 +135,20 @@ impl Architecture for Cohere2Moe {
         model.experts = Some(Experts {
             scoring: if number("expert_gating_func") == 1 { Scoring::Softmax } else { Scoring::Sigmoid },
             normed: keys.maybe("expert_weights_norm").and_then(Value::as_bool).unwrap_or(false),
-            shared: shared(beside),
+            shared: mixture::shared(&model, beside),
             ..Experts::plain(keys.size("expert_count")?, keys.size("expert_used_count")?, width)
         });
         Ok(build(model, self))
+    }
+
+    fn extra_blocks(&self, model: &Model, has: &dyn Fn(&str) -> bool) -> Option<ExtraBlocks> {
+        let mut extra = nextn::numbered(model, model.blocks.last()?, has)?;
+        let local = model.blocks.iter().map(|block| {
+            block.mixers().any(|mixer| matches!(mixer, Mixer::Attention(attention) if attention.window.is_some()))
+        });
+        let local: Vec<bool> = local.chain(std::iter::repeat_n(false, extra.count)).collect();
+        extra.keys.push((PATTERN, Value::Array(Array::Bool(local))));
+        Some(extra)
     }
 
     fn source(&self, tensor: &BlockTensor) -> &'static str {

@@ -9,7 +9,7 @@ use super::mixer::routing::Scoring;
 use super::rope::{self, Rope, Scaling, Yarn};
 use super::{
     Architecture, BlockConfig, BlockTensor, Decoder, ExtraBlocks, Kind, Model, Part, QueryRows, TensorMapping, config,
-    moe, nextn,
+    mixture, nextn,
 };
 use crate::error::Result;
 use crate::source::config::Config;
@@ -137,7 +137,7 @@ pub(super) fn mapping(block: &BlockConfig, tensor: &BlockTensor) -> TensorMappin
 /// A small model of the family.
 pub(super) fn small() -> Decoder {
     let latent = Latent { query: Some(4), latent: 4, turned: 2, value: 4 };
-    let experts = Experts { shared: moe::shared(8), ..Experts::plain(2, 1, 8) };
+    let experts = Experts { shared: mixture::shared(&Decoder::PLAIN, 8), ..Experts::plain(2, 1, 8) };
     Decoder { latent: Some(latent), experts: Some(experts), ..Decoder::PLAIN.sized() }
 }
 
@@ -215,7 +215,7 @@ pub(super) fn read(architecture: &'static dyn Architecture, config: &Config) -> 
             scale: config.maybe_positive("routed_scaling_factor")?.unwrap_or(1.0) as f32,
             selection_bias: sigmoid,
             groups,
-            shared: moe::shared(of_shared * ffn),
+            shared: mixture::shared(&model, of_shared * ffn),
             ..Experts::plain(count, config.size("num_experts_per_tok")?, ffn)
         });
     }
@@ -266,7 +266,8 @@ pub(super) fn read_gguf(keys: &Keys, mut model: Decoder) -> Result<Decoder> {
         *yarn = Yarn { magnitude: Some(grown), ..*yarn };
     }
     model.attention_scale = Some(scale);
-    moe::read_gguf(keys, &mut model)?;
+    let usual = Experts { scoring: Scoring::Softmax, normed: false, scale: 1.0, ..Experts::plain(0, 0, 0) };
+    mixture::read_gguf(keys, &mut model, usual)?;
     Ok(model)
 }
 
@@ -284,7 +285,7 @@ pub(super) fn put_keys(model: &mut Decoder) {
         model.size_key("attention.key_length_mla", model.head_dim);
         model.size_key("attention.value_length_mla", latent.value);
     }
-    moe::put_keys(model);
+    mixture::put_keys(model);
     if let Some(all) = model.yarn_growth {
         model.key("rope.scaling.yarn_log_multiplier", Value::F32(0.1 * all));
     }

@@ -3,7 +3,9 @@
 use super::gguf_keys::Keys;
 use super::limits::{Limits, Place};
 use super::mixer::attention::HeadNorms;
-use super::{Architecture, BlockTensor, Decoder, Model, config, deepseek2, moe};
+use super::mixer::experts::Experts;
+use super::mixer::routing::Scoring;
+use super::{Architecture, BlockTensor, Decoder, Model, config, deepseek2, mixture};
 use crate::error::Result;
 use crate::source::config::Config;
 
@@ -51,16 +53,16 @@ impl Architecture for Dots1 {
             return Err(config::refused(config, "scoring_func other than 'noaux_tc' is not supported"));
         }
         model.dense = config::leading_dense(config, model.blocks, 0)?;
-        model.experts = Some(moe::read(config, false)?);
+        model.experts = Some(mixture::read(config, &model, false)?);
         if model.experts.is_some_and(|experts| experts.shared.is_none()) {
             return Err(config::refused(config, "no n_shared_experts is not supported"));
         }
-        moe::put_keys(&mut model);
+        mixture::put_keys(&mut model);
         Ok(model.build(self))
     }
 
     fn read_gguf(&'static self, keys: &Keys, mut model: Decoder) -> Result<Model> {
-        moe::read_gguf(keys, &mut model)?;
+        mixture::read_gguf(keys, &mut model, Experts { scoring: Scoring::Sigmoid, ..Experts::plain(0, 0, 0) })?;
         Ok(model.build(self))
     }
 

@@ -4,9 +4,11 @@ use super::decoder::{Window, WindowBlocks};
 use super::gguf_keys::Keys;
 use super::limits::{Limits, Place};
 use super::mixer::attention::HeadNorms;
+use super::mixer::experts::Experts;
+use super::mixer::routing::Scoring;
 use super::{
     Architecture, BlockTensor, Decoder, ExtraBlocks, Model, Part, config, deepseek2, half::HalfConfig, mixer::Mixer,
-    moe, nextn,
+    mixture, nextn,
 };
 use crate::error::Result;
 use crate::source::config::Config;
@@ -83,11 +85,11 @@ impl Architecture for ExaoneMoe {
         };
         model.explicit_head_dim = true;
         model.dense = config::leading_dense(config, n, 1)?;
-        model.experts = Some(moe::read(config, true)?);
+        model.experts = Some(mixture::read(config, &model, true)?);
         let Some(shared) = model.experts.and_then(|experts| experts.shared) else {
             return Err(config::refused(config, "no num_shared_experts is not supported"));
         };
-        moe::put_keys(&mut model);
+        mixture::put_keys(&mut model);
         model.size_key("expert_shared_feed_forward_length", shared.width);
         model.size_key("attention.sliding_window", tokens);
         model.key(PATTERN, Value::Array(Array::Bool(local.clone())));
@@ -96,11 +98,7 @@ impl Architecture for ExaoneMoe {
     }
 
     fn read_gguf(&'static self, keys: &Keys, mut model: Decoder) -> Result<Model> {
-        moe::read_gguf(keys, &mut model)?;
-        let width = keys.maybe_size("expert_shared_feed_forward_length")?;
-        if let Some((experts, width)) = model.experts.as_mut().zip(width) {
-            experts.shared = moe::shared(width);
-        }
+        mixture::read_gguf(keys, &mut model, Experts { scoring: Scoring::Sigmoid, ..Experts::plain(0, 0, 0) })?;
         let usual = || (0..model.blocks).map(|i| !(i + 1).is_multiple_of(PERIOD)).collect();
         let local = keys.marks(PATTERN)?.unwrap_or_else(usual);
         let tokens = keys.size("attention.sliding_window")?;

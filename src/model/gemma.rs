@@ -1,5 +1,6 @@
 //! Google's Gemma 1 to 3, text only.
 
+use super::embedding_gemma::EmbeddingGemma;
 use super::gguf_keys::Keys;
 use super::limits::{Limits, Place};
 use super::mapping::Change;
@@ -21,7 +22,7 @@ pub struct Gemma2;
 pub struct Gemma3;
 
 /// What all of them share.
-fn plain() -> Decoder {
+pub(super) fn plain() -> Decoder {
     Decoder { activation: Activation::GeluTanh, ..Decoder::PLAIN }
 }
 
@@ -36,7 +37,7 @@ fn read(architecture: &'static dyn Architecture, config: &Config) -> Result<Deco
 }
 
 /// Every norm is of this kind.
-fn mapping(tensor: &BlockTensor) -> TensorMapping {
+pub(super) fn mapping(tensor: &BlockTensor) -> TensorMapping {
     match tensor.part {
         Part::ATTN_NORM | Part::ATTN_POST_NORM | Part::FFN_NORM | Part::FFN_POST_NORM | Part::Q_NORM | Part::K_NORM => {
             Change::PlusOne.into()
@@ -45,7 +46,7 @@ fn mapping(tensor: &BlockTensor) -> TensorMapping {
     }
 }
 
-fn source(tensor: &BlockTensor) -> &'static str {
+pub(super) fn source(tensor: &BlockTensor) -> &'static str {
     match tensor.part {
         Part::FFN_NORM => "pre_feedforward_layernorm",
         _ => tensor.source,
@@ -223,53 +224,14 @@ impl Architecture for Gemma3 {
     }
 
     fn read(&'static self, config: &Config) -> Result<Model> {
-        let mut model = read(self, config)?;
-        model.attention_scale = Some(check_scale(config, &model, LARGE_3)?);
-        model.logit_cap = config.maybe_positive("final_logit_softcapping")?.map(|x| x as f32);
-        let period = config.maybe_size("sliding_window_pattern")?.unwrap_or(PERIOD);
-        let kinds = |i: usize| if (i + 1).is_multiple_of(period) { "full_attention" } else { "sliding_attention" };
-        let types: Vec<&str> = (0..model.blocks).map(kinds).collect();
-        let layered = match config.says("layer_types") {
-            true => config.clone(),
-            false => config.clone().with("layer_types", types.into()),
-        };
-        let tokens = config.maybe_size("sliding_window")?.unwrap_or(4096);
-        config::put_windows(&layered, &mut model, tokens, PERIOD)?;
-        let bases = [
-            config.maybe_positive("rope_theta")?.unwrap_or(1e6),
-            config.maybe_positive("rope_local_base_freq")?.unwrap_or(1e4),
-        ];
-        let [rope, local] = Rope::by_kind(config, model.head_dim, bases)?;
-        if local != Rope::plain(local.base, local.rotary) {
-            return Err(config::refused(
-                config,
-                "rope_parameters of sliding_attention with a scaling is not supported",
-            ));
+        if config.flag("use_bidirectional_attention")? {
+            return EmbeddingGemma.read(config);
         }
-        if let Scaling::Yarn(yarn) = &rope.scaling
-            && (yarn.magnitude() / yarn.usual_magnitude() - 1.0).abs() > 1e-6
-        {
-            // llama.cpp multiplies by it in blocks with a window, too.
-            let what = "YaRN with attention_factor, or mscale, of its own is not supported";
-            return Err(config::refused(config, what));
-        }
-        (model.rope, model.local_rope) = (Some(rope), Some(local.clone()));
-        if let Some(cap) = model.logit_cap {
-            model.key("final_logit_softcapping", Value::F32(cap));
-        }
-        model.key("rope.freq_base_swa", Value::F32(local.base as f32));
-        Ok(model.build(self))
+        Ok(read_3(self, config, LARGE_3)?.build(self))
     }
 
-    fn read_gguf(&'static self, keys: &Keys, mut model: Decoder) -> Result<Model> {
-        model.embedding_scale = (model.hidden as f32).sqrt();
-        model.attention_scale = Some(attention_scale(&model, LARGE_3));
-        model.logit_cap = keys.maybe_number("final_logit_softcapping")?.map(|x| x as f32);
-        let tokens = keys.maybe_size("attention.sliding_window")?.unwrap_or(4096);
-        config::read_windows(keys, &mut model, tokens, PERIOD)?;
-        let local = keys.maybe_number("rope.freq_base_swa")?.unwrap_or(1e4);
-        model.local_rope = model.rope.as_ref().map(|rope| Rope::plain(local, rope.rotary));
-        Ok(model.build(self))
+    fn read_gguf(&'static self, keys: &Keys, model: Decoder) -> Result<Model> {
+        Ok(read_gguf_3(keys, model, LARGE_3)?.build(self))
     }
 
     fn source(&self, tensor: &BlockTensor) -> &'static str {
@@ -283,4 +245,53 @@ impl Architecture for Gemma3 {
     fn norm_mapping(&self) -> TensorMapping {
         Change::PlusOne.into()
     }
+}
+
+/// What configurations of Gemma 3 have in common. `large`: how many blocks the model has whose scores have another scale.
+pub(super) fn read_3(architecture: &'static dyn Architecture, config: &Config, large: usize) -> Result<Decoder> {
+    let mut model = read(architecture, config)?;
+    model.attention_scale = Some(check_scale(config, &model, large)?);
+    model.logit_cap = config.maybe_positive("final_logit_softcapping")?.map(|x| x as f32);
+    let period = config.maybe_size("sliding_window_pattern")?.unwrap_or(PERIOD);
+    let kinds = |i: usize| if (i + 1).is_multiple_of(period) { "full_attention" } else { "sliding_attention" };
+    let types: Vec<&str> = (0..model.blocks).map(kinds).collect();
+    let layered = match config.says("layer_types") {
+        true => config.clone(),
+        false => config.clone().with("layer_types", types.into()),
+    };
+    let tokens = config.maybe_size("sliding_window")?.unwrap_or(4096);
+    config::put_windows(&layered, &mut model, tokens, PERIOD)?;
+    let bases = [
+        config.maybe_positive("rope_theta")?.unwrap_or(1e6),
+        config.maybe_positive("rope_local_base_freq")?.unwrap_or(1e4),
+    ];
+    let [rope, local] = Rope::by_kind(config, model.head_dim, bases)?;
+    if local != Rope::plain(local.base, local.rotary) {
+        return Err(config::refused(config, "rope_parameters of sliding_attention with a scaling is not supported"));
+    }
+    if let Scaling::Yarn(yarn) = &rope.scaling
+        && (yarn.magnitude() / yarn.usual_magnitude() - 1.0).abs() > 1e-6
+    {
+        // llama.cpp multiplies by it in blocks with a window, too.
+        let what = "YaRN with attention_factor, or mscale, of its own is not supported";
+        return Err(config::refused(config, what));
+    }
+    (model.rope, model.local_rope) = (Some(rope), Some(local.clone()));
+    if let Some(cap) = model.logit_cap {
+        model.key("final_logit_softcapping", Value::F32(cap));
+    }
+    model.key("rope.freq_base_swa", Value::F32(local.base as f32));
+    Ok(model)
+}
+
+/// The same of files.
+pub(super) fn read_gguf_3(keys: &Keys, mut model: Decoder, large: usize) -> Result<Decoder> {
+    model.embedding_scale = (model.hidden as f32).sqrt();
+    model.attention_scale = Some(attention_scale(&model, large));
+    model.logit_cap = keys.maybe_number("final_logit_softcapping")?.map(|x| x as f32);
+    let tokens = keys.maybe_size("attention.sliding_window")?.unwrap_or(4096);
+    config::read_windows(keys, &mut model, tokens, PERIOD)?;
+    let local = keys.maybe_number("rope.freq_base_swa")?.unwrap_or(1e4);
+    model.local_rope = model.rope.as_ref().map(|rope| Rope::plain(local, rope.rotary));
+    Ok(model)
 }

@@ -1,4 +1,4 @@
-//! Zhipu's GLM-4.5, 4.6 and 4.7 with experts.
+//! Zhipu's GLM-4.5, 4.6 and 4.7 with experts, and Upstage's Solar Open.
 
 use super::gguf_keys::Keys;
 use super::limits::Limits;
@@ -18,11 +18,11 @@ impl Architecture for Glm4Moe {
     }
 
     fn model_types(&self) -> &'static [&'static str] {
-        &["glm4_moe"]
+        &["glm4_moe", "solar_open"]
     }
 
     fn examples(&self) -> &'static str {
-        "GLM-4.5-Air, GLM-4.5, 4.6, 4.7"
+        "GLM-4.5-Air, GLM-4.5, 4.6, 4.7, Solar Open 100B"
     }
 
     fn limits(&self) -> Limits {
@@ -34,8 +34,16 @@ impl Architecture for Glm4Moe {
     }
 
     fn read(&'static self, config: &Config) -> Result<Model> {
-        let usual = serde_json::json!({ "partial_rotary_factor": 0.5 });
-        let config = &config.clone().with_defaults(usual);
+        // The other one turns whole heads.
+        let solar = config.string("model_type")? == "solar_open";
+        let part = if solar { 1.0 } else { 0.5 };
+        let usual = serde_json::json!({ "partial_rotary_factor": part, "norm_topk_prob": solar });
+        let mut config = config.clone().with_defaults(usual);
+        if solar {
+            // No block has such a width.
+            config = config.with_defaults(serde_json::json!({ "intermediate_size": 10_240 }));
+        }
+        let config = &config;
         let mut model = config::read(self, config, false)?;
         config::check_activation(config, &["hidden_act"], model.activation, "silu")?;
         // attention_bias is about q, k and v alone.

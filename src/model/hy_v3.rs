@@ -5,7 +5,7 @@ use super::mixer::attention::HeadNorms;
 use super::mixer::experts::Experts;
 use super::mixer::mlp::Mlp;
 use super::mixer::routing::Scoring;
-use super::{Architecture, BlockTensor, Decoder, Model, Part, config};
+use super::{Architecture, BlockTensor, Decoder, ExtraBlocks, Model, Part, config, nextn};
 use crate::error::Result;
 use crate::source::config::Config;
 use crate::source::value::Value;
@@ -99,6 +99,10 @@ impl Architecture for HyV3 {
             Part::SHARED_DOWN => "mlp.shared_mlp.down_proj",
             _ => tensor.source,
         }
+    }
+
+    fn extra_blocks(&self, model: &Model, has: &dyn Fn(&str) -> bool) -> Option<ExtraBlocks> {
+        nextn::numbered(model, model.blocks.last()?, has)
     }
 
     fn ending(&self, tensor: &BlockTensor) -> &'static str {

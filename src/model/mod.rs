@@ -7,6 +7,7 @@
 mod afmoe;
 mod apertus;
 mod arcee;
+mod bailing_moe2;
 pub mod block;
 pub mod checkpoint;
 mod cohere;
@@ -17,6 +18,7 @@ pub mod decoder;
 mod deepseek2;
 mod dots1;
 pub mod embedding;
+mod embedding_gemma;
 mod ernie4_5;
 mod exaone4;
 mod exaone_moe;
@@ -57,7 +59,6 @@ mod mistral3;
 mod mistral4;
 pub mod mixer;
 mod mixture;
-pub mod moe;
 mod muse_glimmer;
 mod nemotron;
 mod nemotron_h;
@@ -69,6 +70,7 @@ pub mod orthogonal;
 pub mod part;
 pub mod per_layer;
 mod phi3;
+pub mod pooling;
 mod qwen;
 mod qwen35;
 mod qwen_moe;
@@ -113,6 +115,7 @@ pub static ARCHITECTURES: &[&dyn Architecture] = &[
     &gemma::Gemma,
     &gemma::Gemma2,
     &gemma::Gemma3,
+    &embedding_gemma::EmbeddingGemma,
     &gemma4::Gemma4,
     &phi3::Phi3,
     &smollm3::SmolLm3,
@@ -165,6 +168,7 @@ pub static ARCHITECTURES: &[&dyn Architecture] = &[
     &jais2::Jais2,
     &minicpm3::MiniCpm3,
     &falcon::Falcon,
+    &bailing_moe2::BailingMoe2,
     &gpt_bigcode::GptBigCode,
 ];
 

@@ -56,11 +56,13 @@ pub fn blocks(model: &Model, block: &BlockConfig, has: &dyn Fn(&str) -> bool) ->
 }
 
 /// The same under names behind `NUMBERED.`, and whether there may be none.
-const NUMBERED: [(&str, &str, Shape); 6] = [
+const NUMBERED: [(&str, &str, Shape); 7] = [
     ("eh_proj", "eh_proj", Shape::Both),
     ("enorm", "enorm", Shape::Norm),
     ("hnorm", "hnorm", Shape::Norm),
     ("shared_head.norm", "shared_head_norm", Shape::Norm),
+    // As HY3 calls it.
+    ("final_layernorm", "shared_head_norm", Shape::Norm),
     ("shared_head.head", "shared_head_head", Shape::Vocabulary),
     ("embed_tokens", "embed_tokens", Shape::Vocabulary),
 ];
@@ -86,7 +88,8 @@ pub fn numbered(model: &Model, block: &BlockConfig, has: &dyn Fn(&str) -> bool) 
         tensors.extend(own.map(|spec| TensorSpec { role: TensorRole::Other, block: None, reads: None, ..spec }));
         for (source, gguf, shape) in NUMBERED {
             let source = model.named(format!("{blocks}.{i}.{source}.weight"));
-            if shape == Shape::Vocabulary && !has(&source) {
+            let optional = shape == Shape::Vocabulary || gguf == "shared_head_norm";
+            if optional && !has(&source) {
                 continue;
             }
             let shape = match shape {

@@ -294,7 +294,8 @@ mod tests {
         let last = Windows { positions: 5, past: 7, ..whole };
         let plain = Scores { scale: 0.35, ..Scores::default() };
         let sinks = vec![0.5, -1.0, 0.0, 2.0];
-        for how in [plain.clone(), Scores { cap: Some(1.5), window: Some(5), sinks, ..plain }] {
+        let both_ways = Scores { both_ways: true, window: Some(4), ..plain.clone() };
+        for how in [plain.clone(), Scores { cap: Some(1.5), window: Some(5), sinks, ..plain.clone() }, both_ways] {
             for (x, shape) in [(&x, whole), (&x.narrow(0, 7, 10).unwrap(), last)] {
                 let ours = attention(x, &k, &v, shape, &how).unwrap();
                 close(&ours, &portable::attention(x, &k, &v, shape, &how).unwrap());

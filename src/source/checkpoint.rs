@@ -10,6 +10,7 @@ pub mod compressed;
 mod files;
 pub mod gptq;
 mod header;
+pub mod modules;
 mod mxfp4;
 mod packed;
 mod pickle;
@@ -96,6 +97,7 @@ impl Checkpoint {
             checkpoint.notes.push(format!("{index} lists tensors that are not there ({count}): {which}"));
         }
         checkpoint.find_packed()?;
+        checkpoint.add_modules()?;
         Ok(checkpoint)
     }
 
@@ -130,6 +132,22 @@ impl Checkpoint {
     }
 
     /// Adds the tensors of a file. `repeated`: those that an earlier file has, too.
+    /// Adds the layers of sentence-transformers, which have folders of their own: `2_Dense/linear.weight`.
+    fn add_modules(&mut self) -> Result<()> {
+        for module in modules::read(&self.folder)?.into_iter().filter(|module| module.kind == "Dense") {
+            let file = self.folder.join(&module.path).join("model.safetensors");
+            if !file.is_file() {
+                continue;
+            }
+            let shard = Shard::open(&file, String::new())?;
+            for (name, place) in header::tensors(&shard, self.shards.len())? {
+                self.tensors.insert(format!("{}/{name}", module.path), place);
+            }
+            self.shards.push(shard);
+        }
+        Ok(())
+    }
+
     fn add(&mut self, shard: Shard, repeated: &mut Vec<String>) -> Result<()> {
         let torch = shard.path.extension().is_some_and(|ending| ["bin", "pt", "pth"].iter().any(|own| ending == *own));
         let read = if torch { torch::tensors } else { header::tensors };
@@ -159,9 +177,10 @@ impl Checkpoint {
         self.shards.iter().map(|s| s.path.as_path()).collect()
     }
 
-    /// Every tensor, by name. A packed weight is one tensor.
+    /// Every tensor, by name, but for those of modules in folders of their own. A packed weight is one tensor.
     pub fn tensors(&self) -> impl Iterator<Item = Info<'_>> {
-        let plain = self.tensors.iter().map(|(name, place)| Info {
+        let own = self.tensors.iter().filter(|(name, _)| !name.contains('/'));
+        let plain = own.map(|(name, place)| Info {
             name,
             dtype: format!("{:?}", place.dtype),
             shape: &place.shape,

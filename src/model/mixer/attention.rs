@@ -74,6 +74,8 @@ pub struct Attention {
     pub cap: Option<f32>,
     /// A position sees itself and so many less one before it; all of them without.
     pub window: Option<usize>,
+    /// It sees those behind it, too; and a window has half of it on each side.
+    pub both_ways: bool,
     /// Positions are in chunks of so many, and see none of another chunk.
     pub chunk: Option<usize>,
     /// Each head has a score of nothing.
@@ -177,6 +179,7 @@ impl Attention {
             scale: 1.0 / (head_dim as f32).sqrt(),
             cap: None,
             window: None,
+            both_ways: false,
             chunk: None,
             sinks: false,
             rope,
@@ -361,8 +364,12 @@ impl Mix for Attention {
             scale: self.scale,
             cap: self.cap,
             window: self.window,
+            both_ways: self.both_ways,
             sinks: if self.sinks { layers.weight(Part::SINKS).to_vec1()? } else { Vec::new() },
         };
+        if self.both_ways && at.state.is_some() {
+            return Err(layers.missing("the positions that follow, which this model sees, too"));
+        }
         let positions = layers.positions(q.dim(0)?, at);
         let q = match self.temperature {
             Some(temperature) => temperature.warm(q, &positions)?,

@@ -84,11 +84,8 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, shape: Windows, how: &Score
     if let Some(cap) = how.cap.map(f64::from) {
         scores = ((scores / cap)?.tanh()? * cap)?;
     }
-    let window = how.window.unwrap_or(seen);
-    let hidden = |t: usize, u: usize| u > t || t - u >= window;
-    let mask: Vec<f32> = (0..positions * seen)
-        .map(|i| if hidden(past + i / seen, i % seen) { f32::NEG_INFINITY } else { 0.0 })
-        .collect();
+    let sees = |i: usize| how.seen(past + i / seen, seen).contains(&(i % seen));
+    let mask: Vec<f32> = (0..positions * seen).map(|i| if sees(i) { 0.0 } else { f32::NEG_INFINITY }).collect();
     let mask = Tensor::from_vec(mask, (positions, seen), q.device())?.to_dtype(DType::F32)?;
     let mut scores = scores.broadcast_add(&mask)?;
     if !how.sinks.is_empty() {
