@@ -98,7 +98,10 @@ impl Architecture for Jamba {
         let attends = every("attn_layer_period", "attn_layer_offset")?;
         let mut routed = every("expert_layer_period", "expert_layer_offset")?;
         match config::first_size(config, &["num_experts", "num_local_experts"])? {
-            1 => routed.fill(false),
+            1 => {
+                config.ignore(&["num_experts_per_tok"]);
+                routed.fill(false);
+            }
             count => {
                 let experts = Experts::plain(count, config.size("num_experts_per_tok")?, model.ffn);
                 model.experts = Some(Experts { normed: false, ..experts });

@@ -30,9 +30,9 @@ pub struct Names {
     pub state: &'static str,
     /// Positions that the convolution sees.
     pub taps: &'static str,
-    /// The convolution has a bias, where nothing else is said.
+    /// Whether the convolution has a bias, which llama.cpp wants.
     pub conv_bias: &'static str,
-    /// Layers have a bias, where nothing else is said they have none.
+    /// Whether layers have biases, which llama.cpp has no place for.
     pub biases: &'static [&'static str],
 }
 

@@ -9,11 +9,11 @@ use super::mixer::Mixer;
 use super::mixer::attention::Attention;
 use super::mixer::experts::Experts;
 use super::mixer::mamba2::Mamba2;
-use super::mixer::mlp::{Mlp, MlpLayers};
+use super::mixer::mlp::MlpLayers;
 use super::mixer::routing::Scoring;
 use super::{
     Architecture, BlockConfig, BlockTensor, ExtraBlocks, Kind, Model, OutsideNames, Part, TensorMapping, TensorRole,
-    TensorSpec, config,
+    TensorSpec, config, mixture,
 };
 use crate::error::Result;
 use crate::source::config::Config;
@@ -81,15 +81,14 @@ fn halves(config: &Config) -> Result<Vec<Half>> {
 }
 
 /// Experts of two layers, with one that every token goes to.
-fn mixture(count: usize, used: usize, width: usize, shared: usize) -> Experts {
-    let shared = Mlp { layers: MlpLayers::Plain, shared: true, ..Mlp::gated(shared, Activation::ReluSquared) };
+fn with_shared(decoder: &Decoder, experts: Experts, width: usize) -> Experts {
     Experts {
         activation: Activation::ReluSquared,
         layers: MlpLayers::Plain,
         scoring: Scoring::Sigmoid,
         selection_bias: true,
-        shared: Some(shared),
-        ..Experts::plain(count, used, width)
+        shared: mixture::shared(decoder, width),
+        ..experts
     }
 }
 
@@ -121,7 +120,7 @@ fn read(config: &Config) -> Result<Model> {
     let (eps, head_dim) = (first(["layer_norm_epsilon", "rms_norm_eps"]), first(["head_dim", "attention_head_dim"]));
     let config = &config
         .clone()
-        .with_defaults(json!({ "rms_norm_eps": eps }))
+        .with("rms_norm_eps", json!(eps))
         .with("head_dim", json!(head_dim))
         .with("num_hidden_layers", json!(halves.len()));
     config::check_activation(config, &["mlp_hidden_act"], Activation::ReluSquared, "relu2")?;
@@ -148,7 +147,7 @@ fn read(config: &Config) -> Result<Model> {
             scale: config.maybe_positive("routed_scaling_factor")?.unwrap_or(1.0) as f32,
             groups: Some((groups, of_groups)).filter(|_| groups > 1),
             latent: config.maybe_size("moe_latent_size")?,
-            ..mixture(count, used, width, shared)
+            ..with_shared(&model, Experts::plain(count, used, width), shared)
         };
         model.ffn = width;
         model.size_key("expert_feed_forward_length", width);
@@ -197,14 +196,14 @@ const KV_HEADS: &str = "attention.head_count_kv";
 fn read_gguf(architecture: &'static dyn Architecture, keys: &Keys, mut model: Decoder) -> Result<Model> {
     let list = |key: &str| keys.per_block(key)?.ok_or_else(|| keys.wrong(&format!("there is no list {key}")));
     let (ffn, kv_heads) = (list(FFN)?, list(KV_HEADS)?);
-    let count = keys.maybe_size("expert_count")?;
+    let routed = keys.maybe_size("expert_count")?.is_some();
     let halves: Vec<Half> = ffn
         .iter()
         .zip(&kv_heads)
         .map(|pair| match pair {
             (0, 0) => Half::Mamba,
             (0, _) => Half::Attention,
-            _ if count.is_some() => Half::Experts,
+            _ if routed => Half::Experts,
             _ => Half::Mlp,
         })
         .collect();
@@ -212,17 +211,11 @@ fn read_gguf(architecture: &'static dyn Architecture, keys: &Keys, mut model: De
     if differ(&ffn, model.ffn) || differ(&kv_heads, model.kv_heads) {
         return Err(keys.wrong("blocks of several widths are not supported"));
     }
-    if let Some(count) = count {
-        let (width, shared) =
-            (keys.first_size("expert_feed_forward_length")?, keys.size("expert_shared_feed_forward_length")?);
+    mixture::read_gguf(keys, &mut model, Experts { scoring: Scoring::Sigmoid, ..Experts::plain(0, 0, 0) })?;
+    if let Some(experts) = &mut model.experts {
         let groups = keys.maybe_size("expert_group_count")?.zip(keys.maybe_size("expert_group_used_count")?);
-        model.experts = Some(Experts {
-            normed: keys.maybe("expert_weights_norm").and_then(Value::as_bool).unwrap_or(false),
-            scale: keys.maybe_number("expert_weights_scale")?.unwrap_or(1.0) as f32,
-            groups: groups.filter(|(n, _)| *n > 1 && count.is_multiple_of(*n)),
-            latent: keys.maybe_size("moe_latent_size")?,
-            ..mixture(count, keys.size("expert_used_count")?, width, shared)
-        });
+        experts.groups = groups.filter(|(n, _)| *n > 1 && experts.count.is_multiple_of(*n));
+        experts.latent = keys.maybe_size("moe_latent_size")?;
     }
     let mamba = mamba2::of_gguf(keys, Some(model.norm_eps))?;
     Ok(arrange(model, &halves, mamba, architecture))
@@ -325,9 +318,9 @@ macro_rules! family {
             fn sample(&'static self) -> Model {
                 let mamba = Mamba2 { heads: 2, head_dim: 8, groups: 1, state: 4, taps: 4, norm: Some(1e-5) };
                 let inside = if $routed { Half::Experts } else { Half::Mlp };
-                let experts = $routed.then(|| mixture(2, 1, 8, 8));
-                let decoder = Decoder { blocks: 3, experts, ..self.decoder().sized() };
-                arrange(decoder, &[Half::Mamba, Half::Attention, inside], mamba, self)
+                let decoder = Decoder { blocks: 3, ..self.decoder().sized() };
+                let experts = $routed.then(|| with_shared(&decoder, Experts::plain(2, 1, 8), 8));
+                arrange(Decoder { experts, ..decoder }, &[Half::Mamba, Half::Attention, inside], mamba, self)
             }
 
             fn read(&'static self, config: &Config) -> Result<Model> {
