@@ -37,7 +37,7 @@ faults=0
 for target in "${targets[@]}"; do
     artifacts=tests/fuzz/artifacts/$target
     mkdir -p "$artifacts"
-    case $target in tokenizer_json | tekken | template) length=2048 ;; *) length=1024 ;; esac # seeds fit
+    case $target in config | tokenizer_json | tekken | template) length=2048 ;; *) length=1024 ;; esac # seeds fit
     options=(-max_total_time=$((60 * minutes)) -runs="${RUNS:--1}" -max_len=$length -timeout=60 -rss_limit_mb=1024)
     options+=(-print_final_stats=1 -artifact_prefix="$artifacts/")
     dictionary=tests/fuzz/dictionaries/$target.dict

@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use llmq::model::{Model, gguf_keys};
+use llmq::model::Model;
 use llmq::pipeline::subject::gguf_model;
 use llmq::pipeline::weights::open_gguf;
 use llmq::source::config::Config;
@@ -22,5 +22,5 @@ fuzz_target!(|bytes: &[u8]| {
     let Ok(model) = model else { return };
     // A program that checks them against the file stops at the first that is missing.
     black_box(model.tensors().take(100).map(|spec| spec.shape).collect::<Vec<_>>());
-    black_box(gguf_keys::metadata(&model));
+    black_box(model.keys);
 });
