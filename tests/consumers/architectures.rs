@@ -3,6 +3,8 @@
 use crate::ask;
 use crate::common::golden::{self, Golden};
 use crate::common::{folder, llmq};
+use llmq::eval::perplexity;
+use llmq::pipeline::subject::Subject;
 use std::path::{Path, PathBuf};
 
 /// The file of a golden checkpoint. The folder gives the model its name, where llama.cpp looks for words that mean other vocabularies.
@@ -51,5 +53,33 @@ fn layers_for_multi_token_prediction_are_known() {
     let out = folder();
     let all = ["qwen3_5", "qwen3_5-seeing", "qwen3_5_moe", "qwen3_next"].map(|name| golden::read(name).with_mtp());
     let wrong = differences(&all, out.path(), &|tensor| tensor.starts_with("blk.3."));
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Of a calibrated mix of types, llama.cpp makes what llmq does, as far as activations that are rounded to eight bits go.
+#[test]
+fn quantized_files_of_every_mixer_give_the_same_loss() {
+    let out = folder();
+    let all = ["qwen3_5", "qwen3_5_moe", "qwen3_next", "gemma4", "gemma4_e2b", "gemma4_moe"].map(golden::read);
+    let quantized = |golden: &Golden| {
+        let [model, file] = ["", ".gguf"].map(|end| out.path().join(format!("{}{end}", golden.name)));
+        golden.checkpoint.write(&model);
+        let options = ["--samples", "16", "--seq-len", "64"];
+        llmq!["quantize", &model, "-o", &file, "--type", "Q4_K_M", "--method", "auto"; options].ok();
+        file
+    };
+    let files = all.each_ref().map(quantized);
+    let questions: Vec<ask::Question> =
+        files.iter().zip(&all).map(|(file, golden)| (file.as_path(), &[][..], &golden.windows[..])).collect();
+    let mut wrong = Vec::new();
+    for ((golden, file), answer) in all.iter().zip(&files).zip(ask::llamas(&questions)) {
+        let subject = Subject::open(file, None).unwrap();
+        let ours = perplexity::losses(&subject, &golden.windows, 0, &|_, _| ()).unwrap();
+        let mean = |losses: &[f64]| losses.iter().sum::<f64>() / losses.len() as f64;
+        let [own, theirs] = [mean(&ours), -mean(&answer.logprobs.concat())];
+        if (own - theirs).abs() > 0.02 * own {
+            wrong.push(format!("{}: {own} here, {theirs} in llama.cpp", golden.name));
+        }
+    }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
