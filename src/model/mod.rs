@@ -4,83 +4,30 @@
 //! their names in the checkpoint and in GGUF. There is one forward pass for each [`mixer`], not one for each family. To add an
 //! architecture, write one file and add it to [`ARCHITECTURES`]; to add a mixer, write one and add it to the list in [`mixer`].
 
-mod afmoe;
-mod apertus;
-mod arcee;
-mod bailing_moe2;
 pub mod block;
 pub mod checkpoint;
-mod cohere;
-mod cohere2_moe;
 mod config;
 pub mod config_keys;
 pub mod decoder;
-mod deepseek2;
-mod dots1;
 pub mod embedding;
-mod embedding_gemma;
-mod ernie4_5;
-mod exaone4;
-mod exaone_moe;
-mod falcon;
-mod falcon_h1;
 pub mod frame;
-mod gemma;
-mod gemma4;
 pub mod gguf_keys;
-mod glm4;
-mod glm4_moe;
-mod gpt2;
-mod gpt_bigcode;
-mod gpt_neox;
-mod gpt_oss;
-mod granite;
-mod granite_hybrid;
-mod granite_swa;
 pub mod half;
-mod hunyuan;
-mod hy_v3;
-mod jais2;
-mod jamba;
-mod laguna;
 pub mod layers;
-mod lfm2;
 pub mod limits;
-mod llama;
-mod llama4;
 pub mod lm_head;
-mod mamba2;
 pub mod mapping;
 pub mod matrix;
-mod mellum;
-mod minicpm3;
-mod minimax_m2;
-mod mistral3;
-mod mistral4;
 pub mod mixer;
 mod mixture;
-mod muse_glimmer;
-mod nemotron;
-mod nemotron_h;
 pub mod nextn;
-mod olmo2;
-mod olmoe;
 pub mod ops;
 pub mod orthogonal;
 pub mod part;
 pub mod per_layer;
-mod phi3;
 pub mod pooling;
-mod qwen;
-mod qwen35;
-mod qwen_moe;
-mod qwen_vl;
 pub mod rope;
 pub mod rotation;
-mod seed_oss;
-mod smollm3;
-mod stablelm;
-mod starcoder2;
 pub mod states;
 mod tensors;
 
@@ -98,79 +45,71 @@ pub use part::{BlockTensor, Kind, Part, Reads, RowOrder, Site, TensorRole};
 use per_layer::PerLayer;
 pub use tensors::TensorSpec;
 
-/// Every architecture.
-pub static ARCHITECTURES: &[&dyn Architecture] = &[
-    &llama::Llama,
-    &mistral3::Mistral3,
-    &mistral3::MistralNative,
-    &qwen::Qwen2,
-    &qwen::Qwen3,
-    &qwen_moe::Qwen2Moe,
-    &qwen_moe::Qwen3Moe,
-    &qwen_vl::Qwen2Vl,
-    &qwen_vl::Qwen3Vl,
-    &qwen35::Qwen35,
-    &qwen35::Qwen35Moe,
-    &qwen35::Qwen3Next,
-    &gemma::Gemma,
-    &gemma::Gemma2,
-    &gemma::Gemma3,
-    &embedding_gemma::EmbeddingGemma,
-    &gemma4::Gemma4,
-    &phi3::Phi3,
-    &smollm3::SmolLm3,
-    &granite::Granite,
-    &olmo2::Olmo2,
-    &glm4::Glm4,
-    &stablelm::StableLm,
-    &starcoder2::StarCoder2,
-    &gpt2::Gpt2,
-    &gpt_neox::GptNeoX,
-    &gpt_oss::GptOss,
-    &deepseek2::DeepSeek2,
-    &deepseek2::Glm4MoeLite,
-    &granite::GraniteMoe,
-    &granite::GraniteShared,
-    &olmoe::Olmoe,
-    &seed_oss::SeedOss,
-    &ernie4_5::Ernie45,
-    &ernie4_5::Ernie45Moe,
-    &hunyuan::HunyuanDense,
-    &hunyuan::HunyuanMoe,
-    &arcee::Arcee,
-    &qwen_vl::Qwen3VlMoe,
-    &muse_glimmer::MuseGlimmer,
-    &lfm2::Lfm2,
-    &lfm2::Lfm2Moe,
-    &glm4_moe::Glm4Moe,
-    &laguna::Laguna,
-    &afmoe::AfMoe,
-    &exaone4::Exaone4,
-    &mistral4::Mistral4,
-    &llama4::Llama4,
-    &cohere::Cohere,
-    &cohere::Cohere2,
-    &cohere2_moe::Cohere2Moe,
-    &apertus::Apertus,
-    &minimax_m2::MiniMaxM2,
-    &hy_v3::HyV3,
-    &granite_swa::GraniteSwa,
-    &nemotron::Nemotron,
-    &nemotron_h::NemotronHMoe,
-    &nemotron_h::NemotronH,
-    &granite_hybrid::GraniteHybrid,
-    &falcon_h1::FalconH1,
-    &mamba2::Mamba2,
-    &jamba::Jamba,
-    &mellum::Mellum,
-    &dots1::Dots1,
-    &exaone_moe::ExaoneMoe,
-    &jais2::Jais2,
-    &minicpm3::MiniCpm3,
-    &falcon::Falcon,
-    &bailing_moe2::BailingMoe2,
-    &gpt_bigcode::GptBigCode,
-];
+/// Declares the families: the file of each, and the architectures that it holds.
+macro_rules! architectures {
+    ($($file:ident: $($family:ident),+;)+) => {
+        $(mod $file;)+
+
+        /// Every architecture.
+        pub static ARCHITECTURES: &[&dyn Architecture] = &[$($(&$file::$family),+),+];
+    };
+}
+
+architectures! {
+    llama: Llama;
+    mistral3: Mistral3, MistralNative;
+    qwen: Qwen2, Qwen3;
+    qwen_moe: Qwen2Moe, Qwen3Moe;
+    qwen_vl: Qwen2Vl, Qwen3Vl, Qwen3VlMoe;
+    qwen35: Qwen35, Qwen35Moe, Qwen3Next;
+    gemma: Gemma, Gemma2, Gemma3;
+    embedding_gemma: EmbeddingGemma;
+    gemma4: Gemma4;
+    phi3: Phi3;
+    smollm3: SmolLm3;
+    granite: Granite, GraniteMoe, GraniteShared;
+    olmo2: Olmo2;
+    glm4: Glm4;
+    stablelm: StableLm;
+    starcoder2: StarCoder2;
+    gpt2: Gpt2;
+    gpt_neox: GptNeoX;
+    gpt_oss: GptOss;
+    deepseek2: DeepSeek2, Glm4MoeLite;
+    olmoe: Olmoe;
+    seed_oss: SeedOss;
+    ernie4_5: Ernie45, Ernie45Moe;
+    hunyuan: HunyuanDense, HunyuanMoe;
+    arcee: Arcee;
+    muse_glimmer: MuseGlimmer;
+    lfm2: Lfm2, Lfm2Moe;
+    glm4_moe: Glm4Moe;
+    laguna: Laguna;
+    afmoe: AfMoe;
+    exaone4: Exaone4;
+    mistral4: Mistral4;
+    llama4: Llama4;
+    cohere: Cohere, Cohere2;
+    cohere2_moe: Cohere2Moe;
+    apertus: Apertus;
+    minimax_m2: MiniMaxM2;
+    hy_v3: HyV3;
+    granite_swa: GraniteSwa;
+    nemotron: Nemotron;
+    nemotron_h: NemotronHMoe, NemotronH;
+    granite_hybrid: GraniteHybrid;
+    falcon_h1: FalconH1;
+    mamba2: Mamba2;
+    jamba: Jamba;
+    mellum: Mellum;
+    dots1: Dots1;
+    exaone_moe: ExaoneMoe;
+    jais2: Jais2;
+    minicpm3: MiniCpm3;
+    falcon: Falcon;
+    bailing_moe2: BailingMoe2;
+    gpt_bigcode: GptBigCode;
+}
 
 /// A family of checkpoints.
 pub trait Architecture: Sync {

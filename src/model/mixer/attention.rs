@@ -1,18 +1,21 @@
 //! Causal attention with grouped heads (Vaswani et al. 2017; Ainslie et al. 2023), and its variations.
 
+mod chunks;
+mod temperature;
+
 use super::{At, Cost, Mix};
 use crate::error::Result;
-use crate::model::layers::Layers;
 use crate::model::half::Norm;
+use crate::model::layers::Layers;
+use crate::model::mixer::Place;
 use crate::model::ops;
 use crate::model::part::{Absorber, BlockTensor, Part, Reads, RowOrder};
 use crate::model::rope::Rope;
 use crate::model::states::MixerState;
-use crate::model::mixer::Place;
 use candle_core::{Device, Tensor};
-use llmq_kernels::attention::{Scores, Shape};
+use llmq_kernels::attention::Scores;
 use llmq_kernels::elementwise::Activation;
-use std::ops::Range;
+pub use temperature::Temperature;
 
 impl Part {
     /// Queries; with a gate for each number of a head, these rows behind those of the query, head by head.
@@ -99,35 +102,6 @@ pub enum HeadNorms {
     Whole,
     /// Each head by itself, without a gain.
     Bare,
-}
-
-/// Scores are multiplied by `1 + β·ln(1 + ⌊(position + offset) / original⌋)`, as in Llama 4.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Temperature {
-    /// β.
-    pub beta: f32,
-    /// Tokens of the first training.
-    pub original: usize,
-    /// What is added to positions.
-    pub offset: usize,
-}
-
-impl Temperature {
-    /// Queries by what scores grow at their positions. `q`: `[windows · positions, columns]`.
-    ///
-    /// # Errors
-    /// Shapes that do not fit.
-    pub fn warm(self, q: Tensor, positions: &Range<usize>) -> Result<Tensor> {
-        let Temperature { beta, original, offset } = self;
-        if positions.end + offset <= original {
-            return Ok(q);
-        }
-        let factor = |t: usize| 1.0 + beta * (((t + offset) / original) as f32).ln_1p();
-        let (n, width) = q.dims2()?;
-        let factors = Tensor::from_vec(positions.clone().map(factor).collect(), (1, positions.len(), 1), q.device())?;
-        let q = q.reshape((n / positions.len(), positions.len(), width))?.broadcast_mul(&factors)?;
-        Ok(q.reshape((n, width))?)
-    }
 }
 
 /// What the heads' results are multiplied by before the output layer.
@@ -231,39 +205,6 @@ impl Attention {
         Ok(ops::rope(&x, &cos, &sin, self.head_dim, layers.frame().pairing())?)
     }
 
-    /// The heads' results. `q`: those of `positions`; `k`, `v`: those of all up to the last, in each window.
-    fn attended(&self, q: &Tensor, k: &Tensor, v: &Tensor, positions: &Range<usize>, scores: &Scores) -> Result<Tensor> {
-        let (chunk, all) = (self.chunk.unwrap_or(usize::MAX), positions.len());
-        let windows = q.dim(0)? / all;
-        let cut = |x: &Tensor, of: usize, part: Range<usize>| -> Result<Tensor> {
-            let width = x.dim(1)?;
-            let x = x.reshape((windows, of, width))?.narrow(1, part.start, part.len())?.contiguous()?;
-            Ok(x.reshape((windows * part.len(), width))?)
-        };
-        let mut parts = Vec::new();
-        let mut first = positions.start;
-        while first < positions.end {
-            let begin = first / chunk * chunk;
-            let end = positions.end.min(begin.saturating_add(chunk));
-            let shape = Shape {
-                positions: end - first,
-                past: first - begin,
-                heads: self.heads,
-                kv_heads: self.kv_heads,
-                d: self.head_dim,
-            };
-            if end - begin == positions.end {
-                return Ok(ops::attention(q, k, v, shape, scores)?);
-            }
-            let (k, v) = (cut(k, positions.end, begin..end)?, cut(v, positions.end, begin..end)?);
-            let q = cut(q, all, first - positions.start..end - positions.start)?;
-            let y = ops::attention(&q, &k, &v, shape, scores)?;
-            parts.push(y.reshape((windows, end - first, ()))?);
-            first = end;
-        }
-        Ok(Tensor::cat(&parts, 1)?.reshape(q.shape())?)
-    }
-
     /// Keys and values of the positions of `x`, `[tokens, kv_heads · head_dim]` each.
     fn keys_values(&self, layers: &Layers, k: Tensor, v: Tensor, at: &At) -> Result<(Tensor, Tensor)> {
         let v = match self.value_norm {
@@ -294,7 +235,8 @@ impl Mix for Attention {
     fn tensors(&self, hidden: usize) -> Vec<BlockTensor> {
         let ((q, kv), d, input) = (self.rows(), self.head_dim, Reads::Site(Place::Input));
         let doubled = self.gate == Gate::WithQueries;
-        let layer = |part, source, rows: usize| BlockTensor::linear(part, source, &[rows, hidden], input).bias(self.qkv_bias);
+        let layer =
+            |part, source, rows: usize| BlockTensor::linear(part, source, &[rows, hidden], input).bias(self.qkv_bias);
         let mut tensors = Vec::new();
         if self.fused_qkv {
             tensors.push(layer(Part::QKV, "self_attn.qkv_proj", q + 2 * kv));
@@ -324,9 +266,9 @@ impl Mix for Attention {
             Gate::Each(_) => Some(q),
             Gate::PerHead(_) => Some(self.heads),
         };
-        tensors.extend(of_gate.map(|rows| {
-            BlockTensor::linear(Part::ATTN_GATE, "self_attn.gate_proj", &[rows, hidden], input)
-        }));
+        tensors.extend(
+            of_gate.map(|rows| BlockTensor::linear(Part::ATTN_GATE, "self_attn.gate_proj", &[rows, hidden], input)),
+        );
         if self.sinks {
             tensors.push(BlockTensor::new(Part::SINKS, "self_attn.sinks", &[self.heads]).bare("weight"));
         }
@@ -343,7 +285,8 @@ impl Mix for Attention {
         let ((rows, kv), d) = (self.rows(), self.head_dim);
         let (mut q, k, v) = match self.keys_values {
             KeysValues::Shared { first } => {
-                let kept = at.states.kept.as_ref().ok_or_else(|| layers.missing("keys and values of an earlier block"))?;
+                let kept =
+                    at.states.kept.as_ref().ok_or_else(|| layers.missing("keys and values of an earlier block"))?;
                 let part = |first: usize| kept.narrow(1, first, kv)?.contiguous();
                 (layers.linear(Part::Q, x)?, part(first)?, part(first + kv)?)
             }
@@ -447,51 +390,5 @@ impl Mix for Attention {
             per_token: 0.0,
             elementwise: (2 * q + kv + gate) as f64,
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn positions_see_none_of_another_chunk() {
-        let numbers = |n: usize, step: f32| -> Tensor {
-            let x: Vec<f32> = (0..n * 4).map(|i| (i as f32 * step).sin()).collect();
-            Tensor::from_vec(x, (n, 4), &Device::Cpu).unwrap()
-        };
-        let own = Attention { chunk: Some(3), ..Attention::plain(2, 2, 2, None) };
-        let whole = Attention { chunk: None, ..own.clone() };
-        let scores = Scores { scale: 1.0, ..Scores::default() };
-        // Two windows of five positions: chunks of three and two.
-        let (q, k, v) = (numbers(10, 0.7), numbers(10, 0.4), numbers(10, 0.3));
-        let y = own.attended(&q, &k, &v, &(0..5), &scores).unwrap().to_vec2::<f32>().unwrap();
-        for (first, count) in [(0, 3), (3, 2), (5, 3), (8, 2)] {
-            let part = |x: &Tensor| x.narrow(0, first, count).unwrap().contiguous().unwrap();
-            let alone = whole.attended(&part(&q), &part(&k), &part(&v), &(0..count), &scores).unwrap();
-            assert_eq!(alone.to_vec2::<f32>().unwrap(), y[first..first + count]);
-        }
-        // The last three positions of a window, behind two that are known.
-        let (q, k, v) = (numbers(3, 0.7), numbers(5, 0.4), numbers(5, 0.3));
-        let y = own.attended(&q, &k, &v, &(2..5), &scores).unwrap().to_vec2::<f32>().unwrap();
-        let part = |x: &Tensor, first: usize, count: usize| x.narrow(0, first, count).unwrap().contiguous().unwrap();
-        let third =
-            whole.attended(&part(&q, 0, 1), &part(&k, 0, 3), &part(&v, 0, 3), &(2..3), &scores).unwrap();
-        assert_eq!(third.to_vec2::<f32>().unwrap(), y[..1]);
-        let last = whole.attended(&part(&q, 1, 2), &part(&k, 3, 2), &part(&v, 3, 2), &(0..2), &scores).unwrap();
-        assert_eq!(last.to_vec2::<f32>().unwrap(), y[1..]);
-    }
-
-    #[test]
-    fn scores_grow_from_the_first_position_beyond_the_original_context_on() {
-        let ones = Tensor::ones((6, 1), candle_core::DType::F32, &Device::Cpu).unwrap();
-        let grown = |offset: usize, positions: Range<usize>| -> Vec<f32> {
-            let own = Temperature { beta: 1.0, original: 2, offset };
-            own.warm(ones.clone(), &positions).unwrap().flatten_all().unwrap().to_vec1().unwrap()
-        };
-        let (two, three) = (1.0 + 2f32.ln(), 1.0 + 3f32.ln());
-        assert_eq!(grown(0, 0..6)[..5], [1.0, 1.0, two, two, three]);
-        assert_eq!(grown(1, 0..3), [1.0, two, two, 1.0, two, two]);
-        assert_eq!(grown(0, 0..2), [1.0; 6]);
     }
 }

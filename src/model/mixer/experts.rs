@@ -4,8 +4,8 @@ use super::mlp::{Mlp, MlpLayers};
 use super::routing::{Route, Scoring, choose, weights};
 use super::{At, Cost, Mix, Place};
 use crate::error::{Error, Result};
-use crate::model::layers::Layers;
 use crate::model::half::Norm;
+use crate::model::layers::Layers;
 use crate::model::matrix::Matrix;
 use crate::model::ops;
 use crate::model::part::{Absorber, BlockTensor, Part, Reads};
@@ -208,7 +208,8 @@ impl Mix for Experts {
         // What goes through a norm of its own is not what the half's other layers read.
         let of_router = if self.beside.is_some() { Reads::Between } else { input };
         let mut tensors = Vec::new();
-        let stack = |part, source, shape: [usize; 3], reads| BlockTensor::linear(part, source, &shape, reads).bias(self.bias);
+        let stack =
+            |part, source, shape: [usize; 3], reads| BlockTensor::linear(part, source, &shape, reads).bias(self.bias);
         if self.beside.is_some() {
             tensors.extend(self.shared.iter().flat_map(|mlp| mlp.tensors(hidden)));
             tensors.push(BlockTensor::new(Part::BESIDE_NORM, "post_feedforward_layernorm_1", &[hidden]));

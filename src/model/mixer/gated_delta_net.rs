@@ -3,8 +3,8 @@
 
 use super::{At, Cost, Mix, Place};
 use crate::error::Result;
-use crate::model::layers::Layers;
 use crate::model::half::Norm;
+use crate::model::layers::Layers;
 use crate::model::ops;
 use crate::model::part::{BlockTensor, Part, Reads};
 use crate::model::states::MixerState;

@@ -4,8 +4,8 @@
 use super::gated_delta_net::softplus;
 use super::{At, Cost, Mix, Place};
 use crate::error::Result;
-use crate::model::layers::Layers;
 use crate::model::half::Norm;
+use crate::model::layers::Layers;
 use crate::model::ops;
 use crate::model::part::{BlockTensor, Part, Reads};
 use crate::model::states::MixerState;
@@ -207,7 +207,8 @@ mod tests {
         let (inner, state, positions) = (CHANNELS + 3, 2, 5);
         let mamba = Mamba { inner, state, rank: 1, taps: 2, eps: 1e-6 };
         let numbers = |n: usize, step: f32| -> Vec<f32> { (0..n).map(|i| (i as f32 * step).sin()).collect() };
-        let (x, b, c) = (numbers(positions * inner, 0.7), numbers(positions * state, 0.3), numbers(positions * state, 0.9));
+        let (x, b, c) =
+            (numbers(positions * inner, 0.7), numbers(positions * state, 0.3), numbers(positions * state, 0.9));
         let dt: Vec<f32> = x.iter().map(|x| 0.5 + 0.2 * x).collect();
         let (a, d) = (vec![-0.5; inner * state], numbers(inner, 0.1));
         let inputs = Inputs { inner, state, x: &x, dt: &dt, b: &b, c: &c, a: &a, d: &d };

@@ -4,8 +4,8 @@
 use super::gated_delta_net::softplus;
 use super::{At, Cost, Mix, Place};
 use crate::error::Result;
-use crate::model::layers::Layers;
 use crate::model::half::Norm;
+use crate::model::layers::Layers;
 use crate::model::ops;
 use crate::model::part::{Absorber, BlockTensor, Part, Reads};
 use crate::model::states::MixerState;

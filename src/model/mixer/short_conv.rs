@@ -75,11 +75,6 @@ impl Mix for ShortConv {
 
     fn cost(&self) -> Cost {
         let width = self.hidden;
-        Cost {
-            between: 5 * width,
-            inner: width,
-            elementwise: ((self.taps + 2) * width) as f64,
-            ..Cost::default()
-        }
+        Cost { between: 5 * width, inner: width, elementwise: ((self.taps + 2) * width) as f64, ..Cost::default() }
     }
 }
