@@ -568,7 +568,11 @@ def golden(name):
     windows = np.minimum((places * 2000).astype(np.int64), 1999)
     windows[:, 0] = 2046
     with torch.no_grad():
-        logs = torch.log_softmax(model(torch.tensor(windows)).logits.double(), -1)
+        said = model(torch.tensor(windows), output_hidden_states=True)
+    logs = torch.log_softmax(said.logits.double(), -1)
+    # What embedding models are for.
+    both_ways = saved.get("use_bidirectional_attention")
+    means = ',\n"means": %s' % json.dumps(np.round(said.hidden_states[-1].mean(1).tolist(), 6).tolist()) if both_ways else ""
     scored = logs[:, :-1].gather(2, torch.tensor(windows)[:, 1:, None])[:, :, 0]
     saved = {key: value for key, value in saved.items() if key not in ("transformers_version", "dtype")}
     text = {tensor: how for tensor, how in tensors.items() if not re.search(r"(^|\.)(visual|vision_tower|multi_modal_projector)\.", tensor)}
@@ -578,9 +582,9 @@ def golden(name):
         found[f"xielu.{part}"] = [float(str(np.ravel(numbers(tensor, *how))[0])) for tensor, how in own]
     rows = ",\n".join(f"  {json.dumps(tensor)}: {json.dumps(how)}" for tensor, how in text.items())
     with open(os.path.join(ROOT, "tests", "architectures", f"{name}.json"), "w", encoding="utf8") as file:
-        file.write('{"config": %s,\n"keys": %s,\n"tensors": {\n%s\n},\n"windows": %s,\n"logprobs": %s}\n' % (
+        file.write('{"config": %s,\n"keys": %s,\n"tensors": {\n%s\n},\n"windows": %s,\n"logprobs": %s%s}\n' % (
             json.dumps(saved, indent=1), json.dumps(found, indent=1), rows, json.dumps(windows.tolist()),
-            json.dumps([[round(x, 6) for x in row] for row in scored.tolist()])))
+            json.dumps([[round(x, 6) for x in row] for row in scored.tolist()]), means))
     print(name, float(scored.mean()))
 
 

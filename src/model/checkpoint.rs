@@ -2,7 +2,7 @@
 
 use super::mapping::ExpertLayout;
 use super::mixer::experts::Experts;
-use super::{ARCHITECTURES, Model, Part, config_keys, nextn};
+use super::{ARCHITECTURES, Model, Part, config_keys, nextn, pooling};
 use crate::error::{Error, Result};
 use crate::source::checkpoint::Checkpoint;
 use crate::source::config::Config;
@@ -112,6 +112,7 @@ impl Model {
         notes.extend(config_keys::note(&text));
         notes.extend(model.differences());
         let taken = model.architecture.settle(&mut model, checkpoint)?;
+        pooling::settle(&mut model, checkpoint)?;
         notes.extend(model.settle_output(config, checkpoint)?);
         notes.extend(model.settle_output_place(config)?);
         model.settle_experts(checkpoint)?;

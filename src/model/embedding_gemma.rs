@@ -66,7 +66,6 @@ impl Architecture for EmbeddingGemma {
     }
 
     fn settle(&self, model: &mut Model, checkpoint: &Checkpoint) -> Result<Vec<String>> {
-        pooling::settle(model, checkpoint)?;
         pooling::settle_dense(model, checkpoint)?;
         Ok(Vec::new())
     }

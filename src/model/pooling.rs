@@ -1,12 +1,13 @@
 //! What stands behind an embedding model, as sentence-transformers says it: how one vector is made of those of a text's tokens, and
 //! layers that it goes through then.
 
+use super::mapping::Pick;
 use super::part::TensorRole;
-use super::{Model, TensorSpec};
+use super::{Model, TensorMapping, TensorSpec};
 use crate::error::{Error, Result};
 use crate::source::checkpoint::Checkpoint;
 use crate::source::checkpoint::modules::{self, Module};
-use crate::source::pooling;
+use crate::source::pooling::{self, LABELS, Pooling, Reranker};
 use crate::source::value::Value;
 
 /// Sets the key that says how one vector is made, if the checkpoint says it.
@@ -18,6 +19,26 @@ pub fn settle(model: &mut Model, checkpoint: &Checkpoint) -> Result<()> {
         model.set_key("pooling_type", Value::U32(pooling as u32));
     }
     Ok(())
+}
+
+/// The architectures for which llama.cpp reads a head of two rows.
+const RERANKERS: [&str; 2] = ["qwen3", "qwen3vl"];
+
+/// Whether llama.cpp knows rerankers of the model's architecture.
+pub fn has_rerankers(model: &Model) -> bool {
+    RERANKERS.contains(&model.architecture.gguf())
+}
+
+/// Makes the model one that scores a text by two rows of its output head, which are all that is left of that.
+pub fn rank(model: &mut Model, reranker: &Reranker) {
+    model.set_key("pooling_type", Value::U32(Pooling::Rank as u32));
+    model.set_key("classifier.output_labels", LABELS.map(str::to_owned).to_vec().into());
+    let (rows, of) = (reranker.rows.map(|row| row as usize).into(), model.vocab);
+    let mapping = TensorMapping { pick: Pick::Rows { rows, of }, ..TensorMapping::AS_IS };
+    let (source, shape) = (model.output().source, vec![LABELS.len(), model.hidden]);
+    let spec = TensorSpec::plain(source, "cls.output.weight".into(), shape, TensorRole::Other);
+    model.tail.push(TensorSpec { mapping, ..spec });
+    (model.tied, model.output_source) = (true, None);
 }
 
 /// Adds the layers behind, which llama.cpp reads for some architectures.
@@ -64,6 +85,19 @@ pub fn settle_dense(model: &mut Model, checkpoint: &Checkpoint) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_reranker_keeps_two_rows_of_its_head() {
+        let qwen3 = super::super::ARCHITECTURES.iter().find(|architecture| architecture.gguf() == "qwen3").unwrap();
+        let mut model = Model { tied: false, ..qwen3.sample() };
+        assert!(has_rerankers(&model) && !has_rerankers(&Model::sample()));
+        rank(&mut model, &Reranker { rows: [9, 7] });
+        let own = model.tail();
+        let spec = own.iter().find(|spec| spec.gguf == "cls.output.weight").unwrap();
+        assert_eq!((spec.source.as_str(), &spec.shape[..]), ("lm_head.weight", &[2, model.hidden][..]));
+        assert!(own.iter().all(|spec| spec.gguf != "output.weight"));
+        assert!(model.keys.contains(&("qwen3.pooling_type".into(), Value::U32(4))));
+    }
 
     #[test]
     fn pooling_and_layers_behind_are_found() {

@@ -3,9 +3,8 @@
 use super::gguf_keys::Keys;
 use super::limits::Limits;
 use super::mixer::attention::HeadNorms;
-use super::{Architecture, Decoder, Model, config, pooling};
+use super::{Architecture, Decoder, Model, config};
 use crate::error::Result;
-use crate::source::checkpoint::Checkpoint;
 use crate::source::config::Config;
 
 /// Qwen 2 and 2.5: Llama with biases on q, k and v.
@@ -71,11 +70,6 @@ impl Architecture for Qwen3 {
 
     fn read(&'static self, config: &Config) -> Result<Model> {
         Ok(read(self, config)?.build(self))
-    }
-
-    fn settle(&self, model: &mut Model, checkpoint: &Checkpoint) -> Result<Vec<String>> {
-        pooling::settle(model, checkpoint)?;
-        Ok(Vec::new())
     }
 
     fn read_gguf(&'static self, _: &Keys, decoder: Decoder) -> Result<Model> {

@@ -14,10 +14,11 @@ use crate::format::mix::Facts;
 use crate::format::recipe::{Choice, Recipe};
 use crate::model::mixer::experts::Experts;
 use crate::model::rotation::Rotation;
-use crate::model::{Model, TensorRole, TensorSpec};
+use crate::model::{Model, TensorRole, TensorSpec, pooling};
 use crate::source::checkpoint::Checkpoint;
 use crate::source::config::Config;
 use crate::source::imatrix::Imatrix;
+use crate::source::pooling::Reranker;
 use crate::source::tokenizer::Tokenizer;
 use crate::source::value::Metadata;
 use crate::source::vocabulary::Vocabulary;
@@ -119,10 +120,19 @@ impl Plan {
         let config = Config::open(&folder.join("config.json"))
             .context(|| format!("{} is not a checkpoint folder", folder.display()))?;
         let source = Checkpoint::open(folder)?;
-        let (original, of_tensors) = Model::of_checkpoint(&config, &source, request.mtp)?;
+        let (mut original, of_tensors) = Model::of_checkpoint(&config, &source, request.mtp)?;
+        let mut vocabulary = Vocabulary::from_files(folder, original.vocab, config.json(), request.pre)?;
+        if pooling::has_rerankers(&original)
+            && let Some(reranker) = Reranker::of(folder, config.json(), &mut vocabulary)?
+        {
+            if request.rotate.is_some() {
+                return Err(Error::usage("--rotate cannot be used with a reranker").hint("leave --rotate out"));
+            }
+            reranker.add_prompt(&mut vocabulary);
+            pooling::rank(&mut original, &reranker);
+        }
         let rotation = request.rotate.map(|seed| Rotation::new(&original, seed)).transpose()?;
         let model = rotation.as_ref().map_or_else(|| original.clone(), Rotation::model);
-        let vocabulary = Vocabulary::from_files(folder, model.vocab, config.json(), request.pre)?;
         let dtypes: HashMap<&str, String> = source.tensors().map(|t| (t.name, t.dtype)).collect();
         let facts = Facts::of(&model, request.knows_importance());
         let single = format::by_name("F32")?;

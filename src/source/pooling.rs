@@ -4,13 +4,12 @@
 //! `config.json` of their own. Rerankers of Qwen3 are language models that answer "yes" or "no": llama.cpp keeps these two
 //! rows of the output head as `cls.output.weight`, shape [2, hidden], and takes a softmax over them.
 
-use std::path::{Component, Path};
-
-use serde_json::Value as Json;
-
-use super::value::{Metadata, Value, quoted};
-use super::vocabulary::{Vocabulary, read_json, read_text};
+use super::checkpoint::modules::{self, Module};
+use super::value::quoted;
+use super::vocabulary::{Vocabulary, read_text};
 use crate::error::{Context, Error, Result};
+use serde_json::Value as Json;
+use std::path::Path;
 
 /// How the vectors of a text's tokens become one, with llama.cpp's numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,18 +22,11 @@ pub enum Pooling {
     Rank = 4,
 }
 
-/// What a folder says of a model beyond its language model.
+/// A language model that scores texts by its logits of two tokens.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SentenceModel {
-    /// How vectors become one; none if no file says.
-    pub pooling: Option<Pooling>,
-    /// Whether EOS goes behind every text, which models that pool the last token rely on (`Vocabulary::add_eos`).
-    pub add_eos: bool,
-    /// The rows of the output head (of the embedding, where they are tied) that become `cls.output.weight`, in the order of
-    /// [`LABELS`]; none for what is no reranker. A reranker's GGUF has no other output head.
-    pub rank_rows: Option<[u32; 2]>,
-    /// What llama.cpp has no place for.
-    pub notes: Vec<String>,
+pub struct Reranker {
+    /// The rows of the output head (of the embedding, where they are tied) of the answers, in the order of [`LABELS`].
+    pub rows: [u32; 2],
 }
 
 /// What the rows of a reranker's head stand for (`ARCH.classifier.output_labels`).
@@ -49,55 +41,35 @@ const PROMPT: &str = concat!(
 /// The name under which llama.cpp's server looks for it.
 const PROMPT_NAME: &str = "rerank";
 
-impl SentenceModel {
-    /// Asks the files of a checkpoint folder. `config` is its `config.json`, `vocabulary` what its tokenizer became.
+impl Reranker {
+    /// Asks the files of a checkpoint folder: it is one by a module of sentence-transformers, or by its name. `config` is its
+    /// `config.json`, `vocabulary` what its tokenizer became, which gets a note where llama.cpp has no place for what the folder says.
     ///
     /// # Errors
-    /// Files that cannot be read, a kind of pooling that llama.cpp does not have, or a reranker without rows for its answers.
-    pub fn read(folder: &Path, config: &Json, vocabulary: &Vocabulary) -> Result<SentenceModel> {
-        let (pooling, add_eos) = (pooling_of(folder)?, vocabulary.add_eos == Some(true));
-        let mut model = SentenceModel { pooling, add_eos, rank_rows: None, notes: Vec::new() };
-        if !config["model_type"].as_str().is_some_and(|kind| kind.starts_with("qwen3")) {
-            return Ok(model);
-        }
-        model.rank_rows = match logit_score(folder)? {
-            Some([Some(yes), Some(no)]) => Some([yes, no]),
+    /// Files that cannot be read, or a reranker without rows for its answers.
+    pub fn of(folder: &Path, config: &Json, vocabulary: &mut Vocabulary) -> Result<Option<Reranker>> {
+        let rows = match logit_score(folder)? {
+            Some([Some(yes), Some(no)]) => [yes, no],
             Some(_) => {
-                model.notes.push(
-                    "the reranker scores by one token alone, for which llama.cpp has no place: a language model is written"
-                        .into(),
-                );
-                None
+                let note = "the reranker scores by one token alone, for which llama.cpp has no place: a language model is written";
+                vocabulary.notes.push(note.into());
+                return Ok(None);
             }
-            None if is_named_reranker(folder, config)? => Some(answers(vocabulary)?),
-            None => None,
+            None if is_named_reranker(folder, config)? => answers(vocabulary)?,
+            None => return Ok(None),
         };
-        if let Some(rows) = model.rank_rows {
-            if let Some(row) = rows.into_iter().find(|row| *row as usize >= vocabulary.tokens.len()) {
-                let rows = vocabulary.tokens.len();
-                return Err(Error::new(format!(
-                    "a reranker's answer is token {row}, but there are only {rows} tokens"
-                )));
+        let known = vocabulary.tokens.len();
+        match rows.into_iter().find(|row| *row as usize >= known) {
+            Some(row) => {
+                Err(Error::new(format!("a reranker's answer is token {row}, but there are only {known} tokens")))
             }
-            model.pooling = Some(Pooling::Rank);
+            None => Ok(Some(Reranker { rows })),
         }
-        Ok(model)
     }
 
-    /// The keys for a GGUF of `architecture`, as llama.cpp's converter writes them.
-    pub fn metadata(&self, architecture: &str) -> Metadata {
-        let mut metadata = Metadata::new();
-        metadata.extend(self.pooling.map(|kind| (format!("{architecture}.pooling_type"), Value::U32(kind as u32))));
-        if self.rank_rows.is_some() {
-            let labels = LABELS.map(str::to_owned).to_vec();
-            metadata.push((format!("{architecture}.classifier.output_labels"), labels.into()));
-        }
-        metadata
-    }
-
-    /// Gives a reranker's vocabulary the prompt that its answers depend on.
+    /// Gives a vocabulary the prompt that the answers depend on.
     pub fn add_prompt(&self, vocabulary: &mut Vocabulary) {
-        if self.rank_rows.is_some() && vocabulary.named_templates.iter().all(|(name, _)| name != PROMPT_NAME) {
+        if vocabulary.named_templates.iter().all(|(name, _)| name != PROMPT_NAME) {
             vocabulary.named_templates.push((PROMPT_NAME.into(), PROMPT.into()));
         }
     }
@@ -108,12 +80,9 @@ impl SentenceModel {
 /// # Errors
 /// Files that cannot be read, or a kind of pooling that llama.cpp does not have.
 pub fn pooling_of(folder: &Path) -> Result<Option<Pooling>> {
-    let Some(path) = module(folder, "Pooling")? else { return Ok(None) };
-    let path = folder.join(path).join("config.json");
-    let config = read_json(&path)?;
-    if config.is_null() {
+    let Some(Module { path, config, .. }) = module(folder, "Pooling")?.filter(|module| !module.config.is_null()) else {
         return Ok(None);
-    }
+    };
     let modes = [
         ("pooling_mode_mean_tokens", "mean", Pooling::Mean),
         ("pooling_mode_cls_token", "cls", Pooling::Cls),
@@ -125,29 +94,18 @@ pub fn pooling_of(folder: &Path) -> Result<Option<Pooling>> {
         Some((_, _, pooling)) => Ok(Some(pooling)),
         None => Err(Error::new("it asks for a kind of pooling that llama.cpp does not have")
             .hint("llama.cpp has mean, cls and lasttoken"))
-        .context(|| format!("cannot use {}", path.display())),
+        .context(|| format!("cannot use {}", folder.join(path).join("config.json").display())),
     }
 }
 
-/// The folder of the first module whose type ends with `kind`, as far as it is inside the checkpoint's.
-fn module(folder: &Path, kind: &str) -> Result<Option<String>> {
-    let modules = read_json(&folder.join("modules.json"))?;
-    let inside = |path: &&str| {
-        let mut parts = Path::new(path).components();
-        matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None))
-    };
-    let of_kind = |module: &&Json| match module["type"].as_str() {
-        Some(class) => class.ends_with(kind),
-        None => module["path"].as_str().is_some_and(|path| path.ends_with(kind)),
-    };
-    let mut found = modules.as_array().into_iter().flatten().filter(of_kind);
-    Ok(found.find_map(|module| module["path"].as_str().filter(inside)).map(str::to_owned))
+/// The first module of a kind.
+fn module(folder: &Path, kind: &str) -> Result<Option<Module>> {
+    Ok(modules::read(folder)?.into_iter().find(|module| module.kind == kind))
 }
 
 /// The tokens whose logits sentence-transformers compares for a score, "yes" first; none without such a module.
 fn logit_score(folder: &Path) -> Result<Option<[Option<u32>; 2]>> {
-    let Some(path) = module(folder, "LogitScore")? else { return Ok(None) };
-    let config = read_json(&folder.join(path).join("config.json"))?;
+    let Some(Module { config, .. }) = module(folder, "LogitScore")? else { return Ok(None) };
     let id = |key: &str| config[key].as_u64().and_then(|id| id.try_into().ok());
     Ok(Some([id("true_token_id"), id("false_token_id")]))
 }
@@ -208,11 +166,11 @@ mod tests {
     }
 
     /// Answers at ids 3 and 5.
-    fn vocabulary(add_eos: bool) -> Vocabulary {
+    fn vocabulary() -> Vocabulary {
         let tiny = Path::new(env!("CARGO_MANIFEST_DIR")).join("eval/tiny");
         let mut vocabulary = Vocabulary::from_files(&tiny, 2048, &json!({}), None).unwrap();
         (vocabulary.tokens[3], vocabulary.tokens[5]) = ("yes".into(), "no".into());
-        Vocabulary { add_eos: Some(add_eos), ..vocabulary }
+        vocabulary
     }
 
     #[test]
@@ -232,32 +190,14 @@ mod tests {
         let error = pooling(json!({"pooling_mode_max_tokens": true})).unwrap_err();
         assert!(error.to_string().contains("1_Pooling") && error.hint_text().is_some());
         assert_eq!(pooling_of(folder(&[]).path()).unwrap(), None);
-        let outside = folder(&[modules("models.Pooling", "../up"), ("up/config.json", json!({}))]);
-        assert_eq!(pooling_of(outside.path()).unwrap(), None, "no folder outside is read");
-    }
-
-    #[test]
-    fn an_embedding_model_has_its_keys() {
-        let files = [
-            modules("models.Pooling", "1_Pooling"),
-            ("1_Pooling/config.json", json!({"pooling_mode_lasttoken": true})),
-        ];
-        let found =
-            SentenceModel::read(folder(&files).path(), &json!({"model_type": "qwen3"}), &vocabulary(true)).unwrap();
-        assert_eq!((found.pooling, found.add_eos, found.rank_rows), (Some(Pooling::Last), true, None));
-        assert_eq!(found.metadata("qwen3"), [("qwen3.pooling_type".to_owned(), Value::U32(3))]);
-        let mut same = vocabulary(true);
-        found.add_prompt(&mut same);
-        assert_eq!(same, vocabulary(true));
-        let plain =
-            SentenceModel::read(folder(&[]).path(), &json!({"model_type": "llama"}), &vocabulary(false)).unwrap();
-        assert_eq!((plain.pooling, plain.add_eos, plain.metadata("llama").len()), (None, false, 0));
     }
 
     #[test]
     fn rerankers_are_known_by_their_module_or_their_name() {
         let read = |files: &[(&str, Json)], config: Json| {
-            SentenceModel::read(folder(files).path(), &config, &vocabulary(false))
+            let mut vocabulary = vocabulary();
+            let found = Reranker::of(folder(files).path(), &config, &mut vocabulary);
+            found.map(|found| (found.map(|found| found.rows), vocabulary.notes))
         };
         let qwen3 = || json!({"model_type": "qwen3"});
         let scored = |config: Json| {
@@ -266,34 +206,32 @@ mod tests {
                 ("1_LogitScore/config.json", config),
             ]
         };
-        let found = read(&scored(json!({"true_token_id": 9, "false_token_id": 7})), qwen3()).unwrap();
-        assert_eq!((found.pooling, found.rank_rows), (Some(Pooling::Rank), Some([9, 7])));
-        let one = read(&scored(json!({"true_token_id": 9, "false_token_id": null})), qwen3()).unwrap();
-        assert!(one.pooling.is_none() && one.notes[0].contains("one token alone"));
+        let (rows, _) = read(&scored(json!({"true_token_id": 9, "false_token_id": 7})), qwen3()).unwrap();
+        assert_eq!(rows, Some([9, 7]));
+        let (rows, notes) = read(&scored(json!({"true_token_id": 9, "false_token_id": null})), qwen3()).unwrap();
+        assert!(rows.is_none() && notes.last().unwrap().contains("one token alone"));
         let error = read(&scored(json!({"true_token_id": 9, "false_token_id": 2048})), qwen3()).unwrap_err();
         assert!(error.to_string().contains("token 2048"), "{error}");
 
         let readme = [("README.md", "text\n# Qwen3-Reranker-0.6B\n".into())];
-        let found = read(&readme, qwen3()).unwrap();
-        assert_eq!((found.pooling, found.rank_rows), (Some(Pooling::Rank), Some([3, 5])));
-        let labels = found.metadata("qwen3").pop().unwrap();
-        assert_eq!(labels, ("qwen3.classifier.output_labels".to_owned(), vec!["yes".to_owned(), "no".into()].into()));
-        let mut prompted = vocabulary(false);
-        found.add_prompt(&mut prompted);
-        assert!(prompted.named_templates[0].0 == "rerank" && prompted.named_templates[0].1.contains("{query}"));
         let class = json!({"model_type": "qwen3", "architectures": ["Qwen3ForSequenceClassification"]});
-        assert_eq!(read(&[], class).unwrap().rank_rows, Some([3, 5]));
-        assert_eq!(
-            read(&[], json!({"model_type": "qwen3", "_name_or_path": "Qwen/Qwen3-Reranker-4B"})).unwrap().rank_rows,
-            Some([3, 5])
-        );
-        assert_eq!(
-            read(&readme, json!({"model_type": "llama"})).unwrap().rank_rows,
-            None,
-            "llama.cpp has no such head there"
-        );
-        let mute = Vocabulary { tokens: vec!["a".into()], ..vocabulary(false) };
-        let error = SentenceModel::read(folder(&readme).path(), &qwen3(), &mute).unwrap_err();
+        let named = json!({"model_type": "qwen3", "_name_or_path": "Qwen/Qwen3-Reranker-4B"});
+        assert_eq!(read(&readme, qwen3()).unwrap().0, Some([3, 5]));
+        assert_eq!(read(&[], class).unwrap().0, Some([3, 5]));
+        assert_eq!(read(&[], named).unwrap().0, Some([3, 5]));
+        assert_eq!(read(&[], qwen3()).unwrap().0, None);
+        let mut mute = Vocabulary { tokens: vec!["a".into()], ..vocabulary() };
+        let error = Reranker::of(folder(&readme).path(), &qwen3(), &mut mute).unwrap_err();
         assert!(error.to_string().contains("has no token \"yes\""), "{error}");
+    }
+
+    #[test]
+    fn the_prompt_of_a_reranker_is_added_once() {
+        let mut prompted = vocabulary();
+        Reranker { rows: [3, 5] }.add_prompt(&mut prompted);
+        assert!(prompted.named_templates[0].0 == "rerank" && prompted.named_templates[0].1.contains("{query}"));
+        let once = prompted.clone();
+        Reranker { rows: [3, 5] }.add_prompt(&mut prompted);
+        assert_eq!(prompted, once);
     }
 }

@@ -27,7 +27,7 @@ use super::pre_tokenizer::{self, PreTokenizer};
 use crate::error::Result;
 
 pub(super) use charsmap::check_base64;
-pub(super) use files::{read_json, read_text};
+pub(super) use files::read_text;
 pub use spm::SpmEncoder;
 pub(super) use unigram::LONGEST as LONGEST_UNIGRAM;
 pub use unigram::UnigramNormalizer;

@@ -16,6 +16,8 @@ pub struct Golden {
     pub windows: Vec<Vec<u32>>,
     /// Of each token but the first of a window, one window behind the other.
     pub logprobs: Vec<f64>,
+    /// Of a model that sees both ways, the mean of the last states of each window; it is none that predicts tokens.
+    pub means: Option<Vec<Vec<f64>>>,
 }
 
 /// All of them.
@@ -42,7 +44,8 @@ pub fn read(name: &str) -> Golden {
     let logprobs: Vec<Vec<f64>> = serde_json::from_value(json["logprobs"].clone()).expect("numbers");
     let windows = serde_json::from_value(json["windows"].clone()).expect("tokens");
     let keys = json["keys"].as_object().expect("keys").clone();
-    Golden { name: name.into(), checkpoint, keys, windows, logprobs: logprobs.concat() }
+    let means = serde_json::from_value(json["means"].clone()).expect("numbers");
+    Golden { name: name.into(), checkpoint, keys, windows, logprobs: logprobs.concat(), means }
 }
 
 impl Golden {

@@ -42,7 +42,8 @@ fn differences(all: &[Golden], out: &Path, skipped: &dyn Fn(&str) -> bool) -> Ve
 #[test]
 fn every_architecture_gives_the_probabilities_of_transformers() {
     let out = folder();
-    let wrong = differences(&golden::all(), out.path(), &|_| false);
+    let all: Vec<Golden> = golden::all().into_iter().filter(|golden| golden.means.is_none()).collect();
+    let wrong = differences(&all, out.path(), &|_| false);
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 

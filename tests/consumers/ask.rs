@@ -113,6 +113,16 @@ pub struct Embedded {
 
 /// Loads encoders into llama.cpp, which must find nothing odd about them, and asks for embeddings.
 pub fn embedded(files: &[PathBuf], texts: &[String]) -> Vec<Embedded> {
+    embedded_values(files, texts.iter().map(|text| text.as_str().into()).collect())
+}
+
+/// The same of windows of tokens.
+pub fn embedded_tokens(files: &[PathBuf], windows: &[Vec<u32>]) -> Vec<Embedded> {
+    embedded_values(files, windows.iter().map(|window| window.as_slice().into()).collect())
+}
+
+/// `texts`: each a string or a list of tokens.
+fn embedded_values(files: &[PathBuf], texts: Vec<Value>) -> Vec<Embedded> {
     let request = serde_json::json!({ "encoders": files, "texts": texts });
     let answer = run(Command::new("node").arg(format!("{ROOT}/tests/consumers/llama.mjs")), &request.to_string());
     let mut answers: Vec<Embedded> = serde_json::from_str(&answer).unwrap();
@@ -127,6 +137,13 @@ pub fn embedded(files: &[PathBuf], texts: &[String]) -> Vec<Embedded> {
         assert_eq!(answer.warnings, [] as [String; 0], "llama.cpp warns of {}", file.display());
     }
     answers
+}
+
+/// The scores that llama.cpp gives texts with a reranker.
+pub fn ranked(file: &Path, texts: &[&str]) -> Vec<f64> {
+    let request = serde_json::json!({ "reranker": file, "texts": texts });
+    let answer = run(Command::new("node").arg(format!("{ROOT}/tests/consumers/llama.mjs")), &request.to_string());
+    serde_json::from_str(&answer).unwrap()
 }
 
 /// The folder of the embedding model that scripts/setup-consumers.sh installs.

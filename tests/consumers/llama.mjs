@@ -8,7 +8,8 @@
 // Request: model (path); texts, logprobs and vocab_size may be left out. vocab_size, when given, must be the number of
 // logits that the model returns. Instead of the list there may be one object with texts and a list of paths, vocabularies, of
 // which only the vocabulary is loaded; the answers are then tokens_special and warnings. Or there may be an object with texts and a
-// list of paths, encoders; the answers are then embeddings, a vector per text, tokens as below, and warnings.
+// list of paths, encoders; the answers are then embeddings, a vector per text (which may be a list of tokens), tokens as below, and
+// warnings. Or one with texts and a path, reranker; the answer is then a list of scores.
 //
 // Answer:
 //   tokens          per text, its ids; "<|special|>" text is read as plain text. BOS is never added: a caller who wants it
@@ -122,13 +123,25 @@ async function embed({encoders, texts}) {
         const embeddings = [];
         for (const text of texts)
             embeddings.push([...(await context.getEmbeddingFor(text)).vector]);
-        const tokens = texts.map((text) => [...model.tokenize(text, false)]);
+        const tokens = texts.map((text) => (typeof text === "string" ? [...model.tokenize(text, false)] : text));
         results.push({embeddings, tokens, warnings: warnings.splice(0)});
         await context.dispose();
         await model.dispose();
     }
     await llama.dispose();
     return results;
+}
+
+/** What a reranker makes of texts. */
+async function rank({reranker: modelPath, texts}) {
+    const llama = await start([]);
+    const model = await llama.loadModel({modelPath});
+    const context = await model.createRankingContext({contextSize: 256, template: "{{query}}{{document}}"});
+    const scores = [];
+    for (const text of texts)
+        scores.push(await context.rank("", text));
+    await llama.dispose();
+    return scores;
 }
 
 async function answers(requests) {
@@ -166,7 +179,7 @@ async function answer(llama, {model: modelPath, texts = [], logprobs = [], vocab
 
 try {
     const request = JSON.parse(readFileSync(0, "utf8"));
-    const run = request.vocabularies ? tokenize : request.encoders ? embed : answers;
+    const run = request.vocabularies ? tokenize : request.encoders ? embed : request.reranker ? rank : answers;
     const result = await run(request);
     const plain = (_, value) => (typeof value === "bigint" ? Number(value) : value); // 64-bit metadata
     process.stdout.write(JSON.stringify(result, plain) + "\n");

@@ -10,39 +10,46 @@ const LIST: &str = "modules.json";
 /// One module, which has a folder of its own.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Module {
-    /// The last part of its type: `Pooling`, `Dense`, `Normalize`.
+    /// The last part of its type, or of its folder's name: `Pooling`, `Dense`, `Normalize`.
     pub kind: String,
     /// Its folder inside that of the checkpoint.
     pub path: String,
-    /// Its `config.json`; `null` if it has none.
+    /// Its `config.json`; `null` if it has none, or is outside.
     pub config: Value,
+}
+
+/// Whether a module's path stays in the folder of the checkpoint.
+pub fn is_inside(path: &str) -> bool {
+    Path::new(path).components().all(|part| matches!(part, Component::Normal(_)))
 }
 
 /// The modules that `modules.json` lists, in their order; none if there is no such file.
 ///
 /// # Errors
-/// A list that is damaged, or that names something outside the folder.
+/// A file that is damaged.
 pub fn read(folder: &Path) -> Result<Vec<Module>> {
     let list = folder.join(LIST);
     if !list.is_file() {
         return Ok(Vec::new());
     }
     let json = parsed(&list)?;
-    let wrong = || Error::new(format!("{} is not a list of modules, with a type and a path each", list.display()));
+    let wrong = || Error::new(format!("{} is not a list of modules", list.display()));
     let mut modules = Vec::new();
     for module in json.as_array().ok_or_else(wrong)? {
-        let of = |key: &str| module.get(key).and_then(Value::as_str).ok_or_else(wrong);
-        let (kind, path) = (of("type")?, of("path")?);
-        let inside = Path::new(path).components().all(|part| matches!(part, Component::Normal(_)));
-        if !inside {
-            return Err(Error::new(format!("{}: '{path}' is outside of the checkpoint's folder", list.display())));
-        }
+        let of = |key: &str| module.get(key).map(|text| text.as_str().ok_or_else(wrong)).transpose();
+        let path = of("path")?.unwrap_or_default();
+        // Without a type, a folder is named after it: `1_Pooling`.
+        let kind = of("type")?.or(path.split('_').nth(1)).unwrap_or_default();
         let config = folder.join(path).join("config.json");
         modules.push(Module {
             kind: kind.rsplit('.').next().unwrap_or(kind).to_owned(),
             path: path.to_owned(),
             // The first module is the checkpoint itself.
-            config: if !path.is_empty() && config.is_file() { parsed(&config)? } else { Value::Null },
+            config: if !path.is_empty() && is_inside(path) && config.is_file() {
+                parsed(&config)?
+            } else {
+                Value::Null
+            },
         });
     }
     Ok(modules)
@@ -73,11 +80,18 @@ mod tests {
         assert_eq!((modules[0].kind.as_str(), &modules[0].config), ("Transformer", &Value::Null));
         assert_eq!((modules[1].kind.as_str(), modules[1].path.as_str()), ("Pooling", "1_Pooling"));
         assert_eq!(modules[1].config["pooling_mode_mean_tokens"], true);
-        for path in ["../elsewhere", "/etc"] {
+        write("config.json", r#"{"pooling_mode_mean_tokens": true}"#);
+        std::fs::create_dir(folder.path().join("inside")).unwrap();
+        for path in ["inside/..", "/etc", &folder.path().display().to_string()] {
             write(LIST, &list(path));
-            assert!(read(folder.path()).unwrap_err().to_string().contains("outside of the checkpoint's folder"));
+            assert_eq!(read(folder.path()).unwrap()[1].config, Value::Null, "{path}");
+            assert!(!is_inside(path));
         }
-        write(LIST, "[1]");
-        assert!(read(folder.path()).unwrap_err().to_string().contains("is not a list of modules"));
+        write(LIST, r#"[{"path": "1_Pooling"}, {}]"#);
+        assert_eq!(read(folder.path()).unwrap()[0], modules[1]);
+        for wrong in ["{}", r#"[{"type": 1}]"#] {
+            write(LIST, wrong);
+            assert!(read(folder.path()).unwrap_err().to_string().contains("is not a list of modules"));
+        }
     }
 }
