@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 scripts/setup-consumers.sh
 cargo fmt --all --check
 # cargo does not see the files that a list declares.
-rustfmt --edition 2024 --check src/model/*.rs src/model/mixer/*.rs
+rustfmt --edition 2024 --check src/model/family/*.rs src/model/mixer/*.rs
 cargo clippy --locked -- -D warnings
 cargo clippy --workspace --all-targets --all-features --locked -- -D warnings
 cargo test --workspace --all-features --locked

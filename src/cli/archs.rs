@@ -40,9 +40,20 @@ impl Applies {
     }
 }
 
+/// The llama.cpp that the tests load a file of every family into.
+const LLAMA_CPP: &str = "llama.cpp v0.5.0 of September 2026";
+
 pub fn run(args: &Args) -> Result<()> {
+    let wide = |of: &dyn Fn(&dyn Architecture) -> usize| ARCHITECTURES.iter().map(|&own| of(own)).max().unwrap_or(0);
+    let (gguf, kind) = (
+        wide(&|own| own.gguf().len()),
+        wide(&|own| own.model_types().iter().map(|kind| kind.len()).max().unwrap_or(0)),
+    );
+    let row = |name: &str, rotate: &str, kind_of: &str, models: &str| {
+        output::line(format!("{name:gguf$}  {rotate:8}  {kind_of:kind$}  {models}").trim_end());
+    };
     if !args.json {
-        output::line(format!("{:12} {:38} {:8} {}", "GGUF name", "model_type", "--rotate", "models"));
+        row("GGUF name", "--rotate", "model_type", "models");
     }
     for &architecture in ARCHITECTURES {
         let Applies { awq, obstacle, experts } = Applies::to(architecture);
@@ -55,13 +66,16 @@ pub fn run(args: &Args) -> Result<()> {
             output::json("architecture", fields);
         } else {
             let rotate = if obstacle.is_none() { "yes" } else { "no" };
-            output::line(format!("{name:12} {:38} {rotate:8} {examples}", types.join(", ")));
+            let (first, others) = types.split_first().unwrap_or((&"(by other keys)", &[]));
+            row(name, rotate, first, examples);
+            others.iter().for_each(|kind| row("", "", kind, ""));
         }
     }
     if !args.json {
-        output::note(
-            "GPTQ, AWQ and auto apply to all of them; experts are rounded on the tokens that the router sends to them. --json says more.",
-        );
+        output::note(&format!(
+            "GPTQ, AWQ and auto apply to all of them; experts are rounded on the tokens that the router sends to them. Tested with \
+             {LLAMA_CPP}: an older one may not know the newer families. --json says more."
+        ));
     }
     Ok(())
 }

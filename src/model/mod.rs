@@ -2,7 +2,7 @@
 //!
 //! An [`Architecture`] turns a checkpoint's `config.json` into a [`Model`]: what each block is ([`half`]), and a list of tensors with
 //! their names in the checkpoint and in GGUF. There is one forward pass for each [`mixer`], not one for each family. To add an
-//! architecture, write one file and add it to [`ARCHITECTURES`]; to add a mixer, write one and add it to the list in [`mixer`].
+//! architecture, write one file in [`family`] and add it to the list there; to add a mixer, the same in [`mixer`].
 
 pub mod block;
 pub mod checkpoint;
@@ -10,6 +10,7 @@ mod config;
 pub mod config_keys;
 pub mod decoder;
 pub mod embedding;
+pub mod family;
 pub mod frame;
 pub mod gguf_keys;
 pub mod half;
@@ -36,6 +37,7 @@ use crate::source::checkpoint::Checkpoint;
 use crate::source::config::Config;
 use crate::source::value::Value;
 pub use decoder::Decoder;
+pub use family::ARCHITECTURES;
 use gguf_keys::Keys;
 pub use half::{BlockConfig, HalfConfig, Norm, NormConfig};
 use limits::Limits;
@@ -44,72 +46,6 @@ use mixer::{Attention, Mixer};
 pub use part::{BlockTensor, Kind, Part, Reads, RowOrder, Site, TensorRole};
 use per_layer::PerLayer;
 pub use tensors::TensorSpec;
-
-/// Declares the families: the file of each, and the architectures that it holds.
-macro_rules! architectures {
-    ($($file:ident: $($family:ident),+;)+) => {
-        $(mod $file;)+
-
-        /// Every architecture.
-        pub static ARCHITECTURES: &[&dyn Architecture] = &[$($(&$file::$family),+),+];
-    };
-}
-
-architectures! {
-    llama: Llama;
-    mistral3: Mistral3, MistralNative;
-    qwen: Qwen2, Qwen3;
-    qwen_moe: Qwen2Moe, Qwen3Moe;
-    qwen_vl: Qwen2Vl, Qwen3Vl, Qwen3VlMoe;
-    qwen35: Qwen35, Qwen35Moe, Qwen3Next;
-    gemma: Gemma, Gemma2, Gemma3;
-    embedding_gemma: EmbeddingGemma;
-    gemma4: Gemma4;
-    phi3: Phi3;
-    smollm3: SmolLm3;
-    granite: Granite, GraniteMoe, GraniteShared;
-    olmo2: Olmo2;
-    glm4: Glm4;
-    stablelm: StableLm;
-    starcoder2: StarCoder2;
-    gpt2: Gpt2;
-    gpt_neox: GptNeoX;
-    gpt_oss: GptOss;
-    deepseek2: DeepSeek2, Glm4MoeLite;
-    olmoe: Olmoe;
-    seed_oss: SeedOss;
-    ernie4_5: Ernie45, Ernie45Moe;
-    hunyuan: HunyuanDense, HunyuanMoe;
-    arcee: Arcee;
-    muse_glimmer: MuseGlimmer;
-    lfm2: Lfm2, Lfm2Moe;
-    glm4_moe: Glm4Moe;
-    laguna: Laguna;
-    afmoe: AfMoe;
-    exaone4: Exaone4;
-    mistral4: Mistral4;
-    llama4: Llama4;
-    cohere: Cohere, Cohere2;
-    cohere2_moe: Cohere2Moe;
-    apertus: Apertus;
-    minimax_m2: MiniMaxM2;
-    hy_v3: HyV3;
-    granite_swa: GraniteSwa;
-    nemotron: Nemotron;
-    nemotron_h: NemotronHMoe, NemotronH;
-    granite_hybrid: GraniteHybrid;
-    falcon_h1: FalconH1;
-    mamba2: Mamba2;
-    jamba: Jamba;
-    mellum: Mellum;
-    dots1: Dots1;
-    exaone_moe: ExaoneMoe;
-    jais2: Jais2;
-    minicpm3: MiniCpm3;
-    falcon: Falcon;
-    bailing_moe2: BailingMoe2;
-    gpt_bigcode: GptBigCode;
-}
 
 /// A family of checkpoints.
 pub trait Architecture: Sync {

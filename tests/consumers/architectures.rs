@@ -47,6 +47,15 @@ fn every_architecture_gives_the_probabilities_of_transformers() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+#[test]
+fn the_llama_cpp_that_is_named_is_the_one_that_was_asked() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join(".consumers/node/node_modules/node-llama-cpp/llama");
+    let release = std::fs::read(root.join("binariesGithubRelease.json")).expect("run scripts/setup-consumers.sh");
+    let release: serde_json::Value = serde_json::from_slice(&release).unwrap();
+    let said = llmq!["archs"].ok().stderr;
+    assert!(said.contains(&format!("llama.cpp {} ", release["release"].as_str().unwrap())), "{said}");
+}
+
 /// llama.cpp has a place for every tensor of layers that predict more tokens, which it leaves alone unless it is to guess ahead: one that it
 /// did not know would be an error. The next token's probabilities stay what they are.
 #[test]
