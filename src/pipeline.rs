@@ -13,6 +13,7 @@ pub mod forecast;
 mod head;
 pub mod importance;
 pub mod journal;
+pub mod loaded_model;
 mod on_the_fly;
 mod packed;
 pub mod plan;
@@ -22,7 +23,6 @@ pub mod sensitivity;
 pub mod settings;
 mod solve;
 pub mod stream;
-pub mod subject;
 pub mod weights;
 
 use crate::calib::corpus::Corpus;
@@ -40,7 +40,7 @@ use llmq_kernels::elementwise::first_beyond;
 use plan::{Plan, Planned};
 use report::{Clock, Observer, Summary, TensorReport, Work};
 use std::path::Path;
-use stream::{EmbeddedRows, Stream, Wants};
+use stream::{EmbeddedRows, RunNeeds, Stream};
 
 /// Where calibration text comes from, and how much of it is used.
 #[derive(Debug, Clone)]
@@ -294,9 +294,9 @@ impl Run<'_> {
     }
 
     /// Which of the windows the method looks at in which way.
-    fn wants(&self) -> Wants {
+    fn wants(&self) -> RunNeeds {
         let compare = self.rounding.asymmetric;
-        Wants { hold: self.rounding.method.chooses() || compare, compare }
+        RunNeeds { hold: self.rounding.method.chooses() || compare, compare }
     }
 
     /// The folders of the stream and of the run.

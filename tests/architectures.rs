@@ -11,8 +11,8 @@ use llmq::eval::perplexity;
 use llmq::model::ARCHITECTURES;
 use llmq::model::frame::Frame;
 use llmq::model::rotation::obstacle;
+use llmq::pipeline::loaded_model::LoadedModel;
 use llmq::pipeline::plan::size_label;
-use llmq::pipeline::subject::Subject;
 use llmq::pipeline::weights::open_gguf;
 use llmq::source::value::{Array, Value};
 use llmq_kernels::elementwise::log_sum_exp;
@@ -28,11 +28,11 @@ fn rounding() -> f64 {
 
 /// What is wrong if the log-probabilities of a file or a folder are not those of transformers.
 fn differs(golden: &Golden, path: &Path, bound: f64) -> Option<String> {
-    let subject = match Subject::open(path, None) {
-        Ok(subject) => subject,
+    let loaded = match LoadedModel::open(path, None) {
+        Ok(loaded) => loaded,
         Err(error) => return Some(format!("{}: {error}", golden.name)),
     };
-    let losses = perplexity::losses(&subject, &golden.windows, 0, &|_, _| ()).unwrap();
+    let losses = perplexity::losses(&loaded, &golden.windows, 0, &|_, _| ()).unwrap();
     assert_eq!(losses.len(), golden.logprobs.len());
     let difference = |(loss, wanted): (&f64, &f64)| (loss + wanted).abs() / wanted.abs().max(1.0);
     let worst = losses.iter().zip(&golden.logprobs).map(difference).fold(0.0, f64::max);
@@ -140,11 +140,11 @@ fn windows_that_grow_give_what_whole_ones_give() {
         golden.checkpoint.write(&model);
         llmq!["quantize", &model, "-o", &file, "--type", "Q8_0", "--method", "rtn"].ok();
         for path in [&model, &file] {
-            let subject = Subject::open(path, None).unwrap();
+            let loaded = LoadedModel::open(path, None).unwrap();
             let window = &golden.windows[0];
-            let losses = perplexity::losses(&subject, &golden.windows[..1], 0, &|_, _| ()).unwrap();
-            let frame = Frame::new(&subject.model, subject.pairing(), window.len(), &Device::Cpu).unwrap();
-            let mut growing = Generation::new(&subject, &frame).unwrap();
+            let losses = perplexity::losses(&loaded, &golden.windows[..1], 0, &|_, _| ()).unwrap();
+            let frame = Frame::new(&loaded.model, loaded.pairing(), window.len(), &Device::Cpu).unwrap();
+            let mut growing = Generation::new(&loaded, &frame).unwrap();
             let mut worst = 0f64;
             let mut last = Vec::new();
             for (i, &token) in window.iter().enumerate() {

@@ -7,7 +7,7 @@ use common::checkpoint::{Checkpoint, Shape};
 use common::{folder, kind, llmq, refused};
 use llmq::eval::perplexity::{Protocol, losses, windows};
 use llmq::method;
-use llmq::pipeline::subject::Subject;
+use llmq::pipeline::loaded_model::LoadedModel;
 use std::fs;
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
@@ -28,9 +28,9 @@ fn written(checkpoint: &Checkpoint) -> (TempDir, PathBuf) {
 /// The log-likelihoods of some tokens.
 fn likelihoods(model: &Path) -> Vec<f64> {
     let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("eval/heldout.txt")).unwrap();
-    let subject = Subject::open(model, None).unwrap();
-    let windows = windows(&subject, &text, Protocol::LlamaCpp, 64, Some(8)).unwrap();
-    losses(&subject, &windows, 0, &|_, _| ()).unwrap()
+    let loaded = LoadedModel::open(model, None).unwrap();
+    let windows = windows(&loaded, &text, Protocol::LlamaCpp, 64, Some(8)).unwrap();
+    losses(&loaded, &windows, 0, &|_, _| ()).unwrap()
 }
 
 /// Quantizes by every method to every one of these types. No method may be further from the original than `worst` times

@@ -7,8 +7,8 @@ mod common;
 use common::npz::{agreement, floats, images, integers, npz, sentences};
 use common::onnx::{self, LAYERS, LINEARS, cnn, encoder};
 use common::{Run, folder, llmq, names};
+use llmq::int8::calibration_inputs;
 use llmq::int8::engine::Engine;
-use llmq::int8::feed;
 use llmq::int8::onnx::OnnxFile;
 use llmq::int8::onnx::node::node;
 use llmq::int8::onnx::proto::ModelProto;
@@ -135,9 +135,9 @@ fn an_encoder_keeps_its_residual_stream_and_attention_in_floats() {
 /// The class that the float model gives each test image.
 fn labels(case: &Case) -> Vec<i64> {
     let engine = Engine::new(&OnnxFile::open(&case.path("float.onnx")).unwrap().model).unwrap();
-    let samples = feed::open(&[case.path("test.npz")], &engine).unwrap();
+    let samples = calibration_inputs::open(&[case.path("test.npz")], &engine).unwrap();
     let class = |sample: llmq::error::Result<llmq::int8::samples::Sample>| {
-        let outputs = engine.run(&feed::inputs(&engine, &sample.unwrap()).unwrap()).unwrap();
+        let outputs = engine.run(&calibration_inputs::inputs(&engine, &sample.unwrap()).unwrap()).unwrap();
         llmq::int8::statistics::largest(&outputs[0].floats().unwrap().data) as i64
     };
     samples.iter().map(class).collect()

@@ -10,7 +10,7 @@ use llmq::model::frame::Frame;
 use llmq::model::mixer::Mixer;
 use llmq::model::mixer::attention::{Gate, KeysValues};
 use llmq::model::states::States;
-use llmq::pipeline::subject::Subject;
+use llmq::pipeline::loaded_model::LoadedModel;
 use llmq::pipeline::weights::open_gguf;
 use llmq::source::imatrix::Imatrix;
 use safetensors::Dtype;
@@ -41,9 +41,9 @@ fn kind(mixer: &Mixer) -> Option<&'static str> {
 /// How far what each half adds to the stream is from what it adds in the original, on the original's own activations and on text that no
 /// calibration saw: `‖Δ′ − Δ‖² / ‖Δ‖²`, the mean over the halves of each kind.
 fn half_errors(file: &Path, original: &Path) -> BTreeMap<&'static str, f64> {
-    let [file, original] = [file, original].map(|path| Subject::open(path, None).unwrap());
+    let [file, original] = [file, original].map(|path| LoadedModel::open(path, None).unwrap());
     let windows = perplexity::windows(&original, TEXT, Protocol::LlamaCpp, 64, Some(8)).unwrap();
-    let frame = |subject: &Subject| Frame::new(&subject.model, subject.pairing(), 64, &Device::Cpu).unwrap();
+    let frame = |loaded: &LoadedModel| Frame::new(&loaded.model, loaded.pairing(), 64, &Device::Cpu).unwrap();
     let frames = [frame(&file), frame(&original)];
     let mut sums: BTreeMap<&'static str, (f64, f64)> = BTreeMap::new();
     for mut states in original.embed(&windows, &Device::Cpu).unwrap() {
@@ -146,15 +146,15 @@ fn a_window_does_not_see_the_one_before_it() {
     for name in ["qwen3_5", "qwen3_next", "gemma4", "gemma4_e2b", "gemma4_moe"] {
         let out = folder();
         golden::read(name).checkpoint.write(out.path());
-        let subject = Subject::open(out.path(), None).unwrap();
-        let windows = perplexity::windows(&subject, TEXT, Protocol::LlamaCpp, LENGTH, Some(3)).unwrap();
-        let frame = Frame::new(&subject.model, subject.pairing(), LENGTH, &Device::Cpu).unwrap();
+        let loaded = LoadedModel::open(out.path(), None).unwrap();
+        let windows = perplexity::windows(&loaded, TEXT, Protocol::LlamaCpp, LENGTH, Some(3)).unwrap();
+        let frame = Frame::new(&loaded.model, loaded.pairing(), LENGTH, &Device::Cpu).unwrap();
         let of = |windows: &[Vec<u32>]| {
-            let mut states = States::cat(&subject.embed(windows, &Device::Cpu).unwrap()).unwrap();
-            for i in 0..subject.model.blocks.len() {
-                states = subject.block(&frame, i).unwrap().forward(&states).unwrap();
+            let mut states = States::cat(&loaded.embed(windows, &Device::Cpu).unwrap()).unwrap();
+            for i in 0..loaded.model.blocks.len() {
+                states = loaded.block(&frame, i).unwrap().forward(&states).unwrap();
             }
-            let width = subject.model.hidden * LENGTH;
+            let width = loaded.model.hidden * LENGTH;
             let numbers = states.h.flatten_all().unwrap().to_vec1::<f32>().unwrap();
             numbers.chunks(width).map(<[f32]>::to_vec).collect::<Vec<_>>()
         };
@@ -230,7 +230,7 @@ fn every_command_takes_every_mixer() {
         llmq!["inspect", &chosen].ok();
         let how = [&FEW[..], &["--layers=2", "--json", "--reference", model.to_str().unwrap()]].concat();
         let layers = llmq!["eval", &gptq; how].ok().lines("layer");
-        let blocks = Subject::open(&model, None).unwrap().model.blocks.len();
+        let blocks = LoadedModel::open(&model, None).unwrap().model.blocks.len();
         assert_eq!(layers.len(), blocks + 2, "{name}");
         assert!(layers[1..=blocks].iter().all(|layer| layer["kl_divergence"].as_f64().unwrap() > 0.0), "{layers:?}");
         let speed = llmq!["eval", &gptq, "--speed", "--json"].ok().summary()["speed"]["own"].clone();

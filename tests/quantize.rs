@@ -6,7 +6,7 @@ mod common;
 use common::checkpoint::Shape;
 use common::{folder, kind, llmq, names, perplexity, tensors, tiny};
 use llmq::eval::perplexity::{Protocol, losses, windows};
-use llmq::pipeline::subject::Subject;
+use llmq::pipeline::loaded_model::LoadedModel;
 use llmq::pipeline::weights::open_gguf;
 use llmq::{format, method};
 use serde_json::json;
@@ -71,9 +71,9 @@ fn gptq_stays_closer_to_the_original_than_rounding() {
     let out = folder();
     let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("eval/heldout.txt")).unwrap();
     let likelihoods = |model: &Path| {
-        let subject = Subject::open(model, None).unwrap();
-        let windows = windows(&subject, &text, Protocol::LlamaCpp, 128, Some(16)).unwrap();
-        losses(&subject, &windows, 0, &|_, _| ()).unwrap()
+        let loaded = LoadedModel::open(model, None).unwrap();
+        let windows = windows(&loaded, &text, Protocol::LlamaCpp, 128, Some(16)).unwrap();
+        losses(&loaded, &windows, 0, &|_, _| ()).unwrap()
     };
     let original = likelihoods(&tiny());
     // The mean squared change of a token's log-likelihood.

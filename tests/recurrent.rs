@@ -7,7 +7,7 @@ use common::checkpoint::Weights;
 use common::golden::{self, Golden};
 use common::{folder, llmq, refused, tensors};
 use llmq::model::frame::Frame;
-use llmq::pipeline::subject::Subject;
+use llmq::pipeline::loaded_model::LoadedModel;
 use llmq::pipeline::weights::open_gguf;
 use serde_json::{Value, json};
 use std::path::Path;
@@ -15,16 +15,16 @@ use std::path::Path;
 const LENGTH: usize = 64;
 
 /// Windows of a text that nothing is calibrated on.
-fn windows(subject: &Subject) -> Vec<Vec<u32>> {
+fn windows(loaded: &LoadedModel) -> Vec<Vec<u32>> {
     let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/eval/heldout.txt")).unwrap();
-    let tokens = subject.tokenizer.encode(&text[..16_384]).unwrap();
+    let tokens = loaded.tokenizer.encode(&text[..16_384]).unwrap();
     tokens.chunks_exact(LENGTH).take(16).map(<[u32]>::to_vec).collect()
 }
 
 /// How far what each of the first blocks adds to the stream of the original is from what it adds there, in squares and against
 /// these.
-fn off(original: &Subject, file: &Path, blocks: usize) -> Vec<f64> {
-    let rounded = Subject::open(file, None).unwrap();
+fn off(original: &LoadedModel, file: &Path, blocks: usize) -> Vec<f64> {
+    let rounded = LoadedModel::open(file, None).unwrap();
     let (frame, own) = (frame(original), frame(&rounded));
     let mut states = original.embed(&windows(original), &Device::Cpu).unwrap();
     let squares = |x: candle_core::Tensor| f64::from(x.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap());
@@ -42,8 +42,8 @@ fn off(original: &Subject, file: &Path, blocks: usize) -> Vec<f64> {
     (0..blocks).map(block).collect()
 }
 
-fn frame(subject: &Subject) -> Frame {
-    Frame::new(&subject.model, subject.pairing(), LENGTH, &Device::Cpu).unwrap()
+fn frame(loaded: &LoadedModel) -> Frame {
+    Frame::new(&loaded.model, loaded.pairing(), LENGTH, &Device::Cpu).unwrap()
 }
 
 fn quantize(model: &Path, file: &Path, kind: &str, method: &str) {
@@ -62,9 +62,9 @@ fn correlated(name: &str) -> Golden {
     golden
 }
 
-fn write(golden: &Golden, folder: &Path) -> Subject {
+fn write(golden: &Golden, folder: &Path) -> LoadedModel {
     golden.checkpoint.write(folder);
-    Subject::open(folder, None).unwrap()
+    LoadedModel::open(folder, None).unwrap()
 }
 
 #[test]
@@ -99,7 +99,7 @@ fn scales_go_into_what_makes_the_inputs_of_the_last_layer() {
         quantize(&model, &plain, "Q8_0", "rtn");
         quantize(&model, &file, "Q8_0", "awq");
         let spec = original.model.block(block).into_iter().find(|spec| spec.gguf.contains(absorber)).unwrap();
-        let [own, scaled] = [&model, &file].map(|path| Subject::open(path, None).unwrap().read(&spec).unwrap());
+        let [own, scaled] = [&model, &file].map(|path| LoadedModel::open(path, None).unwrap().read(&spec).unwrap());
         let most = own.iter().zip(&scaled).map(|(a, b)| (a / b - 1.0).abs()).fold(0.0, f32::max);
         assert!(most > 0.05, "{name}: {absorber} has changed by {most} at most");
         let [rtn, awq] = [&plain, &file].map(|file| off(&original, file, block + 1)[block]);

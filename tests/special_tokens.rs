@@ -4,7 +4,7 @@ mod common;
 
 use common::{folder, llmq, tiny};
 use llmq::eval::perplexity::{Protocol, cut};
-use llmq::pipeline::subject::Subject;
+use llmq::pipeline::loaded_model::LoadedModel;
 use llmq::source::imatrix::Imatrix;
 use serde_json::json;
 use std::fs;
@@ -23,18 +23,18 @@ fn the_protocol_decides_from_a_folder_and_from_a_gguf() {
     let file = out.path().join("f32.gguf");
     llmq!["quantize", tiny(), "-o", &file, "--type", "F32"].ok();
     for model in [tiny(), file] {
-        let subject = Subject::open(&model, None).unwrap();
-        let end = subject.tokenizer.encode(END).unwrap();
+        let loaded = LoadedModel::open(&model, None).unwrap();
+        let end = loaded.tokenizer.encode(END).unwrap();
         assert_eq!(end.len(), 1, "one special token");
-        let of = |protocol| cut(&subject, &text(), protocol, 64, None).unwrap().concat();
+        let of = |protocol| cut(&loaded, &text(), protocol, 64, None).unwrap().concat();
         let count = |tokens: &[u32]| tokens.iter().filter(|&&token| token == end[0]).count();
         let (plain, special) = (of(Protocol::LlamaCpp), of(Protocol::Hf));
         assert_eq!(count(&plain), 0);
         assert!(count(&special) > 10, "{special:?}");
         // It is the same text all the same.
         let said = |tokens: &[u32]| -> String {
-            let all = tokens.iter().filter(|&&token| Some(token) != subject.tokenizer.bos());
-            all.map(|&token| subject.tokenizer.token(token).unwrap().replace('Ġ', " ")).collect()
+            let all = tokens.iter().filter(|&&token| Some(token) != loaded.tokenizer.bos());
+            all.map(|&token| loaded.tokenizer.token(token).unwrap().replace('Ġ', " ")).collect()
         };
         let (plain, special) = (said(&plain), said(&special));
         let shared = plain.len().min(special.len());

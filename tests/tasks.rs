@@ -4,7 +4,7 @@ mod common;
 
 use common::{folder, llmq, rounded, tiny};
 use llmq::eval::perplexity;
-use llmq::pipeline::subject::Subject;
+use llmq::pipeline::loaded_model::LoadedModel;
 use serde_json::Value;
 use std::fs;
 use std::path::Path;
@@ -18,11 +18,11 @@ const TASKS: [(&str, [&str; 4]); 5] = [
     ("In the year 1850 there", ["was a king.", "were", "is was be", "lived in the town a poor man who had a son"]),
 ];
 
-struct Judge(Subject);
+struct Judge(LoadedModel);
 
 impl Judge {
     fn new() -> Judge {
-        Judge(Subject::open(&tiny(), None).unwrap())
+        Judge(LoadedModel::open(&tiny(), None).unwrap())
     }
 
     fn tokens(&self, text: &str) -> Vec<u32> {

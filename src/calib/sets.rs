@@ -30,7 +30,7 @@ pub fn by_name(name: &str) -> Option<Set> {
 }
 
 /// What calibration wants of a set.
-pub struct Demand<'a> {
+pub struct SetRequest<'a> {
     /// How many windows.
     pub count: usize,
     /// Tokens per window.
@@ -83,7 +83,7 @@ impl Set {
     ///
     /// # Errors
     /// The set is neither in the cache nor can it be fetched, or it is not what it should be.
-    pub fn calibration(self, weight: f64, demand: &Demand, watch: &dyn Watch) -> Result<Source> {
+    pub fn calibration(self, weight: f64, demand: &SetRequest, watch: &dyn Watch) -> Result<Source> {
         let names = vec![self.name().to_owned()];
         match self {
             Set::C4 => {
@@ -134,7 +134,7 @@ impl Set {
     }
 }
 
-impl Demand<'_> {
+impl SetRequest<'_> {
     /// Looks at the last of some documents, takes it out if it is of no use, and says whether there are enough. `tokens`: those of the
     /// documents before it.
     fn met(&self, texts: &mut Vec<String>, tokens: &mut usize) -> Result<bool> {

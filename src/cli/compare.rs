@@ -1,6 +1,6 @@
 //! `llmq compare`: which of several files is nearest to their original.
 
-use super::following::{Following, Keeping};
+use super::eval_progress::{EvalProgress, Keeping};
 use super::output::{self, Progress, line};
 use super::publish::{self, Basis, Entry, Publish};
 use super::scoring::{self, Setting, Size, Text};
@@ -78,43 +78,43 @@ pub fn run(args: &Args) -> Result<()> {
     super::use_threads(args.threads)?;
     let started = Instant::now();
     let pre = args.pre.as_deref();
-    let subjects = paths.iter().map(|path| scoring::open(path, pre)).collect::<Result<Vec<_>>>()?;
+    let all_loaded = paths.iter().map(|path| scoring::open(path, pre)).collect::<Result<Vec<_>>>()?;
     let reference = scoring::reference(&args.reference, pre)?;
     let (setting, cut) = match &reference {
         Reference::Saved(saved) => args.text.saved(&args.reference, saved)?,
-        Reference::Model(_) => args.text.cut(&subjects[0])?,
+        Reference::Model(_) => args.text.cut(&all_loaded[0])?,
     };
-    let windows = perplexity::begun(cut, &subjects[0], setting.protocol);
+    let windows = perplexity::begun(cut, &all_loaded[0], setting.protocol);
     let names: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
     let files: Vec<Candidate> =
-        subjects.iter().zip(&names).map(|(subject, name)| Candidate { subject, name }).collect();
+        all_loaded.iter().zip(&names).map(|(loaded, name)| Candidate { loaded, name }).collect();
     let progress = Progress::new(false, args.json);
     let show = |done: usize, total: usize| progress.set(done as u64, total as u64);
-    let models: Vec<_> = paths.iter().copied().zip(&subjects).collect();
+    let models: Vec<_> = paths.iter().copied().zip(&all_loaded).collect();
     let unfinished = args.keeping.open(&models, (Some(&args.reference), Some(&reference)), &setting, &windows)?;
-    let mut following = Following::new(&progress, files.len(), unfinished);
-    let (protocol, parts) = (setting.protocol, &mut following);
+    let mut shown = EvalProgress::new(&progress, files.len(), unfinished);
+    let (protocol, parts) = (setting.protocol, &mut shown);
     let scored = divergence::compare_in_parts(&files, &reference, &windows, protocol, &mut |_, _| Ok(()), parts, &show);
     let scored = match scored.context(|| format!("cannot compare with {}", args.reference.display())) {
-        Err(error) => return Err(following.give_up(error)),
+        Err(error) => return Err(shown.give_up(error)),
         Ok(scored) => scored,
     };
-    following.finish();
+    shown.finish();
 
     let first = setting.protocol.first(setting.context);
     let rows = files.iter().zip(&scored).enumerate().map(|(i, (file, tokens))| Row {
         name: file.name.into(),
         peer: i >= args.models.len(),
-        size: Size::of(file.subject),
+        size: Size::of(file.loaded),
         statistics: Statistics::of(tokens, setting.context, first),
         verdict: Verdict::of(tokens, windows.len()),
     });
     let (rows, order): (Vec<Row>, _) = (rows.collect(), ranking(&scored));
     let pairs = pairs(&scored, windows.len());
     let entry = |&at: &usize| -> Result<Entry> {
-        let (Row { peer, statistics, verdict, .. }, subject) = (&rows[at], &subjects[at]);
-        let tensors = args.publish.weights(subject, &reference, &progress).context(|| rows[at].name.clone())?;
-        Ok(Entry { path: paths[at], subject, peer: *peer, statistics, verdict, tensors, speed: None })
+        let (Row { peer, statistics, verdict, .. }, loaded) = (&rows[at], &all_loaded[at]);
+        let tensors = args.publish.weights(loaded, &reference, &progress).context(|| rows[at].name.clone())?;
+        Ok(Entry { path: paths[at], loaded, peer: *peer, statistics, verdict, tensors, speed: None })
     };
     let entries = order.iter().map(entry).collect::<Result<Vec<_>>>()?;
     progress.finish();

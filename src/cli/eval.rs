@@ -7,7 +7,7 @@ mod show;
 mod speed;
 mod tasks;
 
-use super::following::{Following, Keeping};
+use super::eval_progress::{EvalProgress, Keeping};
 use super::output::{self, Progress};
 use super::publish::{self, Basis, Entry, Publish};
 use super::scoring::{self, Setting, Size, Text};
@@ -19,7 +19,7 @@ use crate::eval::report::digest_of_tokens;
 use crate::eval::saved::{SavedLogits, Saving};
 use crate::eval::statistics::{Scored, Statistics};
 use crate::eval::verdict::Verdict;
-use crate::pipeline::subject::Subject;
+use crate::pipeline::loaded_model::LoadedModel;
 use crate::writer::atomic::check_destination;
 use advice::Step;
 use candle_core::Tensor;
@@ -112,23 +112,23 @@ pub fn run(args: &Args) -> Result<()> {
     check(args)?;
     super::use_threads(args.threads)?;
     let started = Instant::now();
-    let subject = scoring::open(&args.model, args.pre.as_deref())?;
+    let loaded = scoring::open(&args.model, args.pre.as_deref())?;
     let reference = match &args.reference {
         Some(path) => Some(scoring::reference(path, args.pre.as_deref())?),
         None => None,
     };
     let progress = Progress::new(false, args.json);
-    let reached = args.tasks.run(&subject, reference.as_ref(), &progress)?;
+    let reached = args.tasks.run(&loaded, reference.as_ref(), &progress)?;
     let speeds = match args.speed {
-        true => Some(speed::run(&subject, reference.as_ref(), &progress)?),
+        true => Some(speed::run(&loaded, reference.as_ref(), &progress)?),
         false => None,
     };
     let results = match args.tells_perplexity() || (reference.is_some() && !args.speed) {
-        true => Some(measure(args, &subject, reference.as_ref(), &progress)?),
+        true => Some(measure(args, &loaded, reference.as_ref(), &progress)?),
         false => None,
     };
     let weights = match &reference {
-        Some(reference) => args.publish.weights(&subject, reference, &progress)?,
+        Some(reference) => args.publish.weights(&loaded, reference, &progress)?,
         None => Vec::new(),
     };
     progress.finish();
@@ -157,7 +157,7 @@ pub fn run(args: &Args) -> Result<()> {
         let (own, original) = speeds.map_or((None, None), |speeds| (Some(speeds.own), speeds.original));
         let basis = Basis { path, reference, setting, text, tokens: &results.tokens, speed: original };
         let path = &args.model;
-        let file = Entry { path, subject: &subject, peer: false, statistics, verdict, tensors: weights, speed: own };
+        let file = Entry { path, loaded: &loaded, peer: false, statistics, verdict, tensors: weights, speed: own };
         args.publish.write(&basis, vec![file], results.layers.clone(), lines, &Progress::new(false, args.json))?;
     }
     results.as_ref().and_then(Results::exceeded).map_or(Ok(()), Err)
@@ -166,43 +166,43 @@ pub fn run(args: &Args) -> Result<()> {
 /// Perplexity, and the distance from a reference.
 fn measure<'a>(
     args: &'a Args,
-    subject: &Subject,
+    loaded: &LoadedModel,
     reference: Option<&Reference>,
     progress: &Progress,
 ) -> Result<Results<'a>> {
     let (setting, cut) = match (reference, &args.reference) {
         (Some(Reference::Saved(saved)), Some(path)) => args.text.saved(path, saved)?,
-        _ => args.text.cut(subject)?,
+        _ => args.text.cut(loaded)?,
     };
     let mut saving = match &args.save_logits {
-        Some(path) => Some(Saving::create(path, subject.model.vocab, &cut)?),
+        Some(path) => Some(Saving::create(path, loaded.model.vocab, &cut)?),
         None => None,
     };
-    let mut keep = |subject: &Subject, states: &Tensor| match &mut saving {
-        Some(saving) => saving.append_states(subject, states),
+    let mut keep = |loaded: &LoadedModel, states: &Tensor| match &mut saving {
+        Some(saving) => saving.append_states(loaded, states),
         None => Ok(()),
     };
-    let windows = perplexity::begun(cut, subject, setting.protocol);
+    let windows = perplexity::begun(cut, loaded, setting.protocol);
     let show = |done: usize, total: usize| progress.set(done as u64, total as u64);
     let name = args.model.display().to_string();
     let unfinished = match args.save_logits {
         None => {
             let original = (args.reference.as_deref(), reference);
-            args.keeping.open(&[(&args.model, subject)], original, &setting, &windows)?
+            args.keeping.open(&[(&args.model, loaded)], original, &setting, &windows)?
         }
         Some(_) => None,
     };
-    let mut following = Following::new(progress, usize::from(reference.is_some()), unfinished);
+    let mut shown = EvalProgress::new(progress, usize::from(reference.is_some()), unfinished);
     let measured = match reference {
         None => {
-            let (protocol, parts) = (setting.protocol, &mut following);
-            perplexity::perplexity_in_parts(subject, &windows, protocol, &mut keep, parts, &show)
+            let (protocol, parts) = (setting.protocol, &mut shown);
+            perplexity::perplexity_in_parts(loaded, &windows, protocol, &mut keep, parts, &show)
                 .context(|| format!("cannot evaluate {name}"))
                 .map(Measured::Alone)
         }
         Some(reference) => {
-            let file = Candidate { subject, name: &name };
-            let (protocol, parts) = (setting.protocol, &mut following);
+            let file = Candidate { loaded, name: &name };
+            let (protocol, parts) = (setting.protocol, &mut shown);
             divergence::compare_in_parts(&[file], reference, &windows, protocol, &mut keep, parts, &show)
                 .context(|| match &args.reference {
                     Some(path) => format!("cannot compare {name} with {}", path.display()),
@@ -213,9 +213,9 @@ fn measure<'a>(
     };
     let measured = match measured {
         Ok(measured) => measured,
-        Err(error) => return Err(following.give_up(error)),
+        Err(error) => return Err(shown.give_up(error)),
     };
-    following.finish();
+    shown.finish();
     if let (Some(saving), Some(path)) = (saving, &args.save_logits) {
         saving.commit()?;
         let size = path.metadata().map_or(0, |file| file.len());
@@ -223,12 +223,12 @@ fn measure<'a>(
     }
     let layers = match (args.layers, reference) {
         (Some(n), Some(Reference::Model(original))) => {
-            Some(layers::measure(subject, original, &windows[..n.min(windows.len())], setting, progress)?)
+            Some(layers::measure(loaded, original, &windows[..n.min(windows.len())], setting, progress)?)
         }
         _ => None,
     };
     let tokens = digest_of_tokens(&windows);
-    Ok(Results { args, size: Size::of(subject), setting, measured, layers, tokens })
+    Ok(Results { args, size: Size::of(loaded), setting, measured, layers, tokens })
 }
 
 /// Refuses options that do not go together.

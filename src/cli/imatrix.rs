@@ -2,12 +2,12 @@
 
 use super::hub::{self, Download};
 use super::output::{self, Progress, bytes, time};
-use crate::calib::sets::{self, Demand, Set};
+use crate::calib::sets::{self, Set, SetRequest};
 use crate::calib::text;
 use crate::error::{Context, Error, Result};
 use crate::eval::perplexity::{Protocol, begun, cut_tokens};
 use crate::pipeline::importance;
-use crate::pipeline::subject::Subject;
+use crate::pipeline::loaded_model::LoadedModel;
 use crate::source::hub::Need;
 use crate::source::imatrix::Imatrix;
 use crate::writer::atomic::check_destination;
@@ -135,8 +135,8 @@ pub fn run(args: &Args) -> Result<()> {
 
 /// Holds importance matrices against a model.
 fn check(args: &Args, all: &[Imatrix], model: &Path) -> Result<()> {
-    let subject = Subject::open(model, args.pre.as_deref())?;
-    let specs: Vec<_> = subject.model.tensors().collect();
+    let loaded = LoadedModel::open(model, args.pre.as_deref())?;
+    let specs: Vec<_> = loaded.model.tensors().collect();
     for (path, imatrix) in args.in_file.iter().zip(all) {
         let known = specs.iter().map(|spec| Ok(imatrix.entry(&spec.gguf, &spec.shape)?.is_some()));
         let known = known.collect::<Result<Vec<bool>>>();
@@ -148,25 +148,25 @@ fn check(args: &Args, all: &[Imatrix], model: &Path) -> Result<()> {
 
 fn measure(args: &Args, model: &Path) -> Result<Imatrix> {
     let model = hub::find(model, Need::Weights)?;
-    let subject = Subject::open(model.path(), args.pre.as_deref())?;
-    let (documents, names) = texts(args, &subject)?;
+    let loaded = LoadedModel::open(model.path(), args.pre.as_deref())?;
+    let (documents, names) = texts(args, &loaded)?;
     // As llama-imatrix: one text from the first token to the last, in windows that each start with BOS.
-    let (tokenizer, protocol, text) = (&subject.tokenizer, Protocol::LlamaCpp, documents.join("\n"));
+    let (tokenizer, protocol, text) = (&loaded.tokenizer, Protocol::LlamaCpp, documents.join("\n"));
     let mut tokens: Vec<u32> = tokenizer.bos().into_iter().collect();
     // Special tokens are read as such, which llama-imatrix does with --parse-special: conversations consist of them.
     tokens.extend(tokenizer.encode(text.strip_suffix('\n').unwrap_or(&text))?);
-    let windows = begun(cut_tokens(&tokens, protocol, args.context, args.chunks)?, &subject, protocol);
+    let windows = begun(cut_tokens(&tokens, protocol, args.context, args.chunks)?, &loaded, protocol);
     let progress = Progress::new(false, args.json);
     let show = |done: usize, total: usize| progress.set(done as u64, total as u64);
-    let mut measured = importance::measure(&subject, &windows, args.process_output, &show)?;
+    let mut measured = importance::measure(&loaded, &windows, args.process_output, &show)?;
     progress.finish();
     measured.datasets = names;
     Ok(measured)
 }
 
 /// The documents of all that `-f` names, and what they are called.
-fn texts(args: &Args, subject: &Subject) -> Result<(Vec<String>, Vec<String>)> {
-    let (chat, broken) = match subject.chat() {
+fn texts(args: &Args, loaded: &LoadedModel) -> Result<(Vec<String>, Vec<String>)> {
+    let (chat, broken) = match loaded.chat() {
         Ok(chat) => (chat.as_ref(), None),
         // It is an error only where it is needed.
         Err(error) => (None, Some(error)),
@@ -183,7 +183,7 @@ fn texts(args: &Args, subject: &Subject) -> Result<(Vec<String>, Vec<String>)> {
         let set = file.to_str().filter(|_| !file.exists()).and_then(sets::by_name);
         let (own, called) = match set {
             Some(set) => {
-                let source = set.calibration(1.0, &demand(args, set, subject)?, &Download::default())?;
+                let source = set.calibration(1.0, &demand(args, set, loaded)?, &Download::default())?;
                 (source.documents, source.names)
             }
             None => read(std::slice::from_ref(file))?,
@@ -195,7 +195,7 @@ fn texts(args: &Args, subject: &Subject) -> Result<(Vec<String>, Vec<String>)> {
 }
 
 /// How much of a set is read.
-fn demand<'a>(args: &Args, set: Set, subject: &'a Subject) -> Result<Demand<'a>> {
+fn demand<'a>(args: &Args, set: Set, loaded: &'a LoadedModel) -> Result<SetRequest<'a>> {
     let count = match (args.chunks, set) {
         (Some(chunks), _) => chunks,
         (None, Set::WikiText2) => 0,
@@ -205,5 +205,5 @@ fn demand<'a>(args: &Args, set: Set, subject: &'a Subject) -> Result<Demand<'a>>
             );
         }
     };
-    Ok(Demand { count, length: args.context, packed: true, tokenizer: &subject.tokenizer })
+    Ok(SetRequest { count, length: args.context, packed: true, tokenizer: &loaded.tokenizer })
 }

@@ -11,8 +11,8 @@ use crate::format::Type;
 use crate::method;
 use crate::pipeline::KEEP;
 use crate::pipeline::forecast::advice::{Advice, Situation, advice};
-use crate::pipeline::forecast::fit::{self, Needs, is_in_order, largest_that_fits};
-use crate::pipeline::forecast::remedy::{Remedy, remedy};
+use crate::pipeline::forecast::fit::{self, GpuMemory, is_in_order, largest_that_fits};
+use crate::pipeline::forecast::memory_advice::{self, MemoryAdvice};
 use crate::pipeline::forecast::shape::BlockShape;
 use crate::pipeline::forecast::sizes::{Size, quantized_already, sizes, source_type};
 use crate::pipeline::forecast::speed::Speed;
@@ -66,13 +66,13 @@ struct Report<'a> {
     chosen: usize,
     /// The largest that fits the GPU, in `sizes`.
     largest: Option<usize>,
-    needs: Option<Needs>,
+    needs: Option<GpuMemory>,
     speed: Speed,
     /// What was asked for first.
     forecasts: Vec<Forecast>,
     /// Windows and their length, where they are used.
     windows: Option<(usize, usize)>,
-    remedy: Option<Remedy>,
+    memory: Option<MemoryAdvice>,
     advice: Vec<Advice>,
 }
 
@@ -200,7 +200,7 @@ pub fn run(args: &Args) -> Result<()> {
         needs,
         speed,
         windows: job.model().map(|_| (job.samples, job.positions)),
-        remedy: over.map(|ram| remedy(&job, &shapes, own, ram)),
+        memory: over.map(|ram| memory_advice::advise(&job, &shapes, own, ram)),
         forecasts,
         sizes,
         advice,

@@ -6,12 +6,12 @@ use super::shell;
 use crate::error::{Error, Result};
 use crate::eval::divergence::Reference;
 use crate::eval::layers::Layer;
-use crate::eval::report::{self, Facts, Hash, Judged, Made, Maker, Original, Report};
+use crate::eval::report::{self, Facts, Hash, Judged, Maker, Original, Provenance, Report};
 use crate::eval::speed::Speed;
 use crate::eval::statistics::Statistics;
 use crate::eval::tensors::{self, TensorError};
 use crate::eval::verdict::Verdict;
-use crate::pipeline::subject::Subject;
+use crate::pipeline::loaded_model::LoadedModel;
 use crate::source::hub::name_of;
 use crate::writer::atomic::{AtomicFile, check_destination};
 use serde_json::{Value, json};
@@ -34,7 +34,7 @@ pub struct Entry<'a> {
     /// Where it is, as it was named.
     pub path: &'a Path,
     /// The file.
-    pub subject: &'a Subject,
+    pub loaded: &'a LoadedModel,
     /// Whether others made it.
     pub peer: bool,
     /// What was measured.
@@ -87,10 +87,15 @@ impl Publish {
     ///
     /// # Errors
     /// As [`tensors::errors`].
-    pub fn weights(&self, subject: &Subject, reference: &Reference, progress: &Progress) -> Result<Vec<TensorError>> {
+    pub fn weights(
+        &self,
+        loaded: &LoadedModel,
+        reference: &Reference,
+        progress: &Progress,
+    ) -> Result<Vec<TensorError>> {
         match reference {
             Reference::Model(original) if self.report.is_some() => {
-                tensors::errors(subject, original, &|done, total| progress.set(done, total))
+                tensors::errors(loaded, original, &|done, total| progress.set(done, total))
             }
             _ => Ok(Vec::new()),
         }
@@ -119,9 +124,9 @@ impl Publish {
         let mut commands: Vec<String> = Vec::new();
         let mut judged = Vec::new();
         for file in files {
-            let made = Made::of(file.subject);
+            let made = Provenance::of(file.loaded);
             commands.extend(made_by(&made, basis.path, file.path));
-            let size = Size::of(file.subject);
+            let size = Size::of(file.loaded);
             judged.push(Judged {
                 name: shown(file.path),
                 label: String::new(),
@@ -131,7 +136,7 @@ impl Publish {
                 statistics: file.statistics.clone(),
                 verdict: *file.verdict,
                 tensors: file.tensors,
-                digests: digests(&mut hashing, &file.subject.weights().files())?,
+                digests: digests(&mut hashing, &file.loaded.weights().files())?,
                 speed: file.speed,
             });
         }
@@ -177,7 +182,7 @@ struct Hashing<'a> {
 
 impl<'a> Hashing<'a> {
     fn new(basis: &Basis, files: &[Entry], progress: &'a Progress) -> Hashing<'a> {
-        let own = files.iter().flat_map(|file| file.subject.weights().files());
+        let own = files.iter().flat_map(|file| file.loaded.weights().files());
         let size = |path: PathBuf| path.metadata().map_or(0, |found| found.len());
         let total = own.chain(files_of(basis)).map(size).sum();
         Hashing { progress, done: std::cell::Cell::new(0), total }
@@ -194,18 +199,18 @@ impl<'a> Hashing<'a> {
 /// The files of a reference.
 fn files_of(basis: &Basis) -> Vec<PathBuf> {
     match basis.reference {
-        Reference::Model(subject) => subject.weights().files(),
+        Reference::Model(loaded) => loaded.weights().files(),
         Reference::Saved(_) => vec![basis.path.to_path_buf()],
     }
 }
 
 fn original(basis: &Basis, statistics: &Statistics, digests: Vec<Hash>) -> Original {
     let (size, facts) = match basis.reference {
-        Reference::Model(subject) => {
-            let size = Size::of(subject);
+        Reference::Model(loaded) => {
+            let size = Size::of(loaded);
             // Where the files are, fetched ones included.
-            let files = subject.weights().files();
-            let folder = files.first().and_then(|file| file.parent()).filter(|_| subject.weights().gguf().is_none());
+            let files = loaded.weights().files();
+            let folder = files.first().and_then(|file| file.parent()).filter(|_| loaded.weights().gguf().is_none());
             let size = report::Size { bytes: size.bytes, bits: size.bits };
             (Some(size), Facts::of(basis.path, folder.unwrap_or(basis.path)))
         }
@@ -229,7 +234,7 @@ fn shown(path: &Path) -> String {
 }
 
 /// The command that made a file, as far as it says.
-fn made_by(made: &Made, original: &Path, file: &Path) -> Option<String> {
+fn made_by(made: &Provenance, original: &Path, file: &Path) -> Option<String> {
     let options = made.key("llmq.options").filter(|text| made.maker == Maker::Llmq && shell::is_words(text))?;
     let budget = options.contains("--target-");
     let kind = made.mix.as_ref().filter(|_| !budget).map_or(String::new(), |mix| format!(" --type {mix}"));

@@ -1,9 +1,9 @@
 //! `llmq quantize`: checkpoint in, GGUF out.
 
-mod asked;
 pub(super) mod corpus;
 mod outputs;
 mod provenance;
+mod quantize_options;
 pub(super) mod ram;
 
 use super::budget::{self, Target};

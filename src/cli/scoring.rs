@@ -9,7 +9,7 @@ use crate::eval::divergence::Reference;
 use crate::eval::histogram::Bin;
 use crate::eval::perplexity::{self, Protocol};
 use crate::eval::saved::SavedLogits;
-use crate::pipeline::subject::Subject;
+use crate::pipeline::loaded_model::LoadedModel;
 use crate::pipeline::weights::Weights;
 use crate::source::hub::Need;
 use clap::ValueEnum;
@@ -74,17 +74,17 @@ impl Text {
     ///
     /// # Errors
     /// Windows or a text that are too short, or a text that cannot be read.
-    pub fn cut(&self, subject: &Subject) -> Result<(Setting, Vec<Vec<u32>>)> {
+    pub fn cut(&self, loaded: &LoadedModel) -> Result<(Setting, Vec<Vec<u32>>)> {
         let protocol = self.protocol();
         let context = match self.context {
             Some(n) if n < 4 => {
                 return Err(Error::usage(format!("windows of {n} tokens are too short: -c 4 is the least")));
             }
             Some(n) => n,
-            None => protocol.usual_context().min(subject.model.context),
+            None => protocol.usual_context().min(loaded.model.context),
         };
-        if context > subject.model.context {
-            let own = subject.model.context;
+        if context > loaded.model.context {
+            let own = loaded.model.context;
             output::note(&format!("note: windows of {context} tokens are longer than the model's context of {own}"));
         }
         self.check_chunks()?;
@@ -93,7 +93,7 @@ impl Text {
             (None, Some(name)) => set(name)?.evaluation(&Download::default())?,
             (None, None) => SAMPLE.into(),
         };
-        let windows = perplexity::cut(subject, &text, protocol, context, self.chunks)?;
+        let windows = perplexity::cut(loaded, &text, protocol, context, self.chunks)?;
         Ok((Setting { protocol, context }, windows))
     }
 
@@ -143,7 +143,7 @@ impl Text {
 /// Opens what files are compared with: a model, or saved logits.
 ///
 /// # Errors
-/// As [`Subject::open`] and [`SavedLogits::open`].
+/// As [`LoadedModel::open`] and [`SavedLogits::open`].
 pub fn reference(path: &Path, pre: Option<&str>) -> Result<Reference> {
     if SavedLogits::is_one(path) {
         return Ok(Reference::Saved(SavedLogits::open(path)?));
@@ -154,9 +154,9 @@ pub fn reference(path: &Path, pre: Option<&str>) -> Result<Reference> {
 /// Opens a model, from the hub if that is where it is.
 ///
 /// # Errors
-/// As [`hub::find`] and [`Subject::open`].
-pub fn open(model: &Path, pre: Option<&str>) -> Result<Subject> {
-    Subject::open(hub::find(model, Need::Weights)?.path(), pre)
+/// As [`hub::find`] and [`LoadedModel::open`].
+pub fn open(model: &Path, pre: Option<&str>) -> Result<LoadedModel> {
+    LoadedModel::open(hub::find(model, Need::Weights)?.path(), pre)
 }
 
 fn set(name: &str) -> Result<Set> {
@@ -190,8 +190,8 @@ pub struct Size {
 
 impl Size {
     /// Of a model's files.
-    pub fn of(subject: &Subject) -> Size {
-        let weights = subject.weights();
+    pub fn of(loaded: &LoadedModel) -> Size {
+        let weights = loaded.weights();
         let bytes = weights.files().iter().filter_map(|path| path.metadata().ok()).map(|file| file.len()).sum();
         let sizes: Vec<(u64, u64)> = match weights {
             Weights::Gguf(file) => file.tensors.iter().map(|t| (t.bytes, t.elements())).collect(),

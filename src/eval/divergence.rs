@@ -17,7 +17,7 @@ use super::saved::SavedLogits;
 use super::statistics::Scored;
 use crate::error::{Context, Error, Result};
 use crate::interrupt;
-use crate::pipeline::subject::{BATCH, Subject};
+use crate::pipeline::loaded_model::{BATCH, LoadedModel};
 use crate::source::value::quoted;
 use candle_core::Tensor;
 use llmq_kernels::elementwise::{log_sum_exp, log_sum_exp_and_gap};
@@ -33,7 +33,7 @@ pub(super) const HINT: &str = "a reference is the model that the file was made f
 #[derive(Clone, Copy)]
 pub struct Candidate<'a> {
     /// The model.
-    pub subject: &'a Subject,
+    pub loaded: &'a LoadedModel,
     /// Its name.
     pub name: &'a str,
 }
@@ -41,7 +41,7 @@ pub struct Candidate<'a> {
 /// What files are compared with.
 pub enum Reference {
     /// A model, which is run.
-    Model(Box<Subject>),
+    Model(Box<LoadedModel>),
     /// What a model gave earlier.
     Saved(SavedLogits),
 }
@@ -49,14 +49,14 @@ pub enum Reference {
 impl Reference {
     fn blocks(&self) -> usize {
         match self {
-            Reference::Model(subject) => subject.model.blocks.len(),
+            Reference::Model(loaded) => loaded.model.blocks.len(),
             Reference::Saved(_) => 0,
         }
     }
 
     fn hidden(&self) -> usize {
         match self {
-            Reference::Model(subject) => subject.model.hidden,
+            Reference::Model(loaded) => loaded.model.hidden,
             Reference::Saved(_) => 0,
         }
     }
@@ -73,7 +73,7 @@ pub fn compare(
     reference: &Reference,
     windows: &[Vec<u32>],
     protocol: Protocol,
-    states: &mut dyn FnMut(&Subject, &Tensor) -> Result<()>,
+    states: &mut dyn FnMut(&LoadedModel, &Tensor) -> Result<()>,
     progress: &dyn Fn(usize, usize),
 ) -> Result<Vec<Vec<Scored>>> {
     compare_in_parts(files, reference, windows, protocol, states, &mut (), progress)
@@ -88,20 +88,20 @@ pub fn compare_in_parts(
     reference: &Reference,
     windows: &[Vec<u32>],
     protocol: Protocol,
-    states: &mut dyn FnMut(&Subject, &Tensor) -> Result<()>,
+    states: &mut dyn FnMut(&LoadedModel, &Tensor) -> Result<()>,
     parts: &mut dyn Parts,
     progress: &dyn Fn(usize, usize),
 ) -> Result<Vec<Vec<Scored>>> {
     for file in files {
-        check_vocabularies(file.subject, reference).context(|| format!("cannot judge {}", file.name))?;
+        check_vocabularies(file.loaded, reference).context(|| format!("cannot judge {}", file.name))?;
     }
     let context = windows.first().map_or(0, Vec::len);
     let first = protocol.first(context);
     // An equal share of one model's residual stream for each.
-    let widest = files.iter().map(|file| file.subject.model.hidden).fold(reference.hidden(), usize::max);
+    let widest = files.iter().map(|file| file.loaded.model.hidden).fold(reference.hidden(), usize::max);
     let group = windows_of_a_part(context, widest * (files.len() + 1));
     let groups = windows.len().div_ceil(group);
-    let steps = reference.blocks() + files.iter().map(|file| file.subject.model.blocks.len()).sum::<usize>() + 1;
+    let steps = reference.blocks() + files.iter().map(|file| file.loaded.model.blocks.len()).sum::<usize>() + 1;
     let mut scored = vec![Vec::new(); files.len()];
     for (g, windows) in windows.chunks(group).enumerate() {
         let tell = |step: usize| progress(g * steps + step, groups * steps);
@@ -112,18 +112,18 @@ pub fn compare_in_parts(
         }
         let original = match reference {
             Reference::Saved(saved) => Original::Saved(saved, g * group * (context - 1 - first)),
-            Reference::Model(subject) => {
-                let hidden = final_states(subject, windows, first, &tell).context(|| "running the reference".into())?;
-                states(subject, &hidden)?;
-                Original::Hidden(subject, hidden)
+            Reference::Model(loaded) => {
+                let hidden = final_states(loaded, windows, first, &tell).context(|| "running the reference".into())?;
+                states(loaded, &hidden)?;
+                Original::Hidden(loaded, hidden)
             }
         };
         let mut done = reference.blocks();
         let mut streams = Vec::new();
         for file in files {
-            let hidden = final_states(file.subject, windows, first, &|block| tell(done + block));
-            streams.push((file.subject, hidden.context(|| format!("running {}", file.name))?));
-            done += file.subject.model.blocks.len();
+            let hidden = final_states(file.loaded, windows, first, &|block| tell(done + block));
+            streams.push((file.loaded, hidden.context(|| format!("running {}", file.name))?));
+            done += file.loaded.model.blocks.len();
         }
         let tokens = all(&original, &streams, &targets(windows, first))?;
         for (tokens, (file, scored)) in tokens.iter().zip(files.iter().zip(&scored)) {
@@ -159,10 +159,10 @@ fn check_numbers(scored: &[Scored], file: &Candidate, before: usize) -> Result<(
 ///
 /// # Errors
 /// Another number of tokens, or a token that is another one.
-fn check_vocabularies(file: &Subject, reference: &Reference) -> Result<()> {
+fn check_vocabularies(file: &LoadedModel, reference: &Reference) -> Result<()> {
     let ours = file.model.vocab;
     let theirs = match reference {
-        Reference::Model(subject) => subject.model.vocab,
+        Reference::Model(loaded) => loaded.model.vocab,
         Reference::Saved(saved) => saved.vocab(),
     };
     if ours != theirs {
@@ -179,7 +179,7 @@ fn check_vocabularies(file: &Subject, reference: &Reference) -> Result<()> {
 ///
 /// # Errors
 /// A token that is another one.
-pub(super) fn check_tokens(file: &Subject, reference: &Subject) -> Result<()> {
+pub(super) fn check_tokens(file: &LoadedModel, reference: &LoadedModel) -> Result<()> {
     let ours = file.model.vocab;
     for id in 0..ours as u32 {
         // Ids without a text are rows that only fill the matrix up; who wrote the file decides whether they have one.
@@ -293,14 +293,14 @@ type Adding = fn(&mut Token, &[f32], &[f32], usize, u32);
 /// What the reference makes of the tokens of some windows.
 pub(super) enum Original<'a> {
     /// Its last hidden states, `[tokens, hidden]`.
-    Hidden(&'a Subject, Tensor),
+    Hidden(&'a LoadedModel, Tensor),
     /// Rows of saved logits from this one on.
     Saved(&'a SavedLogits, usize),
 }
 
 /// What the reference and each file make of each target, from the files' last hidden states, `[targets, hidden]` each. The
 /// reference's logits are computed once for all files.
-pub(super) fn all(original: &Original, files: &[(&Subject, Tensor)], targets: &[u32]) -> Result<Vec<Vec<Scored>>> {
+pub(super) fn all(original: &Original, files: &[(&LoadedModel, Tensor)], targets: &[u32]) -> Result<Vec<Vec<Scored>>> {
     let mut tokens = vec![vec![Token::UNSEEN; targets.len()]; files.len()];
     let models = files.iter().map(|(file, _)| &file.model);
     let (vocab, own) = match original {
@@ -315,8 +315,8 @@ pub(super) fn all(original: &Original, files: &[(&Subject, Tensor)], targets: &[
         };
         // A file that shares the reference's output matrix needs no copy of it.
         let shared =
-            |file: &Subject| matches!(original, Original::Hidden(reference, _) if std::ptr::eq(*reference, file));
-        let other = |file: &Subject| match shared(file) {
+            |file: &LoadedModel| matches!(original, Original::Hidden(reference, _) if std::ptr::eq(*reference, file));
+        let other = |file: &LoadedModel| match shared(file) {
             true => Ok(None),
             false => output_rows(file, rows.clone()).map(Some),
         };

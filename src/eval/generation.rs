@@ -12,14 +12,14 @@ use crate::model::lm_head::LastNorm;
 use crate::model::matrix::Matrix;
 use crate::model::per_layer::PerLayerInputs;
 use crate::model::states::{MixerState, States};
-use crate::pipeline::subject::{BATCH, Subject};
+use crate::pipeline::loaded_model::{BATCH, LoadedModel};
 use candle_core::Tensor;
 use llmq_kernels::gemm::Precision;
 use std::sync::Arc;
 
 /// One window that grows.
 pub struct Generation<'a> {
-    subject: &'a Subject,
+    loaded: &'a LoadedModel,
     frame: &'a Frame,
     start: Embedding<'a>,
     blocks: Vec<(Block<'a>, Vec<MixerState>)>,
@@ -33,21 +33,21 @@ impl<'a> Generation<'a> {
     ///
     /// # Errors
     /// A tensor that cannot be read.
-    pub fn new(subject: &'a Subject, frame: &'a Frame) -> Result<Generation<'a>> {
-        let (model, positions) = (&subject.model, frame.positions());
+    pub fn new(loaded: &'a LoadedModel, frame: &'a Frame) -> Result<Generation<'a>> {
+        let (model, positions) = (&loaded.model, frame.positions());
         let block = |i: usize| {
-            let own = subject.block(frame, i).context(|| format!("block {i}"))?;
+            let own = loaded.block(frame, i).context(|| format!("block {i}"))?;
             let state = own.new_state(positions)?;
             Ok((own, state))
         };
         Ok(Generation {
-            subject,
+            loaded,
             frame,
-            start: Embedding::new(model, positions, |spec, rows| subject.rows(spec, rows))?,
+            start: Embedding::new(model, positions, |spec, rows| loaded.rows(spec, rows))?,
             blocks: (0..model.blocks.len()).map(block).collect::<Result<_>>()?,
             len: 0,
-            norm: LastNorm::new(model, |spec| subject.read(spec))?,
-            output: subject.output()?,
+            norm: LastNorm::new(model, |spec| loaded.read(spec))?,
+            output: loaded.output()?,
         })
     }
 
@@ -84,21 +84,21 @@ impl<'a> Generation<'a> {
         let h = last.ok_or_else(|| Error::new("no tokens"))?;
         let h = h.narrow(0, h.dim(0)? - 1, 1)?.contiguous()?;
         let mut logits = self.output.linear(Precision::Single, &self.norm.apply(&h)?)?.flatten_all()?.to_vec1()?;
-        self.subject.model.finish_logits(&mut logits);
+        self.loaded.model.finish_logits(&mut logits);
         Ok(logits)
     }
 
     /// The stream behind the last block, `[tokens, hidden]`.
     fn behind_blocks(&mut self, tokens: &[u32]) -> Result<Tensor> {
-        let model = &self.subject.model;
+        let model = &self.loaded.model;
         let embedding = model.embedding();
         let mut x = Vec::with_capacity(tokens.len() * model.hidden);
         for &token in tokens {
-            x.extend(self.subject.rows(&embedding, token as usize..token as usize + 1)?);
+            x.extend(self.loaded.rows(&embedding, token as usize..token as usize + 1)?);
         }
         self.start.apply_from(self.len(), &mut x);
         let h = Tensor::from_vec(x, (tokens.len(), model.hidden), self.frame.device())?;
-        let read = |spec: &TensorSpec, rows| self.subject.rows(spec, rows);
+        let read = |spec: &TensorSpec, rows| self.loaded.rows(spec, rows);
         let per_layer = PerLayerInputs::new(model, tokens.iter().copied(), &read)?;
         let per_layer = per_layer.map(|inputs| (inputs, Arc::new(tokens.to_vec())));
         let mut states = States { per_layer, ..States::new(h) };

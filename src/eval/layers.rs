@@ -13,7 +13,7 @@ use crate::model::block::Block;
 use crate::model::frame::Frame;
 use crate::model::lm_head::LastNorm;
 use crate::model::states::States;
-use crate::pipeline::subject::Subject;
+use crate::pipeline::loaded_model::LoadedModel;
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
@@ -59,8 +59,8 @@ impl std::fmt::Display for Place {
 /// # Errors
 /// Models that do not belong together, a tensor that cannot be read, or a forward pass that overflows.
 pub fn layers(
-    file: &Subject,
-    original: &Subject,
+    file: &LoadedModel,
+    original: &LoadedModel,
     windows: &[Vec<u32>],
     first: usize,
     progress: &dyn Fn(usize, usize),
@@ -115,8 +115,8 @@ pub fn layers(
 
 /// # Errors
 /// The blocks of one model cannot stand in for those of the other.
-fn check(file: &Subject, original: &Subject) -> Result<()> {
-    let sizes = |subject: &Subject| [subject.model.blocks.len(), subject.model.hidden, subject.model.vocab];
+fn check(file: &LoadedModel, original: &LoadedModel) -> Result<()> {
+    let sizes = |loaded: &LoadedModel| [loaded.model.blocks.len(), loaded.model.hidden, loaded.model.vocab];
     let (own, theirs) = (sizes(file), sizes(original));
     if own != theirs {
         let shown =
@@ -131,7 +131,7 @@ type Stream = Vec<States>;
 
 /// Two models side by side.
 struct Side<'a> {
-    models: [&'a Subject; 2],
+    models: [&'a LoadedModel; 2],
     frames: [Frame; 2],
     /// The file's own stream.
     own: Stream,
@@ -142,10 +142,10 @@ struct Side<'a> {
 }
 
 impl<'a> Side<'a> {
-    fn new(file: &'a Subject, original: &'a Subject, windows: &[Vec<u32>]) -> Result<Side<'a>> {
+    fn new(file: &'a LoadedModel, original: &'a LoadedModel, windows: &[Vec<u32>]) -> Result<Side<'a>> {
         let models = [file, original];
         let positions = windows[0].len();
-        let frame = |subject: &Subject| Frame::new(&subject.model, subject.pairing(), positions, &Device::Cpu);
+        let frame = |loaded: &LoadedModel| Frame::new(&loaded.model, loaded.pairing(), positions, &Device::Cpu);
         let (own, clean) = (file.embed(windows, &Device::Cpu)?, original.embed(windows, &Device::Cpu)?);
         let branches = vec![own.clone()];
         Ok(Side { models, frames: [frame(file)?, frame(original)?], own, clean, branches })
@@ -174,8 +174,8 @@ impl<'a> Side<'a> {
     /// Of each branch, and of the file's output matrix alone, the divergences of the scored tokens.
     fn divergences(&self, windows: &[Vec<u32>], first: usize) -> Result<Vec<Vec<f64>>> {
         let [file, original] = self.models;
-        let normed = |subject: &Subject, stream: &Stream| -> Result<Tensor> {
-            let norm = LastNorm::new(&subject.model, |spec| subject.read(spec))?;
+        let normed = |loaded: &LoadedModel, stream: &Stream| -> Result<Tensor> {
+            let norm = LastNorm::new(&loaded.model, |spec| loaded.read(spec))?;
             let context = windows[0].len();
             let scored = stream
                 .iter()

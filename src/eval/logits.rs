@@ -4,7 +4,7 @@
 use crate::error::Result;
 use crate::interrupt;
 use crate::model::{Model, ops};
-use crate::pipeline::subject::{BATCH, Subject};
+use crate::pipeline::loaded_model::{BATCH, LoadedModel};
 use candle_core::{Device, Tensor};
 use llmq_kernels::elementwise::log_sum_exp;
 use llmq_kernels::gemm::Precision;
@@ -22,10 +22,10 @@ pub(super) fn pieces(vocab: usize, columns: usize) -> impl Iterator<Item = Range
 }
 
 /// Rows of the output matrix: `[rows, hidden]`.
-pub(super) fn output_rows(subject: &Subject, rows: Range<usize>) -> Result<Tensor> {
-    let output = subject.model.output();
+pub(super) fn output_rows(loaded: &LoadedModel, rows: Range<usize>) -> Result<Tensor> {
+    let output = loaded.model.output();
     let shape = (rows.len(), output.shape[1]);
-    Ok(Tensor::from_vec(subject.rows(&output, rows)?, shape, &Device::Cpu)?)
+    Ok(Tensor::from_vec(loaded.rows(&output, rows)?, shape, &Device::Cpu)?)
 }
 
 /// The logits of `n` tokens from the `from`-th on, for these rows of the output matrix: `n · rows` numbers.
@@ -77,18 +77,18 @@ impl Likelihood {
 /// Shows the logits of every row of `hidden`, `[tokens, hidden]`, to what is known of it, a piece of the vocabulary at a
 /// time: `add(known, row, logits, their log_sum_exp, first token)`.
 pub fn each_row<T: Send>(
-    subject: &Subject,
+    loaded: &LoadedModel,
     hidden: &Tensor,
     known: &mut [T],
     add: impl Fn(&mut T, usize, &[f32], f64, usize) + Sync,
 ) -> Result<()> {
-    for rows in pieces(subject.model.vocab, subject.model.hidden) {
+    for rows in pieces(loaded.model.vocab, loaded.model.hidden) {
         let first = rows.start;
-        let matrix = output_rows(subject, rows.clone())?;
+        let matrix = output_rows(loaded, rows.clone())?;
         for from in (0..known.len()).step_by(BATCH) {
             interrupt::check()?;
             let n = BATCH.min(known.len() - from);
-            let logits = logits(&subject.model, hidden, from, n, &matrix)?;
+            let logits = logits(&loaded.model, hidden, from, n, &matrix)?;
             known[from..from + n]
                 .par_iter_mut()
                 .zip(logits.par_chunks(rows.len()))
@@ -101,17 +101,17 @@ pub fn each_row<T: Send>(
 
 /// The logits of all tokens of the vocabulary for every row of `hidden`, `[tokens, hidden]`, in batches: `each` gets those
 /// of some tokens, `[tokens, vocab]`, one batch behind the other.
-pub fn whole_rows(subject: &Subject, hidden: &Tensor, each: &mut dyn FnMut(&[f32]) -> Result<()>) -> Result<()> {
-    let (tokens, vocab) = (hidden.dims2()?.0, subject.model.vocab);
+pub fn whole_rows(loaded: &LoadedModel, hidden: &Tensor, each: &mut dyn FnMut(&[f32]) -> Result<()>) -> Result<()> {
+    let (tokens, vocab) = (hidden.dims2()?.0, loaded.model.vocab);
     // Every batch decodes the output matrix anew: larger batches than elsewhere are worth their memory.
     let batch = (4 * PIECE / vocab).clamp(1, BATCH);
     for from in (0..tokens).step_by(batch) {
         let n = batch.min(tokens - from);
         let mut all = vec![0.0; n * vocab];
-        for rows in pieces(vocab, subject.model.hidden) {
+        for rows in pieces(vocab, loaded.model.hidden) {
             interrupt::check()?;
-            let matrix = output_rows(subject, rows.clone())?;
-            let piece = logits(&subject.model, hidden, from, n, &matrix)?;
+            let matrix = output_rows(loaded, rows.clone())?;
+            let piece = logits(&loaded.model, hidden, from, n, &matrix)?;
             for (all, piece) in all.chunks_exact_mut(vocab).zip(piece.chunks_exact(rows.len())) {
                 all[rows.clone()].copy_from_slice(piece);
             }

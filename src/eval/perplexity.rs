@@ -15,7 +15,7 @@ use crate::model::block::Block;
 use crate::model::frame::Frame;
 use crate::model::lm_head::LastNorm;
 use crate::model::states::States;
-use crate::pipeline::subject::{BATCH, Subject};
+use crate::pipeline::loaded_model::{BATCH, LoadedModel};
 use candle_core::{Device, Tensor};
 
 /// Bytes of residual stream that go through the model together.
@@ -118,13 +118,13 @@ impl Perplexity {
 /// # Errors
 /// A text that is too short: llama.cpp's protocol wants two windows, the other one.
 pub fn windows(
-    subject: &Subject,
+    loaded: &LoadedModel,
     text: &str,
     protocol: Protocol,
     context: usize,
     chunks: Option<usize>,
 ) -> Result<Vec<Vec<u32>>> {
-    Ok(begun(cut(subject, text, protocol, context, chunks)?, subject, protocol))
+    Ok(begun(cut(loaded, text, protocol, context, chunks)?, loaded, protocol))
 }
 
 /// [`windows`] of which each still has the first token that the text gives it.
@@ -132,18 +132,18 @@ pub fn windows(
 /// # Errors
 /// As [`windows`].
 pub fn cut(
-    subject: &Subject,
+    loaded: &LoadedModel,
     text: &str,
     protocol: Protocol,
     context: usize,
     chunks: Option<usize>,
 ) -> Result<Vec<Vec<u32>>> {
     let mut tokens = Vec::new();
-    tokens.extend(subject.tokenizer.bos().filter(|_| protocol == Protocol::LlamaCpp));
+    tokens.extend(loaded.tokenizer.bos().filter(|_| protocol == Protocol::LlamaCpp));
     let text = text.strip_suffix('\n').unwrap_or(text);
     tokens.extend(match protocol {
-        Protocol::LlamaCpp => subject.tokenizer.encode_plain(text)?,
-        Protocol::Hf => subject.tokenizer.encode(text)?,
+        Protocol::LlamaCpp => loaded.tokenizer.encode_plain(text)?,
+        Protocol::Hf => loaded.tokenizer.encode(text)?,
     });
     cut_tokens(&tokens, protocol, context, chunks)
 }
@@ -167,8 +167,8 @@ pub fn cut_tokens(tokens: &[u32], protocol: Protocol, context: usize, chunks: Op
 }
 
 /// Windows that begin as the protocol wants them to: under llama.cpp's, BOS takes the place of the first token.
-pub fn begun(mut windows: Vec<Vec<u32>>, subject: &Subject, protocol: Protocol) -> Vec<Vec<u32>> {
-    if let Some(bos) = subject.tokenizer.bos().filter(|_| protocol == Protocol::LlamaCpp) {
+pub fn begun(mut windows: Vec<Vec<u32>>, loaded: &LoadedModel, protocol: Protocol) -> Vec<Vec<u32>> {
+    if let Some(bos) = loaded.tokenizer.bos().filter(|_| protocol == Protocol::LlamaCpp) {
         windows.iter_mut().for_each(|window| window[0] = bos);
     }
     windows
@@ -180,13 +180,13 @@ pub fn begun(mut windows: Vec<Vec<u32>>, subject: &Subject, protocol: Protocol) 
 /// # Errors
 /// A tensor that cannot be read, or a forward pass that overflows.
 pub fn perplexity(
-    subject: &Subject,
+    loaded: &LoadedModel,
     windows: &[Vec<u32>],
     protocol: Protocol,
-    states: &mut dyn FnMut(&Subject, &Tensor) -> Result<()>,
+    states: &mut dyn FnMut(&LoadedModel, &Tensor) -> Result<()>,
     progress: &dyn Fn(usize, usize),
 ) -> Result<Perplexity> {
-    perplexity_in_parts(subject, windows, protocol, states, &mut (), progress)
+    perplexity_in_parts(loaded, windows, protocol, states, &mut (), progress)
 }
 
 /// The same, some windows after the others; those that `parts` knows already are left out.
@@ -194,15 +194,15 @@ pub fn perplexity(
 /// # Errors
 /// As [`perplexity`], or those of `parts`.
 pub fn perplexity_in_parts(
-    subject: &Subject,
+    loaded: &LoadedModel,
     windows: &[Vec<u32>],
     protocol: Protocol,
-    states: &mut dyn FnMut(&Subject, &Tensor) -> Result<()>,
+    states: &mut dyn FnMut(&LoadedModel, &Tensor) -> Result<()>,
     parts: &mut dyn Parts,
     progress: &dyn Fn(usize, usize),
 ) -> Result<Perplexity> {
     let first = protocol.first(windows.first().map_or(0, Vec::len));
-    let losses = losses_and_states(subject, windows, first, states, parts, progress)?;
+    let losses = losses_and_states(loaded, windows, first, states, parts, progress)?;
     Ok(Perplexity::from_losses(&losses, windows.len()))
 }
 
@@ -212,35 +212,35 @@ pub fn perplexity_in_parts(
 /// # Errors
 /// As [`perplexity`].
 pub fn losses(
-    subject: &Subject,
+    loaded: &LoadedModel,
     windows: &[Vec<u32>],
     first: usize,
     progress: &dyn Fn(usize, usize),
 ) -> Result<Vec<f64>> {
-    losses_and_states(subject, windows, first, &mut |_, _| Ok(()), &mut (), progress)
+    losses_and_states(loaded, windows, first, &mut |_, _| Ok(()), &mut (), progress)
 }
 
 fn losses_and_states(
-    subject: &Subject,
+    loaded: &LoadedModel,
     windows: &[Vec<u32>],
     first: usize,
-    states: &mut dyn FnMut(&Subject, &Tensor) -> Result<()>,
+    states: &mut dyn FnMut(&LoadedModel, &Tensor) -> Result<()>,
     parts: &mut dyn Parts,
     progress: &dyn Fn(usize, usize),
 ) -> Result<Vec<f64>> {
     let context = windows.first().map_or(0, Vec::len);
-    let group = windows_of_a_part(context, subject.model.hidden);
+    let group = windows_of_a_part(context, loaded.model.hidden);
     let groups = windows.len().div_ceil(group);
-    let steps = subject.model.blocks.len() + 1;
+    let steps = loaded.model.blocks.len() + 1;
     let mut losses = Vec::new();
     for (g, windows) in windows.chunks(group).enumerate() {
         let own = match parts.known(g) {
             Some(known) => known,
             None => {
                 let tell = |block| progress(g * steps + block, groups * steps);
-                let hidden = final_states(subject, windows, first, &tell)?;
-                states(subject, &hidden)?;
-                let own = negative_log_likelihoods(subject, &hidden, &targets(windows, first))?;
+                let hidden = final_states(loaded, windows, first, &tell)?;
+                states(loaded, &hidden)?;
+                let own = negative_log_likelihoods(loaded, &hidden, &targets(windows, first))?;
                 check("likelihood", &own, losses.len())?;
                 parts.add(g, groups, &own)?;
                 own
@@ -271,19 +271,19 @@ pub(super) fn targets(windows: &[Vec<u32>], first: usize) -> Vec<u32> {
 
 /// The normed last hidden states of positions `first .. context − 1` of every window: `[windows · scored, hidden]`.
 pub(super) fn final_states(
-    subject: &Subject,
+    loaded: &LoadedModel,
     windows: &[Vec<u32>],
     first: usize,
     done: &dyn Fn(usize),
 ) -> Result<Tensor> {
-    let (model, device) = (&subject.model, Device::Cpu);
+    let (model, device) = (&loaded.model, Device::Cpu);
     let context = windows[0].len();
-    let frame = Frame::new(model, subject.pairing(), context, &device)?;
-    let mut batches = subject.embed(windows, &device)?;
+    let frame = Frame::new(model, loaded.pairing(), context, &device)?;
+    let mut batches = loaded.embed(windows, &device)?;
     let blocks = model.blocks.len();
     for i in 0..blocks {
         let place = || format!("block {i}");
-        let block = subject.block(&frame, i).context(place)?;
+        let block = loaded.block(&frame, i).context(place)?;
         let last = i + 1 == blocks;
         for states in &mut batches {
             interrupt::check()?;
@@ -294,7 +294,7 @@ pub(super) fn final_states(
         }
         done(i + 1);
     }
-    let norm = LastNorm::new(model, |spec| subject.read(spec))?;
+    let norm = LastNorm::new(model, |spec| loaded.read(spec))?;
     let states = batches.iter().map(|states| norm.apply(&states.h)).collect::<Result<Vec<_>>>()?;
     Ok(Tensor::cat(&states, 0)?)
 }
@@ -316,9 +316,9 @@ fn behind_last(block: &Block, config: &BlockConfig, before: &States, context: us
 }
 
 /// `−ln p(target)` for each row of `hidden`, the output matrix in pieces.
-fn negative_log_likelihoods(subject: &Subject, hidden: &Tensor, targets: &[u32]) -> Result<Vec<f64>> {
+fn negative_log_likelihoods(loaded: &LoadedModel, hidden: &Tensor, targets: &[u32]) -> Result<Vec<f64>> {
     let mut seen = vec![Likelihood::UNSEEN; targets.len()];
-    each_row(subject, hidden, &mut seen, |seen, i, logits, sum, first| seen.add(logits, sum, first, targets[i]))?;
+    each_row(loaded, hidden, &mut seen, |seen, i, logits, sum, first| seen.add(logits, sum, first, targets[i]))?;
     Ok(seen.iter().map(Likelihood::loss).collect())
 }
 

@@ -7,7 +7,7 @@
 
 use super::logits::whole_rows;
 use crate::error::{Context, Error, Result};
-use crate::pipeline::subject::Subject;
+use crate::pipeline::loaded_model::LoadedModel;
 use crate::writer::atomic::AtomicFile;
 use candle_core::Tensor;
 use llmq_kernels::elementwise::log_sum_exp;
@@ -226,8 +226,8 @@ impl Saving {
     ///
     /// # Errors
     /// As [`Saving::append`], or a matrix that cannot be read.
-    pub fn append_states(&mut self, subject: &Subject, hidden: &Tensor) -> Result<()> {
-        whole_rows(subject, hidden, &mut |logits| self.append(logits))
+    pub fn append_states(&mut self, loaded: &LoadedModel, hidden: &Tensor) -> Result<()> {
+        whole_rows(loaded, hidden, &mut |logits| self.append(logits))
     }
 
     /// Appends the logits of scored tokens, `[tokens, vocab]`.

@@ -5,8 +5,8 @@
 use super::generation::{Generation, likeliest};
 use crate::error::{Error, Result};
 use crate::model::frame::Frame;
+use crate::pipeline::loaded_model::LoadedModel;
 use crate::pipeline::report::{forget_peak_memory, peak_memory};
-use crate::pipeline::subject::Subject;
 use candle_core::Device;
 use serde::Serialize;
 use std::time::{Duration, Instant};
@@ -75,16 +75,16 @@ pub struct Speed {
 ///
 /// # Errors
 /// A text or a context of fewer than two tokens, or a tensor that cannot be read.
-pub fn measure(subject: &Subject, text: &[u32], progress: &dyn Fn(usize, usize)) -> Result<Speed> {
-    let prompt = TOKENS.0.min(text.len()).min(subject.model.context / 2);
-    let generated = TOKENS.1.min(subject.model.context - prompt);
+pub fn measure(loaded: &LoadedModel, text: &[u32], progress: &dyn Fn(usize, usize)) -> Result<Speed> {
+    let prompt = TOKENS.0.min(text.len()).min(loaded.model.context / 2);
+    let generated = TOKENS.1.min(loaded.model.context - prompt);
     if prompt == 0 || generated == 0 {
-        let (n, context) = (text.len(), subject.model.context);
+        let (n, context) = (text.len(), loaded.model.context);
         return Err(Error::new(format!("a text of {n} tokens in a context of {context} leaves no speed to measure")));
     }
     forget_peak_memory();
-    let frame = Frame::new(&subject.model, subject.pairing(), prompt + generated, &Device::Cpu)?;
-    let mut window = Generation::new(subject, &frame)?;
+    let frame = Frame::new(&loaded.model, loaded.pairing(), prompt + generated, &Device::Cpu)?;
+    let mut window = Generation::new(loaded, &frame)?;
     // What the disk takes to give the file is no speed of the model.
     window.read(&text[..1])?;
     let (mut first, mut rates) = (Vec::new(), Vec::new());
@@ -102,7 +102,7 @@ pub fn measure(subject: &Subject, text: &[u32], progress: &dyn Fn(usize, usize))
         rates.push(generated as f64 / started.elapsed().as_secs_f64());
     }
     progress(RUNS, RUNS);
-    let files = subject.weights().files();
+    let files = loaded.weights().files();
     let prompt_rates: Vec<f64> = first.iter().map(|seconds| prompt as f64 / seconds).collect();
     Ok(Speed {
         engine: "llmq, CPU",

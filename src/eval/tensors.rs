@@ -7,7 +7,7 @@
 use crate::error::{Context, Error, Result};
 use crate::interrupt;
 use crate::model::TensorSpec;
-use crate::pipeline::subject::Subject;
+use crate::pipeline::loaded_model::LoadedModel;
 use rayon::prelude::*;
 use std::collections::HashMap;
 use std::ops::Range;
@@ -46,7 +46,7 @@ pub struct TensorError {
 ///
 /// # Errors
 /// A tensor cannot be read, or the models have no matrix of one shape in common.
-pub fn errors(file: &Subject, original: &Subject, progress: &dyn Fn(u64, u64)) -> Result<Vec<TensorError>> {
+pub fn errors(file: &LoadedModel, original: &LoadedModel, progress: &dyn Fn(u64, u64)) -> Result<Vec<TensorError>> {
     let theirs: HashMap<String, TensorSpec> = original.model.tensors().map(|spec| (spec.gguf.clone(), spec)).collect();
     let both = |spec: TensorSpec| {
         let other = theirs.get(&spec.gguf).filter(|other| other.shape == spec.shape && spec.shape.len() > 1)?;
@@ -74,9 +74,9 @@ pub fn errors(file: &Subject, original: &Subject, progress: &dyn Fn(u64, u64)) -
 }
 
 /// The error of one tensor, and whether it was rescaled.
-fn of(file: (&Subject, &TensorSpec), original: (&Subject, &TensorSpec)) -> Result<(f64, bool)> {
+fn of(file: (&LoadedModel, &TensorSpec), original: (&LoadedModel, &TensorSpec)) -> Result<(f64, bool)> {
     let (rows, columns) = (file.1.rows(), file.1.columns());
-    let orders = [file, original].map(|(subject, spec)| order(subject, spec));
+    let orders = [file, original].map(|(loaded, spec)| order(loaded, spec));
     let turned = orders.iter().any(Option::is_some);
     // Rows that change places are read with all others; these are matrices of attention, never the largest.
     let step = if turned { rows } else { (PIECE / columns.max(1)).max(1) };
@@ -95,8 +95,8 @@ fn of(file: (&Subject, &TensorSpec), original: (&Subject, &TensorSpec)) -> Resul
 }
 
 /// For each row in the order of a GGUF, where a checkpoint has it; none where that is the same.
-fn order(subject: &Subject, spec: &TensorSpec) -> Option<Vec<usize>> {
-    let is_checkpoint = subject.weights().gguf().is_none();
+fn order(loaded: &LoadedModel, spec: &TensorSpec) -> Option<Vec<usize>> {
+    let is_checkpoint = loaded.weights().gguf().is_none();
     is_checkpoint.then(|| spec.order.sources(spec.rows())).flatten()
 }
 

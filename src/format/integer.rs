@@ -7,7 +7,7 @@
 //! Files of GGUF do not have these types. Their blocks are in the draft that a folder is made from, and nowhere else.
 
 use super::bits::{half_at, nibble, put_halves, put_nibbles};
-use super::{Encoding, Format, Spec, Type, lattice, superblock};
+use super::{Encoding, Format, Spec, Type, regrid, superblock};
 use crate::error::{Error, Result};
 use crate::grid::{Codes, Effort, F, Freedom, Grid, LANES, Levels, RowSteps, Shape, Steps};
 
@@ -175,7 +175,7 @@ impl Grid for Integer {
     }
 
     fn recognize(&self, x: &[f32]) -> Option<RowSteps> {
-        if self.zeros { lattice::with_zero(self, x) } else { lattice::plain(self, x) }
+        if self.zeros { regrid::with_zero(self, x) } else { regrid::plain(self, x) }
     }
 
     fn store(&self, steps: &Steps, codes: &[Codes], blocks: &mut [u8]) {

@@ -1,7 +1,7 @@
 //! IQ4_NL: 32 columns, a half-precision scale, four-bit places in a table of uneven levels. `d·T[q]`.
 
 use super::bits::{each_nibble, half_at, put_halves, put_nibbles};
-use super::{Encoding, Format, Spec, lattice, superblock};
+use super::{Encoding, Format, Spec, regrid, superblock};
 use crate::grid::{Codes, Effort, F, Freedom, Grid, Levels, RowSteps, Shape, Steps};
 
 /// Non-linear four-bit blocks, 4.5 bits per weight.
@@ -41,7 +41,7 @@ impl Grid for Iq4Nl {
         superblock::fit_plain(self, w, h, effort)
     }
     fn recognize(&self, x: &[f32]) -> Option<RowSteps> {
-        lattice::plain(self, x)
+        regrid::plain(self, x)
     }
     fn store(&self, steps: &Steps, codes: &[Codes], blocks: &mut [u8]) {
         put_halves(blocks, 0, steps.d);

@@ -2,7 +2,7 @@
 
 use super::bits::{each_nibble, half_at, put_halves, put_nibbles};
 use super::iq4_nl::TABLE;
-use super::{Encoding, Format, Spec, lattice, superblock};
+use super::{Encoding, Format, Spec, regrid, superblock};
 use crate::grid::{Codes, Effort, F, Freedom, Grid, Levels, RowSteps, Shape, Steps};
 
 /// Non-linear four-bit super-blocks, 4.25 bits per weight.
@@ -60,7 +60,7 @@ impl Grid for Iq4Xs {
         superblock::fit_symmetric(self, w, h, effort)
     }
     fn recognize(&self, x: &[f32]) -> Option<RowSteps> {
-        lattice::super_symmetric(self, x)
+        regrid::super_symmetric(self, x)
     }
     fn store(&self, steps: &Steps, codes: &[Codes], blocks: &mut [u8]) {
         put_halves(blocks, 0, steps.d);

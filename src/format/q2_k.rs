@@ -1,7 +1,7 @@
 //! Q2_K: 256 columns in groups of 16, two-bit codes, four-bit scales and minima. `d·sc·q − dmin·m`.
 
 use super::bits::{crumb, half_at, put_crumbs, put_halves};
-use super::{Encoding, Format, Spec, lattice, superblock};
+use super::{Encoding, Format, Spec, regrid, superblock};
 use crate::grid::{Codes, Effort, F, Freedom, Grid, Levels, RowSteps, Shape, Steps};
 
 /// Asymmetric two-bit super-blocks, 2.625 bits per weight.
@@ -42,7 +42,7 @@ impl Grid for Q2K {
         superblock::fit_affine(self, w, h, effort)
     }
     fn recognize(&self, x: &[f32]) -> Option<RowSteps> {
-        lattice::super_affine(self, x)
+        regrid::super_affine(self, x)
     }
     fn store(&self, steps: &Steps, codes: &[Codes], blocks: &mut [u8]) {
         put_halves(blocks, 80, steps.d);

@@ -1,7 +1,7 @@
 //! Q3_K: 256 columns in groups of 16, three-bit codes, six-bit scales. `d·(sc − 32)·(q − 4)`.
 
 use super::bits::{crumb, half_at, put_bits, put_crumbs, put_halves};
-use super::{Encoding, Format, Spec, lattice, superblock};
+use super::{Encoding, Format, Spec, regrid, superblock};
 use crate::grid::{Codes, Effort, F, Freedom, Grid, Levels, RowSteps, Shape, Steps};
 
 /// Symmetric three-bit super-blocks, 3.4375 bits per weight.
@@ -62,7 +62,7 @@ impl Grid for Q3K {
         superblock::fit_symmetric(self, w, h, effort)
     }
     fn recognize(&self, x: &[f32]) -> Option<RowSteps> {
-        lattice::super_symmetric(self, x)
+        regrid::super_symmetric(self, x)
     }
     fn store(&self, steps: &Steps, codes: &[Codes], blocks: &mut [u8]) {
         put_bits(codes, 4, 2, blocks, 0);

@@ -1,7 +1,7 @@
 //! Q4_0: 32 columns, a half-precision scale, four-bit codes. `(q − 8)·d`.
 
 use super::bits::{each_nibble, half_at, put_halves, put_nibbles};
-use super::{Encoding, Format, Spec, lattice, superblock};
+use super::{Encoding, Format, Spec, regrid, superblock};
 use crate::grid::{Codes, Effort, F, Freedom, Grid, Levels, RowSteps, Shape, Steps};
 
 /// Symmetric four-bit blocks, 4.5 bits per weight.
@@ -38,7 +38,7 @@ impl Grid for Q4_0 {
         superblock::fit_plain(self, w, h, effort)
     }
     fn recognize(&self, x: &[f32]) -> Option<RowSteps> {
-        lattice::plain(self, x)
+        regrid::plain(self, x)
     }
     fn store(&self, steps: &Steps, codes: &[Codes], blocks: &mut [u8]) {
         put_halves(blocks, 0, steps.d);

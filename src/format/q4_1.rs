@@ -1,7 +1,7 @@
 //! Q4_1: 32 columns, a half-precision scale and minimum, four-bit codes. `q·d + m`.
 
 use super::bits::{each_nibble, half_at, put_halves, put_nibbles};
-use super::{Encoding, Format, Spec, lattice, superblock};
+use super::{Encoding, Format, Spec, regrid, superblock};
 use crate::grid::{Codes, Effort, F, Freedom, Grid, Levels, RowSteps, Shape, Steps};
 
 /// Asymmetric four-bit blocks, 5 bits per weight.
@@ -38,7 +38,7 @@ impl Grid for Q4_1 {
         superblock::fit_line(self, w, h, effort)
     }
     fn recognize(&self, x: &[f32]) -> Option<RowSteps> {
-        lattice::line(self, x)
+        regrid::line(self, x)
     }
     fn store(&self, steps: &Steps, codes: &[Codes], blocks: &mut [u8]) {
         put_halves(blocks, 0, steps.d);

@@ -1,8 +1,8 @@
 //! Q4_K: 256 columns in groups of 32, four-bit codes, six-bit scales and minima. `d·sc·q − dmin·m`.
 
 use super::bits::{half_at, put_nibbles};
-use super::sixes::{put_head, sixes};
-use super::{Encoding, Format, Spec, lattice, superblock};
+use super::scale_packing::{put_head, scale_and_min};
+use super::{Encoding, Format, Spec, regrid, superblock};
 use crate::grid::{Codes, Effort, F, Freedom, Grid, Levels, RowSteps, Shape, Steps};
 
 /// Asymmetric four-bit super-blocks, 4.5 bits per weight.
@@ -20,7 +20,7 @@ impl Format for Q4K {
     fn decode(&self, block: &[u8], out: &mut [f32]) {
         let (d, dmin) = (half_at(block, 0), half_at(block, 2));
         for (group, out) in out.chunks_exact_mut(GROUP).enumerate() {
-            let (scale, min) = sixes(&block[4..], group);
+            let (scale, min) = scale_and_min(&block[4..], group);
             let (scale, min) = (d * f32::from(scale), dmin * f32::from(min));
             // Two groups share their bytes.
             let (bytes, shift) = (&block[16 + group / 2 * GROUP..][..GROUP], group % 2 * 4);
@@ -48,7 +48,7 @@ impl Grid for Q4K {
         superblock::fit_affine(self, w, h, effort)
     }
     fn recognize(&self, x: &[f32]) -> Option<RowSteps> {
-        lattice::super_affine(self, x)
+        regrid::super_affine(self, x)
     }
     fn store(&self, steps: &Steps, codes: &[Codes], blocks: &mut [u8]) {
         put_head(steps, blocks);

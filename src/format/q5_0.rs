@@ -1,7 +1,7 @@
 //! Q5_0: 32 columns, a half-precision scale, five-bit codes. `(q − 16)·d`.
 
 use super::bits::{five_bits, half_at, put_fifth_bits, put_halves, put_nibbles};
-use super::{Encoding, Format, Spec, lattice, superblock};
+use super::{Encoding, Format, Spec, regrid, superblock};
 use crate::grid::{Codes, Effort, F, Freedom, Grid, Levels, RowSteps, Shape, Steps};
 
 /// Symmetric five-bit blocks, 5.5 bits per weight.
@@ -40,7 +40,7 @@ impl Grid for Q5_0 {
         superblock::fit_plain(self, w, h, effort)
     }
     fn recognize(&self, x: &[f32]) -> Option<RowSteps> {
-        lattice::plain(self, x)
+        regrid::plain(self, x)
     }
     fn store(&self, steps: &Steps, codes: &[Codes], blocks: &mut [u8]) {
         put_halves(blocks, 0, steps.d);

@@ -1,7 +1,7 @@
 //! Q5_1: 32 columns, a half-precision scale and minimum, five-bit codes. `q·d + m`.
 
 use super::bits::{five_bits, half_at, put_fifth_bits, put_halves, put_nibbles};
-use super::{Encoding, Format, Spec, lattice, superblock};
+use super::{Encoding, Format, Spec, regrid, superblock};
 use crate::grid::{Codes, Effort, F, Freedom, Grid, Levels, RowSteps, Shape, Steps};
 
 /// Asymmetric five-bit blocks, 6 bits per weight.
@@ -40,7 +40,7 @@ impl Grid for Q5_1 {
         superblock::fit_line(self, w, h, effort)
     }
     fn recognize(&self, x: &[f32]) -> Option<RowSteps> {
-        lattice::line(self, x)
+        regrid::line(self, x)
     }
     fn store(&self, steps: &Steps, codes: &[Codes], blocks: &mut [u8]) {
         put_halves(blocks, 0, steps.d);

@@ -1,8 +1,8 @@
 //! Q5_K: 256 columns in groups of 32, five-bit codes, six-bit scales and minima. `d·sc·q − dmin·m`.
 
 use super::bits::{half_at, put_bits, put_nibbles};
-use super::sixes::{put_head, sixes};
-use super::{Encoding, Format, Spec, lattice, superblock};
+use super::scale_packing::{put_head, scale_and_min};
+use super::{Encoding, Format, Spec, regrid, superblock};
 use crate::grid::{Codes, Effort, F, Freedom, Grid, Levels, RowSteps, Shape, Steps};
 
 /// Asymmetric five-bit super-blocks, 5.5 bits per weight.
@@ -20,7 +20,7 @@ impl Format for Q5K {
     fn decode(&self, block: &[u8], out: &mut [f32]) {
         let (d, dmin) = (half_at(block, 0), half_at(block, 2));
         for (i, x) in out.iter_mut().enumerate() {
-            let (scale, min) = sixes(&block[4..], i / GROUP);
+            let (scale, min) = scale_and_min(&block[4..], i / GROUP);
             let byte = block[48 + i / 64 * 32 + i % 32];
             let low = if i % 64 < 32 { byte & 15 } else { byte >> 4 };
             let q = low | (block[16 + i % 32] >> (i / 32) & 1) << 4;
@@ -46,7 +46,7 @@ impl Grid for Q5K {
         superblock::fit_affine(self, w, h, effort)
     }
     fn recognize(&self, x: &[f32]) -> Option<RowSteps> {
-        lattice::super_affine(self, x)
+        regrid::super_affine(self, x)
     }
     fn store(&self, steps: &Steps, codes: &[Codes], blocks: &mut [u8]) {
         put_head(steps, blocks);

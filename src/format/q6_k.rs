@@ -1,7 +1,7 @@
 //! Q6_K: 256 columns in groups of 16, six-bit codes, eight-bit scales. `d·sc·(q − 32)`.
 
 use super::bits::{half_at, put_crumbs, put_halves, put_nibbles};
-use super::{Encoding, Format, Spec, lattice, superblock};
+use super::{Encoding, Format, Spec, regrid, superblock};
 use crate::grid::{Codes, Effort, F, Freedom, Grid, Levels, RowSteps, Shape, Steps};
 
 /// Symmetric six-bit super-blocks, 6.5625 bits per weight.
@@ -51,7 +51,7 @@ impl Grid for Q6K {
         superblock::fit_symmetric(self, w, h, effort)
     }
     fn recognize(&self, x: &[f32]) -> Option<RowSteps> {
-        lattice::super_symmetric(self, x)
+        regrid::super_symmetric(self, x)
     }
     fn store(&self, steps: &Steps, codes: &[Codes], blocks: &mut [u8]) {
         put_nibbles(codes, 32, 64, blocks, 0);

@@ -1,7 +1,7 @@
 //! Q8_0: 32 columns, a half-precision scale, eight-bit codes. `q·d`.
 
 use super::bits::{half_at, put_halves};
-use super::{Encoding, Format, Spec, lattice, superblock};
+use super::{Encoding, Format, Spec, regrid, superblock};
 use crate::grid::{Codes, Effort, F, Freedom, Grid, Levels, RowSteps, Shape, Steps};
 
 /// Symmetric eight-bit blocks, 8.5 bits per weight.
@@ -41,7 +41,7 @@ impl Grid for Q8_0 {
         superblock::fit_plain(self, w, h, effort)
     }
     fn recognize(&self, x: &[f32]) -> Option<RowSteps> {
-        lattice::plain(self, x)
+        regrid::plain(self, x)
     }
     fn store(&self, steps: &Steps, codes: &[Codes], blocks: &mut [u8]) {
         put_halves(blocks, 0, steps.d);

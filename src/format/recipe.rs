@@ -17,7 +17,7 @@ pub struct Recipe {
 
 /// What overrides a mix.
 #[derive(Debug, Default)]
-pub struct Wishes {
+pub struct TypeRequest {
     /// The base type for every matrix.
     pub pure: bool,
     /// The type of the output matrix; wins over everything.
@@ -73,8 +73,8 @@ impl Recipe {
     ///
     /// # Errors
     /// An override that is no `REGEX=TYPE`.
-    pub fn new(mix: Mix, wishes: Wishes) -> Result<Self> {
-        let Wishes { pure, output, embedding, tensors } = wishes;
+    pub fn new(mix: Mix, wishes: TypeRequest) -> Result<Self> {
+        let TypeRequest { pure, output, embedding, tensors } = wishes;
         let overrides = tensors.iter().map(|text| parse(text)).collect::<Result<_>>()?;
         Ok(Self { mix, pure, output, embedding, overrides })
     }

@@ -4,8 +4,8 @@
 //! with it; dynamic quantization leaves convolutions float and so gains nothing on a CNN, but on BERT it was faster than static
 //! quantization (2.13x against 1.76x, ONNX Runtime on a Xeon with AMX); depthwise convolutions lose most.
 
-use super::census::Census;
 use super::cpu::Cpu;
+use super::op_counts::OpCounts;
 use super::operators::Kind;
 
 /// Where a model is going to run.
@@ -51,7 +51,7 @@ impl Choice {
 #[derive(Debug, Clone)]
 pub struct Situation {
     /// The model.
-    pub census: Census,
+    pub counts: OpCounts,
     /// Bytes of all its files.
     pub bytes: u64,
     /// Where it is going to run.
@@ -88,23 +88,23 @@ const DEPTHWISE_LOSS: f64 = 1.0;
 
 /// Weights of this kind are most of the work, or, where shapes are not known, of the weights.
 fn mostly(s: &Situation, kind: Kind) -> bool {
-    s.census.work(kind).unwrap_or_else(|| s.census.part(kind)) >= 0.5
+    s.counts.work(kind).unwrap_or_else(|| s.counts.part(kind)) >= 0.5
 }
 
 fn quantizable(s: &Situation) -> f64 {
-    [Kind::Conv, Kind::MatMul, Kind::Embedding].iter().map(|&kind| s.census.part(kind)).sum()
+    [Kind::Conv, Kind::MatMul, Kind::Embedding].iter().map(|&kind| s.counts.part(kind)).sum()
 }
 
 const RULES: [Rule; 12] = [
     Rule {
         name: "quantized",
-        applies: |s| s.census.quantized > 0,
+        applies: |s| s.counts.quantized > 0,
         choice: Choice::Nothing,
         why: "the graph is quantized already; start from the float model that it was made from",
     },
     Rule {
         name: "recurrent",
-        applies: |s| s.census.part(Kind::Recurrent) >= 0.5,
+        applies: |s| s.counts.part(Kind::Recurrent) >= 0.5,
         choice: Choice::Nothing,
         why: "most weights are in recurrent layers, which llmq leaves float",
     },
@@ -128,7 +128,7 @@ const RULES: [Rule; 12] = [
     },
     Rule {
         name: "half precision",
-        applies: |s| s.census.half * 2 > s.census.weights(),
+        applies: |s| s.counts.half * 2 > s.counts.weights(),
         choice: Choice::Nothing,
         why: "the weights are in half precision, which CPUs widen to floats; export the model in FLOAT and ask again",
     },
@@ -140,7 +140,7 @@ const RULES: [Rule; 12] = [
     },
     Rule {
         name: "depthwise, careful",
-        applies: |s| mostly(s, Kind::Conv) && s.census.depthwise > 0 && s.tolerance < DEPTHWISE_LOSS,
+        applies: |s| mostly(s, Kind::Conv) && s.counts.depthwise > 0 && s.tolerance < DEPTHWISE_LOSS,
         choice: Choice::Qat,
         why: "depthwise convolutions lose most in INT8, commonly more than is tolerated here; training with rounding wins most of it back",
     },
@@ -152,14 +152,14 @@ const RULES: [Rule; 12] = [
     },
     Rule {
         name: "matrix products",
-        applies: |s| mostly(s, Kind::MatMul) || s.census.part(Kind::MatMul) + s.census.part(Kind::Embedding) >= 0.5,
+        applies: |s| mostly(s, Kind::MatMul) || s.counts.part(Kind::MatMul) + s.counts.part(Kind::Embedding) >= 0.5,
         choice: Choice::Dynamic,
         why: "most of the weights are in matrix products and embeddings: dynamic quantization needs no data, and follows activations \
               with outliers better than fixed scales do",
     },
     Rule {
         name: "mixed",
-        applies: |s| s.census.share(Kind::Conv).nodes > 0,
+        applies: |s| s.counts.share(Kind::Conv).nodes > 0,
         choice: Choice::Static,
         why: "convolutions and matrix products share the work, and only static scales cover both",
     },
@@ -198,17 +198,17 @@ fn remarks(s: &Situation, choice: Choice) -> Vec<String> {
     if s.target == Target::Edge {
         remarks.push("small devices gain twice, by size and by energy; most have ARM's dot product".into());
     }
-    let embeddings = s.census.part(Kind::Embedding);
+    let embeddings = s.counts.part(Kind::Embedding);
     if embeddings >= 0.2 {
         remarks.push(format!("{:.0}% of the weights are in embeddings, which get INT8 rows", 100.0 * embeddings));
     }
     if choice == Choice::Dynamic && s.tolerance < 0.5 {
         remarks.push("half a point is not much for a transformer in INT8: judge it with llmq int8 validate".into());
     }
-    if s.census.depthwise > 0 {
+    if s.counts.depthwise > 0 {
         remarks.push(format!(
             "{} depthwise convolutions lose most in INT8: judge it with llmq int8 validate",
-            s.census.depthwise
+            s.counts.depthwise
         ));
     }
     remarks

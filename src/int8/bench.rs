@@ -4,7 +4,7 @@
 //! the package `onnxruntime`, run by a small script. Otherwise it is rten's, which is another engine with other kernels; then only
 //! the label may be believed, never a speed-up.
 
-mod given;
+mod bench_inputs;
 mod kernels;
 #[cfg(feature = "ort")]
 mod library;
@@ -17,7 +17,7 @@ use super::onnx::shape::{Dim, shown};
 use super::onnx::tensor::Tensor;
 use crate::error::{Context, Error, Result};
 use crate::interrupt;
-use given::{Given, Kind};
+use bench_inputs::{Given, Kind};
 use std::time::{Duration, Instant};
 
 pub use kernels::{Kernels, kernels};

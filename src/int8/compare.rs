@@ -1,7 +1,7 @@
 //! A quantized graph beside its original, on the same samples.
 
+use super::calibration_inputs;
 use super::engine::{Engine, Value};
-use super::feed;
 use super::onnx::proto::{ModelProto, NodeProto};
 use super::samples::{Sample, Samples};
 use super::statistics::{Likeness, Paired, largest};
@@ -71,7 +71,7 @@ pub fn compare(
     for sample in samples.iter() {
         interrupt::check()?;
         let sample = sample?;
-        let inputs = feed::inputs(original, &sample)?;
+        let inputs = calibration_inputs::inputs(original, &sample)?;
         let run = |engine: &Engine, whose: &str| {
             engine.run(&inputs).context(|| format!("{}: {whose} cannot be run", sample.place))
         };

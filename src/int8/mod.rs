@@ -3,7 +3,7 @@
 //! ```text
 //! onnx (files and graphs) -> weights -> dynamic    MatMulInteger, INT8 embeddings
 //!                         -> engine -> bench       runs a graph; latencies, and what really runs in INT8
-//!                         -> census -> advise      what a graph consists of; what fits a model, a task and a machine
+//!                         -> counts -> advise      what a graph consists of; what fits a model, a task and a machine
 //! samples (.npz, .npy)    -> ranges -> qdq         calibration, and static quantization
 //!                                   -> qat         a short training with the rounding in place
 //!                                   -> refine      better rounding, biases and balance, from calibration inputs alone
@@ -14,19 +14,19 @@
 
 pub mod advise;
 pub mod bench;
-pub mod census;
+pub mod calibration_inputs;
 pub mod checkpoint;
 pub mod compare;
 pub mod cpu;
 pub mod diversity;
 pub mod dynamic;
 pub mod engine;
-pub mod feed;
 pub mod fold;
 pub mod histogram;
 pub mod npy;
 pub mod npz;
 pub mod onnx;
+pub mod op_counts;
 pub mod operators;
 pub mod qat;
 pub mod qdq;

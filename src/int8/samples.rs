@@ -7,15 +7,15 @@ use super::npy::Header;
 use super::npz::{self, Entry};
 use crate::error::{Error, Result};
 use crate::interrupt;
+use input_spec::{column, same_sizes};
 use llmq_kernels::elementwise::first_non_finite;
 use std::fs::File;
 use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
-use wanted::{column, same_sizes};
 
-pub use wanted::Wanted;
+pub use input_spec::InputSpec;
 
-mod wanted;
+mod input_spec;
 
 /// The names under which a file may hold the class of each sample.
 const LABELS: [&str; 2] = ["labels", "label"];
@@ -71,7 +71,7 @@ struct Part {
 /// All samples of some files.
 #[derive(Debug, Clone)]
 pub struct Samples {
-    wanted: Vec<Wanted>,
+    wanted: Vec<InputSpec>,
     /// Rows of a run.
     batch: usize,
     parts: Vec<Part>,
@@ -84,7 +84,7 @@ impl Samples {
     ///
     /// # Errors
     /// No file, a damaged one, or one whose arrays are not what the graph wants.
-    pub fn open(paths: &[PathBuf], wanted: Vec<Wanted>) -> Result<Samples> {
+    pub fn open(paths: &[PathBuf], wanted: Vec<InputSpec>) -> Result<Samples> {
         let mut files = Vec::new();
         for path in paths {
             if path.is_dir() { files.extend(folder(path)?) } else { files.push(path.clone()) }
@@ -92,7 +92,7 @@ impl Samples {
         if files.is_empty() {
             return Err(Error::usage("no calibration inputs were given"));
         }
-        let batch = wanted.iter().find_map(Wanted::rows).unwrap_or(1).max(1);
+        let batch = wanted.iter().find_map(InputSpec::rows).unwrap_or(1).max(1);
         if let Some(other) = wanted.iter().find(|w| w.rows().is_some_and(|rows| rows != batch)) {
             return Err(Error::new(format!(
                 "the graph's inputs take different numbers of samples at a time: {batch}, and {}",
@@ -220,9 +220,9 @@ impl Samples {
         Ok(Part { path: path.to_owned(), rows, columns, labels: labels.map(|(column, _)| column) })
     }
 
-    fn missing(&self, path: &Path, wanted: &Wanted, entries: &[Entry]) -> Error {
+    fn missing(&self, path: &Path, wanted: &InputSpec, entries: &[Entry]) -> Error {
         let has: Vec<String> = entries.iter().map(|e| format!("'{}'", e.name)).collect();
-        let wants: Vec<String> = self.wanted.iter().map(Wanted::describe).collect();
+        let wants: Vec<String> = self.wanted.iter().map(InputSpec::describe).collect();
         Error::new(format!(
             "{}: there is no array '{}': it holds {}, but the graph's inputs are {}",
             path.display(),

@@ -3,9 +3,9 @@
 //! Each layer is quantized alone and the error at the outputs measured. Layers are then excluded, the worst first, until what
 //! is asked for holds of the whole. Where a layer stands decides nothing: first and last ones are measured like all others.
 
+use super::calibration_inputs;
 use super::compare::numbers;
 use super::engine::Engine;
-use super::feed;
 use super::onnx::proto::ModelProto;
 use super::qdq::rewrite::Integers;
 use super::qdq::{Float, Layer};
@@ -99,7 +99,7 @@ impl<'a> Bench<'a> {
 }
 
 fn outputs(engine: &Engine, sample: &Sample) -> Result<Vec<Vec<f32>>> {
-    Ok(engine.run(&feed::inputs(engine, sample)?)?.iter().map(numbers).collect())
+    Ok(engine.run(&calibration_inputs::inputs(engine, sample)?)?.iter().map(numbers).collect())
 }
 
 /// One step of the search: what is excluded, and how well the rest does.

@@ -5,14 +5,14 @@
 
 pub mod advice;
 pub mod fit;
-pub mod remedy;
+pub mod memory_advice;
 pub mod shape;
 pub mod sizes;
 pub mod speed;
 pub mod time;
 
 use super::experts::MEMORY;
-use super::stream::{PRECISION, Wants};
+use super::stream::{PRECISION, RunNeeds};
 use super::{PIECE, head, stream};
 use crate::method::{self, Method, Options, PART};
 use crate::model::Model;
@@ -128,7 +128,7 @@ impl<'a> Job<'a> {
         if self.model().is_none() {
             return Tokens::default();
         }
-        let wants = Wants { hold: self.method.chooses() || self.asymmetric, compare: self.asymmetric };
+        let wants = RunNeeds { hold: self.method.chooses() || self.asymmetric, compare: self.asymmetric };
         let of = |windows: usize| windows as u64 * self.positions as u64;
         let mut tokens = Tokens::default();
         for share in wants.shares(self.samples, self.positions) {
@@ -343,7 +343,7 @@ fn solver(n: u64, walks: u64) -> u64 {
 mod tests {
     use super::*;
     use crate::format::mix;
-    use crate::format::recipe::{Recipe, Wishes};
+    use crate::format::recipe::{Recipe, TypeRequest};
     use crate::model::Site;
     use crate::model::mixer::Place;
     use crate::pipeline::plan::Request;
@@ -352,7 +352,7 @@ mod tests {
     fn plan(kind: &str) -> Plan {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("eval/tiny");
         let request = Request {
-            recipe: Recipe::new(mix::named(kind).unwrap(), Wishes::default()).unwrap(),
+            recipe: Recipe::new(mix::named(kind).unwrap(), TypeRequest::default()).unwrap(),
             pre: None,
             calibrated: true,
             mtp: true,

@@ -16,7 +16,7 @@ use crate::model::TensorRole;
 use crate::model::block::Block;
 use crate::model::frame::Frame;
 use crate::model::lm_head::LastNorm;
-use crate::pipeline::subject::{embed, pairing};
+use crate::pipeline::loaded_model::{embed, pairing};
 use candle_core::{Device, Tensor};
 
 /// Windows that go through the original model for a tied output matrix: one in so many.

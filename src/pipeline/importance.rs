@@ -1,6 +1,6 @@
 //! Measuring an importance matrix: how large the inputs of every layer are, with the model's own weights.
 
-use super::subject::Subject;
+use super::loaded_model::LoadedModel;
 use crate::calib::squares::Squares;
 use crate::error::{Context, Result};
 use crate::interrupt;
@@ -20,21 +20,21 @@ use candle_core::{Device, Tensor};
 /// # Errors
 /// A tensor that cannot be read, or a forward pass that overflows.
 pub fn measure(
-    subject: &Subject,
+    loaded: &LoadedModel,
     windows: &[Vec<u32>],
     output: bool,
     progress: &dyn Fn(usize, usize),
 ) -> Result<Imatrix> {
-    let (model, device) = (&subject.model, Device::Cpu);
+    let (model, device) = (&loaded.model, Device::Cpu);
     let positions = windows.first().map_or(0, Vec::len);
-    let frame = Frame::new(model, subject.pairing(), positions, &device)?;
-    let mut batches = subject.embed(windows, &device)?;
+    let frame = Frame::new(model, loaded.pairing(), positions, &device)?;
+    let mut batches = loaded.embed(windows, &device)?;
     let mut imatrix = Imatrix { chunks: windows.len() as u32, chunk_size: positions as u32, ..Imatrix::default() };
     for i in 0..model.blocks.len() {
         let specs = model.block(i);
         let mut block = Block::new(&frame, i);
         for spec in &specs {
-            block.set(spec, subject.read(spec)?)?;
+            block.set(spec, loaded.read(spec)?)?;
         }
         let before = batches.clone();
         for half in block.halves() {
@@ -64,7 +64,7 @@ pub fn measure(
         progress(i + 1, model.blocks.len());
     }
     if output {
-        let norm = LastNorm::new(model, |spec| subject.read(spec))?;
+        let norm = LastNorm::new(model, |spec| loaded.read(spec))?;
         let mut squares = Squares::new(model.hidden);
         for states in &batches {
             squares.add(&norm.apply(&states.h)?).context(|| "the last norm".into())?;

@@ -4,8 +4,8 @@ mod keys;
 mod planned;
 mod unknown;
 
+use super::loaded_model::{gguf_model, gguf_tokenizer};
 use super::rotated::{self, Rotated};
-use super::subject::{gguf_model, gguf_tokenizer};
 use super::weights::{Weights, open_gguf};
 use super::{folder, packed};
 use crate::error::{Context, Error, Result};

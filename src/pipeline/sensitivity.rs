@@ -16,8 +16,8 @@ mod extent;
 mod feedback;
 mod inputs;
 
+use super::loaded_model::{embed, pairing};
 use super::plan::{Plan, Planned};
-use super::subject::{embed, pairing};
 use super::{Calibration, Rounding, check_range};
 use crate::calib::squares::Squares;
 use crate::error::{Context, Error, Result};

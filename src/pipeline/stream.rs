@@ -4,8 +4,8 @@
 //! files: the first half of a block reads one and writes the other, the second half replaces what it reads there, and the
 //! first stays as it was before the block, until the journal says that the second is complete.
 
+use super::loaded_model::{BATCH, pairing};
 use super::plan::Plan;
-use super::subject::{BATCH, pairing};
 use crate::error::{Context, Error, Result};
 use crate::model::embedding::Embedding;
 use crate::model::frame::Frame;
@@ -92,7 +92,7 @@ impl Position {
 
 /// What a method asks for.
 #[derive(Debug, Clone, Copy)]
-pub struct Wants {
+pub struct RunNeeds {
     /// Keep some windows out of every Hessian.
     pub hold: bool,
     /// Run the original model, too.
@@ -110,7 +110,7 @@ pub struct Share {
     pub compared: bool,
 }
 
-impl Wants {
+impl RunNeeds {
     /// How many of so many windows are held out.
     fn held(self, windows: usize) -> usize {
         if self.hold { windows / HELD } else { 0 }
@@ -181,7 +181,7 @@ impl Stream {
     pub fn new(
         plan: &Plan,
         windows: &[Vec<u32>],
-        wants: Wants,
+        wants: RunNeeds,
         known: &[u32],
         rows: &EmbeddedRows,
         in_file: &FileRows,
@@ -228,7 +228,7 @@ impl Stream {
     pub fn reopen(
         plan: &Plan,
         windows: &[Vec<u32>],
-        wants: Wants,
+        wants: RunNeeds,
         place: &Place,
         in_file: &FileRows,
         folder: (&Path, &Path),
@@ -255,7 +255,7 @@ impl Stream {
     fn laid_out(
         plan: &Plan,
         windows: &[Vec<u32>],
-        wants: Wants,
+        wants: RunNeeds,
         in_file: &FileRows,
         folder: (&Path, &Path),
     ) -> Result<Stream> {
@@ -405,7 +405,7 @@ impl Batch {
 }
 
 /// The windows in the order of the stream: those that are held out come last, and are the first of the text.
-fn in_order(windows: &[Vec<u32>], wants: Wants) -> Vec<&Vec<u32>> {
+fn in_order(windows: &[Vec<u32>], wants: RunNeeds) -> Vec<&Vec<u32>> {
     let held = wants.held(windows.len());
     windows[held..].iter().chain(&windows[..held]).collect()
 }

@@ -241,7 +241,7 @@ impl Hub<'_> {
         Ok(Found::local(&snapshot))
     }
 
-    fn facts(&self, commit: &str, files: &[String]) -> Result<Vec<transfer::Wanted>, Failure> {
+    fn facts(&self, commit: &str, files: &[String]) -> Result<Vec<transfer::RemoteFile>, Failure> {
         let snapshot = self.kept.snapshot(commit);
         // What is there need not be asked about.
         let files: Vec<String> = files.iter().filter(|file| !snapshot.join(file).exists()).cloned().collect();

@@ -1,8 +1,8 @@
 //! Files of arrays as NumPy writes them.
 
 use super::onnx::VOCABULARY;
+use llmq::int8::calibration_inputs;
 use llmq::int8::engine::Engine;
-use llmq::int8::feed;
 use llmq::int8::onnx::proto::ModelProto;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -63,10 +63,10 @@ pub fn sentences(count: usize, seed: u64) -> Vec<u8> {
 /// behind the other.
 pub fn agreement(model: &ModelProto, samples: &Path, given: &[f32]) -> f64 {
     let engine = Engine::new(model).unwrap();
-    let samples = feed::open(&[samples.to_path_buf()], &engine).unwrap();
+    let samples = calibration_inputs::open(&[samples.to_path_buf()], &engine).unwrap();
     let mut own = Vec::new();
     for sample in samples.iter() {
-        let outputs = engine.run(&feed::inputs(&engine, &sample.unwrap()).unwrap()).unwrap();
+        let outputs = engine.run(&calibration_inputs::inputs(&engine, &sample.unwrap()).unwrap()).unwrap();
         own.extend(outputs[0].floats().unwrap().data.clone());
     }
     assert_eq!(own.len(), given.len());

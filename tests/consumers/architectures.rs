@@ -4,7 +4,7 @@ use crate::ask;
 use crate::common::golden::{self, Golden};
 use crate::common::{folder, llmq};
 use llmq::eval::perplexity;
-use llmq::pipeline::subject::Subject;
+use llmq::pipeline::loaded_model::LoadedModel;
 use std::path::{Path, PathBuf};
 
 /// The file of a golden checkpoint. The folder gives the model its name, where llama.cpp looks for words that mean other vocabularies.
@@ -83,8 +83,8 @@ fn quantized_files_of_every_mixer_give_the_same_loss() {
         files.iter().zip(&all).map(|(file, golden)| (file.as_path(), &[][..], &golden.windows[..])).collect();
     let mut wrong = Vec::new();
     for ((golden, file), answer) in all.iter().zip(&files).zip(ask::llamas(&questions)) {
-        let subject = Subject::open(file, None).unwrap();
-        let ours = perplexity::losses(&subject, &golden.windows, 0, &|_, _| ()).unwrap();
+        let loaded = LoadedModel::open(file, None).unwrap();
+        let ours = perplexity::losses(&loaded, &golden.windows, 0, &|_, _| ()).unwrap();
         let mean = |losses: &[f64]| losses.iter().sum::<f64>() / losses.len() as f64;
         let [own, theirs] = [mean(&ours), -mean(&answer.logprobs.concat())];
         if (own - theirs).abs() > 0.02 * own {

@@ -7,7 +7,7 @@ use crate::common::{folder, llmq};
 use candle_core::Device;
 use llmq::eval::generation::Generation;
 use llmq::model::frame::Frame;
-use llmq::pipeline::subject::Subject;
+use llmq::pipeline::loaded_model::LoadedModel;
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -147,11 +147,11 @@ fn a_reranker_gives_the_scores_of_its_answers() {
         let answers = ("LogitScore", "1_LogitScore", json!({ "true_token_id": 9, "false_token_id": 7 }));
         let model = saved(&golden, &[answers], out.path());
         let scores = ask::ranked(&written(&model, out.path()), &texts);
-        let subject = Subject::open(&model, None).unwrap();
-        let frame = Frame::new(&subject.model, subject.pairing(), 64, &Device::Cpu).unwrap();
+        let loaded = LoadedModel::open(&model, None).unwrap();
+        let frame = Frame::new(&loaded.model, loaded.pairing(), 64, &Device::Cpu).unwrap();
         for (text, score) in texts.iter().zip(scores) {
-            let mut generation = Generation::new(&subject, &frame).unwrap();
-            let ids = [vec![subject.tokenizer.bos().unwrap()], subject.tokenizer.encode_plain(text).unwrap()].concat();
+            let mut generation = Generation::new(&loaded, &frame).unwrap();
+            let ids = [vec![loaded.tokenizer.bos().unwrap()], loaded.tokenizer.encode_plain(text).unwrap()].concat();
             let logits = generation.read(&ids).unwrap();
             let wanted = 1.0 / (1.0 + f64::from(logits[7] - logits[9]).exp());
             // Keys and values are in half precision there.

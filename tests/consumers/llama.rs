@@ -6,7 +6,7 @@ use crate::common::{folder, llmq, tiny};
 use crate::quantize;
 use llmq::eval::perplexity::{self, Protocol};
 use llmq::format::{mix, writable};
-use llmq::pipeline::subject::Subject;
+use llmq::pipeline::loaded_model::LoadedModel;
 use serde_json::json;
 use std::path::PathBuf;
 
@@ -15,7 +15,7 @@ const TEXT: &str = include_str!("../../eval/heldout.txt");
 #[test]
 fn every_type_gives_the_same_probabilities() {
     let files: Vec<_> = writable().map(|kind| quantize(&tiny(), kind.name(), "rtn")).collect();
-    let windows = windows(&Subject::open(&tiny(), None).unwrap(), 128);
+    let windows = windows(&LoadedModel::open(&tiny(), None).unwrap(), 128);
     let questions: Vec<ask::Question> = files.iter().map(|(_, file)| (file.as_path(), &[][..], &windows[..])).collect();
     for ((kind, (_, file)), answer) in writable().zip(&files).zip(ask::llamas(&questions)) {
         // llama.cpp rounds activations to suit the weights: to halves, or to eight bits for all quantized types.
@@ -25,8 +25,8 @@ fn every_type_gives_the_same_probabilities() {
             "BF16" => 5e-2,
             _ => 0.3,
         };
-        let subject = Subject::open(file, None).unwrap();
-        agree(&answer.logprobs.concat(), &subject, &windows, bound, kind.name());
+        let loaded = LoadedModel::open(file, None).unwrap();
+        agree(&answer.logprobs.concat(), &loaded, &windows, bound, kind.name());
     }
 }
 
@@ -34,7 +34,7 @@ fn every_type_gives_the_same_probabilities() {
 #[test]
 fn every_mix_gives_the_same_perplexity() {
     let out = folder();
-    let windows = windows(&Subject::open(&tiny(), None).unwrap(), 256);
+    let windows = windows(&LoadedModel::open(&tiny(), None).unwrap(), 256);
     let quantized = |mix: mix::Mix| {
         let file = out.path().join(format!("{}.gguf", mix.name));
         llmq!["quantize", tiny(), "-o", &file, "--type", mix.name, "--method", "rtn"].ok();
@@ -43,10 +43,10 @@ fn every_mix_gives_the_same_perplexity() {
     let files: Vec<PathBuf> = mix::all().map(quantized).collect();
     let questions: Vec<ask::Question> = files.iter().map(|file| (file.as_path(), &[][..], &windows[..])).collect();
     for ((mix, file), answer) in mix::all().zip(&files).zip(ask::llamas(&questions)) {
-        let subject = Subject::open(file, None).unwrap();
+        let loaded = LoadedModel::open(file, None).unwrap();
         let mean = |x: &[f64]| x.iter().sum::<f64>() / x.len() as f64;
         let theirs = (-mean(&answer.logprobs.concat())).exp();
-        let ours = mean(&perplexity::losses(&subject, &windows, 0, &|_, _| ()).unwrap()).exp();
+        let ours = mean(&perplexity::losses(&loaded, &windows, 0, &|_, _| ()).unwrap()).exp();
         assert!((theirs / ours - 1.0).abs() < 0.01, "{}: {theirs} against {ours}", mix.name);
     }
 }
@@ -59,9 +59,9 @@ fn shards_are_one_model() {
     let first = std::fs::read_dir(out.path()).unwrap().map(|entry| entry.unwrap().path());
     let first = first.min().unwrap();
     assert!(first.to_str().unwrap().contains("-00001-of-0000"));
-    let subject = Subject::open(&tiny(), None).unwrap();
-    let windows = windows(&subject, 128);
-    agree(&ask::llama(&first, &[], &windows).logprobs.concat(), &subject, &windows, 1e-4, "shards");
+    let loaded = LoadedModel::open(&tiny(), None).unwrap();
+    let windows = windows(&loaded, 128);
+    agree(&ask::llama(&first, &[], &windows).logprobs.concat(), &loaded, &windows, 1e-4, "shards");
 }
 
 /// The weights are those of the checkpoint, so that what gets lost on the way into the file shows.
@@ -88,11 +88,11 @@ fn every_variation_of_the_block_gives_the_same_probabilities() {
         let checkpoint = folder();
         shape.write(checkpoint.path());
         let (_folder, file) = quantize(checkpoint.path(), "F32", "rtn");
-        let subject = Subject::open(checkpoint.path(), None).unwrap();
-        let windows = windows(&subject, 256);
+        let loaded = LoadedModel::open(checkpoint.path(), None).unwrap();
+        let windows = windows(&loaded, 256);
         let theirs = ask::llama(&file, &[], &windows).logprobs.concat();
-        agree(&theirs, &subject, &windows, 1e-3, name);
-        agree(&theirs, &Subject::open(&file, None).unwrap(), &windows, 1e-3, name);
+        agree(&theirs, &loaded, &windows, 1e-3, name);
+        agree(&theirs, &LoadedModel::open(&file, None).unwrap(), &windows, 1e-3, name);
     }
 }
 
@@ -107,20 +107,20 @@ fn a_rotated_model_gives_the_probabilities_of_its_checkpoint() {
         let [model, file] = ["model", "model.gguf"].map(|name| out.path().join(name));
         shape.write(&model);
         llmq!["quantize", &model, "-o", &file, "--type", "F32", "--rotate"].ok();
-        let subject = Subject::open(&model, None).unwrap();
-        let windows = windows(&subject, 256);
-        agree(&ask::llama(&file, &[], &windows).logprobs.concat(), &subject, &windows, 1e-3, name);
+        let loaded = LoadedModel::open(&model, None).unwrap();
+        let windows = windows(&loaded, 256);
+        agree(&ask::llama(&file, &[], &windows).logprobs.concat(), &loaded, &windows, 1e-3, name);
     }
 }
 
 /// Two windows of text, each after BOS.
-fn windows(subject: &Subject, length: usize) -> Vec<Vec<u32>> {
-    perplexity::windows(subject, TEXT, Protocol::LlamaCpp, length, Some(2)).unwrap()
+fn windows(loaded: &LoadedModel, length: usize) -> Vec<Vec<u32>> {
+    perplexity::windows(loaded, TEXT, Protocol::LlamaCpp, length, Some(2)).unwrap()
 }
 
 /// Our log-probabilities differ from those of llama.cpp by at most `bound`, and by far less on average.
-fn agree(theirs: &[f64], subject: &Subject, windows: &[Vec<u32>], bound: f64, what: &str) {
-    let losses = perplexity::losses(subject, windows, 0, &|_, _| ()).unwrap();
+fn agree(theirs: &[f64], loaded: &LoadedModel, windows: &[Vec<u32>], bound: f64, what: &str) {
+    let losses = perplexity::losses(loaded, windows, 0, &|_, _| ()).unwrap();
     assert_eq!(theirs.len(), losses.len(), "{what}");
     let differences = || theirs.iter().zip(&losses).map(|(theirs, loss)| theirs + loss);
     let largest = differences().map(f64::abs).fold(0.0, f64::max);

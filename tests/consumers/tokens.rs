@@ -4,7 +4,7 @@ use crate::ask;
 use crate::common::checkpoint::Shape;
 use crate::common::{divergence, folder};
 use crate::quantize;
-use llmq::pipeline::subject::Subject;
+use llmq::pipeline::loaded_model::LoadedModel;
 use llmq::pipeline::weights::open_gguf;
 use llmq::source::pre_tokenizer::{self, PreTokenizer};
 use llmq::source::tokenizer::Tokenizer;
@@ -162,7 +162,7 @@ fn a_tokenizer_model_goes_all_the_way() {
     assert_eq!(llama.tokens_special, originals.tokens["spm_bpe"]);
     assert_eq!((llama.bos, llama.eos, llama.add_bos), (Some(1), Some(2), true));
     for model in [checkpoint.path(), &file] {
-        let tokenizer = Subject::open(model, None).unwrap().tokenizer;
+        let tokenizer = LoadedModel::open(model, None).unwrap().tokenizer;
         assert_eq!(tokenizer.bos(), Some(1));
         for (text, expected) in texts.iter().zip(&originals.tokens["spm_bpe"]) {
             assert_eq!(tokenizer.encode(text).unwrap(), *expected, "{}: {text:?}", model.display());

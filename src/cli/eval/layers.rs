@@ -5,7 +5,7 @@ use crate::cli::output::{Progress, line, tagged};
 use crate::error::{Context, Error, Result};
 use crate::eval::layers::{self, Layer, Place};
 use crate::eval::saved::SavedLogits;
-use crate::pipeline::subject::Subject;
+use crate::pipeline::loaded_model::LoadedModel;
 use serde_json::{Value, json};
 
 /// Columns of the longest bar.
@@ -32,14 +32,14 @@ pub fn check(args: &Args) -> Result<()> {
 /// # Errors
 /// As [`layers::layers`].
 pub fn measure(
-    subject: &Subject,
-    original: &Subject,
+    loaded: &LoadedModel,
+    original: &LoadedModel,
     windows: &[Vec<u32>],
     setting: Setting,
     progress: &Progress,
 ) -> Result<Vec<Layer>> {
     let show = |done: usize, total: usize| progress.set(done as u64, total as u64);
-    layers::layers(subject, original, windows, setting.protocol.first(setting.context), &show)
+    layers::layers(loaded, original, windows, setting.protocol.first(setting.context), &show)
         .context(|| "cannot take the blocks one by one".into())
 }
 

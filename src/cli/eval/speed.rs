@@ -4,7 +4,7 @@ use crate::cli::output::{self, Progress, line};
 use crate::error::{Context, Result};
 use crate::eval::divergence::Reference;
 use crate::eval::speed::{Speed, Spread, measure};
-use crate::pipeline::subject::Subject;
+use crate::pipeline::loaded_model::LoadedModel;
 use serde_json::{Value, json};
 
 /// A text that is read and continued.
@@ -20,17 +20,17 @@ pub struct Speeds {
 
 /// # Errors
 /// As [`measure`].
-pub fn run(subject: &Subject, reference: Option<&Reference>, progress: &Progress) -> Result<Speeds> {
-    let of = |subject: &Subject| {
-        let text = subject.tokenizer.encode(TEXT)?;
-        measure(subject, &text, &|done, total| progress.set(done as u64, total as u64))
+pub fn run(loaded: &LoadedModel, reference: Option<&Reference>, progress: &Progress) -> Result<Speeds> {
+    let of = |loaded: &LoadedModel| {
+        let text = loaded.tokenizer.encode(TEXT)?;
+        measure(loaded, &text, &|done, total| progress.set(done as u64, total as u64))
             .context(|| "cannot measure the speed".into())
     };
     let original = match reference {
         Some(Reference::Model(original)) => Some(of(original).context(|| "running the reference".into())?),
         Some(Reference::Saved(_)) | None => None,
     };
-    Ok(Speeds { own: of(subject)?, original })
+    Ok(Speeds { own: of(loaded)?, original })
 }
 
 /// As people read it.

@@ -5,7 +5,7 @@ use crate::cli::output::{Progress, line};
 use crate::error::{Context, Error, Result};
 use crate::eval::divergence::Reference;
 use crate::eval::tasks::{Accuracy, Task, hellaswag, last_word, multiple_choice, solve, some, winogrande};
-use crate::pipeline::subject::Subject;
+use crate::pipeline::loaded_model::LoadedModel;
 use crate::source::tokenizer::Tokenizer;
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
@@ -50,7 +50,12 @@ impl Tasks {
     ///
     /// # Errors
     /// A file that cannot be read or holds something else, or tasks that do not fit the model.
-    pub fn run(&self, subject: &Subject, reference: Option<&Reference>, progress: &Progress) -> Result<Vec<Reached>> {
+    pub fn run(
+        &self,
+        loaded: &LoadedModel,
+        reference: Option<&Reference>,
+        progress: &Progress,
+    ) -> Result<Vec<Reached>> {
         if self.tasks == Some(0) {
             return Err(Error::usage("--tasks must be at least 1"));
         }
@@ -78,12 +83,12 @@ impl Tasks {
         let mut reached = Vec::new();
         for (name, path, read) in kinds {
             let Some(path) = path else { continue };
-            let solved = |subject: &Subject| {
-                let tasks = read(path, self.tasks, &subject.tokenizer)?;
-                solve(subject, &tasks, &show)
+            let solved = |loaded: &LoadedModel| {
+                let tasks = read(path, self.tasks, &loaded.tokenizer)?;
+                solve(loaded, &tasks, &show)
             };
             let of = || format!("cannot solve the tasks of {}", path.display());
-            let own = solved(subject).context(of)?;
+            let own = solved(loaded).context(of)?;
             let original = match reference {
                 Some(Reference::Model(reference)) => Some(solved(reference).context(of)?),
                 _ => None,

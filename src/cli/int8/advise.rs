@@ -3,9 +3,9 @@
 use crate::cli::output::{self, bytes, line};
 use crate::error::{Context, Error, Result};
 use crate::int8::advise::{Advice, Choice, Situation, Target, advise};
-use crate::int8::census::Census;
 use crate::int8::cpu::Cpu;
 use crate::int8::onnx::OnnxFile;
+use crate::int8::op_counts::OpCounts;
 use crate::model::Model;
 use crate::source::checkpoint::Checkpoint;
 use crate::source::config::Config;
@@ -45,7 +45,7 @@ enum Where {
 struct Subject {
     /// What it is, for messages and commands.
     path: PathBuf,
-    census: Census,
+    counts: OpCounts,
     bytes: u64,
     /// It is a graph, not a checkpoint.
     graph: bool,
@@ -61,8 +61,8 @@ pub fn run(args: &Args) -> Result<()> {
         Where::Gpu => Target::Gpu,
         Where::Edge => Target::Edge,
     };
-    let (census, bytes) = (subject.census.clone(), subject.bytes);
-    let advice = advise(&Situation { census, bytes, target, tolerance: args.tolerance });
+    let (counts, bytes) = (subject.counts.clone(), subject.bytes);
+    let advice = advise(&Situation { counts, bytes, target, tolerance: args.tolerance });
     let command = command(&subject, advice.choice);
     if args.json {
         tell(&subject, &advice, command.as_deref());
@@ -100,8 +100,8 @@ fn open(path: &Path) -> Result<Subject> {
 
 fn graph(path: &Path) -> Result<Subject> {
     let file = OnnxFile::open(path)?;
-    let census = Census::of(file.model).context(|| format!("cannot read {}", path.display()))?;
-    Ok(Subject { path: path.into(), census, bytes: file.bytes, graph: true })
+    let counts = OpCounts::of(file.model).context(|| format!("cannot read {}", path.display()))?;
+    Ok(Subject { path: path.into(), counts, bytes: file.bytes, graph: true })
 }
 
 fn checkpoint(path: &Path) -> Result<Subject> {
@@ -114,7 +114,7 @@ fn checkpoint(path: &Path) -> Result<Subject> {
         .hint(format!("llmq quantize {shown} -o OUT.gguf")));
     }
     let bytes = checkpoint.tensors().map(|tensor| tensor.bytes as u64).sum();
-    Ok(Subject { path: path.into(), census: Census::of_checkpoint(&checkpoint), bytes, graph: false })
+    Ok(Subject { path: path.into(), counts: OpCounts::of_checkpoint(&checkpoint), bytes, graph: false })
 }
 
 /// What to type.
@@ -138,12 +138,12 @@ fn command(subject: &Subject, choice: Choice) -> Option<String> {
 }
 
 fn show(subject: &Subject, advice: &Advice, command: Option<&str>) {
-    let Subject { path, census, bytes: size, .. } = subject;
-    line(format!("{}: {}, {} weights", path.display(), bytes(*size), census.weights()));
-    for (kind, share) in &census.kinds {
+    let Subject { path, counts, bytes: size, .. } = subject;
+    line(format!("{}: {}, {} weights", path.display(), bytes(*size), counts.weights()));
+    for (kind, share) in &counts.kinds {
         let work =
-            census.work(*kind).map_or(String::new(), |part| format!(", {:.0}% of the multiplications", 100.0 * part));
-        let part = 100.0 * census.part(*kind);
+            counts.work(*kind).map_or(String::new(), |part| format!(", {:.0}% of the multiplications", 100.0 * part));
+        let part = 100.0 * counts.part(*kind);
         line(format!("  {} {}: {part:.0}% of the weights{work}", share.nodes, kind.name()));
     }
     line(format!("advice: {}", advice.choice.name()));
@@ -160,18 +160,18 @@ fn show(subject: &Subject, advice: &Advice, command: Option<&str>) {
 }
 
 fn tell(subject: &Subject, advice: &Advice, command: Option<&str>) {
-    let census = &subject.census;
-    for (kind, share) in &census.kinds {
+    let counts = &subject.counts;
+    for (kind, share) in &counts.kinds {
         let fields = json!({
             "kind": kind.name(), "nodes": share.nodes, "weights": share.weights,
-            "part_of_weights": census.part(*kind), "part_of_multiplications": census.work(*kind),
+            "part_of_weights": counts.part(*kind), "part_of_multiplications": counts.work(*kind),
         });
         output::json("kind", fields);
     }
     output::json(
         "summary",
         json!({
-            "model": subject.path, "bytes": subject.bytes, "weights": census.weights(), "cpu": Cpu::this().name(),
+            "model": subject.path, "bytes": subject.bytes, "weights": counts.weights(), "cpu": Cpu::this().name(),
             "choice": advice.choice.name(), "rule": advice.rule, "reasons": advice.reasons, "command": command,
         }),
     );

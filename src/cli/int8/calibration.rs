@@ -3,9 +3,9 @@
 use super::dynamic::{Reduce, Target};
 use crate::cli::output::{self, Progress};
 use crate::error::{Error, Result};
+use crate::int8::calibration_inputs;
 use crate::int8::cpu::Cpu;
 use crate::int8::engine::Engine;
-use crate::int8::feed;
 use crate::int8::qdq::Float;
 use crate::int8::qdq::observe::Seen;
 use crate::int8::qdq::rewrite::Integers;
@@ -99,7 +99,7 @@ impl Options {
 
 /// Opens samples; tells the user what of them is not used.
 pub fn open(paths: &[PathBuf], engine: &Engine) -> Result<Samples> {
-    let samples = feed::open(paths, engine)?;
+    let samples = calibration_inputs::open(paths, engine)?;
     if !samples.unused.is_empty() {
         output::note(&format!("note: these arrays are no inputs of the graph: {}", samples.unused.join(", ")));
     }

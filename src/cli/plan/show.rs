@@ -3,7 +3,7 @@
 use super::{Forecast, Report};
 use crate::cli::fallbacks;
 use crate::cli::output::{self, bytes, time};
-use crate::pipeline::forecast::remedy::Remedy;
+use crate::pipeline::forecast::memory_advice::MemoryAdvice;
 use crate::pipeline::forecast::sizes::{Size, source_type};
 use crate::pipeline::plan::{Planned, size_label};
 use crate::source::value::{Value, get};
@@ -87,23 +87,23 @@ impl Report<'_> {
             output::line(format!("on the disk beside the output, until it is done: {}", bytes(scratch)));
         }
         let Some(ram) = self.args.run.ram else { return };
-        match &self.remedy {
+        match &self.memory {
             None => output::line(format!("that fits --ram {}", bytes(ram))),
-            Some(remedy) => {
-                output::line(format!("that does not fit --ram {}; {}", bytes(ram), self.instead(remedy)));
+            Some(advice) => {
+                output::line(format!("that does not fit --ram {}; {}", bytes(ram), self.instead(advice)));
             }
         }
     }
 
-    fn instead(&self, remedy: &Remedy) -> String {
+    fn instead(&self, advice: &MemoryAdvice) -> String {
         let mut ways = Vec::new();
-        if let Some(samples) = remedy.samples {
+        if let Some(samples) = advice.samples {
             ways.push(format!("--samples {samples}"));
         }
-        if let Some(positions) = remedy.positions {
+        if let Some(positions) = advice.positions {
             ways.push(format!("--seq-len {positions}"));
         }
-        if ways.is_empty() && self.windows.is_some() && remedy.rtn {
+        if ways.is_empty() && self.windows.is_some() && advice.rtn {
             ways.push("--method rtn".into());
         }
         match ways.is_empty() {
@@ -165,9 +165,9 @@ impl Report<'_> {
         });
         let more = json!({
             "ram_bytes": self.args.run.ram,
-            "fits_ram": self.args.run.ram.map(|_| self.remedy.is_none()),
-            "samples_that_fit": self.remedy.map(|remedy| remedy.samples),
-            "seq_len_that_fits": self.remedy.map(|remedy| remedy.positions),
+            "fits_ram": self.args.run.ram.map(|_| self.memory.is_none()),
+            "samples_that_fit": self.memory.map(|advice| advice.samples),
+            "seq_len_that_fits": self.memory.map(|advice| advice.positions),
             "fallbacks": fallbacks.collect::<Vec<_>>(),
             "fallback_bytes": self.plan.tensors.iter().filter_map(Planned::fallback_cost).sum::<i64>(),
             "notes": self.plan.notes,

@@ -3,7 +3,7 @@
 use super::Args;
 use crate::calib::chat::Chat;
 use crate::calib::corpus::{Corpus, Cut, Source, check_weight};
-use crate::calib::sets::{self, Demand, Set};
+use crate::calib::sets::{self, Set, SetRequest};
 use crate::calib::text;
 use crate::cli::hub::Download;
 use crate::error::{Error, Result};
@@ -127,7 +127,7 @@ pub(super) fn read(args: &Args, plan: &Plan, model: &Model) -> Result<Calibratio
             return Ok(Corpus::of(documents, names));
         }
         let watch = Download::default();
-        let demand = Demand { count: samples, length: positions, packed: args.pack, tokenizer };
+        let demand = SetRequest { count: samples, length: positions, packed: args.pack, tokenizer };
         let sources = named.iter().map(|named| {
             let weight = named.weight.unwrap_or(1.0);
             match &named.what {

@@ -3,7 +3,7 @@
 use crate::cli::output::bytes;
 use crate::cli::{budget, plan};
 use crate::error::{Error, Result};
-use crate::pipeline::forecast::remedy::remedy;
+use crate::pipeline::forecast::memory_advice::advise;
 use crate::pipeline::forecast::shape::BlockShape;
 use crate::pipeline::forecast::{Job, Text};
 use crate::pipeline::plan::Plan;
@@ -44,8 +44,8 @@ pub fn keep(ram: Option<u64>, plan: &Plan, rounding: &Rounding) -> Result<usize>
     if least.bytes() <= ram {
         return Ok(0);
     }
-    let remedy = remedy(&without, &shapes, own, ram);
-    let hint = match (remedy.samples, remedy.rtn) {
+    let advice = advise(&without, &shapes, own, ram);
+    let hint = match (advice.samples, advice.rtn) {
         (Some(samples), _) => format!("--samples {samples} fits"),
         (None, true) => "--method rtn fits".into(),
         (None, false) => "no choice of options fits".into(),

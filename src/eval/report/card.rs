@@ -19,7 +19,7 @@ pub fn card(report: &Report) -> String {
         "Quantized from {link} for [llama.cpp](https://github.com/ggml-org/llama.cpp) and whatever else reads GGUF, and measured \
          against it.\n"
     );
-    let best = report.subject();
+    let best = report.loaded();
     let which = if files.len() > 1 { format!("**{}**: ", Markdown(&best.name)) } else { String::new() };
     let _ = writeln!(text, "{which}**{}.** {}\n", headline(&best.verdict), sentence(&best.verdict));
     table(&mut text, report);
@@ -65,7 +65,7 @@ fn front_matter(report: &Report) -> String {
         }
     }
     if facts.get("license").is_none()
-        && let Some(license) = report.subject().made.key("general.license")
+        && let Some(license) = report.loaded().made.key("general.license")
     {
         let _ = writeln!(text, "license: {}", yaml(license));
     }

@@ -5,16 +5,16 @@
 
 mod card;
 mod escape;
-mod made;
 mod original;
 mod page;
 mod plots;
+mod provenance;
 mod words;
 
 pub use card::card;
-pub use made::{Made, Maker};
 pub use original::Facts;
 pub use page::page;
+pub use provenance::{Maker, Provenance};
 
 use super::layers::Layer;
 use super::perplexity::Perplexity;
@@ -73,7 +73,7 @@ pub struct Judged {
     /// Its size.
     pub size: Size,
     /// What it says about how it was made.
-    pub made: Made,
+    pub made: Provenance,
     /// All measures.
     pub statistics: Statistics,
     /// What they mean.
@@ -169,7 +169,7 @@ impl Report {
     }
 
     /// The file that the report is about: the best one that is no peer.
-    fn subject(&self) -> &Judged {
+    fn loaded(&self) -> &Judged {
         self.own().next().unwrap_or(&self.files[0])
     }
 }

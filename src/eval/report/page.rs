@@ -13,9 +13,9 @@ const SCRIPT: &str = include_str!("page.js");
 /// The page. It carries its data as JSON lines in an element `llmq-data`, and forbids itself to load anything or to run any
 /// script but its own.
 pub fn page(report: &Report) -> String {
-    let subject = report.subject();
+    let loaded = report.loaded();
     let title = match report.files.len() {
-        1 => format!("{} against {}", subject.name, report.original.name),
+        1 => format!("{} against {}", loaded.name, report.original.name),
         n => format!("{n} files against {}", report.original.name),
     };
     let policy = format!("default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{}'", fingerprint(SCRIPT));
@@ -35,7 +35,7 @@ pub fn page(report: &Report) -> String {
     let data = escape::json(&Value::Array(report.lines.clone()));
     let _ = write!(
         html,
-        "<footer>Made by llmq {}. The numbers of this page are in it as JSON, in the element <code>llmq-data</code>; it loads \
+        "<footer>Provenance by llmq {}. The numbers of this page are in it as JSON, in the element <code>llmq-data</code>; it loads \
          nothing from anywhere.</footer>\n<div id=\"tip\" role=\"status\"></div>\n\
          <script type=\"application/json\" id=\"llmq-data\">{data}</script>\n<script>{SCRIPT}</script>\n</body>\n</html>\n",
         env!("CARGO_PKG_VERSION")
@@ -45,21 +45,21 @@ pub fn page(report: &Report) -> String {
 
 /// The verdict, and the figures that matter.
 fn head(report: &Report, title: &str) -> String {
-    let subject = report.subject();
-    let (verdict, statistics) = (&subject.verdict, &subject.statistics);
+    let loaded = report.loaded();
+    let (verdict, statistics) = (&loaded.verdict, &loaded.statistics);
     let class = verdict.settled().map_or("inconclusive".into(), |grade| grade.name().replace(' ', "-"));
     let own: Vec<&Judged> = report.own().collect();
     let (word, says) = match own.len() {
         0 | 1 => (headline(verdict).to_owned(), sentence(verdict)),
         _ => {
-            let says = format!("{} is nearest to the original. {}", subject.name, sentence(verdict));
-            (format!("{}: {}", subject.label, headline(verdict).to_lowercase()), says)
+            let says = format!("{} is nearest to the original. {}", loaded.name, sentence(verdict));
+            (format!("{}: {}", loaded.label, headline(verdict).to_lowercase()), says)
         }
     };
     let all: Vec<&Judged> = report.files.iter().collect();
     let kl = &statistics.divergence.mean;
     let smaller = report.original.size.map_or(String::new(), |size| {
-        format!("{:.1} times smaller than the original", size.bytes as f64 / subject.size.bytes as f64)
+        format!("{:.1} times smaller than the original", size.bytes as f64 / loaded.size.bytes as f64)
     });
     let figures = [
         ("KL divergence", significant(kl.value), format!("± {} nats a token", significant(kl.error))),
@@ -73,7 +73,7 @@ fn head(report: &Report, title: &str) -> String {
             format!("{:.3}", statistics.perplexity.value),
             format!("original {:.3}", statistics.reference.value),
         ),
-        ("size", bytes(subject.size.bytes), format!("{:.2} bits a weight", subject.size.bits)),
+        ("size", bytes(loaded.size.bytes), format!("{:.2} bits a weight", loaded.size.bits)),
     ];
     let mut html = format!(
         "<header><h1>{}</h1>\n<p class=\"verdict {class}\">{}</p>\n<p class=\"says\">{}</p>\n{}</header>\n<dl class=\"figures\">",
@@ -169,7 +169,7 @@ fn errors(report: &Report) -> String {
         percent(range.0),
         percent(range.1)
     );
-    let first = report.subject();
+    let first = report.loaded();
     for (_, file, map) in &maps {
         if maps.len() == 1 {
             html += map;
@@ -237,7 +237,7 @@ fn settings(report: &Report) -> String {
     let mut html = format!("<section><h2>How it was judged and made</h2>\n{}", facts(&rows));
     for file in &report.files {
         let made = &file.made;
-        let share = |share: &super::made::Share| format!("{} {:.1}%", share.kind, 100.0 * share.part);
+        let share = |share: &super::provenance::Share| format!("{} {:.1}%", share.kind, 100.0 * share.part);
         let mut rows = vec![
             ("types of the weights".to_owned(), made.types.iter().map(share).collect::<Vec<_>>().join(", ")),
             ("made by".into(), made.maker.name().to_owned()),

@@ -9,7 +9,7 @@ pub mod winogrande;
 use super::logits::{Likelihood, each_row};
 use super::perplexity::{STREAM, check, final_states};
 use crate::error::{Context, Error, Result};
-use crate::pipeline::subject::Subject;
+use crate::pipeline::loaded_model::LoadedModel;
 use crate::source::tokenizer::Tokenizer;
 use candle_core::{Device, Tensor};
 use rand::SeedableRng;
@@ -80,9 +80,9 @@ pub fn some<T>(tasks: Vec<T>, n: Option<usize>) -> Vec<T> {
 ///
 /// # Errors
 /// A task that is longer than the model's context, a tensor that cannot be read, or a forward pass that overflows.
-pub fn solve(subject: &Subject, tasks: &[Task], progress: &dyn Fn(usize, usize)) -> Result<Accuracy> {
+pub fn solve(loaded: &LoadedModel, tasks: &[Task], progress: &dyn Fn(usize, usize)) -> Result<Accuracy> {
     let all: Vec<&Continuation> = tasks.iter().flat_map(|task| &task.choices).collect();
-    let said = say(subject, &all, progress)?;
+    let said = say(loaded, &all, progress)?;
     let mut said = said.into_iter();
     let (mut right, mut choices, mut losses) = (0, 0, Vec::new());
     for task in tasks {
@@ -120,9 +120,9 @@ struct Said {
     itself: bool,
 }
 
-fn say(subject: &Subject, all: &[&Continuation], progress: &dyn Fn(usize, usize)) -> Result<Vec<Said>> {
-    if let Some(i) = all.iter().position(|c| c.tokens.len() > subject.model.context) {
-        let (n, context) = (all[i].tokens.len(), subject.model.context);
+fn say(loaded: &LoadedModel, all: &[&Continuation], progress: &dyn Fn(usize, usize)) -> Result<Vec<Said>> {
+    if let Some(i) = all.iter().position(|c| c.tokens.len() > loaded.model.context) {
+        let (n, context) = (all[i].tokens.len(), loaded.model.context);
         return Err(Error::new(format!("continuation {i} has {n} tokens, but the model's context only {context}"))
             .hint("choose some of the tasks with --tasks, or leave the long ones out of the file"));
     }
@@ -133,13 +133,13 @@ fn say(subject: &Subject, all: &[&Continuation], progress: &dyn Fn(usize, usize)
     let mut done = 0;
     while done < order.len() {
         let longest = all[order[done]].tokens.len();
-        let group = (STREAM / (4 * longest * subject.model.hidden).max(1)).clamp(1, order.len() - done);
+        let group = (STREAM / (4 * longest * loaded.model.hidden).max(1)).clamp(1, order.len() - done);
         let chosen: Vec<&Continuation> = order[done..done + group].iter().map(|&i| all[i]).collect();
         let tell = |block: usize| {
-            let blocks = subject.model.blocks.len() + 1;
+            let blocks = loaded.model.blocks.len() + 1;
             progress(done * blocks + group * block, order.len() * blocks);
         };
-        for (&i, words) in order[done..done + group].iter().zip(say_some(subject, &chosen, longest, &tell)?) {
+        for (&i, words) in order[done..done + group].iter().zip(say_some(loaded, &chosen, longest, &tell)?) {
             said[i] = Some(words);
         }
         done += group;
@@ -148,14 +148,14 @@ fn say(subject: &Subject, all: &[&Continuation], progress: &dyn Fn(usize, usize)
 }
 
 /// Continuations of up to `longest` tokens, in one pass.
-fn say_some(subject: &Subject, chosen: &[&Continuation], longest: usize, done: &dyn Fn(usize)) -> Result<Vec<Said>> {
+fn say_some(loaded: &LoadedModel, chosen: &[&Continuation], longest: usize, done: &dyn Fn(usize)) -> Result<Vec<Said>> {
     let padded = chosen.iter().map(|c| {
         let mut tokens = c.tokens.clone();
         // Nothing looks ahead, so what follows does not matter.
         tokens.resize(longest.max(2), 0);
         tokens
     });
-    let states = final_states(subject, &padded.collect::<Vec<_>>(), 0, done)?;
+    let states = final_states(loaded, &padded.collect::<Vec<_>>(), 0, done)?;
     // The state before a token says what the token should be; of a window, the last position has no state.
     let places = |(i, c): (usize, &&Continuation)| {
         let start = i * (longest.max(2) - 1);
@@ -166,7 +166,7 @@ fn say_some(subject: &Subject, chosen: &[&Continuation], longest: usize, done: &
     let n = places.len();
     let hidden = states.index_select(&Tensor::from_vec(places, n, &Device::Cpu)?, 0)?;
     let mut seen = vec![(Likelihood::UNSEEN, f64::NEG_INFINITY); n];
-    each_row(subject, &hidden, &mut seen, |(seen, largest), i, logits, sum, first| {
+    each_row(loaded, &hidden, &mut seen, |(seen, largest), i, logits, sum, first| {
         seen.add(logits, sum, first, targets[i]);
         *largest = logits.iter().fold(*largest, |m, &x| m.max(f64::from(x)));
     })?;

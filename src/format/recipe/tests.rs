@@ -16,7 +16,7 @@ fn kind(recipe: &mut Recipe, tied: bool, name: &str) -> &'static str {
 }
 
 fn plain(name: &str) -> Recipe {
-    Recipe::new(named(name).unwrap(), Wishes::default()).unwrap()
+    Recipe::new(named(name).unwrap(), TypeRequest::default()).unwrap()
 }
 
 /// A model of the table: what mixes know of it, and the names and shapes of its matrices.
@@ -124,7 +124,7 @@ fn output_and_tied_embedding_get_six_bits_or_more_and_norms_stay_as_they_are() {
     assert_eq!(kind(&mut recipe, true, "blk.0.ssm_alpha"), "Q8_0");
     assert_eq!(kind(&mut recipe, true, "blk.0.ssm_out"), "Q4_0");
     assert_eq!(kind(&mut recipe, true, "blk.0.ssm_conv1d"), "as it is");
-    let wishes = Wishes { pure: true, ..Wishes::default() };
+    let wishes = TypeRequest { pure: true, ..TypeRequest::default() };
     let mut pure = Recipe::new(named("Q4_K_M").unwrap(), wishes).unwrap();
     assert_eq!(kind(&mut pure, true, "token_embd"), "Q4_K");
     assert_eq!(kind(&mut pure, true, "blk.5.attn_v"), "Q4_K");
@@ -133,7 +133,7 @@ fn output_and_tied_embedding_get_six_bits_or_more_and_norms_stay_as_they_are() {
 #[test]
 fn the_first_override_wins_one_equal_to_the_base_is_honoured_and_an_unused_one_is_an_error() {
     let tensors = ["ATTN_V=q4_k", "output=Q4_0", "nothing=F16"].map(String::from).to_vec();
-    let mut recipe = Recipe::new(named("Q4_K_M").unwrap(), Wishes { tensors, ..Wishes::default() }).unwrap();
+    let mut recipe = Recipe::new(named("Q4_K_M").unwrap(), TypeRequest { tensors, ..TypeRequest::default() }).unwrap();
     assert_eq!(kind(&mut recipe, false, "blk.5.attn_v"), "Q4_K");
     assert_eq!(kind(&mut recipe, false, "output"), "Q4_0");
     let error = recipe.check_all_used().unwrap_err();
@@ -142,7 +142,7 @@ fn the_first_override_wins_one_equal_to_the_base_is_honoured_and_an_unused_one_i
 
 #[test]
 fn an_override_that_matches_only_what_stays_as_it_is_counts_as_unused() {
-    let wishes = Wishes { tensors: vec!["attn_norm=Q8_0".into()], ..Wishes::default() };
+    let wishes = TypeRequest { tensors: vec!["attn_norm=Q8_0".into()], ..TypeRequest::default() };
     let mut recipe = Recipe::new(named("Q4_0").unwrap(), wishes).unwrap();
     assert_eq!(kind(&mut recipe, true, "blk.0.attn_norm"), "as it is");
     assert!(recipe.check_all_used().is_err());
@@ -172,15 +172,15 @@ fn layers_that_steer_a_state_keep_eight_bits_in_every_mix() {
             assert_eq!(choice.free, has_eight, "{part} in {}", mix.name);
         }
         assert_eq!(choose(&mut plain("BF16")).kind.name(), "BF16");
-        let pure = Wishes { pure: true, ..Wishes::default() };
-        let named_one = Wishes { tensors: vec![format!("{part}=Q5_K")], ..Wishes::default() };
+        let pure = TypeRequest { pure: true, ..TypeRequest::default() };
+        let named_one = TypeRequest { tensors: vec![format!("{part}=Q5_K")], ..TypeRequest::default() };
         for (wishes, kind) in [(pure, "Q4_K"), (named_one, "Q5_K")] {
             let choice = choose(&mut Recipe::new(named("Q4_K_M").unwrap(), wishes).unwrap());
             assert_eq!((choice.kind.name(), choice.raised_from.is_none()), (kind, true), "{part}");
         }
         // A folder has one type for all.
         let even = Mix::even("Q4_0", 2, by_name("Q4_0").unwrap());
-        assert_eq!(choose(&mut Recipe::new(even, Wishes::default()).unwrap()).kind.name(), "Q4_0");
+        assert_eq!(choose(&mut Recipe::new(even, TypeRequest::default()).unwrap()).kind.name(), "Q4_0");
     }
     assert_eq!(kind(&mut plain("Q4_0"), true, "blk.1.ssm_out"), "Q4_0");
 }
@@ -202,7 +202,7 @@ fn the_experts_of_a_model_count() {
 #[test]
 fn bad_overrides_are_usage_errors() {
     for text in ["attn_v", "attn_v=Q9_9", "(=Q8_0"] {
-        let wishes = Wishes { tensors: vec![text.into()], ..Wishes::default() };
+        let wishes = TypeRequest { tensors: vec![text.into()], ..TypeRequest::default() };
         assert!(Recipe::new(named("Q4_0").unwrap(), wishes).is_err(), "{text}");
     }
 }

@@ -1,5 +1,5 @@
 use super::*;
-use crate::int8::census::Share;
+use crate::int8::op_counts::Share;
 
 const VNNI: Target = Target::Cpu(Cpu::Vnni);
 const OLD: Target = Target::Cpu(Cpu::X86);
@@ -10,7 +10,7 @@ fn situation(weights: [u64; 4], target: Target) -> Situation {
     let share = |weights| Share { nodes: 1, weights, products: 0, unknown: 1 };
     let other = 100 - weights.iter().sum::<u64>();
     let kinds = kinds.map(|(kind, weights)| (kind, share(weights))).collect();
-    Situation { census: Census { kinds, other, ..Census::default() }, bytes: 100_000_000, target, tolerance: 1.0 }
+    Situation { counts: OpCounts { kinds, other, ..OpCounts::default() }, bytes: 100_000_000, target, tolerance: 1.0 }
 }
 
 const CNN: [u64; 4] = [90, 9, 0, 0];
@@ -37,15 +37,15 @@ fn the_table() {
         ("recurrent", Choice::Nothing, situation([0, 20, 0, 80], VNNI)),
         ("no weights", Choice::Nothing, situation([5, 4, 0, 0], VNNI)),
         ("nothing else fits", Choice::Nothing, situation([0, 30, 0, 0], VNNI)),
-        ("quantized", Choice::Nothing, change(situation(CNN, VNNI), |s| s.census.quantized = 1)),
-        ("half precision", Choice::Nothing, change(situation(BERT, VNNI), |s| s.census.half = 90)),
+        ("quantized", Choice::Nothing, change(situation(CNN, VNNI), |s| s.counts.quantized = 1)),
+        ("half precision", Choice::Nothing, change(situation(BERT, VNNI), |s| s.counts.half = 90)),
         ("small", Choice::Nothing, change(situation(CNN, VNNI), |s| s.bytes = 1000)),
         ("mostly convolutions", Choice::Static, change(situation(CNN, Target::Edge), |s| s.bytes = 1000)),
-        ("mostly convolutions", Choice::Static, change(situation(CNN, VNNI), |s| s.census.depthwise = 17)),
+        ("mostly convolutions", Choice::Static, change(situation(CNN, VNNI), |s| s.counts.depthwise = 17)),
         (
             "depthwise, careful",
             Choice::Qat,
-            change(situation(CNN, VNNI), |s| (s.census.depthwise, s.tolerance) = (17, 0.5)),
+            change(situation(CNN, VNNI), |s| (s.counts.depthwise, s.tolerance) = (17, 0.5)),
         ),
     ];
     for (rule, choice, situation) in &table {
@@ -62,7 +62,7 @@ fn where_the_work_is_known_it_counts_instead_of_weights() {
     let mut s = situation([30, 60, 0, 0], VNNI);
     assert_eq!(advise(&s).choice, Choice::Dynamic);
     for (kind, products) in [(Kind::Conv, 900), (Kind::MatMul, 100)] {
-        let share = s.census.kinds.get_mut(&kind).unwrap();
+        let share = s.counts.kinds.get_mut(&kind).unwrap();
         (share.products, share.unknown) = (products, 0);
     }
     assert_eq!(advise(&s).choice, Choice::Static);

@@ -1,6 +1,6 @@
 //! ONNX Runtime's library, loaded while the program runs.
 
-use super::given::{Given, Kind};
+use super::bench_inputs::{Given, Kind};
 use super::in_turn;
 use super::runtime::{Answer, Question};
 use crate::error::{Error, Result};

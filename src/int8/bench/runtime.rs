@@ -1,6 +1,6 @@
 //! ONNX Runtime, as a library or through Python, whichever is found.
 
-use super::given::Given;
+use super::bench_inputs::Given;
 #[cfg(feature = "ort")]
 use super::library::Library;
 use super::python::Python;

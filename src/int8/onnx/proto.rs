@@ -1,4 +1,4 @@
-//! The messages of ONNX, from onnx-ml.proto of onnx 1.23.2 (Apache-2.0, the ONNX project). Made by scripts/onnx-proto.sh:
+//! The messages of ONNX, from onnx-ml.proto of onnx 1.23.2 (Apache-2.0, the ONNX project). Provenance by scripts/onnx-proto.sh:
 //! do not edit. What the fields mean stands in the [schema](https://github.com/onnx/onnx/blob/main/onnx/onnx.in.proto).
 #![allow(missing_docs, clippy::all)]
 

@@ -4,8 +4,8 @@ use super::LEAST_SAMPLES;
 use super::operand::Operand;
 use super::program::Program;
 use crate::error::{Error, Result};
+use crate::int8::calibration_inputs;
 use crate::int8::engine::{Engine, Value};
-use crate::int8::feed;
 use crate::int8::samples::{Sample, Samples};
 use crate::interrupt;
 use candle_core::Tensor;
@@ -37,7 +37,7 @@ impl Engines {
     /// # Errors
     /// A graph cannot be run on it.
     pub fn case(&self, program: &Program, sample: &Sample) -> Result<Case> {
-        let inputs = feed::inputs(&self.teacher, sample)?;
+        let inputs = calibration_inputs::inputs(&self.teacher, sample)?;
         let computed = program.boundary.iter().filter(|name| inputs.iter().all(|(input, _)| input != name));
         let computed: Vec<&str> = computed.map(String::as_str).collect();
         let mut found =
@@ -57,7 +57,7 @@ impl Engines {
     /// # Errors
     /// The graph cannot be run on it.
     pub fn student_outputs(&self, program: &Program, sample: &Sample) -> Result<Vec<Tensor>> {
-        floats(program, self.student.run(&feed::inputs(&self.student, sample)?)?)
+        floats(program, self.student.run(&calibration_inputs::inputs(&self.student, sample)?)?)
     }
 
     /// Runs all samples, or as many as fit the memory.

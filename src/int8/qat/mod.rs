@@ -21,9 +21,9 @@ mod parameters;
 mod program;
 mod trainer;
 
+use super::calibration_inputs;
 use super::dynamic;
 use super::engine::Engine;
-use super::feed;
 use super::onnx::Graph;
 use super::onnx::proto::ModelProto;
 use super::qdq::plan::Plan;
@@ -194,7 +194,7 @@ fn judge(trainer: &Trainer, teacher: &Engine, model: &ModelProto, samples: &Samp
     let engine = Engine::new(model)?;
     let mut sum = 0.0;
     samples.each(judges, &mut |sample| {
-        let inputs = feed::inputs(teacher, &sample)?;
+        let inputs = calibration_inputs::inputs(teacher, &sample)?;
         let [wanted, found] = [teacher.run(&inputs)?, engine.run(&inputs)?].map(|x| cases::floats(&trainer.program, x));
         sum += trainer.loss.number(&found?, &wanted?).context(|| sample.place.clone())?;
         Ok(())

@@ -102,7 +102,8 @@ impl Program {
             let inputs = inputs.map(|(at, name)| self.input(step, at, name, &values, &mut rounded, leaves, precision));
             let outputs = ops::apply(&step.node, inputs.collect::<Result<_>>()?)?;
             for (name, mut output) in step.node.output.iter().zip(outputs) {
-                let made = self.places.get(name) == Some(&Place::Made(step.at)) && !self.shares.contains_key(name);
+                let made =
+                    self.places.get(name) == Some(&Place::Provenance(step.at)) && !self.shares.contains_key(name);
                 if made && precision == Precision::Integers {
                     output = leaves.rounded(name, &output)?;
                 }

@@ -1,9 +1,9 @@
 //! Calibration: the float graph runs on one sample after the other, and what it computes on the way is counted.
 
 use crate::error::{Context, Error, Result};
+use crate::int8::calibration_inputs;
 use crate::int8::diversity::Diversity;
 use crate::int8::engine::Engine;
-use crate::int8::feed;
 use crate::int8::ranges::{Calibrator, Observer, Range};
 use crate::int8::samples::Samples;
 use crate::interrupt;
@@ -39,7 +39,7 @@ pub fn observe(
         interrupt::check()?;
         let sample = sample?;
         diversity.add(&sample);
-        let inputs = feed::inputs(engine, &sample)?;
+        let inputs = calibration_inputs::inputs(engine, &sample)?;
         let extremes = if calibrator.counts() { None } else { engine.extremes(&inputs, values) };
         let found = match extremes {
             Some(found) => found,

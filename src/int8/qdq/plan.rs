@@ -59,7 +59,7 @@ pub struct Left {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Place {
     /// Where it is made, by this node: everyone reads it quantized.
-    Made(usize),
+    Provenance(usize),
     /// For these nodes alone; others go on with the float value.
     Read(BTreeSet<usize>),
 }
@@ -130,7 +130,7 @@ impl Plan {
         for (&at, &role) in &self.roles {
             let Some(maker) = maker(graph, at, role) else { continue };
             let output = &nodes[maker].output[0];
-            self.places.insert(output.clone(), Place::Made(maker));
+            self.places.insert(output.clone(), Place::Provenance(maker));
             if role == Role::Move {
                 let input = &nodes[at].input[0];
                 let root = self.shares.get(input).unwrap_or(input).clone();
@@ -140,7 +140,7 @@ impl Plan {
         for (&at, &role) in &self.roles {
             for input in data_inputs(&nodes[at], role) {
                 match self.places.entry(input.clone()).or_insert_with(|| Place::Read(BTreeSet::new())) {
-                    Place::Made(_) => {}
+                    Place::Provenance(_) => {}
                     Place::Read(readers) => {
                         readers.insert(at);
                     }

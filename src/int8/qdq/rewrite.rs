@@ -112,7 +112,7 @@ impl Rewriter<'_> {
 
     fn activation(&mut self, value: &str, place: &Place) {
         match place {
-            Place::Made(maker) => {
+            Place::Provenance(maker) => {
                 // The value keeps its name, so that all its readers, the graph's outputs among them, get the quantized one.
                 let raw = self.graph.fresh(&format!("{value}_float"));
                 let pair = self.pair(value, &raw, value);

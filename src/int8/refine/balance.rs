@@ -7,8 +7,8 @@
 
 use super::fold::{Place, Reader, Site, sites};
 use crate::error::{Error, Result};
+use crate::int8::calibration_inputs;
 use crate::int8::engine::Engine;
-use crate::int8::feed;
 use crate::int8::onnx::proto::ModelProto;
 use crate::int8::onnx::{Graph, Tensor};
 use crate::int8::qdq::plan::Plan;
@@ -127,7 +127,7 @@ fn observe(
         sites.iter().map(|site| Channels { all: vec![none; site.channels], count: 0.0 }).collect();
     let mut ran = 0;
     samples.each(chosen, &mut |sample| {
-        let found = engine.run_for(&feed::inputs(&engine, &sample)?, &names)?;
+        let found = engine.run_for(&calibration_inputs::inputs(&engine, &sample)?, &names)?;
         for ((site, seen), value) in sites.iter().zip(&mut seen).zip(&found) {
             let (name, dims) = (&site.value, value.dims());
             let axis = if site.second { 1 } else { dims.len().wrapping_sub(1) };

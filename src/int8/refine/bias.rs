@@ -6,8 +6,8 @@
 use super::layers::{Layer, initializer, layers, source};
 use super::split::spread;
 use crate::error::{Error, Result};
+use crate::int8::calibration_inputs;
 use crate::int8::engine::{Engine, Value};
-use crate::int8::feed;
 use crate::int8::onnx::node::{int, node};
 use crate::int8::onnx::proto::tensor_proto::DataType;
 use crate::int8::onnx::proto::{ModelProto, NodeProto};
@@ -129,7 +129,7 @@ fn means(
     let mut all = Vec::with_capacity(samples.len());
     for sample in samples {
         crate::interrupt::check()?;
-        let found = engine.run_for(&feed::inputs(&engine, sample)?, &names)?;
+        let found = engine.run_for(&calibration_inputs::inputs(&engine, sample)?, &names)?;
         all.push(slots.iter().zip(&found).map(|(slot, value)| slot.means(value)).collect::<Result<_>>()?);
         told();
     }

@@ -1,9 +1,9 @@
 //! Is a quantized model nearer to the float model than another one?
 
 use crate::error::{Error, Result};
+use crate::int8::calibration_inputs;
 use crate::int8::compare::numbers;
 use crate::int8::engine::Engine;
-use crate::int8::feed;
 use crate::int8::onnx::proto::ModelProto;
 use crate::int8::samples::Samples;
 
@@ -39,7 +39,7 @@ pub fn judge(float: &Engine, quantized: &ModelProto, samples: &Samples, chosen: 
     let engine = Engine::new(quantized)?;
     let mut sums = Vec::with_capacity(chosen.len());
     samples.each(chosen, &mut |sample| {
-        let inputs = feed::inputs(float, &sample)?;
+        let inputs = calibration_inputs::inputs(float, &sample)?;
         let (wanted, found) = (float.run(&inputs)?, engine.run(&inputs)?);
         let mut outputs = Vec::with_capacity(wanted.len());
         for ((a, b), name) in wanted.iter().zip(&found).zip(float.outputs()) {

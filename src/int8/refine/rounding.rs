@@ -6,8 +6,8 @@
 use super::columns::Columns;
 use super::layers::{Layer, by_output, by_shape, initializer, layers};
 use crate::error::{Context, Error, Result};
+use crate::int8::calibration_inputs;
 use crate::int8::engine::Engine;
-use crate::int8::feed;
 use crate::int8::onnx::Tensor;
 use crate::int8::onnx::proto::ModelProto;
 use crate::int8::qdq::Quantized;
@@ -121,7 +121,7 @@ pub fn round(
         let inputs: BTreeSet<String> = sites.iter().map(|site| site.input.clone()).collect();
         let names: Vec<&str> = inputs.iter().map(String::as_str).collect();
         samples.each(chosen, &mut |sample| {
-            let found = engine.run_for(&feed::inputs(&engine, &sample)?, &names)?;
+            let found = engine.run_for(&calibration_inputs::inputs(&engine, &sample)?, &names)?;
             for (name, x) in names.iter().zip(&found) {
                 let x = x.floats().ok_or_else(|| Error::new(format!("value '{name}' is not of floats")))?;
                 for site in sites.iter_mut().filter(|site| site.input == *name) {

@@ -28,15 +28,15 @@ fn open(name: &str) -> Dim {
     Dim::Dynamic(name.into())
 }
 
-fn image() -> Vec<Wanted> {
-    vec![Wanted { name: "x".into(), float: true, shape: Some(vec![open("n"), Dim::Fixed(2)]) }]
+fn image() -> Vec<InputSpec> {
+    vec![InputSpec { name: "x".into(), float: true, shape: Some(vec![open("n"), Dim::Fixed(2)]) }]
 }
 
-fn read(paths: &[PathBuf], wanted: Vec<Wanted>) -> Result<Vec<Sample>> {
+fn read(paths: &[PathBuf], wanted: Vec<InputSpec>) -> Result<Vec<Sample>> {
     Samples::open(paths, wanted)?.iter().collect()
 }
 
-fn message(paths: &[PathBuf], wanted: Vec<Wanted>) -> String {
+fn message(paths: &[PathBuf], wanted: Vec<InputSpec>) -> String {
     read(paths, wanted).unwrap_err().to_string()
 }
 
@@ -62,7 +62,7 @@ fn a_fixed_batch_takes_as_many_rows_and_an_array_without_batch_is_one_sample() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("x.npy");
     std::fs::write(&path, npy(&[5, 2], "<f4", &floats(&[0.0; 10]))).unwrap();
-    let batched = vec![Wanted { shape: Some(vec![Dim::Fixed(2), Dim::Fixed(2)]), ..image().remove(0) }];
+    let batched = vec![InputSpec { shape: Some(vec![Dim::Fixed(2), Dim::Fixed(2)]), ..image().remove(0) }];
     let samples = Samples::open(std::slice::from_ref(&path), batched).unwrap();
     assert_eq!((samples.len(), samples.left_over(), samples.batch()), (2, 1, 2));
     assert_eq!(samples.iter().next().unwrap().unwrap().inputs[0].shape, [2, 2]);
@@ -76,7 +76,7 @@ fn what_does_not_fit_the_graph_is_named() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("c.npz");
     let x = |shape: &[usize]| npy(shape, "<f4", &floats(&vec![0.0; shape.iter().product()]));
-    let two = vec![image().remove(0), Wanted { name: "mask".into(), float: false, shape: None }];
+    let two = vec![image().remove(0), InputSpec { name: "mask".into(), float: false, shape: None }];
     let mask = npy(&[3], "|b1", &[0; 3]);
     for (arrays, graph, wanted) in [
         (vec![("y", x(&[1, 2]))], image(), "no array 'x': it holds 'y', but the graph's inputs are 'x' (float [n, 2])"),
@@ -109,7 +109,7 @@ fn an_open_dimension_has_one_size_for_all_inputs() {
     let path = dir.path().join("c.npz");
     let graph = |dims: [&str; 3]| {
         let [batch, a, b] = dims.map(open);
-        let x = |name: &str, dim: &Dim| Wanted {
+        let x = |name: &str, dim: &Dim| InputSpec {
             name: name.into(),
             shape: Some(vec![batch.clone(), dim.clone()]),
             float: true,
@@ -131,12 +131,12 @@ fn an_open_dimension_has_one_size_for_all_inputs() {
 fn samples_that_headers_claim_without_numbers_are_not_counted() {
     let dir = TempDir::new().unwrap();
     let paths = ["a.npz", "b.npz", "c.npz"].map(|name| dir.path().join(name));
-    let graph = || vec![Wanted { name: "x".into(), float: false, shape: None }];
+    let graph = || vec![InputSpec { name: "x".into(), float: false, shape: None }];
     npz(&paths[0], &[("x", npy(&[1 << 60, 0], "|u1", &[]))]);
     let message = message(&paths[..1], graph());
     assert!(message.contains("no numbers for the 1152921504606846976 samples"), "{message}");
     // A cache that is still empty, beside something that is not.
-    let two = vec![graph().remove(0), Wanted { name: "cache".into(), float: true, shape: None }];
+    let two = vec![graph().remove(0), InputSpec { name: "cache".into(), float: true, shape: None }];
     npz(&paths[0], &[("x", npy(&[2, 1], "|u1", &[3, 4])), ("cache", npy(&[2, 0, 4], "<f4", &[]))]);
     assert_eq!(read(&paths[..1], two).unwrap().len(), 2);
     paths.iter().for_each(|path| npz(path, &[("x", npy(&[1 << 63], "|u1", &[1]))]));
@@ -151,7 +151,7 @@ fn compressed_arrays_are_read_as_streams() {
     // As np.savez_compressed writes it: x = [[0 .. 63], [64 .. 127]] in single precision.
     let numbers: Vec<f32> = (0..128).map(|i| i as f32).collect();
     deflated(&path, "x.npy", &npy(&[2, 64], "<f4", &floats(&numbers)));
-    let graph = vec![Wanted { name: "x".into(), float: true, shape: None }];
+    let graph = vec![InputSpec { name: "x".into(), float: true, shape: None }];
     let all = read(&[path], graph).unwrap();
     assert_eq!(all[1].inputs[0].values, Values::Float(numbers[64..].to_vec()));
 }

@@ -12,7 +12,7 @@ const HELD: u64 = 8;
 
 /// What a GPU holds besides weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Needs {
+pub struct GpuMemory {
     /// Tokens of context.
     pub context: u64,
     /// Bytes of their keys and values in half precision.
@@ -68,9 +68,9 @@ impl Sizes {
     }
 
     /// What a context of that many tokens needs; none: the model's own, or 8192 if that is shorter.
-    pub fn needs(&self, context: Option<u64>) -> Needs {
+    pub fn needs(&self, context: Option<u64>) -> GpuMemory {
         let context = context.unwrap_or(self.context.min(USUAL_CONTEXT));
-        Needs {
+        GpuMemory {
             context,
             cache: self.cached.saturating_mul(context).saturating_mul(2),
             reserve: PROMPT * 4 * self.hidden.saturating_mul(HELD).saturating_add(self.vocab),
@@ -78,7 +78,7 @@ impl Sizes {
     }
 }
 
-impl Needs {
+impl GpuMemory {
     /// What a GPU holds with weights of that many bytes.
     pub fn with(&self, weights: u64) -> u64 {
         weights.saturating_add(self.cache).saturating_add(self.reserve)
@@ -94,7 +94,7 @@ impl Needs {
 /// sizes the type that the source has is the one.
 pub fn largest_that_fits(
     sizes: &[Size],
-    needs: &Needs,
+    needs: &GpuMemory,
     vram: u64,
     source: &str,
     of: impl Fn(&Size) -> bool,
@@ -151,7 +151,7 @@ mod tests {
             Size { mix, bytes, weights: bytes, on_gpu: bytes, bits_per_weight: 0.0 }
         };
         let sizes = [size("F32", 400), size("F16", 200), size("BF16", 200), size("Q8_0", 106), size("Q4_0", 56)];
-        let needs = Needs { context: 1, cache: 10, reserve: 5 };
+        let needs = GpuMemory { context: 1, cache: 10, reserve: 5 };
         let best = |vram, source| largest_that_fits(&sizes, &needs, vram, source, |_| true).map(|i| sizes[i].mix.name);
         assert_eq!(best(1000, "BF16"), Some("BF16"));
         assert_eq!(best(1000, "F16"), Some("F16"));

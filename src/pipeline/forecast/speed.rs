@@ -2,8 +2,8 @@
 
 use crate::format::{self, Encoding, Type};
 use crate::method::{self, Method, Options, Rows};
+use crate::pipeline::loaded_model::BATCH;
 use crate::pipeline::stream::PRECISION;
-use crate::pipeline::subject::BATCH;
 use llmq_kernels::attention::{self, Scores, Shape};
 use llmq_kernels::elementwise::{self, Activation};
 use llmq_kernels::gemm::{self, Old, Precision, View, product};

@@ -2,7 +2,7 @@
 
 use super::client::Client;
 use super::failure::Failure;
-use super::transfer::{Wanted, abreast, patiently};
+use super::transfer::{RemoteFile, abreast, patiently};
 use super::{Found, Repository, Watch};
 use crate::error::{Context, Error, Result};
 use std::fs::File;
@@ -21,7 +21,7 @@ pub fn folder(
     client: &Client,
     repository: &Repository,
     snapshot: &Path,
-    missing: &[Wanted],
+    missing: &[RemoteFile],
     watch: &dyn Watch,
 ) -> Result<Found, Failure> {
     let temporary = tempfile::Builder::new()
@@ -45,8 +45,8 @@ pub fn folder(
 }
 
 /// The length of the header and the header itself, as they are in the file, and the size of the file.
-fn header(client: &Client, wanted: &Wanted, watch: &dyn Watch) -> Result<(Vec<u8>, u64), Failure> {
-    let Wanted { file, url, facts, .. } = wanted;
+fn header(client: &Client, wanted: &RemoteFile, watch: &dyn Watch) -> Result<(Vec<u8>, u64), Failure> {
+    let RemoteFile { file, url, facts, .. } = wanted;
     let size = facts.size.ok_or_else(|| {
         Error::new(format!("the hub does not say how long {file} is"))
             .hint("check HF_ENDPOINT, if you use it: a mirror has to pass lengths on")

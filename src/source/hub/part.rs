@@ -5,7 +5,7 @@ use super::client::{Client, Facts, Stream};
 use super::digest;
 use super::environment::Environment;
 use super::failure::Failure;
-use super::transfer::{self, Failures, Wanted, patiently};
+use super::transfer::{self, Failures, RemoteFile, patiently};
 use super::{Repository, Watch};
 use crate::error::{Context, Error, Result};
 use std::fs::{File, OpenOptions};
@@ -76,14 +76,14 @@ fn ask(
     name: &str,
     environment: &Environment,
     watch: &dyn Watch,
-) -> Result<Wanted, Failure> {
+) -> Result<RemoteFile, Failure> {
     let url = repository.url(&environment.endpoint, &repository.revision, name);
     let facts = patiently(watch, || client.facts(&url))?;
     let commit = facts.commit.clone().ok_or_else(|| {
         Error::new(format!("the hub does not say of which commit {name} is"))
             .hint("check HF_ENDPOINT, if you use it: a mirror has to pass X-Repo-Commit on")
     })?;
-    Ok(Wanted { file: name.into(), url, commit, facts })
+    Ok(RemoteFile { file: name.into(), url, commit, facts })
 }
 
 fn not_kept(repository: &Repository, name: &str, environment: &Environment) -> Error {

@@ -24,7 +24,7 @@ const ABREAST: usize = 8;
 
 /// A file of a commit, with what the hub says about it.
 #[derive(Debug, Clone)]
-pub struct Wanted {
+pub struct RemoteFile {
     /// Its path in the repository.
     pub file: String,
     /// Where it is on the hub.
@@ -78,7 +78,7 @@ impl Failures {
 ///
 /// # Errors
 /// The network, the hub or the disk fails; what has arrived is kept for another time.
-pub fn fetch(client: &Client, kept: &Kept, wanted: &Wanted, watch: &dyn Watch) -> Result<PathBuf, Failure> {
+pub fn fetch(client: &Client, kept: &Kept, wanted: &RemoteFile, watch: &dyn Watch) -> Result<PathBuf, Failure> {
     let path = kept.snapshot(&wanted.commit).join(&wanted.file);
     if path.exists() {
         return Ok(path);
@@ -95,7 +95,13 @@ pub fn fetch(client: &Client, kept: &Kept, wanted: &Wanted, watch: &dyn Watch) -
 }
 
 /// Appends to an incomplete file until it is whole.
-fn complete(client: &Client, kept: &Kept, wanted: &Wanted, part: &Path, watch: &dyn Watch) -> Result<File, Failure> {
+fn complete(
+    client: &Client,
+    kept: &Kept,
+    wanted: &RemoteFile,
+    part: &Path,
+    watch: &dyn Watch,
+) -> Result<File, Failure> {
     let unwritable = |cause| kept.unwritable(cause);
     let mut file = OpenOptions::new().create(true).append(true).open(part).map_err(unwritable)?;
     let mut have = file.metadata().map_err(unwritable)?.len();
@@ -185,10 +191,10 @@ pub fn facts(
     files: &[String],
     endpoint: &str,
     watch: &dyn Watch,
-) -> Result<Vec<Wanted>, Failure> {
+) -> Result<Vec<RemoteFile>, Failure> {
     abreast(files, |file| {
         let url = repository.url(endpoint, commit, file);
         let facts = patiently(watch, || client.facts(&url))?;
-        Ok(Wanted { file: file.clone(), url, commit: commit.to_owned(), facts })
+        Ok(RemoteFile { file: file.clone(), url, commit: commit.to_owned(), facts })
     })
 }

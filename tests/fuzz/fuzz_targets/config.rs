@@ -3,7 +3,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use llmq::model::Model;
-use llmq::pipeline::subject::gguf_model;
+use llmq::pipeline::loaded_model::gguf_model;
 use llmq::pipeline::weights::open_gguf;
 use llmq::source::config::Config;
 use llmq_fuzz::Given;

@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use llmq::int8::census::Census;
+use llmq::int8::op_counts::OpCounts;
 use llmq::int8::dynamic::{self, Options};
 use llmq::int8::onnx::OnnxFile;
 use llmq::int8::qdq::Float;
@@ -17,7 +17,7 @@ static FILE: LazyLock<Given> = LazyLock::new(|| {
 
 fuzz_target!(|bytes: &[u8]| {
     let Ok(file) = OnnxFile::open(FILE.holds(bytes)) else { return };
-    let _ = Census::of(file.model.clone());
+    let _ = OpCounts::of(file.model.clone());
     let _ = Float::new(&file);
     let _ = dynamic::quantize(&mut file.model.clone(), &Options { levels: Levels::Full, exclude: &[] });
 });

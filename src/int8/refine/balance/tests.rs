@@ -117,7 +117,7 @@ fn balanced(model: &ModelProto, x: &Tensor<f32>) -> (ModelProto, Done) {
     let file = folder.path().join("x.npy");
     save(&file, x);
     let engine = Engine::new(model).unwrap();
-    let samples = feed::open(&[file], &engine).unwrap();
+    let samples = calibration_inputs::open(&[file], &engine).unwrap();
     let chosen: Vec<usize> = (0..x.dims[0]).collect();
     let mut told = 0;
     let show = &mut |done, total| told += usize::from(done <= total);

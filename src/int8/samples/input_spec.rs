@@ -6,7 +6,7 @@ use std::collections::HashMap;
 
 /// What the graph asks of an input.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Wanted {
+pub struct InputSpec {
     /// Its name.
     pub name: String,
     /// Floating-point numbers rather than integers.
@@ -15,7 +15,7 @@ pub struct Wanted {
     pub shape: Option<Vec<Dim>>,
 }
 
-impl Wanted {
+impl InputSpec {
     /// As people write it: `'image' (float [batch, 3, 224, 224])`.
     pub(super) fn describe(&self) -> String {
         let kind = if self.float { "float" } else { "integer" };
@@ -32,7 +32,7 @@ impl Wanted {
 }
 
 /// Checks an array against what the graph wants, and says how many rows it has.
-pub(super) fn column(wanted: &Wanted, entry: Option<Entry>, header: Header) -> Result<(Column, usize), String> {
+pub(super) fn column(wanted: &InputSpec, entry: Option<Entry>, header: Header) -> Result<(Column, usize), String> {
     let name = &wanted.name;
     if header.kind.is_float() != wanted.float {
         let kind = header.kind.name();
@@ -58,7 +58,7 @@ pub(super) fn column(wanted: &Wanted, entry: Option<Entry>, header: Header) -> R
 }
 
 /// Refuses arrays that give one open dimension of the graph different sizes. The batch is none of these: rows are counted.
-pub(super) fn same_sizes<'a>(columns: impl Iterator<Item = (&'a Column, &'a Wanted)>) -> Result<(), String> {
+pub(super) fn same_sizes<'a>(columns: impl Iterator<Item = (&'a Column, &'a InputSpec)>) -> Result<(), String> {
     let mut sizes: HashMap<&str, (usize, &str)> = HashMap::new();
     for (column, wanted) in columns {
         let behind_batch = wanted.shape.iter().flat_map(|shape| shape.iter().skip(1));

@@ -1,7 +1,7 @@
 //! What a file says about how it was made: its types, and the keys that quantizers leave in it.
 
 use crate::format::{self, mix};
-use crate::pipeline::subject::Subject;
+use crate::pipeline::loaded_model::LoadedModel;
 use crate::pipeline::weights::Weights;
 use crate::source::gguf::Gguf;
 use crate::source::value::Value;
@@ -43,7 +43,7 @@ pub struct Share {
 
 /// How a file was made.
 #[derive(Debug, Clone)]
-pub struct Made {
+pub struct Provenance {
     /// Who has made it.
     pub maker: Maker,
     /// The mix that `general.file_type` names: `Q4_K_M`.
@@ -58,20 +58,20 @@ pub struct Made {
     pub keys: Vec<(String, String)>,
 }
 
-impl Made {
+impl Provenance {
     /// Of a file. A checkpoint says nothing but its types.
-    pub fn of(subject: &Subject) -> Made {
-        let file = subject.weights().gguf();
+    pub fn of(loaded: &LoadedModel) -> Provenance {
+        let file = loaded.weights().gguf();
         let text = |key: &str| file.and_then(|file| file.get(key)?.as_str()).map(str::to_owned);
         let told = |key: &String| {
             ["llmq.", "quantize."].iter().any(|start| key.starts_with(start))
                 || ["general.quantized_by", "general.license", "general.version"].contains(&key.as_str())
         };
         let keys = file.map_or(&[][..], |file| &file.metadata).iter().filter(|(key, _)| told(key));
-        Made {
+        Provenance {
             maker: file.map_or(Maker::Unknown, maker),
             mix: file.and_then(mix_of),
-            types: types(subject.weights()),
+            types: types(loaded.weights()),
             architecture: text("general.architecture"),
             name: text("general.name"),
             keys: keys.map(|(key, value)| (key.clone(), shown(value))).collect(),

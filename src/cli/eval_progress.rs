@@ -8,9 +8,9 @@ use crate::eval::perplexity::Parts;
 use crate::eval::statistics::Scored;
 use crate::eval::unfinished::Unfinished;
 use crate::pipeline::journal::Settings;
+use crate::pipeline::loaded_model::LoadedModel;
 use crate::pipeline::report::Observer;
 use crate::pipeline::settings::{hash, of_files};
-use crate::pipeline::subject::Subject;
 use std::path::{Path, PathBuf};
 
 /// Where an evaluation keeps what it has finished, and whether it goes on with what is there.
@@ -52,7 +52,7 @@ impl Keeping {
     /// With `--resume`: what is there belongs to another evaluation, is damaged, or in use.
     pub fn open(
         &self,
-        models: &[(&Path, &Subject)],
+        models: &[(&Path, &LoadedModel)],
         (from, reference): (Option<&Path>, Option<&Reference>),
         setting: &Setting,
         windows: &[Vec<u32>],
@@ -62,7 +62,7 @@ impl Keeping {
             (Some(Reference::Saved(_)), Some(path)) => of_files(&[path.to_path_buf()])?,
             _ => "none".into(),
         };
-        let contents = models.iter().map(|(_, subject)| of_files(&subject.weights().files()));
+        let contents = models.iter().map(|(_, loaded)| of_files(&loaded.weights().files()));
         let settings = Settings::from(
             [
                 ("llmq --version", env!("CARGO_PKG_VERSION").into()),
@@ -104,7 +104,7 @@ impl Keeping {
 }
 
 /// Shows how an evaluation stands, and keeps its parts.
-pub struct Following<'a> {
+pub struct EvalProgress<'a> {
     progress: &'a Progress,
     unfinished: Option<Unfinished>,
     /// How many files have a reference; zero if there is none.
@@ -114,13 +114,13 @@ pub struct Following<'a> {
     sums: Vec<[f64; 3]>,
 }
 
-impl<'a> Following<'a> {
+impl<'a> EvalProgress<'a> {
     /// Of this many files with a reference, or of one without, then `files` is zero.
-    pub fn new(progress: &'a Progress, files: usize, unfinished: Option<Unfinished>) -> Following<'a> {
+    pub fn new(progress: &'a Progress, files: usize, unfinished: Option<Unfinished>) -> EvalProgress<'a> {
         if let Some(kept) = unfinished.as_ref().map(Unfinished::kept).filter(|&kept| kept > 0) {
             progress.resumed_parts(kept);
         }
-        Following { progress, unfinished, files, tokens: 0, sums: vec![[0.0; 3]; files.max(1)] }
+        EvalProgress { progress, unfinished, files, tokens: 0, sums: vec![[0.0; 3]; files.max(1)] }
     }
 
     fn take(&mut self, numbers: &[f64]) {
@@ -170,7 +170,7 @@ impl<'a> Following<'a> {
     }
 }
 
-impl Parts for Following<'_> {
+impl Parts for EvalProgress<'_> {
     fn known(&mut self, part: usize) -> Option<Vec<f64>> {
         let numbers = self.unfinished.as_mut()?.known(part)?;
         self.progress.restart();

@@ -25,7 +25,7 @@ use std::sync::Arc;
 pub const BATCH: usize = 2048;
 
 /// A model with weights and a tokenizer.
-pub struct Subject {
+pub struct LoadedModel {
     /// Sizes and variations.
     pub model: Model,
     /// Its tokenizer.
@@ -80,7 +80,7 @@ pub fn pairing(weights: &Weights, model: &Model) -> Pairing {
     }
 }
 
-/// What [`Subject::embed`] says, for weights and the model that they are of.
+/// What [`LoadedModel::embed`] says, for weights and the model that they are of.
 ///
 /// # Errors
 /// As [`Weights::rows`].
@@ -106,13 +106,13 @@ pub fn embed(weights: &Weights, model: &Model, windows: &[Vec<u32>], device: &De
     batches.collect()
 }
 
-impl Subject {
+impl LoadedModel {
     /// Opens a folder or a `.gguf`. `pre`: the pre-tokenizer, where theirs is not known.
     ///
     /// # Errors
     /// Anything that is missing, damaged or unsupported; every tensor's presence and shape is checked.
-    pub fn open(path: &Path, pre: Option<&str>) -> Result<Subject> {
-        let subject = if path.is_dir() {
+    pub fn open(path: &Path, pre: Option<&str>) -> Result<LoadedModel> {
+        let loaded = if path.is_dir() {
             let config = Config::open(&path.join("config.json"))
                 .context(|| format!("{} is not a checkpoint folder", path.display()))?;
             let weights = Checkpoint::open(path)?;
@@ -120,18 +120,18 @@ impl Subject {
             let vocabulary = Vocabulary::from_files(path, model.vocab, config.json(), pre)?;
             let tokenizer = Tokenizer::open(path, &vocabulary)?;
             let chat = Chat::of(&vocabulary.to_metadata(), tokenizer.bos().is_some());
-            Subject { model, tokenizer, chat, weights: Weights::Checkpoint(weights) }
+            LoadedModel { model, tokenizer, chat, weights: Weights::Checkpoint(weights) }
         } else {
             let file = open_gguf(path)?;
             let model = gguf_model(&file)?;
             let tokenizer = gguf_tokenizer(&file, &model, pre)?;
             let chat = Chat::of(&file.metadata, tokenizer.bos().is_some());
-            Subject { model, tokenizer, chat, weights: Weights::Gguf(file) }
+            LoadedModel { model, tokenizer, chat, weights: Weights::Gguf(file) }
         };
-        for spec in subject.model.tensors() {
-            subject.weights.check(&spec)?;
+        for spec in loaded.model.tensors() {
+            loaded.weights.check(&spec)?;
         }
-        Ok(subject)
+        Ok(loaded)
     }
 
     /// Its chat template, or why the one that it has cannot be used.
@@ -153,7 +153,7 @@ impl Subject {
     /// a stream of `[windows · positions, hidden]` each.
     ///
     /// # Errors
-    /// As [`Subject::rows`].
+    /// As [`LoadedModel::rows`].
     pub fn embed(&self, windows: &[Vec<u32>], device: &Device) -> Result<Vec<States>> {
         embed(&self.weights, &self.model, windows, device)
     }
@@ -161,7 +161,7 @@ impl Subject {
     /// Block `i` with what it needs: its matrices stay as they are in their file where they can, and are decoded on the way.
     ///
     /// # Errors
-    /// As [`Subject::rows`].
+    /// As [`LoadedModel::rows`].
     pub fn block<'a>(&'a self, frame: &'a Frame, i: usize) -> Result<Block<'a>> {
         let mut block = Block::new(frame, i);
         for spec in self.model.block(i) {
@@ -176,7 +176,7 @@ impl Subject {
     /// The output matrix, `[vocab, hidden]`, likewise.
     ///
     /// # Errors
-    /// As [`Subject::rows`].
+    /// As [`LoadedModel::rows`].
     pub fn output(&self) -> Result<Matrix<'_>> {
         let spec = self.model.output();
         match self.weights.on_the_fly(&spec)? {
@@ -196,7 +196,7 @@ impl Subject {
     /// A whole tensor, decoded.
     ///
     /// # Errors
-    /// As [`Subject::rows`].
+    /// As [`LoadedModel::rows`].
     pub fn read(&self, spec: &TensorSpec) -> Result<Vec<f32>> {
         self.weights.read(spec)
     }

@@ -7,7 +7,7 @@ use super::bits::put_halves;
 use crate::grid::{LANES, Steps};
 
 /// Scale and minimum of group `g`.
-pub fn sixes(bytes: &[u8], g: usize) -> (u8, u8) {
+pub fn scale_and_min(bytes: &[u8], g: usize) -> (u8, u8) {
     if g < 4 {
         (bytes[g] & 63, bytes[g + 4] & 63)
     } else {
@@ -16,7 +16,7 @@ pub fn sixes(bytes: &[u8], g: usize) -> (u8, u8) {
 }
 
 /// Writes all eight pairs.
-fn put_sixes(bytes: &mut [u8], pair: impl Fn(usize) -> (u8, u8)) {
+fn put_scales(bytes: &mut [u8], pair: impl Fn(usize) -> (u8, u8)) {
     for g in 0..4 {
         let ((scale, min), (high_scale, high_min)) = (pair(g), pair(g + 4));
         bytes[g] = scale | (high_scale >> 4) << 6;
@@ -31,7 +31,7 @@ pub fn put_head(steps: &Steps, blocks: &mut [u8]) {
     put_halves(blocks, 2, steps.dmin);
     let bytes = blocks.len() / LANES;
     for (l, block) in blocks.chunks_mut(bytes).enumerate() {
-        put_sixes(&mut block[4..], |g| (steps.scales[g].0[l] as u8, steps.mins[g].0[l] as u8));
+        put_scales(&mut block[4..], |g| (steps.scales[g].0[l] as u8, steps.mins[g].0[l] as u8));
     }
 }
 
@@ -44,9 +44,9 @@ mod tests {
         for seed in 0..64u8 {
             let pair = |g: usize| ((seed + 7 * g as u8) % 64, seed.wrapping_mul(3).wrapping_add(11 * g as u8) % 64);
             let mut bytes = [0; 12];
-            put_sixes(&mut bytes, pair);
+            put_scales(&mut bytes, pair);
             for g in 0..8 {
-                assert_eq!(sixes(&bytes, g), pair(g));
+                assert_eq!(scale_and_min(&bytes, g), pair(g));
             }
         }
     }

@@ -3,7 +3,7 @@
 use super::engine::{Engine, Input, Value};
 use super::onnx::proto::tensor_proto::DataType;
 use super::onnx::tensor::Tensor;
-use super::samples::{Array, Sample, Samples, Values, Wanted};
+use super::samples::{Array, InputSpec, Sample, Samples, Values};
 use crate::error::{Context, Error, Result};
 use std::path::PathBuf;
 
@@ -15,7 +15,7 @@ pub fn open(paths: &[PathBuf], engine: &Engine) -> Result<Samples> {
     if engine.inputs().is_empty() {
         return Err(Error::new("the graph has no inputs: everything it computes is constant"));
     }
-    let wanted = engine.inputs().iter().map(|input| Wanted {
+    let wanted = engine.inputs().iter().map(|input| InputSpec {
         name: input.name.clone(),
         float: matches!(input.kind, None | Some(DataType::Float | DataType::Float16 | DataType::Double)),
         shape: input.dims.clone(),

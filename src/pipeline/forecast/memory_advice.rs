@@ -5,7 +5,7 @@ use super::shape::BlockShape;
 
 /// Changes that make a run fit, each by itself; none where that change is not enough.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Remedy {
+pub struct MemoryAdvice {
     /// The most windows of the same length, if there can be any.
     pub samples: Option<usize>,
     /// The longest windows, a power of two, if as many of them are to stay.
@@ -21,7 +21,7 @@ const TRIED: usize = 4096;
 const SHORTEST: usize = 64;
 
 /// What makes a run fit `ram` bytes. `own`: what the program holds anyway.
-pub fn remedy(job: &Job, shapes: &[BlockShape], own: u64, ram: u64) -> Remedy {
+pub fn advise(job: &Job, shapes: &[BlockShape], own: u64, ram: u64) -> MemoryAdvice {
     let fits = |job: Job| job.peak(shapes, own).bytes() <= ram;
     // Memory does not only grow with windows: inner activations that become too large are not kept. So one by one.
     let step = job.samples.div_ceil(TRIED).max(1);
@@ -29,5 +29,5 @@ pub fn remedy(job: &Job, shapes: &[BlockShape], own: u64, ram: u64) -> Remedy {
     let halves = std::iter::successors(Some(job.positions.next_power_of_two() / 2), |n| Some(n / 2));
     let positions = halves.take_while(|&n| n >= SHORTEST).find(|&positions| fits(Job { positions, ..*job }));
     let rtn = crate::method::by_name("rtn").is_ok_and(|method| fits(Job { method, ..*job }));
-    Remedy { samples, positions, rtn }
+    MemoryAdvice { samples, positions, rtn }
 }

@@ -23,7 +23,7 @@ pub struct Share {
 
 /// A model in numbers.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Census {
+pub struct OpCounts {
     /// By kind of node.
     pub kinds: BTreeMap<Kind, Share>,
     /// Weights that no such node reads: norms, biases.
@@ -38,19 +38,19 @@ pub struct Census {
     pub nodes: usize,
 }
 
-impl Census {
+impl OpCounts {
     /// Counts.
     ///
     /// # Errors
     /// The graph cannot run.
     pub fn of(mut model: ModelProto) -> Result<Self> {
         let graph = Graph::take(&mut model)?;
-        let mut census = Self { nodes: graph.nodes().len(), ..Self::default() };
-        census.quantized = graph.nodes().iter().filter(|node| is_quantized(node)).count();
+        let mut counts = Self { nodes: graph.nodes().len(), ..Self::default() };
+        counts.quantized = graph.nodes().iter().filter(|node| is_quantized(node)).count();
         let mut counted = HashSet::new();
         for node in graph.nodes() {
             let Some(kind) = Kind::of(node, &graph) else { continue };
-            let share = census.kinds.entry(kind).or_default();
+            let share = counts.kinds.entry(kind).or_default();
             share.nodes += 1;
             for weight in weights(node, kind, &graph) {
                 if counted.insert(weight.name().to_owned()) {
@@ -63,22 +63,22 @@ impl Census {
                     None => share.unknown += 1,
                 }
             }
-            census.depthwise += usize::from(is_depthwise(node, &graph));
+            counts.depthwise += usize::from(is_depthwise(node, &graph));
         }
         for tensor in &graph.proto().initializer {
             if !counted.contains(tensor.name()) {
-                census.other += elements(tensor);
+                counts.other += elements(tensor);
             }
             let half = matches!(tensor.data_type(), 10 | 16);
-            census.half += if half { elements(tensor) } else { 0 };
+            counts.half += if half { elements(tensor) } else { 0 };
         }
-        Ok(census)
+        Ok(counts)
     }
 
     /// Counts a checkpoint without a graph, by shapes and names: four dimensions are a convolution, two are an embedding if the name says
     /// so, and a linear layer else.
     pub fn of_checkpoint(checkpoint: &Checkpoint) -> Self {
-        let mut census = Self::default();
+        let mut counts = Self::default();
         for tensor in checkpoint.tensors() {
             let weights = tensor.shape.iter().map(|&n| n as u64).product::<u64>();
             let kind = match tensor.shape.len() {
@@ -86,14 +86,14 @@ impl Census {
                 2 => Kind::MatMul,
                 3.. => Kind::Conv,
                 _ => {
-                    census.other += weights;
+                    counts.other += weights;
                     continue;
                 }
             };
-            let share = census.kinds.entry(kind).or_default();
+            let share = counts.kinds.entry(kind).or_default();
             *share = Share { nodes: share.nodes + 1, weights: share.weights + weights, unknown: 1, ..*share };
         }
-        census
+        counts
     }
 
     /// The numbers of one kind.

@@ -4,7 +4,7 @@ use super::{Args, provenance};
 use crate::cli::{output, override_kv};
 use crate::error::{Error, Result};
 use crate::format::mix::Mix;
-use crate::format::recipe::{Recipe, Wishes, overrides_in};
+use crate::format::recipe::{Recipe, TypeRequest, overrides_in};
 use crate::format::{self, Type};
 use crate::method::Method;
 use crate::model::Model;
@@ -52,7 +52,7 @@ impl Args {
         if let Some(path) = &self.tensor_type_file {
             tensors.extend(overrides_in(path)?);
         }
-        let wishes = Wishes {
+        let wishes = TypeRequest {
             pure: self.pure,
             output: named(&self.output_tensor_type)?,
             embedding: named(&self.token_embedding_type)?,
