@@ -9,6 +9,7 @@ cargo fmt --all --check
 # cargo does not see the files that a list declares.
 rustfmt --edition 2024 --check src/model/family/*.rs src/model/mixer/*.rs
 cargo clippy --locked -- -D warnings
+cargo clippy --locked --no-default-features -- -D warnings
 cargo clippy --workspace --all-targets --all-features --locked -- -D warnings
 cargo test --workspace --all-features --locked
 RUSTDOCFLAGS="-D warnings" cargo doc --workspace --all-features --no-deps --locked

@@ -20,6 +20,7 @@ pub mod eval;
 pub mod format;
 pub mod grid;
 mod guard;
+#[cfg(feature = "int8")]
 pub mod int8;
 pub mod interrupt;
 pub mod method;

@@ -4,6 +4,8 @@ pub mod chat;
 pub mod corpus;
 pub mod evidence;
 pub mod hessian;
+#[cfg(feature = "parquet")]
+mod parquet_column;
 pub mod sets;
 pub mod squares;
 pub mod text;

@@ -2,15 +2,13 @@
 
 use super::corpus::{Cut, Source};
 use super::text::Line;
-use crate::error::{Context, Error, Result};
-use crate::source::hub::{Part, Repository, Watch, whole};
+use crate::error::{Error, Result};
+use crate::source::hub::{Part, Repository, Watch};
 use crate::source::tokenizer::Tokenizer;
 use flate2::bufread::MultiGzDecoder;
-use parquet::file::reader::{FileReader, SerializedFileReader};
-use parquet::record::RowAccessor;
-use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
-use std::path::Path;
+#[cfg(feature = "parquet")]
+use {super::parquet_column, crate::source::hub::whole};
 
 /// A set of texts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,9 +50,6 @@ const JUDGED: usize = 1100;
 
 /// No line of C4 comes near so many bytes; compressed, one without end could have a few kilobytes.
 const LONGEST_LINE: u64 = 64 << 20;
-
-/// The most bytes that a column of text may have: WikiText-2's has 11 MB. A dictionary lets each row repeat a long one.
-const LARGEST_COLUMN: usize = 1 << 30;
 
 impl Set {
     /// Its name on the command line.
@@ -127,10 +122,17 @@ impl Set {
         }
     }
 
+    #[cfg(feature = "parquet")]
     fn wikitext(self, split: &str, watch: &dyn Watch) -> Result<String> {
         let file = format!("wikitext-2-raw-v1/{split}-00000-of-00001.parquet");
         let path = whole(&self.repository(), &file, watch)?;
-        Ok(column(&path, "text")?.join("\n\n"))
+        Ok(parquet_column::read(&path, "text")?.join("\n\n"))
+    }
+
+    #[cfg(not(feature = "parquet"))]
+    fn wikitext(self, _: &str, _: &dyn Watch) -> Result<String> {
+        Err(Error::new("wikitext2 is a parquet file, which this llmq was built without")
+            .hint("give a text file, or build with --features parquet"))
     }
 }
 
@@ -177,29 +179,4 @@ fn c4(name: &str, watch: &dyn Watch, enough: &mut dyn FnMut(&mut Vec<String>) ->
             return Ok(documents);
         }
     }
-}
-
-/// A column of text in a parquet file, row by row.
-fn column(path: &Path, name: &str) -> Result<Vec<String>> {
-    let damaged = || format!("cannot read the column '{name}' of {}", path.display());
-    let hinted = |error: Error| {
-        error.hint(format!("the file is damaged, or the dataset has changed; fetch it again: rm {}", path.display()))
-    };
-    let read = || -> Result<Vec<String>> {
-        let file = File::open(path).context(damaged)?;
-        let reader = SerializedFileReader::new(file).context(damaged)?;
-        let schema = reader.metadata().file_metadata().schema_descr_ptr();
-        let at = schema.columns().iter().position(|column| column.name() == name);
-        let at = at.ok_or_else(|| Error::new(damaged()))?;
-        let (mut rows, mut bytes) = (Vec::<String>::new(), 0);
-        for row in reader.get_row_iter(None).context(damaged)? {
-            rows.push(row.and_then(|row| row.get_string(at).cloned()).context(damaged)?);
-            bytes += rows.last().map_or(0, |row| row.len().max(size_of::<String>()));
-            if bytes > LARGEST_COLUMN {
-                return Err(Error::new(format!("it has more than {LARGEST_COLUMN} bytes"))).context(damaged);
-            }
-        }
-        Ok(rows)
-    };
-    read().map_err(hinted)
 }

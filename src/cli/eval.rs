@@ -23,7 +23,6 @@ use crate::pipeline::loaded_model::LoadedModel;
 use crate::writer::atomic::check_destination;
 use advice::Step;
 use candle_core::Tensor;
-pub(super) use show::grouped;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 

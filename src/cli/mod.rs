@@ -10,6 +10,7 @@ mod fallbacks;
 mod hub;
 mod imatrix;
 mod inspect;
+#[cfg(feature = "int8")]
 mod int8;
 mod output;
 mod override_kv;
@@ -55,6 +56,7 @@ enum Command {
     /// List the architectures that can be quantized, and what applies to each
     Archs(archs::Args),
     /// Quantize models that are no LLMs to INT8: BERT, ResNet, ViT and the like
+    #[cfg(feature = "int8")]
     Int8(Box<int8::Args>),
 }
 
@@ -86,6 +88,7 @@ pub fn run(cli: Cli) -> ExitCode {
                 Command::Compare(args) => compare::run(args),
                 Command::Inspect(args) => inspect::run(args),
                 Command::Archs(args) => archs::run(args),
+                #[cfg(feature = "int8")]
                 Command::Int8(args) => int8::run(args),
             }
         });

@@ -102,14 +102,18 @@ pub fn bytes(n: u64) -> String {
     format!("{scaled:.2} {unit}")
 }
 
-/// How a size compares with the one before, in words: a small model, whose scales outweigh what is saved, may grow.
-pub fn ratio(before: u64, after: u64) -> String {
-    let (before, after) = (before as f64, after as f64);
-    if after <= before {
-        format!("{:.2} times smaller", before / after)
-    } else {
-        format!("{:.2} times as large", after / before)
-    }
+/// A number of things, rounded up to two digits, for more would pretend to be known.
+pub fn rounded(n: f64) -> u64 {
+    let unit = 10f64.powf((n.max(1.0).log10().floor() - 1.0).max(0.0));
+    ((n / unit).ceil() * unit) as u64
+}
+
+/// The same with its digits in groups of three.
+pub fn grouped(n: f64) -> String {
+    let digits = rounded(n).to_string();
+    let parts: Vec<&str> =
+        digits.as_bytes().rchunks(3).rev().filter_map(|part| std::str::from_utf8(part).ok()).collect();
+    parts.join(",")
 }
 
 /// A time as people read it.
@@ -293,5 +297,14 @@ mod tests {
         assert_eq!(harmless("a\u{1b}]0;title\u{7}b\r\u{9b}31m"), "a\\u{1b}]0;title\\u{7}b\\r\\u{9b}31m");
         let usual = "blk.0 \u{2581}\u{e9}\n\tx";
         assert!(matches!(harmless(usual), Cow::Borrowed(text) if text == usual));
+    }
+
+    #[test]
+    fn numbers_are_rounded_up_and_grouped() {
+        let shown =
+            [(1.0, "1"), (99.0, "99"), (101.0, "110"), (1000.0, "1,000"), (123_456.0, "130,000"), (2.4e6, "2,400,000")];
+        for (n, wanted) in shown {
+            assert_eq!(grouped(n), wanted);
+        }
     }
 }

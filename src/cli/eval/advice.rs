@@ -1,7 +1,7 @@
 //! What to type after a verdict.
 
 use super::Results;
-use super::show::rounded;
+use crate::cli::output::rounded;
 use crate::cli::shell::word;
 use crate::eval::perplexity::Protocol;
 use crate::eval::saved::SavedLogits;

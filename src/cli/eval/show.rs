@@ -1,7 +1,7 @@
 //! The results of `llmq eval` as people read them.
 
 use super::{Measured, Results, layers};
-use crate::cli::output::line;
+use crate::cli::output::{grouped, line};
 use crate::eval::perplexity::Perplexity;
 use crate::eval::statistics::{Mean, Statistics};
 use crate::eval::verdict::{Grade, PROMISE, Verdict};
@@ -135,32 +135,4 @@ fn in_words(verdict: &Verdict, scored: usize, context: usize) -> String {
     format!(
         "inconclusive, from {best} to {worst}: the interval of the increase contains {limits} ({rises})\n                {enough}"
     )
-}
-
-/// A number of things, rounded up to two digits, for more would pretend to be known.
-pub fn rounded(n: f64) -> u64 {
-    let unit = 10f64.powf((n.max(1.0).log10().floor() - 1.0).max(0.0));
-    ((n / unit).ceil() * unit) as u64
-}
-
-/// The same with its digits in groups of three.
-pub fn grouped(n: f64) -> String {
-    let digits = rounded(n).to_string();
-    let parts: Vec<&str> =
-        digits.as_bytes().rchunks(3).rev().filter_map(|part| std::str::from_utf8(part).ok()).collect();
-    parts.join(",")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn numbers_are_rounded_up_and_grouped() {
-        let shown =
-            [(1.0, "1"), (99.0, "99"), (101.0, "110"), (1000.0, "1,000"), (123_456.0, "130,000"), (2.4e6, "2,400,000")];
-        for (n, wanted) in shown {
-            assert_eq!(grouped(n), wanted);
-        }
-    }
 }

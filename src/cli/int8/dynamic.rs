@@ -1,6 +1,7 @@
 //! `llmq int8 dynamic`: an ONNX model with INT8 weights, and activations quantized while it runs.
 
-use crate::cli::output::{self, bytes, line, ratio};
+use super::ratio;
+use crate::cli::output::{self, bytes, line};
 use crate::error::{Context, Error, Result};
 use crate::int8::cpu::Cpu;
 use crate::int8::dynamic::{self, OPSET, Options, Report};

@@ -55,3 +55,13 @@ pub fn run(args: &Args) -> Result<()> {
         (None, None) => unreachable!("clap asks for a folder where there is no subcommand"),
     }
 }
+
+/// How a size compares with the one before, in words: a small model, whose scales outweigh what is saved, may grow.
+fn ratio(before: u64, after: u64) -> String {
+    let (before, after) = (before as f64, after as f64);
+    if after <= before {
+        format!("{:.2} times smaller", before / after)
+    } else {
+        format!("{:.2} times as large", after / before)
+    }
+}

@@ -1,9 +1,10 @@
 //! `llmq int8 static`: calibrated INT8 for ONNX graphs.
 
 use super::calibration::Options;
+use super::ratio;
 use super::refining;
 use super::training::{self, Training};
-use crate::cli::output::{self, bytes, line, ratio};
+use crate::cli::output::{self, bytes, line};
 use crate::error::{Error, Result};
 use crate::int8::onnx::OnnxFile;
 use crate::int8::onnx::file::Destination;

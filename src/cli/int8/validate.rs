@@ -1,7 +1,7 @@
 //! `llmq int8 validate`: is a quantized graph good enough?
 
 use super::calibration;
-use crate::cli::eval::grouped;
+use crate::cli::output::grouped;
 use crate::cli::output::{self, Progress, line};
 use crate::error::{Context, Error, Result};
 use crate::eval::verdict::CONFIDENCE;

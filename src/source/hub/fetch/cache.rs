@@ -179,27 +179,3 @@ impl Kept {
 fn is_commit(revision: &str) -> bool {
     revision.len() == 40 && revision.bytes().all(|b| b.is_ascii_hexdigit())
 }
-
-/// The name of the model whose snapshot a folder is, as in `…/models--org--name/snapshots/commit`: that folder's own name says
-/// nothing to people.
-pub fn name_of(folder: &Path) -> Option<String> {
-    let folder = folder.canonicalize().ok()?;
-    let snapshots = folder.parent().filter(|parent| parent.ends_with("snapshots"))?;
-    let name = snapshots.parent()?.file_name()?.to_str()?.strip_prefix("models--")?;
-    Some(name.rsplit("--").next().unwrap_or(name).to_owned())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_snapshot_is_called_after_its_model() {
-        let root = tempfile::tempdir().unwrap();
-        let folder = root.path().join("models--org--name-1.5/snapshots/0123");
-        std::fs::create_dir_all(&folder).unwrap();
-        assert_eq!(name_of(&folder).as_deref(), Some("name-1.5"));
-        assert_eq!(name_of(folder.parent().unwrap()), None);
-        assert_eq!(name_of(root.path()), None);
-    }
-}
