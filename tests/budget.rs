@@ -75,6 +75,29 @@ fn the_size_of_the_file_is_within_the_target_and_near_it() {
     assert!(files.len() > 3 && sum <= 1_625_000 && sum > 1_600_000, "{files:?}: {sum}");
 }
 
+/// A GPU holds all that is left beside the context, but for an embedding that is not the output matrix, too.
+#[test]
+fn weights_fill_what_a_context_leaves_of_a_gpu() {
+    let out = folder();
+    let untied = out.path().join("untied");
+    Shape { tied: false, ..Shape::default() }.write(&untied);
+    for (model, tied) in [(tiny(), true), (untied, false)] {
+        let fit = ["--fit", "13M", "--device-overhead", "0", "--reserve", "2M", "--context", "256", "--kv", "q8_0"];
+        let plan = llmq!["plan", &model; fit.iter().chain(&["--json"])].ok().summary();
+        let [cache, reserve, free] =
+            ["cache_bytes", "reserve_bytes", "vram_bytes"].map(|key| plan[key].as_u64().unwrap());
+        assert_eq!(free, 11_000_000);
+        let run = dry(&model, &[&fit[..], &["-m", "rtn"]].concat());
+        let on_gpu = |line: &&Value| tied || line["name"] != "token_embd.weight";
+        let held: u64 = run.lines("tensor").iter().filter(on_gpu).map(|line| line["bytes"].as_u64().unwrap()).sum();
+        let all = held + cache + reserve;
+        assert!(all <= free && (all + 50_000 > free || !tied), "{held} with {cache} and {reserve} of {free}");
+    }
+    let tight = ["--fit", "9M", "--device-overhead", "0", "--context", "64k"];
+    refused(&tiny(), &[&tight[..], &["-m", "rtn"]].concat(), 2, &["65536 tokens", "--kv q8_0"]);
+    refused(&tiny(), &["--context", "256"], 2, &["--fit"]);
+}
+
 #[test]
 fn the_same_bytes_come_out_at_any_number_of_threads() {
     let out = folder();

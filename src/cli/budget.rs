@@ -1,4 +1,4 @@
-//! `llmq quantize --target-bpw` and `--target-size`: types that fill a budget.
+//! `llmq quantize --target-bpw`, `--target-size` and `--fit`: types that fill a budget.
 
 use super::output::{self, Progress, time};
 use crate::error::{Error, Result};
@@ -59,15 +59,17 @@ impl Target {
     }
 }
 
-/// A number of bytes: decimal, with K, M or G behind it or nothing, fractions allowed.
+/// A number of bytes: decimal, with K, M or G behind it or nothing, binary with KiB, MiB or GiB; fractions allowed.
 pub fn size(text: &str) -> Option<u64> {
     let upper = text.to_ascii_uppercase();
     let number = upper.strip_suffix('B').unwrap_or(&upper);
+    let (number, base) = number.strip_suffix('I').map_or((number, 1e3), |number| (number, 1024.0));
     let (number, unit) = match number.chars().last()? {
-        'K' => (&number[..number.len() - 1], 1e3),
-        'M' => (&number[..number.len() - 1], 1e6),
-        'G' => (&number[..number.len() - 1], 1e9),
-        _ => (number, 1.0),
+        'K' => (&number[..number.len() - 1], base),
+        'M' => (&number[..number.len() - 1], base * base),
+        'G' => (&number[..number.len() - 1], base * base * base),
+        _ if base == 1e3 => (number, 1.0),
+        _ => return None,
     };
     let plain = !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit() || b == b'.');
     let bytes = number.parse::<f64>().ok().filter(|_| plain)? * unit;
@@ -147,12 +149,17 @@ mod tests {
 
     #[test]
     fn sizes_are_decimal_and_may_have_fractions() {
-        for (text, bytes) in
-            [("5.2GB", 5_200_000_000), ("5200M", 5_200_000_000), ("0.3k", 300), ("17", 17), ("1.1g", 1_100_000_000)]
-        {
+        for (text, bytes) in [
+            ("5.2GB", 5_200_000_000),
+            ("5200M", 5_200_000_000),
+            ("0.3k", 300),
+            ("17", 17),
+            ("1.1g", 1_100_000_000),
+            ("16GiB", 1 << 34),
+        ] {
             assert_eq!(size(text), Some(bytes), "{text}");
         }
-        for text in ["", "B", "G", "0", "-1G", "1e9", "5.2.1G", "inf", "nan", "5 GB", "1T"] {
+        for text in ["", "B", "G", "0", "-1G", "1e9", "5.2.1G", "inf", "nan", "5 GB", "1T", "5i", "5iB"] {
             assert_eq!(size(text), None, "{text}");
         }
     }

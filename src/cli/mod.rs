@@ -7,6 +7,7 @@ mod effort;
 mod eval;
 mod eval_progress;
 mod fallbacks;
+mod fit;
 mod hub;
 mod imatrix;
 mod inspect;

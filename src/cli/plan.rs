@@ -49,10 +49,6 @@ pub struct Args {
     #[arg(long, value_name = "SIZE", value_parser = quantize::ram::size)]
     vram: Option<u64>,
 
-    /// Tokens of context that are to fit, too [default: 8192, or the model's context if that is shorter]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..1 << 32))]
-    context: Option<u64>,
-
     #[command(flatten)]
     run: quantize::Args,
 }
@@ -67,6 +63,10 @@ struct Report<'a> {
     /// The largest that fits the GPU, in `sizes`.
     largest: Option<usize>,
     needs: Option<GpuMemory>,
+    /// What contexts of other lengths would take, and the largest type that fits beside them, in `sizes`.
+    contexts: Vec<(GpuMemory, Option<usize>)>,
+    /// The free memory of the GPU.
+    vram: Option<u64>,
     speed: Speed,
     /// What was asked for first.
     forecasts: Vec<Forecast>,
@@ -164,18 +164,29 @@ pub fn run(args: &Args) -> Result<()> {
         forecasts.push(forecast("--method rtn".into(), Job { method: method::by_name("rtn")?, ..job }));
     }
     let known = fit::Sizes::of(&plan);
-    if let (Some(most), Some(n)) = (known.as_ref().map(|known| known.context), args.context)
+    if let (Some(most), Some(n)) = (known.as_ref().map(|known| known.context), asked.fit.context)
         && n > most
     {
         output::note(&format!("note: --context {n} is longer than the model's context of {most}"));
     }
-    let needs = known.map(|sizes| sizes.needs(args.context));
-    let fits = |size: &Size| Some(needs?.fit(size.on_gpu, args.vram?));
+    let needs = known.as_ref().map(|sizes| asked.fit.needs(sizes));
+    let vram = asked.fit.free()?.or(args.vram);
+    let fits = |size: &Size| Some(needs?.fit(size.on_gpu, vram?));
     let source_type = source_type(&plan);
     let largest = |of: &dyn Fn(&Size) -> bool| {
-        needs.zip(args.vram).and_then(|(needs, vram)| largest_that_fits(&sizes, &needs, vram, source_type, of))
+        needs.zip(vram).and_then(|(needs, vram)| largest_that_fits(&sizes, &needs, vram, source_type, of))
     };
     let better = largest(&is_in_order);
+    let contexts = match (&known, asked.fit.free()?) {
+        (Some(known), Some(vram)) => {
+            let lengths = (12..32).map(|n| 1 << n).take_while(|n| *n <= known.context);
+            let all = lengths.chain([known.context]).map(|n| known.needs(Some(n), asked.fit.kv()));
+            let mut all: Vec<GpuMemory> = all.collect();
+            all.dedup();
+            all.iter().map(|needs| (*needs, largest_that_fits(&sizes, needs, vram, source_type, is_in_order))).collect()
+        }
+        _ => Vec::new(),
+    };
     let largest = largest(&|_| true);
     let over = asked.ram.filter(|ram| forecasts[0].peak.bytes() > *ram);
     let half = sizes.iter().find(|size| size.mix.name == "F16").expect("F16 is a mix");
@@ -198,6 +209,8 @@ pub fn run(args: &Args) -> Result<()> {
         chosen,
         largest,
         needs,
+        contexts,
+        vram,
         speed,
         windows: job.model().map(|_| (job.samples, job.positions)),
         memory: over.map(|ram| memory_advice::advise(&job, &shapes, own, ram)),

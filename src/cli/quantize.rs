@@ -8,6 +8,7 @@ pub(super) mod ram;
 
 use super::budget::{self, Target};
 use super::fallbacks;
+use super::fit::Fit;
 use super::hub;
 use super::output::{self, Progress, bytes};
 use super::rounding::How;
@@ -15,7 +16,7 @@ use super::summary::{show, shown, summary_json, tensor_json, tensor_line};
 use crate::error::{Error, Result};
 use crate::format;
 use crate::format::{integer, mix};
-use crate::pipeline::choice::Choice;
+use crate::pipeline::choice::{self, Choice};
 use crate::pipeline::journal::{self, Journal};
 use crate::pipeline::plan::{Plan, Planned};
 use crate::pipeline::{self, KEEP, Rounding};
@@ -58,6 +59,9 @@ pub struct Args {
 
     #[command(flatten)]
     pub(super) target: Target,
+
+    #[command(flatten)]
+    pub(super) fit: Fit,
 
     #[command(flatten)]
     pub(super) how: How,
@@ -191,10 +195,14 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let imatrix = args.imatrix.as_deref().map(Imatrix::read).transpose()?;
     let request = args.request(method, imatrix.as_ref())?;
-    let target = args.target.given()?;
+    let mut target = args.target()?;
     let found = find(args, given, target.as_ref())?;
     let folder = found.path();
     let mut plan = Plan::new(folder, request)?;
+    if let Some(choice::Target::Gpu(limit)) = target.as_mut().map(|given| &mut given.target) {
+        *limit = args.fit.limit(&plan)?;
+        output::note(&format!("the GPU has room for {} of weights", bytes(*limit)));
+    }
     let name = target.as_ref().map_or(plan.mix.into(), |target| target.name.clone());
     let wanted = args.outputs()?;
     let own = default_output(folder, &name);

@@ -7,6 +7,9 @@ use crate::format::budget::{self, Cost};
 use crate::format::{Type, mix};
 use crate::source::value::Value;
 
+/// The embedding's name in GGUF.
+const EMBEDDING: &str = "token_embd.weight";
+
 /// What a file may cost.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Target {
@@ -14,6 +17,8 @@ pub enum Target {
     Bits(f64),
     /// Bytes of the file, or of all shards, header included.
     Size(u64),
+    /// Bytes of the tensors that a GPU holds.
+    Gpu(u64),
 }
 
 /// What was chosen.
@@ -38,6 +43,12 @@ impl Choice {
     }
 }
 
+/// Whether llama.cpp keeps a tensor on the GPU. Tokens are looked up in main memory; an embedding that is the output matrix, too, is on
+/// both sides.
+pub fn is_on_gpu(plan: &Plan, tensor: &Planned) -> bool {
+    tensor.spec.gguf != EMBEDDING || plan.tensors.iter().all(|other| other.spec.gguf != "output.weight")
+}
+
 /// Gives every measured tensor the type that makes the loss of all together the least within the target, and the file the
 /// type that most of these weights have. `size`: the bytes of a plan's files.
 ///
@@ -49,18 +60,22 @@ pub fn decide(
     target: Target,
     size: &dyn Fn(&Plan) -> Result<u64>,
 ) -> Result<Choice> {
-    let costs: Vec<Vec<Cost>> = measured.iter().map(|m| m.options.iter().map(|(_, cost)| *cost).collect()).collect();
-    let fixed: u64 = plan.tensors.iter().map(Planned::bytes).sum::<u64>()
-        - measured.iter().map(|m| plan.tensors[m.tensor].bytes()).sum::<u64>();
+    let counted = |i: usize| !matches!(target, Target::Gpu(_)) || is_on_gpu(plan, &plan.tensors[i]);
+    let option = |i: usize, cost: Cost| Cost { bytes: if counted(i) { cost.bytes } else { 0 }, ..cost };
+    let costs = measured.iter().map(|m| m.options.iter().map(|(_, cost)| option(m.tensor, *cost)).collect());
+    let costs: Vec<Vec<Cost>> = costs.collect();
+    let bytes = |i: usize| if counted(i) { plan.tensors[i].bytes() } else { 0 };
+    let fixed: u64 =
+        (0..plan.tensors.len()).map(bytes).sum::<u64>() - measured.iter().map(|m| bytes(m.tensor)).sum::<u64>();
     let elements = plan.elements();
     // What is no choice: the header, padding, and tensors whose types are given.
     let mut rest = match target {
-        Target::Bits(_) => fixed,
+        Target::Bits(_) | Target::Gpu(_) => fixed,
         Target::Size(_) => size(plan)? - plan.tensors.iter().map(Planned::bytes).sum::<u64>() + fixed,
     };
     let all = match target {
         Target::Bits(bits) => whole_bytes(bits, elements),
-        Target::Size(bytes) => bytes,
+        Target::Size(bytes) | Target::Gpu(bytes) => bytes,
     };
     loop {
         let choice = match all.checked_sub(rest).ok_or(0).and_then(|budget| budget::choose(&costs, budget)) {
@@ -80,7 +95,7 @@ pub fn decide(
         }
         // Other types may mean other shards, with headers of their own.
         let over = match target {
-            Target::Bits(_) => 0,
+            Target::Bits(_) | Target::Gpu(_) => 0,
             Target::Size(bytes) => size(plan)?.saturating_sub(bytes),
         };
         if over == 0 {
@@ -114,6 +129,10 @@ fn too_small(target: Target, least: u64, elements: u64) -> Error {
             "--target-size {bytes} is too little: the least that is possible here is {least} bytes"
         ))
         .hint(format!("give at least --target-size {least}")),
+        Target::Gpu(bytes) => {
+            Error::usage(format!("--fit leaves {bytes} bytes for weights, but at least {least} are needed"))
+                .hint("give a shorter --context, or --kv q8_0; or leave some layers in main memory, with --target-size")
+        }
     }
 }
 

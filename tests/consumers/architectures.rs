@@ -4,6 +4,7 @@ use crate::ask;
 use crate::common::golden::{self, Golden};
 use crate::common::{folder, llmq};
 use llmq::eval::perplexity;
+use llmq::pipeline::forecast::fit::Sizes;
 use llmq::pipeline::loaded_model::LoadedModel;
 use std::path::{Path, PathBuf};
 
@@ -44,6 +45,32 @@ fn every_architecture_gives_the_probabilities_of_transformers() {
     let out = folder();
     let all: Vec<Golden> = golden::all().into_iter().filter(|golden| golden.means.is_none()).collect();
     let wrong = differences(&all, out.path(), &|_| false);
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// What llama.cpp takes for a context is what a plan says.
+#[test]
+fn contexts_take_what_is_predicted() {
+    const TOKENS: usize = 2048;
+    let half = llmq::format::by_name("F16").unwrap();
+    let out = folder();
+    let all = golden::all().into_iter().filter(|golden| golden.means.is_none());
+    let files: Vec<PathBuf> = all.map(|golden| f32_file(&golden, out.path())).collect();
+    let mut wrong = Vec::new();
+    for (file, lines) in files.iter().zip(ask::contexts(&files, TOKENS)) {
+        let said = |kind: &str| -> f64 {
+            let sizes = lines
+                .iter()
+                .filter_map(|line| line.split_once(kind)?.1.trim().strip_suffix(" MiB")?.parse::<f64>().ok());
+            sizes.sum()
+        };
+        let theirs = said(" KV buffer size =") + said(" RS buffer size =");
+        let sizes = Sizes::of_model(&LoadedModel::open(file, None).unwrap().model);
+        let ours = sizes.needs(Some(TOKENS as u64), half).cache as f64 / f64::from(1 << 20);
+        if (ours - theirs).abs() > 0.03 * theirs {
+            wrong.push(format!("{}: {ours:.2} MiB here, {theirs:.2} in llama.cpp", file.display()));
+        }
+    }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 

@@ -139,6 +139,13 @@ fn embedded_values(files: &[PathBuf], texts: Vec<Value>) -> Vec<Embedded> {
     answers
 }
 
+/// What llama.cpp logs when it makes contexts of so many tokens.
+pub fn contexts(files: &[PathBuf], size: usize) -> Vec<Vec<String>> {
+    let request = serde_json::json!({ "contexts": files, "size": size });
+    let answer = run(Command::new("node").arg(format!("{ROOT}/tests/consumers/llama.mjs")), &request.to_string());
+    serde_json::from_str(&answer).unwrap()
+}
+
 /// The scores that llama.cpp gives texts with a reranker.
 pub fn ranked(file: &Path, texts: &[&str]) -> Vec<f64> {
     let request = serde_json::json!({ "reranker": file, "texts": texts });

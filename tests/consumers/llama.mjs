@@ -10,6 +10,7 @@
 // which only the vocabulary is loaded; the answers are then tokens_special and warnings. Or there may be an object with texts and a
 // list of paths, encoders; the answers are then embeddings, a vector per text (which may be a list of tokens), tokens as below, and
 // warnings. Or one with texts and a path, reranker; the answer is then a list of scores.
+// Or one with a list of paths, contexts, and a size in tokens; the answer is then what llama.cpp logs of each context.
 //
 // Answer:
 //   tokens          per text, its ids; "<|special|>" text is read as plain text. BOS is never added: a caller who wants it
@@ -132,6 +133,29 @@ async function embed({encoders, texts}) {
     return results;
 }
 
+/** What llama.cpp says when it makes a context for each model, with keys and values in half precision. */
+async function load({contexts, size}) {
+    const {getLlama, LlamaLogLevel} = await consumer();
+    const lines = [];
+    const logger = (level, message) => lines.push(message.trimEnd());
+    const llama = await getLlama({
+        gpu: false, build: "never", skipDownload: true, progressLogs: false, maxThreads: 1, logLevel: LlamaLogLevel.info, logger
+    });
+    const results = [];
+    for (const modelPath of contexts) {
+        const model = await llama.loadModel({modelPath});
+        lines.splice(0);
+        const context = await model.createContext({contextSize: size, batchSize: 512});
+        // Lines come a little later than what they are about.
+        await new Promise((resolve) => setTimeout(resolve, 100));
+        results.push(lines.splice(0));
+        await context.dispose();
+        await model.dispose();
+    }
+    await llama.dispose();
+    return results;
+}
+
 /** What a reranker makes of texts. */
 async function rank({reranker: modelPath, texts}) {
     const llama = await start([]);
@@ -179,7 +203,7 @@ async function answer(llama, {model: modelPath, texts = [], logprobs = [], vocab
 
 try {
     const request = JSON.parse(readFileSync(0, "utf8"));
-    const run = request.vocabularies ? tokenize : request.encoders ? embed : request.reranker ? rank : answers;
+    const run = request.vocabularies ? tokenize : request.encoders ? embed : request.reranker ? rank : request.contexts ? load : answers;
     const result = await run(request);
     const plain = (_, value) => (typeof value === "bigint" ? Number(value) : value); // 64-bit metadata
     process.stdout.write(JSON.stringify(result, plain) + "\n");

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 impl Report<'_> {
     fn fits(&self, size: &Size) -> Option<bool> {
-        Some(self.needs?.fit(size.on_gpu, self.args.vram?))
+        Some(self.needs?.fit(size.on_gpu, self.vram?))
     }
 
     fn architecture(&self) -> &str {
@@ -47,7 +47,7 @@ impl Report<'_> {
 
     fn table(&self) {
         let gpu = self.needs.is_some();
-        let fits = self.args.vram.map_or(String::new(), |vram| format!("   fits {}", bytes(vram)));
+        let fits = self.vram.map_or(String::new(), |vram| format!("   fits {}", bytes(vram)));
         let on_gpu = if gpu { "   on the GPU" } else { "" };
         output::line(format!("\n{:10} {:>11} {:>10}{on_gpu}{fits}", "type", "bits/weight", "size"));
         for (i, size) in self.sizes.iter().enumerate() {
@@ -64,13 +64,27 @@ impl Report<'_> {
         }
         match self.needs {
             Some(needs) => output::line(format!(
-                "on the GPU: the weights that llama.cpp keeps there, keys and values of {} tokens in 16 bits ({}), and {} for \
+                "on the GPU: the weights that llama.cpp keeps there, keys and values of {} tokens in {} ({}), and {} for \
                  computing",
                 needs.context,
+                self.args.run.fit.kv().name(),
                 bytes(needs.cache),
                 bytes(needs.reserve)
             )),
             None => output::line("what the context of this model takes is not known, so neither is what fits a GPU"),
+        }
+        self.contexts();
+    }
+
+    /// What fits beside contexts of several lengths.
+    fn contexts(&self) {
+        if self.contexts.is_empty() {
+            return;
+        }
+        output::line(format!("\n{:>9} {:>15}   the largest type that fits beside it", "context", "its memory"));
+        for (needs, size) in &self.contexts {
+            let kind = size.map_or("none", |i| self.sizes[i].mix.name);
+            output::line(format!("{:>9} {:>15}   {kind}", needs.context, bytes(needs.cache)));
         }
     }
 
@@ -159,7 +173,7 @@ impl Report<'_> {
             "context": self.needs.map(|needs| needs.context),
             "cache_bytes": self.needs.map(|needs| needs.cache),
             "reserve_bytes": self.needs.map(|needs| needs.reserve),
-            "vram_bytes": self.args.vram,
+            "vram_bytes": self.vram,
             "fits_vram": self.fits(size),
             "largest_that_fits": self.largest.map(|i| self.sizes[i].mix.name),
         });

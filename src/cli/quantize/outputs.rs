@@ -57,7 +57,7 @@ impl Args {
             ("--tensor-type", !self.tensor_type.is_empty()),
             ("--tensor-type-file", self.tensor_type_file.is_some()),
             ("--rotate", self.rotate),
-            ("--target-bpw or --target-size", self.target.given()?.is_some()),
+            ("--target-bpw, --target-size or --fit", self.target()?.is_some()),
             ("--output-tensor-type", alone && self.output_tensor_type.is_some()),
             ("--token-embedding-type", alone && self.token_embedding_type.is_some()),
         ] {

@@ -53,6 +53,7 @@ pub fn calibrated(metadata: &mut Metadata, calibration: &Calibration) {
 /// The options that decide about the file, as they are typed.
 fn options(args: &Args, method: &dyn Method) -> Result<Vec<String>> {
     let mut words = args.target.words();
+    words.extend(args.fit.words());
     words.extend(args.how.words(method)?);
     let mut pair = |option: &str, value: String| words.extend([option.to_owned(), word(value)]);
     if method.calibrated() {

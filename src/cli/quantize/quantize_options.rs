@@ -1,6 +1,7 @@
 //! What the options of `llmq quantize` ask for; `llmq plan` has the same ones.
 
 use super::{Args, provenance};
+use crate::cli::budget::Given;
 use crate::cli::{output, override_kv};
 use crate::error::{Error, Result};
 use crate::format::mix::Mix;
@@ -13,6 +14,18 @@ use crate::source::imatrix::Imatrix;
 use crate::source::value::Metadata;
 
 impl Args {
+    /// The budget for types, if there is one.
+    ///
+    /// # Errors
+    /// A number that makes no sense.
+    pub(super) fn target(&self) -> Result<Option<Given>> {
+        match self.target.given()? {
+            None if self.fit.context.is_none() || self.fit.given()?.is_some() => self.fit.given(),
+            None => Err(Error::usage("--context is for --fit").hint("add --fit SIZE, the memory of a GPU")),
+            given => Ok(given),
+        }
+    }
+
     /// What a plan is made from.
     ///
     /// # Errors

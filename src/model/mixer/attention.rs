@@ -3,7 +3,7 @@
 mod chunks;
 mod temperature;
 
-use super::{At, Cost, Mix};
+use super::{At, Cost, Memory, Mix};
 use crate::error::Result;
 use crate::model::half::Norm;
 use crate::model::layers::Layers;
@@ -378,6 +378,11 @@ impl Mix for Attention {
 
     fn state(&self, capacity: usize, device: &Device) -> Result<MixerState> {
         MixerState::keys_values(capacity, self.kv_heads * self.head_dim, device)
+    }
+
+    fn memory(&self) -> Memory {
+        let per_position = if self.is_shared() { 0 } else { 2 * self.rows().1 };
+        Memory { per_position, window: self.window.or(self.chunk), states: 0 }
     }
 
     fn cost(&self) -> Cost {

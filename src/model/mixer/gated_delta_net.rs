@@ -1,7 +1,7 @@
 //! Gated delta net: a state per head that decays and is corrected towards each value (Yang et al. 2024, equation 10), behind a
 //! short convolution, as in Qwen 3.5.
 
-use super::{At, Cost, Mix, Place};
+use super::{At, Cost, Memory, Mix, Place};
 use crate::error::Result;
 use crate::model::half::Norm;
 use crate::model::layers::Layers;
@@ -89,6 +89,12 @@ impl GatedDeltaNet {
         }
         Ok((g, ops::sigmoid(&beta)?.flatten_all()?.to_vec1()?))
     }
+
+    /// Numbers of its states: of the convolution, and of the scan.
+    fn state_sizes(&self) -> [usize; 2] {
+        let scan = self.value_heads * self.key_dim * self.value_dim;
+        [(self.taps - 1) * self.channels(), scan]
+    }
 }
 
 /// `ln(1 + exp(x))`.
@@ -167,8 +173,11 @@ impl Mix for GatedDeltaNet {
     }
 
     fn state(&self, _: usize, _: &Device) -> Result<MixerState> {
-        let scan = self.value_heads * self.key_dim * self.value_dim;
-        Ok(MixerState::zeros(&[(self.taps - 1) * self.channels(), scan]))
+        Ok(MixerState::zeros(&self.state_sizes()))
+    }
+
+    fn memory(&self) -> Memory {
+        Memory::states(&self.state_sizes())
     }
 
     fn cost(&self) -> Cost {

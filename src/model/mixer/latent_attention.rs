@@ -1,7 +1,7 @@
 //! Attention whose keys and values come out of one narrow vector per token (DeepSeek-AI 2024, section 2.1).
 
 use super::attention::Temperature;
-use super::{At, Cost, Mix, Place};
+use super::{At, Cost, Memory, Mix, Place};
 use crate::error::Result;
 use crate::model::half::Norm;
 use crate::model::layers::Layers;
@@ -167,6 +167,13 @@ impl Mix for LatentAttention {
 
     fn state(&self, capacity: usize, device: &Device) -> Result<MixerState> {
         MixerState::keys_values(capacity, self.heads * self.head_dim, device)
+    }
+
+    fn memory(&self) -> Memory {
+        // What all heads share, unless one layer makes the keys and values of each; their values are a part of their keys.
+        let per_position =
+            if self.joined { self.heads * (self.head_dim + self.value) } else { self.latent + self.turned };
+        Memory { per_position, ..Memory::default() }
     }
 
     fn cost(&self) -> Cost {

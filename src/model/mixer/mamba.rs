@@ -2,7 +2,7 @@
 //! Jamba's norms of the step, of what is written and of what is read (Lieber et al. 2024).
 
 use super::gated_delta_net::softplus;
-use super::{At, Cost, Mix, Place};
+use super::{At, Cost, Memory, Mix, Place};
 use crate::error::Result;
 use crate::model::half::Norm;
 use crate::model::layers::Layers;
@@ -116,6 +116,11 @@ impl Mamba {
         }
         y
     }
+
+    /// Numbers of its states: of the convolution, and of the scan.
+    fn state_sizes(&self) -> [usize; 2] {
+        [(self.taps - 1) * self.inner, self.inner * self.state]
+    }
 }
 
 impl Mix for Mamba {
@@ -181,7 +186,11 @@ impl Mix for Mamba {
     }
 
     fn state(&self, _: usize, _: &Device) -> Result<MixerState> {
-        Ok(MixerState::zeros(&[(self.taps - 1) * self.inner, self.inner * self.state]))
+        Ok(MixerState::zeros(&self.state_sizes()))
+    }
+
+    fn memory(&self) -> Memory {
+        Memory::states(&self.state_sizes())
     }
 
     fn cost(&self) -> Cost {

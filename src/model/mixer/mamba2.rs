@@ -2,7 +2,7 @@
 //! Granite 4 and Falcon-H1.
 
 use super::gated_delta_net::softplus;
-use super::{At, Cost, Mix, Place};
+use super::{At, Cost, Memory, Mix, Place};
 use crate::error::Result;
 use crate::model::half::Norm;
 use crate::model::layers::Layers;
@@ -70,6 +70,11 @@ impl Mamba2 {
         }
         let normed = ops::norm(Norm::Rms, &rows, &gain.get(0)?.ones_like()?, None, eps)?;
         Ok(normed.reshape(y.shape())?.broadcast_mul(&gain.flatten_all()?)?)
+    }
+
+    /// Numbers of its states: of the convolution, and of the scan.
+    fn state_sizes(&self) -> [usize; 2] {
+        [(self.taps - 1) * self.channels(), Mamba2::inner(self) * self.state]
     }
 }
 
@@ -140,7 +145,11 @@ impl Mix for Mamba2 {
     }
 
     fn state(&self, _: usize, _: &Device) -> Result<MixerState> {
-        Ok(MixerState::zeros(&[(self.taps - 1) * self.channels(), Mamba2::inner(self) * self.state]))
+        Ok(MixerState::zeros(&self.state_sizes()))
+    }
+
+    fn memory(&self) -> Memory {
+        Memory::states(&self.state_sizes())
     }
 
     fn cost(&self) -> Cost {

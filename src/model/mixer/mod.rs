@@ -51,6 +51,24 @@ impl Cost {
     }
 }
 
+/// What llama.cpp keeps of a sequence for a mixer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Memory {
+    /// Numbers of keys and values for each position.
+    pub per_position: usize,
+    /// They are kept of so many positions only, and of those that are computed at once.
+    pub window: Option<usize>,
+    /// Numbers of states in single precision, however long the sequence is.
+    pub states: usize,
+}
+
+impl Memory {
+    /// States of these sizes.
+    pub fn states(sizes: &[usize]) -> Memory {
+        Memory { states: sizes.iter().sum(), ..Memory::default() }
+    }
+}
+
 /// A half on its way: where its positions are, and what goes on from one window to the next.
 pub struct At<'c> {
     /// The stream in front of the half, and what goes along with it.
@@ -136,6 +154,11 @@ pub trait Mix: Debug {
     /// The device has no room.
     fn state(&self, _capacity: usize, _device: &Device) -> Result<MixerState> {
         Ok(MixerState::default())
+    }
+
+    /// What llama.cpp keeps of a sequence.
+    fn memory(&self) -> Memory {
+        Memory::default()
     }
 
     /// What it costs.

@@ -1,6 +1,6 @@
 //! A short convolution between two gates, as in LFM2: `C ⊙ conv(B ⊙ x)`, where B, C and x come out of one layer.
 
-use super::{At, Cost, Mix, Place};
+use super::{At, Cost, Memory, Mix, Place};
 use crate::error::Result;
 use crate::model::layers::Layers;
 use crate::model::part::{Absorber, BlockTensor, Part, Reads};
@@ -25,6 +25,13 @@ pub struct ShortConv {
     pub hidden: usize,
     /// Positions that it sees.
     pub taps: usize,
+}
+
+impl ShortConv {
+    /// Numbers of its states: of the convolution.
+    fn state_sizes(&self) -> [usize; 1] {
+        [(self.taps - 1) * self.hidden]
+    }
 }
 
 impl Mix for ShortConv {
@@ -70,7 +77,11 @@ impl Mix for ShortConv {
     }
 
     fn state(&self, _: usize, _: &Device) -> Result<MixerState> {
-        Ok(MixerState::zeros(&[(self.taps - 1) * self.hidden]))
+        Ok(MixerState::zeros(&self.state_sizes()))
+    }
+
+    fn memory(&self) -> Memory {
+        Memory::states(&self.state_sizes())
     }
 
     fn cost(&self) -> Cost {

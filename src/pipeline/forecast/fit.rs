@@ -1,6 +1,9 @@
 //! Whether a file, its context and what computing takes fit the memory of a GPU.
 
 use super::sizes::Size;
+use crate::format::Type;
+use crate::model::Model;
+use crate::model::mixer::Memory;
 use crate::pipeline::plan::Plan;
 use crate::source::value::{Value, get};
 
@@ -10,12 +13,15 @@ const PROMPT: u64 = 512;
 /// Numbers per token of a prompt that are held while it goes through a block, in units of the residual stream's width.
 const HELD: u64 = 8;
 
+/// llama.cpp rounds contexts up to a multiple of so many positions.
+const PAD: u64 = 256;
+
 /// What a GPU holds besides weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct GpuMemory {
     /// Tokens of context.
     pub context: u64,
-    /// Bytes of their keys and values in half precision.
+    /// Bytes of their keys and values, and of the states of recurrent mixers.
     pub cache: u64,
     /// Bytes of the buffers that a prompt is computed in.
     pub reserve: u64,
@@ -28,8 +34,8 @@ pub struct Sizes {
     pub hidden: u64,
     /// Rows of the embedding.
     pub vocab: u64,
-    /// Numbers of keys and values together that a token leaves in all blocks.
-    pub cached: u64,
+    /// What each mixer keeps.
+    pub mixers: Vec<Memory>,
     /// The longest context that the model was made for.
     pub context: u64,
 }
@@ -38,8 +44,28 @@ pub struct Sizes {
 const USUAL_CONTEXT: u64 = 8192;
 
 impl Sizes {
-    /// Of a plan's model, from the keys of the file; none where these do not say how much each token leaves.
+    /// Of a plan's model; none where it has no forward pass here and the keys of the file do not say how much each token leaves.
     pub fn of(plan: &Plan) -> Option<Sizes> {
+        match plan.model() {
+            Ok(model) => Some(Sizes::of_model(model)),
+            Err(_) => Sizes::of_keys(plan),
+        }
+    }
+
+    /// Of a model.
+    pub fn of_model(model: &Model) -> Sizes {
+        let whole = !model.architecture.limits().windows;
+        let memory = |memory: Memory| Memory { window: memory.window.filter(|_| !whole), ..memory };
+        let mixers = model.blocks.iter().flat_map(|block| block.mixers()).map(|mixer| memory(mixer.memory()));
+        Sizes {
+            hidden: model.hidden as u64,
+            vocab: model.vocab as u64,
+            mixers: mixers.filter(|memory| *memory != Memory::default()).collect(),
+            context: model.context as u64,
+        }
+    }
+
+    fn of_keys(plan: &Plan) -> Option<Sizes> {
         let architecture = get(&plan.metadata, "general.architecture").and_then(Value::as_str)?;
         let key = |name: &str| get(&plan.metadata, &format!("{architecture}.{name}"));
         let number = |name: &str| key(name).and_then(Value::as_u64);
@@ -64,15 +90,23 @@ impl Sizes {
             .unwrap_or(each)
             .checked_add(number("attention.value_length").unwrap_or(each))?;
         let vocab = plan.tensors.iter().find(|t| t.spec.gguf == "token_embd.weight")?.spec.rows() as u64;
-        Some(Sizes { hidden, vocab, cached: kv_heads.checked_mul(width)?, context: number("context_length")? })
+        let all = Memory { per_position: kv_heads.checked_mul(width)?.try_into().ok()?, ..Memory::default() };
+        Some(Sizes { hidden, vocab, mixers: vec![all], context: number("context_length")? })
     }
 
-    /// What a context of that many tokens needs; none: the model's own, or 8192 if that is shorter.
-    pub fn needs(&self, context: Option<u64>) -> GpuMemory {
+    /// What a context of that many tokens needs; none: the model's own, or 8192 if that is shorter. `kind`: the type of keys and values.
+    pub fn needs(&self, context: Option<u64>, kind: Type) -> GpuMemory {
         let context = context.unwrap_or(self.context.min(USUAL_CONTEXT));
+        let all = context.next_multiple_of(PAD);
+        let of = |memory: &Memory| {
+            let positions = memory.window.map_or(all, |window| (window as u64 + PROMPT).next_multiple_of(PAD).min(all));
+            let numbers = positions.saturating_mul(memory.per_position as u64);
+            let bytes = u128::from(numbers) * kind.bytes() as u128 / kind.width() as u128;
+            u64::try_from(bytes).unwrap_or(u64::MAX).saturating_add(4 * memory.states as u64)
+        };
         GpuMemory {
             context,
-            cache: self.cached.saturating_mul(context).saturating_mul(2),
+            cache: self.mixers.iter().map(of).fold(0, u64::saturating_add),
             reserve: PROMPT * 4 * self.hidden.saturating_mul(HELD).saturating_add(self.vocab),
         }
     }
@@ -117,27 +151,44 @@ mod tests {
     use crate::format::mix;
 
     /// Llama-3-8B.
-    const LLAMA: Sizes = Sizes { hidden: 4096, vocab: 128_256, cached: 32 * 8 * (128 + 128), context: 131_072 };
+    fn llama() -> Sizes {
+        let block = Memory { per_position: 8 * (128 + 128), ..Memory::default() };
+        Sizes { hidden: 4096, vocab: 128_256, mixers: vec![block; 32], context: 131_072 }
+    }
+
+    fn half() -> Type {
+        crate::format::by_name("F16").unwrap()
+    }
 
     #[test]
     fn a_cache_has_keys_and_values_of_two_bytes_for_each_block_and_head() {
-        let needs = LLAMA.needs(Some(8192));
+        let needs = llama().needs(Some(8192), half());
         assert_eq!(needs.cache, 2 * 32 * 8 * 128 * 8192 * 2);
         assert_eq!(needs.cache, 1 << 30);
         assert_eq!(needs.reserve, 512 * 4 * (8 * 4096 + 128_256));
-        assert_eq!(LLAMA.needs(Some(1)).cache, 131_072);
+        assert_eq!(llama().needs(Some(1), half()).cache, 256 * 131_072);
+        let eight = crate::format::by_name("Q8_0").unwrap();
+        assert_eq!(llama().needs(Some(8192), eight).cache, (1 << 29) / 32 * 34);
+    }
+
+    #[test]
+    fn windows_and_states_do_not_grow_with_the_context() {
+        let window = Memory { per_position: 100, window: Some(1024), states: 0 };
+        let sizes = Sizes { mixers: vec![window, Memory::states(&[10, 20])], ..llama() };
+        assert_eq!(sizes.needs(Some(512), half()).cache, 512 * 100 * 2 + 120);
+        assert_eq!(sizes.needs(Some(1 << 20), half()).cache, 1536 * 100 * 2 + 120);
     }
 
     #[test]
     fn the_usual_context_is_the_models_but_no_more_than_8192() {
-        assert_eq!(LLAMA.needs(None).context, 8192);
-        assert_eq!(Sizes { context: 512, ..LLAMA }.needs(None).context, 512);
-        assert_eq!(Sizes { context: 512, ..LLAMA }.needs(Some(4096)).context, 4096);
+        assert_eq!(llama().needs(None, half()).context, 8192);
+        assert_eq!(Sizes { context: 512, ..llama() }.needs(None, half()).context, 512);
+        assert_eq!(Sizes { context: 512, ..llama() }.needs(Some(4096), half()).context, 4096);
     }
 
     #[test]
     fn what_fits_is_weights_cache_and_reserve_to_the_byte() {
-        let needs = LLAMA.needs(Some(8192));
+        let needs = llama().needs(Some(8192), half());
         let all = needs.with(5_000_000_000);
         assert_eq!(all, 5_000_000_000 + needs.cache + needs.reserve);
         assert!(needs.fit(5_000_000_000, all) && !needs.fit(5_000_000_000, all - 1));

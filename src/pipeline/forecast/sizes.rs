@@ -31,7 +31,7 @@ pub struct Size {
 /// The size of a plan's file with every mix, the largest mix first. `recipe`: the user's wishes around a mix.
 ///
 /// # Errors
-/// TypeRequest that make no sense, or a plan that no file can hold.
+/// Requests that make no sense, or a plan that no file can hold.
 pub fn sizes(plan: &Plan, recipe: impl Fn(Mix) -> Result<Recipe>) -> Result<Vec<Size>> {
     let alignment =
         get(&plan.metadata, "general.alignment").and_then(Value::as_u64).unwrap_or(DEFAULT_ALIGNMENT).max(1);
