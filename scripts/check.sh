@@ -11,5 +11,11 @@ rustfmt --edition 2024 --check src/model/family/*.rs src/model/mixer/*.rs
 cargo clippy --locked -- -D warnings
 cargo clippy --locked --no-default-features -- -D warnings
 cargo clippy --workspace --all-targets --all-features --locked -- -D warnings
+# Other systems, without what would need their C compiler.
+targets="x86_64-pc-windows-gnu x86_64-unknown-linux-musl aarch64-apple-darwin aarch64-unknown-linux-gnu"
+rustup target add $targets
+for target in $targets; do
+    cargo clippy --workspace --no-default-features --features int8,parquet --locked --target "$target" -- -D warnings
+done
 cargo test --workspace --all-features --locked
 RUSTDOCFLAGS="-D warnings" cargo doc --workspace --all-features --no-deps --locked

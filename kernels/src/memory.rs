@@ -12,12 +12,7 @@ pub struct LargePages;
 /// From here on the advice is worth a call.
 const LARGE: usize = 4 << 20;
 
-/// A large page.
-#[cfg(target_os = "linux")]
-const PAGE: usize = 2 << 20;
-
 /// glibc never takes buffers larger than this from its heap.
-#[cfg(target_os = "linux")]
 const MAPPED: usize = 32 << 20;
 
 // SAFETY: all memory is the system allocator's, by the same layouts.
@@ -43,11 +38,10 @@ unsafe impl GlobalAlloc for LargePages {
     }
 }
 
-/// The same buffer, with large pages for all of it but its ends. Systems but Linux choose by themselves.
+/// The same buffer, with large pages for all of it but its ends.
 fn advised(at: *mut u8, size: usize) -> *mut u8 {
-    #[cfg(target_os = "linux")]
     if size >= LARGE && !at.is_null() {
-        advise(at, size, libc::MADV_HUGEPAGE);
+        pages::large(at, size);
     }
     at
 }
@@ -56,18 +50,38 @@ fn advised(at: *mut u8, size: usize) -> *mut u8 {
 /// other triangle takes no memory; large ones would hold it, too.
 pub fn triangular<T>(matrix: &[T]) {
     // Smaller buffers may lie in the heap, whose next owner the advice would follow.
-    #[cfg(target_os = "linux")]
     if size_of_val(matrix) > MAPPED {
-        advise(matrix.as_ptr().cast(), size_of_val(matrix), libc::MADV_NOHUGEPAGE);
+        pages::small(matrix.as_ptr().cast(), size_of_val(matrix));
     }
 }
 
-/// Which pages the large ones that lie wholly inside a buffer of `size` bytes are to be.
+/// What those that lie wholly inside a buffer of `size` bytes are to be.
 #[cfg(target_os = "linux")]
-fn advise(at: *const u8, size: usize, pages: libc::c_int) {
-    let (first, last) = ((at as usize).next_multiple_of(PAGE), (at as usize + size) / PAGE * PAGE);
-    // SAFETY: the range lies inside a buffer, and the advice changes no content. That it may be refused does not matter.
-    unsafe { libc::madvise(first as *mut libc::c_void, last - first, pages) };
+mod pages {
+    /// A large page.
+    const PAGE: usize = 2 << 20;
+
+    pub fn large(at: *const u8, size: usize) {
+        advise(at, size, libc::MADV_HUGEPAGE);
+    }
+
+    pub fn small(at: *const u8, size: usize) {
+        advise(at, size, libc::MADV_NOHUGEPAGE);
+    }
+
+    fn advise(at: *const u8, size: usize, pages: libc::c_int) {
+        let (first, last) = ((at as usize).next_multiple_of(PAGE), (at as usize + size) / PAGE * PAGE);
+        // SAFETY: the range lies inside a buffer, and the advice changes no content. That it may be refused does not matter.
+        unsafe { libc::madvise(first as *mut libc::c_void, last - first, pages) };
+    }
+}
+
+/// Systems but Linux choose by themselves.
+#[cfg(not(target_os = "linux"))]
+mod pages {
+    pub fn large(_: *const u8, _: usize) {}
+
+    pub fn small(_: *const u8, _: usize) {}
 }
 
 /// Has every buffer of 128 KiB or more go back to the system as soon as it is freed, for work that many buffers of many sizes pass

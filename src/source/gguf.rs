@@ -175,13 +175,8 @@ impl Gguf {
 
     /// Tells the system that a tensor will be read soon, so that the disk is at work meanwhile.
     pub fn expect(&self, info: &TensorInfo) {
-        // Only a hint: nothing depends on it.
-        #[cfg(unix)]
-        let _ = self.shards[info.shard].map.advise_range(
-            memmap2::Advice::WillNeed,
-            self.start_of(info),
-            info.bytes as usize,
-        );
+        let start = self.start_of(info);
+        pages::expect(&self.shards[info.shard].map, start..start + info.bytes as usize);
     }
 
     /// Gives the memory of a part of a tensor, `bytes` of its data, that was read back to the system. It may be read again,

@@ -3,6 +3,16 @@
 use memmap2::Mmap;
 use std::ops::Range;
 
+/// Says that a part of a file's map will be read soon. Only a hint: nothing depends on it.
+#[cfg(unix)]
+pub fn expect(map: &Mmap, bytes: Range<usize>) {
+    let _ = map.advise_range(memmap2::Advice::WillNeed, bytes.start, bytes.len());
+}
+
+/// Pages are the system's own business here.
+#[cfg(not(unix))]
+pub fn expect(_: &Mmap, _: Range<usize>) {}
+
 /// Gives pages of a file's map back to the system: they count as this process's memory while they are mapped in. Pages that hold other
 /// bytes as well stay. What is read again comes from the file again.
 #[cfg(unix)]

@@ -51,11 +51,8 @@ impl Shard {
     }
 
     /// Tells the system that these bytes will be read soon.
-    #[cfg_attr(not(unix), allow(unused_variables))]
     pub fn expect(&self, bytes: Range<usize>) {
-        // Only a hint: nothing depends on it.
-        #[cfg(unix)]
-        self.map.advise_range(memmap2::Advice::WillNeed, bytes.start, bytes.len()).ok();
+        pages::expect(&self.map, bytes);
     }
 
     /// Gives pages back, see [`pages::release`].
