@@ -15,6 +15,7 @@
 
 pub mod calib;
 pub mod cli;
+mod disk;
 pub mod error;
 pub mod eval;
 pub mod format;

@@ -13,6 +13,7 @@ use tempfile::{NamedTempFile, TempPath};
 
 pub use self::destination::{check_destination, check_folder};
 pub use self::folder::AtomicFolder;
+use crate::disk;
 use crate::error::{Context, Error, Result};
 
 /// Bytes collected before they go to the system.
@@ -130,7 +131,7 @@ impl AtomicFile {
     /// Reserves `bytes` on the disk, so that a disk too small is found now and not after hours of work. A file system
     /// that cannot reserve is no error.
     pub fn preallocate(&mut self, bytes: u64) -> Result<()> {
-        let available = available(folder_of(&self.path));
+        let available = disk::available(folder_of(&self.path));
         let Err(cause) = reserve(self.file.get_ref().as_file(), bytes) else { return Ok(()) };
         match cause.kind() {
             ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
@@ -250,9 +251,8 @@ pub(crate) fn sync_folder(folder: &Path) -> io::Result<()> {
 }
 
 /// Reserves disk space for a file of `bytes`, where the system can.
-#[allow(unused_variables)]
+#[cfg(any(target_os = "linux", target_os = "android", target_vendor = "apple"))]
 pub(crate) fn reserve(file: &File, bytes: u64) -> io::Result<()> {
-    #[cfg(any(target_os = "linux", target_os = "android", target_vendor = "apple"))]
     if bytes > 0 {
         let all = rustix::fs::FallocateFlags::empty();
         rustix::io::retry_on_intr(|| rustix::fs::fallocate(file, all, 0, bytes))?;
@@ -260,13 +260,10 @@ pub(crate) fn reserve(file: &File, bytes: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// Bytes that a file in `folder` may still take, where the system tells.
-#[allow(unused_variables)]
-fn available(folder: &Path) -> Option<u64> {
-    #[cfg(unix)]
-    return rustix::fs::statvfs(folder).ok().map(|stat| stat.f_bavail.saturating_mul(stat.f_frsize));
-    #[cfg(not(unix))]
-    None
+/// Other systems do not reserve.
+#[cfg(not(any(target_os = "linux", target_os = "android", target_vendor = "apple")))]
+pub(crate) fn reserve(_: &File, _: u64) -> io::Result<()> {
+    Ok(())
 }
 
 /// The folder that holds `path`.

@@ -1,6 +1,7 @@
 //! Folders that are there completely or not at all.
 
-use super::{Listed, available, folder_of, sync_folder, unfinished};
+use super::{Listed, folder_of, sync_folder, unfinished};
+use crate::disk;
 use crate::error::{Context, Error, Result};
 use std::fs;
 use std::io;
@@ -26,7 +27,7 @@ impl AtomicFolder {
     /// The folder around it is missing or not writable, the disk is too small, or the program is being interrupted.
     pub fn create(path: &Path, bytes: u64) -> Result<AtomicFolder> {
         let around = folder_of(path);
-        if let Some(free) = available(around).filter(|&free| free < bytes) {
+        if let Some(free) = disk::available(around).filter(|&free| free < bytes) {
             let shown = path.display();
             return Err(Error::new(format!("cannot write {shown}: it needs {bytes} bytes, {free} are available"))
                 .hint(format!("free some space in {}, or choose another folder with -o", around.display())));

@@ -4,7 +4,8 @@
 use super::Repository;
 use super::client::Facts;
 use super::environment::Environment;
-use crate::error::{Context, Error, Result};
+use crate::disk;
+use crate::error::{Error, Result};
 use crate::interrupt;
 use hf_hub::{Cache, CacheRepo};
 use std::fs::{File, TryLockError};
@@ -143,20 +144,13 @@ impl Kept {
     /// # Errors
     /// It has not.
     pub fn reserve(&self, needed: u64) -> Result<()> {
-        #[cfg(unix)]
-        {
-            std::fs::create_dir_all(&self.folder).map_err(|cause| self.unwritable(cause))?;
-            let disk = rustix::fs::statvfs(&self.folder)
-                .map_err(std::io::Error::from)
-                .context(|| format!("cannot see how much room there is at {}", self.folder.display()))?;
-            let free = disk.f_bavail.saturating_mul(disk.f_frsize);
-            if free < needed {
-                let folder = self.folder.display();
-                return Err(Error::new(format!(
-                    "no room for the download: {needed} bytes are to come, but {free} are free at {folder}"
-                ))
-                .hint("free some, or set HF_HUB_CACHE to a folder on a larger disk"));
-            }
+        std::fs::create_dir_all(&self.folder).map_err(|cause| self.unwritable(cause))?;
+        if let Some(free) = disk::available(&self.folder).filter(|free| *free < needed) {
+            let folder = self.folder.display();
+            return Err(Error::new(format!(
+                "no room for the download: {needed} bytes are to come, but {free} are free at {folder}"
+            ))
+            .hint("free some, or set HF_HUB_CACHE to a folder on a larger disk"));
         }
         Ok(())
     }
