@@ -41,6 +41,16 @@ impl Error {
         error
     }
 
+    /// A name that is none of those that are known; the hint says which it is like, and lists them. `what`: what it should be, for
+    /// example `type`.
+    pub fn unknown(what: &str, name: &str, known: &[&str]) -> Self {
+        let like = |other: &str| strsim::jaro_winkler(&name.to_lowercase(), &other.to_lowercase());
+        let nearest =
+            known.iter().copied().max_by(|a, b| like(a).total_cmp(&like(b))).filter(|other| like(other) > 0.8);
+        let meant = nearest.map_or(String::new(), |other| format!("did you mean {other}? "));
+        Self::usage(format!("unknown {what} '{name}'")).hint(format!("{meant}the {what}s are {}", known.join(", ")))
+    }
+
     /// The user asked to stop (exit code 130).
     pub fn interrupted() -> Self {
         let mut error = Self::new("interrupted");
@@ -127,6 +137,13 @@ impl<T, E: Into<Box<dyn std::error::Error + Send + Sync>>> Context<T> for Result
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn unknown_names_are_compared_with_known_ones() {
+        let hint = |name: &str| Error::unknown("type", name, &["Q4_K_M", "Q8_0"]).hint_text().unwrap().to_owned();
+        assert_eq!(hint("q4_km"), "did you mean Q4_K_M? the types are Q4_K_M, Q8_0");
+        assert_eq!(hint("int4"), "the types are Q4_K_M, Q8_0");
+    }
 
     #[test]
     fn the_chain_and_the_nearest_hint_are_kept() {

@@ -28,9 +28,16 @@ use crate::{interrupt, writer};
 use clap::{Parser, Subcommand, ValueEnum};
 use std::process::ExitCode;
 
+/// The first commands to type.
+const BEGIN: &str = "\
+To begin:
+  llmq plan Qwen/Qwen3-0.6B --vram 8G                      what it takes, and what fits
+  llmq quantize Qwen/Qwen3-0.6B                            a Q4_K_M in this folder
+  llmq eval Qwen3-0.6B.Q4_K_M.gguf --perplexity --reference Qwen/Qwen3-0.6B";
+
 /// Turns a Hugging Face checkpoint into the best GGUF of its size, and proves it.
 #[derive(Debug, Parser)]
-#[command(version, max_term_width = 110, propagate_version = true)]
+#[command(version, max_term_width = 110, propagate_version = true, after_help = BEGIN)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -262,7 +262,7 @@ pub fn named(name: &str) -> Result<Mix> {
     let full = if ["Q3_K", "Q4_K", "Q5_K"].contains(&wanted.as_str()) { format!("{wanted}_M") } else { wanted };
     all().find(|m| m.name == full).ok_or_else(|| {
         let known: Vec<_> = all().map(|m| m.name).collect();
-        Error::usage(format!("unknown type '{name}'")).hint(format!("the types are {}", known.join(", ")))
+        Error::unknown("type", name, &known)
     })
 }
 

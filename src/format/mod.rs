@@ -198,12 +198,14 @@ pub fn by_name(name: &str) -> Result<Type> {
     if let Some(kind) = found.filter(|t| !matches!(t.encoding(), Encoding::ReadOnly)) {
         return Ok(*kind);
     }
-    let what = match found {
-        Some(kind) => format!("llmq reads tensors of type {}, but does not write them", kind.name()),
-        None => format!("unknown type '{name}'"),
-    };
     let known: Vec<_> = writable().map(|t| t.name()).collect();
-    Err(Error::usage(what).hint(format!("the types are {}", known.join(", "))))
+    Err(match found {
+        Some(kind) => {
+            let what = format!("llmq reads tensors of type {}, but does not write them", kind.name());
+            Error::usage(what).hint(format!("the types are {}", known.join(", ")))
+        }
+        None => Error::unknown("type", name, &known),
+    })
 }
 
 /// The type of ggml's number `id`.

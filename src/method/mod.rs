@@ -196,7 +196,7 @@ impl Rows {
 pub fn by_name(name: &str) -> Result<&'static dyn Method> {
     METHODS.iter().copied().find(|m| m.name().eq_ignore_ascii_case(name)).ok_or_else(|| {
         let known: Vec<_> = METHODS.iter().map(|m| m.name()).collect();
-        Error::usage(format!("unknown method '{name}'")).hint(format!("the methods are {}", known.join(", ")))
+        Error::unknown("method", name, &known)
     })
 }
 

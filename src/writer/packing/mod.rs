@@ -90,8 +90,7 @@ pub trait Packing: Sync {
 pub fn by_name(name: &str) -> Result<&'static dyn Packing> {
     PACKINGS.iter().copied().find(|packing| packing.name().eq_ignore_ascii_case(name)).ok_or_else(|| {
         let known: Vec<_> = PACKINGS.iter().map(|packing| packing.name()).collect();
-        Error::usage(format!("unknown format '{name}'"))
-            .hint(format!("the formats of folders are {}; a GGUF needs no --format", known.join(", ")))
+        Error::unknown("format", name, &known)
     })
 }
 
