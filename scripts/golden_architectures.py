@@ -95,6 +95,8 @@ MODELS = {
     "phi3-long": ("phi3", usual(sliding_window=None, rope_parameters=LONG, original_max_position_embeddings=32)),
     "phi4": ("phi3", usual(sliding_window=None, rope_parameters=dict(rope_type="default", rope_theta=250000.0,
                                                                      partial_rotary_factor=0.75))),
+    "phi": ("phi", usual(num_key_value_heads=4, intermediate_size=256,
+                         rope_parameters=dict(rope_type="default", rope_theta=10000.0, partial_rotary_factor=0.5))),
     "smollm3": ("smollm3", usual(num_hidden_layers=4)),
     "granite": ("granite", usual(embedding_multiplier=3.0, attention_multiplier=0.2, residual_multiplier=0.5, logits_scaling=2.0)),
     "olmo2": ("olmo2", usual()),
@@ -267,10 +269,10 @@ ARCHITECTURES = {"mistral": "llama", "mixtral": "llama", "qwen2_moe": "qwen2moe"
                  "gpt_oss": "gpt-oss", "gpt_neox": "gptneox", "deepseek_v2": "deepseek2", "deepseek_v3": "deepseek2",
                  "internlm3": "llama", "ministral3": "mistral3", "qwen2_vl": "qwen2vl", "qwen2_5_vl": "qwen2vl", "qwen3_vl": "qwen3vl",
                  "qwen3_5": "qwen35", "qwen3_5_text": "qwen35", "qwen3_5_moe": "qwen35moe", "qwen3_5_moe_text": "qwen35moe",
-                 "qwen3_next": "qwen3next", "exaone_moe": "exaone-moe", "sarvam_moe": "bailingmoe2", "solar_open": "glm4moe", "gpt_bigcode": "starcoder", "gemma4_text": "gemma4",
+                 "qwen3_next": "qwen3next", "exaone_moe": "exaone-moe", "sarvam_moe": "bailingmoe2", "solar_open": "glm4moe", "phi": "phi2", "gpt_bigcode": "starcoder", "gemma4_text": "gemma4",
                  "cohere": "command-r", "cohere2_moe": "cohere2moe", "llama4_text": "llama4", "minimax_m2": "minimax-m2"}
 LAYER_NORM = ("stablelm", "starcoder2", "gpt2", "gpt_neox", "cohere", "cohere2", "cohere2_moe", "nemotron", "jais2", "falcon",
-              "gpt_bigcode")
+              "gpt_bigcode", "phi")
 
 
 def keys(kind, config):

@@ -65,6 +65,7 @@ architectures! {
     gemma: Gemma, Gemma2, Gemma3;
     embedding_gemma: EmbeddingGemma;
     gemma4: Gemma4;
+    phi2: Phi2;
     phi3: Phi3;
     smollm3: SmolLm3;
     granite: Granite, GraniteMoe, GraniteShared;
