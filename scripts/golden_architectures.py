@@ -99,6 +99,10 @@ MODELS = {
                          rope_parameters=dict(rope_type="default", rope_theta=10000.0, partial_rotary_factor=0.5))),
     "mimo_v2_flash": ("mimo_v2_flash", usual(head_dim=32, v_head_dim=16, num_hidden_layers=3, num_key_value_heads=1, n_routed_experts=8,
                                              num_experts_per_tok=2, moe_intermediate_size=64, sliding_window=16, layer_types=kinds("fsf"))),
+    "bailing_hybrid": ("bailing_hybrid", usual(head_dim=32, num_hidden_layers=3, layer_group_size=3, num_local_experts=4, num_mtp_layers=0,
+                                               num_experts_per_tok=2, n_group=2, topk_group=1, moe_intermediate_size=64,
+                                               first_k_dense_replace=1, num_key_value_heads=4, kv_lora_rank=32, q_lora_rank=None,
+                                               qk_rope_head_dim=16, qk_nope_head_dim=32, v_head_dim=32)),
     "smollm3": ("smollm3", usual(num_hidden_layers=4)),
     "granite": ("granite", usual(embedding_multiplier=3.0, attention_multiplier=0.2, residual_multiplier=0.5, logits_scaling=2.0)),
     "olmo2": ("olmo2", usual()),
@@ -271,7 +275,7 @@ ARCHITECTURES = {"mistral": "llama", "mixtral": "llama", "qwen2_moe": "qwen2moe"
                  "gpt_oss": "gpt-oss", "gpt_neox": "gptneox", "deepseek_v2": "deepseek2", "deepseek_v3": "deepseek2",
                  "internlm3": "llama", "ministral3": "mistral3", "qwen2_vl": "qwen2vl", "qwen2_5_vl": "qwen2vl", "qwen3_vl": "qwen3vl",
                  "qwen3_5": "qwen35", "qwen3_5_text": "qwen35", "qwen3_5_moe": "qwen35moe", "qwen3_5_moe_text": "qwen35moe",
-                 "qwen3_next": "qwen3next", "exaone_moe": "exaone-moe", "sarvam_moe": "bailingmoe2", "solar_open": "glm4moe", "phi": "phi2", "mimo_v2_flash": "mimo2", "gpt_bigcode": "starcoder", "gemma4_text": "gemma4",
+                 "qwen3_next": "qwen3next", "exaone_moe": "exaone-moe", "sarvam_moe": "bailingmoe2", "solar_open": "glm4moe", "phi": "phi2", "mimo_v2_flash": "mimo2", "bailing_hybrid": "bailingmoe3", "gpt_bigcode": "starcoder", "gemma4_text": "gemma4",
                  "cohere": "command-r", "cohere2_moe": "cohere2moe", "llama4_text": "llama4", "minimax_m2": "minimax-m2"}
 LAYER_NORM = ("stablelm", "starcoder2", "gpt2", "gpt_neox", "cohere", "cohere2", "cohere2_moe", "nemotron", "jais2", "falcon",
               "gpt_bigcode", "phi")
@@ -466,6 +470,13 @@ def mimo2(get):
             "expert_gating_func": 2}
 
 
+def bailing_moe3(get):
+    return {**grouped(get), "attention.head_count_kv": [int(kind == "full_attention") for kind in get("layer_types")],
+            "expert_shared_feed_forward_length": get("n_shared_experts", "num_shared_experts") * get("moe_intermediate_size"),
+            "ssm.conv_kernel": get("short_conv_kernel_size"), "kda.head_dim": get("linear_head_dim"), "kda.safe_gate": True,
+            "kda.gate_lower_bound": float(get("kda_lower_bound"))}
+
+
 def minicpm3(get):
     return {"attention.head_count_kv": get("num_attention_heads"), "attention.key_length": get("qk_nope_head_dim") + get("qk_rope_head_dim"),
             "attention.value_length": get("v_head_dim"), "attention.q_lora_rank": get("q_lora_rank"),
@@ -486,7 +497,7 @@ OF_KIND = {"cohere": scaled, "cohere2": lambda get: {**windowed(get), **scaled(g
            "llama4_text": llama4, "minimax_m2": lambda get: {"expert_gating_func": 2}, "hy_v3": hy_v3, "granite_swa": granite_swa,
            "nemotron": lambda get: {"rope.scaling.type": "none"}, "mellum": windowed, "dots1": grouped, "exaone_moe": exaone_moe,
            "minicpm3": minicpm3, "falcon": falcon, "solar_open": grouped, "sarvam_moe": sarvam_moe,
-           "mimo_v2_flash": mimo2}
+           "mimo_v2_flash": mimo2, "bailing_hybrid": bailing_moe3}
 
 
 def recurrent_keys(kind, get):

@@ -109,6 +109,7 @@ architectures! {
     minicpm3: MiniCpm3;
     falcon: Falcon;
     bailing_moe2: BailingMoe2;
+    bailing_moe3: BailingMoe3;
     mimo2: Mimo2;
     gpt_bigcode: GptBigCode;
 }
