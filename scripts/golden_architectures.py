@@ -95,6 +95,14 @@ MODELS = {
     "phi3-long": ("phi3", usual(sliding_window=None, rope_parameters=LONG, original_max_position_embeddings=32)),
     "phi4": ("phi3", usual(sliding_window=None, rope_parameters=dict(rope_type="default", rope_theta=250000.0,
                                                                      partial_rotary_factor=0.75))),
+    "phi": ("phi", usual(num_key_value_heads=4, intermediate_size=256,
+                         rope_parameters=dict(rope_type="default", rope_theta=10000.0, partial_rotary_factor=0.5))),
+    "mimo_v2_flash": ("mimo_v2_flash", usual(head_dim=32, v_head_dim=16, num_hidden_layers=3, num_key_value_heads=1, n_routed_experts=8,
+                                             num_experts_per_tok=2, moe_intermediate_size=64, sliding_window=16, layer_types=kinds("fsf"))),
+    "bailing_hybrid": ("bailing_hybrid", usual(head_dim=32, num_hidden_layers=3, layer_group_size=3, num_local_experts=4, num_mtp_layers=0,
+                                               num_experts_per_tok=2, n_group=2, topk_group=1, moe_intermediate_size=64,
+                                               first_k_dense_replace=1, num_key_value_heads=4, kv_lora_rank=32, q_lora_rank=None,
+                                               qk_rope_head_dim=16, qk_nope_head_dim=32, v_head_dim=32)),
     "smollm3": ("smollm3", usual(num_hidden_layers=4)),
     "granite": ("granite", usual(embedding_multiplier=3.0, attention_multiplier=0.2, residual_multiplier=0.5, logits_scaling=2.0)),
     "olmo2": ("olmo2", usual()),
@@ -267,10 +275,10 @@ ARCHITECTURES = {"mistral": "llama", "mixtral": "llama", "qwen2_moe": "qwen2moe"
                  "gpt_oss": "gpt-oss", "gpt_neox": "gptneox", "deepseek_v2": "deepseek2", "deepseek_v3": "deepseek2",
                  "internlm3": "llama", "ministral3": "mistral3", "qwen2_vl": "qwen2vl", "qwen2_5_vl": "qwen2vl", "qwen3_vl": "qwen3vl",
                  "qwen3_5": "qwen35", "qwen3_5_text": "qwen35", "qwen3_5_moe": "qwen35moe", "qwen3_5_moe_text": "qwen35moe",
-                 "qwen3_next": "qwen3next", "exaone_moe": "exaone-moe", "sarvam_moe": "bailingmoe2", "solar_open": "glm4moe", "gpt_bigcode": "starcoder", "gemma4_text": "gemma4",
+                 "qwen3_next": "qwen3next", "exaone_moe": "exaone-moe", "sarvam_moe": "bailingmoe2", "solar_open": "glm4moe", "phi": "phi2", "mimo_v2_flash": "mimo2", "bailing_hybrid": "bailingmoe3", "gpt_bigcode": "starcoder", "gemma4_text": "gemma4",
                  "cohere": "command-r", "cohere2_moe": "cohere2moe", "llama4_text": "llama4", "minimax_m2": "minimax-m2"}
 LAYER_NORM = ("stablelm", "starcoder2", "gpt2", "gpt_neox", "cohere", "cohere2", "cohere2_moe", "nemotron", "jais2", "falcon",
-              "gpt_bigcode")
+              "gpt_bigcode", "phi")
 
 
 def keys(kind, config):
@@ -283,7 +291,7 @@ def keys(kind, config):
     if kind in ("nemotron_h", "granitemoehybrid", "falcon_h1", "mamba2", "jamba"):
         return recurrent_keys(kind, get)
     hidden, heads, blocks = get("hidden_size", "n_embd"), get("num_attention_heads", "n_head"), get("num_hidden_layers", "n_layer")
-    context = get("max_position_embeddings", "n_positions")
+    context = get("max_position_embeddings", "n_positions", "model_max_length")
     mla, rope = "kv_lora_rank" in own and kind != "minicpm3", get("rope_parameters") or {}
     rope, local = rope.get("full_attention", rope), rope.get("sliding_attention")
     found = {
@@ -346,7 +354,7 @@ def keys(kind, config):
             found["rope.scaling.attn_factor"] = math.sqrt(1 + math.log(factor) / math.log(original))
     experts = get("num_local_experts", "num_experts", "n_routed_experts")
     if experts:
-        found |= {"expert_count": experts, "expert_used_count": get("num_experts_per_tok")}
+        found |= {"expert_count": experts, "expert_used_count": get("num_experts_per_tok", "num_experts_per_token")}
         if kind != "mixtral":
             found["expert_feed_forward_length"] = get("moe_intermediate_size", "intermediate_size")
         if get("shared_expert_intermediate_size"):
@@ -436,10 +444,11 @@ def hy_v3(get):
 def grouped(get):
     shared = get("n_shared_experts", "num_shared_experts")
     found = {"leading_dense_block_count": get("first_k_dense_replace") or 0, "expert_shared_count": shared,
-             "expert_weights_scale": float(get("routed_scaling_factor")), "expert_weights_norm": get("norm_topk_prob"),
-             "expert_gating_func": 2}
-    if get("n_group") > 1:
-        found |= {"expert_group_count": get("n_group"), "expert_group_used_count": get("topk_group")}
+             "expert_weights_scale": float(get("routed_scaling_factor")),
+             "expert_weights_norm": get("norm_topk_prob", "moe_renormalize"), "expert_gating_func": 2}
+    groups = get("n_group", "num_expert_group")
+    if groups > 1:
+        found |= {"expert_group_count": groups, "expert_group_used_count": get("topk_group")}
     return found
 
 
@@ -450,6 +459,22 @@ def exaone_moe(get):
 
 def sarvam_moe(get):
     return {**grouped(get), "expert_shared_feed_forward_length": get("moe_intermediate_size")}
+
+
+def mimo2(get):
+    local = [kind == "sliding_attention" for kind in get("layer_types")]
+    return {**windowed(get), "attention.value_length": get("v_head_dim"), "attention.value_scale": float(get("attention_value_scale")),
+            "attention.head_count_kv": [get("num_key_value_heads") * (2 if kind else 1) for kind in local],
+            "leading_dense_block_count": get("mlp_layer_types").count("dense"), "expert_shared_count": 0,
+            "expert_weights_scale": float(get("routed_scaling_factor")), "expert_weights_norm": get("norm_topk_prob"),
+            "expert_gating_func": 2}
+
+
+def bailing_moe3(get):
+    return {**grouped(get), "attention.head_count_kv": [int(kind == "full_attention") for kind in get("layer_types")],
+            "expert_shared_feed_forward_length": get("n_shared_experts", "num_shared_experts") * get("moe_intermediate_size"),
+            "ssm.conv_kernel": get("short_conv_kernel_size"), "kda.head_dim": get("linear_head_dim"), "kda.safe_gate": True,
+            "kda.gate_lower_bound": float(get("kda_lower_bound"))}
 
 
 def minicpm3(get):
@@ -471,7 +496,8 @@ def granite_swa(get):
 OF_KIND = {"cohere": scaled, "cohere2": lambda get: {**windowed(get), **scaled(get)}, "cohere2_moe": cohere2_moe, "mistral4": mistral4,
            "llama4_text": llama4, "minimax_m2": lambda get: {"expert_gating_func": 2}, "hy_v3": hy_v3, "granite_swa": granite_swa,
            "nemotron": lambda get: {"rope.scaling.type": "none"}, "mellum": windowed, "dots1": grouped, "exaone_moe": exaone_moe,
-           "minicpm3": minicpm3, "falcon": falcon, "solar_open": grouped, "sarvam_moe": sarvam_moe}
+           "minicpm3": minicpm3, "falcon": falcon, "solar_open": grouped, "sarvam_moe": sarvam_moe,
+           "mimo_v2_flash": mimo2, "bailing_hybrid": bailing_moe3}
 
 
 def recurrent_keys(kind, get):

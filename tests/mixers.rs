@@ -29,9 +29,12 @@ fn kind(mixer: &Mixer) -> Option<&'static str> {
         Mixer::Attention(own) if matches!(own.keys_values, KeysValues::Shared { .. }) => {
             Some("attention with others' keys")
         }
+        Mixer::Attention(own) if own.value_dim.is_some() => Some("attention with narrow values"),
         Mixer::Attention(own) if own.value_norm => Some("attention with a norm of values"),
         Mixer::GatedDeltaNet(own) if own.grouped => Some("gated delta net, value heads beside each other"),
         Mixer::GatedDeltaNet(_) => Some("gated delta net, value heads going round"),
+        Mixer::KimiDeltaAttention(_) => Some("Kimi Delta Attention"),
+        Mixer::LatentAttention(own) if own.gate => Some("gated attention through narrow vectors"),
         Mixer::PerLayerGate(_) => Some("per-layer gate"),
         Mixer::Experts(own) if own.beside.is_some() => Some("experts beside an MLP"),
         _ => None,
@@ -74,7 +77,7 @@ fn structured(name: &str) -> Golden {
     let zero_centred = name.starts_with("qwen");
     for (name, weights) in &mut golden.checkpoint.tensors {
         let width = weights.shape[weights.shape.len() - 1];
-        if name.contains("embed_tokens") {
+        if name.contains("embed_tokens") || name.contains("word_embeddings") {
             for row in weights.numbers.chunks_mut(width) {
                 let few: Vec<f32> = row[..8].to_vec();
                 for (j, x) in row.iter_mut().enumerate() {
@@ -97,7 +100,7 @@ fn structured(name: &str) -> Golden {
 #[test]
 fn methods_lower_the_error_of_every_kind_of_half() {
     let (mut seen, mut wrong) = (BTreeSet::new(), Vec::new());
-    for name in ["qwen3_5", "qwen3_next", "gemma4", "gemma4_e2b", "gemma4_moe"] {
+    for name in ["qwen3_5", "qwen3_next", "gemma4", "gemma4_e2b", "gemma4_moe", "mimo_v2_flash", "bailing_hybrid"] {
         let out = folder();
         let model = out.path().join("model");
         structured(name).checkpoint.write(&model);
@@ -114,7 +117,7 @@ fn methods_lower_the_error_of_every_kind_of_half() {
             }
         }
     }
-    assert_eq!(seen.len(), 8, "{seen:?}");
+    assert_eq!(seen.len(), 11, "{seen:?}");
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
@@ -143,7 +146,7 @@ fn kl(file: &Path, original: &Path) -> f64 {
 #[test]
 fn a_window_does_not_see_the_one_before_it() {
     const LENGTH: usize = 80;
-    for name in ["qwen3_5", "qwen3_next", "gemma4", "gemma4_e2b", "gemma4_moe"] {
+    for name in ["qwen3_5", "qwen3_next", "gemma4", "gemma4_e2b", "gemma4_moe", "mimo_v2_flash", "bailing_hybrid"] {
         let out = folder();
         golden::read(name).checkpoint.write(out.path());
         let loaded = LoadedModel::open(out.path(), None).unwrap();

@@ -2,12 +2,13 @@
 
 mod common;
 
+use common::checkpoint::Weights;
 use common::golden::{self, Golden};
 use common::{folder, llmq, perplexity, tensors};
 use llmq::format;
 use llmq::pipeline::weights::open_gguf;
 use llmq::source::gguf::Gguf;
-use llmq::source::value::Value;
+use llmq::source::value::{Array, Value};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
@@ -185,4 +186,38 @@ fn one_that_is_not_whole_is_an_error_that_says_what_to_do() {
     let wanted = ["mtp.layers.0.self_attn.o_proj.weight", "--no-mtp"];
     common::refused(&model, &["--type", "Q8_0", "--method", "rtn"], 1, &wanted);
     llmq!["quantize", &model, "-o", out.path().join("out.gguf"), "--type", "Q8_0", "--method", "rtn", "--no-mtp"].ok();
+}
+
+/// Ling 3's has the number behind the last block's, attends, and its norm has a name of its own in llama.cpp.
+#[test]
+fn that_of_ling_attends_behind_blocks_of_both_kinds() {
+    let out = folder();
+    let mut golden = golden::read("bailing_hybrid");
+    let own: Vec<(String, Weights)> = golden
+        .checkpoint
+        .tensors
+        .iter()
+        .filter_map(|(name, weights)| {
+            let rest = name.strip_prefix("model.layers.2.")?;
+            Some((format!("model.layers.3.{rest}"), weights.clone()))
+        })
+        .collect();
+    golden.checkpoint.tensors.extend(own);
+    let shapes = [("eh_proj", vec![64, 128]), ("enorm", vec![64]), ("hnorm", vec![64]), ("final_layernorm", vec![64])];
+    for (name, shape) in shapes {
+        let numbers = (0..shape.iter().product::<usize>()).map(|i| (i as f32).sin()).collect();
+        golden.checkpoint.tensors.insert(format!("model.layers.3.{name}.weight"), Weights { shape, numbers });
+    }
+    let file = open_gguf(&made(&golden, out.path(), "model", &["--type", "F32", "--method", "rtn"])).unwrap();
+    assert_eq!(key(&file, "block_count"), Some(Value::U32(4)));
+    assert_eq!(key(&file, "nextn_predict_layers"), Some(Value::U32(1)));
+    assert_eq!(key(&file, "attention.head_count_kv"), Some(Value::Array(Array::U32(vec![0, 0, 1, 1]))));
+    let mut wanted = parts(&file, 2);
+    wanted.extend(
+        ["nextn.eh_proj", "nextn.enorm", "nextn.hnorm", "layer_output_norm"].map(|part| format!("{part}.weight")),
+    );
+    assert_eq!(parts(&file, 3), wanted);
+    let left_out = made(&golden, out.path(), "without", &["--type", "F32", "--method", "rtn", "--no-mtp"]);
+    let heads = key(&open_gguf(&left_out).unwrap(), "attention.head_count_kv");
+    assert_eq!(heads, Some(Value::Array(Array::U32(vec![0, 0, 1]))));
 }

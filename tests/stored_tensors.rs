@@ -137,6 +137,7 @@ fn what_llama_cpp_cannot_load_is_refused_with_that_reason() {
     for (kind, reason) in [
         ("lfm3", "llama.cpp cannot load models of this type yet"),
         ("olmo_hybrid", "llama.cpp cannot load models of this type yet"),
+        ("phimoe", "llama.cpp computes something else with models of this type"),
         ("bert", "encoders are for llmq int8"),
         ("no_such_type", "the supported ones are: llama, "),
     ] {

@@ -7,8 +7,8 @@ use llmq_kernels::attention::{self, Scores, Shape};
 use llmq_kernels::elementwise::Activation;
 use llmq_kernels::gemm::{self, Precision, View};
 use llmq_kernels::recurrent::{
-    CausalConv, DeltaInputs, DeltaShape, HeadOrder, Mamba2Inputs, Mamba2Shape, causal_conv, gated_delta_rule,
-    mamba2_scan,
+    CausalConv, DeltaInputs, DeltaShape, HeadOrder, KdaInputs, KdaShape, Mamba2Inputs, Mamba2Shape, causal_conv,
+    gated_delta_rule, kda, mamba2_scan,
 };
 use llmq_kernels::search;
 use llmq_kernels::{F, Isa, LANES, Levels, cholesky, column, convert, descent, elementwise, fused, squares, syrk};
@@ -204,6 +204,11 @@ fn scans() {
     let scan = best(|| gated_delta_rule(&inputs, shape, 1e-6, None, black_box(&mut out)));
     beside("gated delta rule, 16 and 32 heads of 128", scan);
     beside("both", convolved + scan);
+    let (all, each): (_, Vec<f32>) = (View::new(&kv, n, values, values), kv.iter().map(|x| -x.abs()).collect());
+    let inputs = KdaInputs { q: all, k: all, v: all, g: View::new(&each, n, values, values), beta: &strengths };
+    let shape = KdaShape { positions: n, heads: 32, dk: 128, dv: 128 };
+    let scan = best(|| kda(&inputs, shape, 1e-6, None, black_box(&mut out)));
+    beside("Kimi Delta Attention, 32 heads of 128", scan);
     let (a, dt) = (vec![-1.0; 64], vec![0.1; n * 64]);
     let inputs = Mamba2Inputs { x: part(0, values), dt: &dt, a: &a, b: part(values, 1024), c: part(5120, 1024), d: &a };
     let shape = Mamba2Shape { positions: n, heads: 64, head_dim: 64, groups: 8, state: 128 };

@@ -84,7 +84,8 @@ impl<'a> Generation<'a> {
         let h = last.ok_or_else(|| Error::new("no tokens"))?;
         let h = h.narrow(0, h.dim(0)? - 1, 1)?.contiguous()?;
         let mut logits = self.output.linear(Precision::Single, &self.norm.apply(&h)?)?.flatten_all()?.to_vec1()?;
-        self.loaded.model.finish_logits(&mut logits);
+        let rows = 0..logits.len();
+        self.loaded.model.finish_logits(&mut logits, rows);
         Ok(logits)
     }
 

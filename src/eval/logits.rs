@@ -28,11 +28,18 @@ pub(super) fn output_rows(loaded: &LoadedModel, rows: Range<usize>) -> Result<Te
     Ok(Tensor::from_vec(loaded.rows(&output, rows)?, shape, &Device::Cpu)?)
 }
 
-/// The logits of `n` tokens from the `from`-th on, for these rows of the output matrix: `n · rows` numbers.
-pub(super) fn logits(model: &Model, hidden: &Tensor, from: usize, n: usize, rows: &Tensor) -> Result<Vec<f32>> {
+/// The logits of `n` tokens from the `from`-th on, for these rows of the output matrix, `first` being the first of them: `n · rows`
+/// numbers.
+pub(super) fn logits(
+    model: &Model,
+    hidden: &Tensor,
+    from: usize,
+    n: usize,
+    (first, rows): (usize, &Tensor),
+) -> Result<Vec<f32>> {
     let mut logits =
         ops::linear(Precision::Split, &hidden.narrow(0, from, n)?, rows)?.flatten_all()?.to_vec1::<f32>()?;
-    model.finish_logits(&mut logits);
+    model.finish_logits(&mut logits, first..first + rows.dim(0)?);
     Ok(logits)
 }
 
@@ -88,7 +95,7 @@ pub fn each_row<T: Send>(
         for from in (0..known.len()).step_by(BATCH) {
             interrupt::check()?;
             let n = BATCH.min(known.len() - from);
-            let logits = logits(&loaded.model, hidden, from, n, &matrix)?;
+            let logits = logits(&loaded.model, hidden, from, n, (rows.start, &matrix))?;
             known[from..from + n]
                 .par_iter_mut()
                 .zip(logits.par_chunks(rows.len()))
@@ -111,7 +118,7 @@ pub fn whole_rows(loaded: &LoadedModel, hidden: &Tensor, each: &mut dyn FnMut(&[
         for rows in pieces(vocab, loaded.model.hidden) {
             interrupt::check()?;
             let matrix = output_rows(loaded, rows.clone())?;
-            let piece = logits(&loaded.model, hidden, from, n, &matrix)?;
+            let piece = logits(&loaded.model, hidden, from, n, (rows.start, &matrix))?;
             for (all, piece) in all.chunks_exact_mut(vocab).zip(piece.chunks_exact(rows.len())) {
                 all[rows.clone()].copy_from_slice(piece);
             }

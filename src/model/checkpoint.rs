@@ -89,9 +89,13 @@ impl Model {
             None => {
                 let known: Vec<_> = ARCHITECTURES.iter().flat_map(|a| a.model_types()).copied().collect();
                 let what = format!("{}: model_type '{found}' is not supported", config.path().display());
-                let hint = match UNLOADABLE.contains(&found.as_str()) {
-                    true => "llama.cpp cannot load models of this type yet".into(),
-                    false => format!("the supported ones are: {}; encoders are for llmq int8", known.join(", ")),
+                let named = |kind: &str| [Some(found.as_str()), inside.as_deref()].contains(&Some(kind));
+                let hint = match UNLOADABLE.into_iter().find(|kind| named(kind)) {
+                    Some(_) => "llama.cpp cannot load models of this type yet".into(),
+                    None => match COMPUTED_OTHERWISE.iter().find(|(kind, _)| named(kind)) {
+                        Some((_, why)) => format!("llama.cpp computes something else with models of this type: {why}"),
+                        None => format!("the supported ones are: {}; encoders are for llmq int8", known.join(", ")),
+                    },
                 };
                 Err(Error::new(what).hint(hint))
             }
@@ -285,6 +289,13 @@ const UNLOADABLE: [&str; 12] = [
     "muse_spark",
     "kolibri1",
 ];
+
+/// Types of models that llama.cpp loads, and with which it does not compute what they were trained to; with what is different.
+const COMPUTED_OTHERWISE: [(&str, &str); 1] = [(
+    "phimoe",
+    "their routers give each of a token's two experts a softmax over those alone that come within 2 % of it, nearly always 1, and llama.cpp \
+     makes the two weights add up to 1",
+)];
 
 /// Whether two matrices hold the same numbers.
 fn same(checkpoint: &Checkpoint, a: &str, b: &str, shape: &[usize]) -> Result<bool> {

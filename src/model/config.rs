@@ -160,6 +160,8 @@ fn kinds(config: &Config, key: &str, blocks: usize, known: &[&str]) -> Result<Op
 /// Blocks without experts behind one that has them.
 pub fn leading_dense(config: &Config, blocks: usize, usual: usize) -> Result<usize> {
     if let Some(kinds) = kinds(config, "mlp_layer_types", blocks, &["dense", "sparse"])? {
+        // Which transformers has no use for then.
+        config.ignore(&["first_k_dense_replace"]);
         let first = kinds.iter().position(|kind| kind == "sparse").unwrap_or(blocks);
         return match kinds[first..].iter().any(|kind| kind == "dense") {
             true => Err(refused(config, "dense blocks behind one with experts are not supported")),

@@ -277,6 +277,7 @@ impl Decoder {
                     turned,
                     value,
                     joined: false,
+                    gate: false,
                     scale: self.attention_scale.unwrap_or(1.0 / (self.head_dim as f32).sqrt()),
                     temperature: None,
                     rope: self.rope.clone(),

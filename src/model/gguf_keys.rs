@@ -2,6 +2,7 @@
 
 use super::half::Norm;
 use super::limits::{Limits, LongRope};
+use super::lm_head::OUTPUT_BIAS;
 use super::rope::{Rope, Scaling, Yarn};
 use super::{ARCHITECTURES, Architecture, Decoder, Model};
 use crate::error::{Error, Result};
@@ -308,7 +309,13 @@ pub fn read(file: &Gguf, vector: impl Fn(&str) -> Result<Option<Vec<f32>>>) -> R
         tied: !keys.has("output.weight"),
         ..plain
     };
-    let model = architecture.read_gguf(&keys, decoder)?;
+    let mut model = architecture.read_gguf(&keys, decoder)?;
+    if let Some(bias) = vector(OUTPUT_BIAS)? {
+        if bias.len() != model.vocab {
+            return Err(keys.wrong(&format!("'{OUTPUT_BIAS}' has {} numbers, not {}", bias.len(), model.vocab)));
+        }
+        model.vectors.push((OUTPUT_BIAS, bias));
+    }
     let has_experts = model.blocks.iter().flat_map(|block| block.mixers()).any(|mixer| mixer.experts().is_some());
     match keys.maybe_size("expert_count").unwrap_or_default() {
         Some(experts) if !has_experts => {
@@ -320,7 +327,7 @@ pub fn read(file: &Gguf, vector: impl Fn(&str) -> Result<Option<Vec<f32>>>) -> R
 
 /// Architectures whose rotary embedding may turn a part of each head.
 fn may_be_partial(name: &str) -> bool {
-    ["phi3", "glm4", "stablelm", "gptneox", "deepseek2", "glm4moe", "nemotron"].contains(&name)
+    ["phi3", "glm4", "stablelm", "gptneox", "deepseek2", "glm4moe", "nemotron", "phi2"].contains(&name)
 }
 
 fn scaling(

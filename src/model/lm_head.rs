@@ -2,9 +2,14 @@
 
 use super::{Kind, Model, NormConfig, TensorRole, TensorSpec, ops};
 use crate::error::Result;
+use crate::source::checkpoint::Checkpoint;
 use candle_core::{Device, Tensor};
 use llmq_kernels::elementwise::softcap;
 use rayon::prelude::*;
+use std::ops::Range;
+
+/// What is added to the output matrix's products, one number for each token.
+pub const OUTPUT_BIAS: &str = "output.bias";
 
 /// The norm behind the last block.
 pub struct LastNorm {
@@ -41,9 +46,39 @@ impl LastNorm {
 }
 
 impl Model {
-    /// What an output matrix gives, and what its products become: logits, in place.
-    pub fn finish_logits(&self, logits: &mut [f32]) {
+    /// What is added to the output matrix's products, if something is.
+    pub fn output_bias(&self) -> Option<&[f32]> {
+        self.vectors.iter().find(|(name, _)| *name == OUTPUT_BIAS).map(|(_, numbers)| numbers.as_slice())
+    }
+
+    /// Takes what a checkpoint has beside its output matrix, zeros where it has nothing: for families whose loader asks for it.
+    /// Returns the tensor's name.
+    ///
+    /// # Errors
+    /// It has another shape, or holds NaN or infinity.
+    pub(super) fn settle_output_bias(&mut self, checkpoint: &Checkpoint) -> Result<Vec<String>> {
+        let plain = format!("{}.bias", self.architecture.outside().output);
+        let found = [self.named(plain.clone()), plain].into_iter().find(|name| checkpoint.contains(name));
+        let numbers = match &found {
+            Some(name) => {
+                checkpoint.check(name, &[self.vocab])?;
+                checkpoint.read(name, &[self.vocab])?
+            }
+            None => vec![0.0; self.vocab],
+        };
+        self.vectors.push((OUTPUT_BIAS, numbers));
+        Ok(found.into_iter().collect())
+    }
+
+    /// What an output matrix gives, and what its products become: logits, in place. `rows`: which of its rows they are of, for each
+    /// token.
+    pub fn finish_logits(&self, logits: &mut [f32], rows: Range<usize>) {
         const PART: usize = 1 << 14;
+        if let Some(bias) = self.output_bias() {
+            let bias = &bias[rows];
+            let add = |token: &mut [f32]| token.iter_mut().zip(bias).for_each(|(x, bias)| *x += bias);
+            logits.par_chunks_mut(bias.len().max(1)).for_each(add);
+        }
         let scale = self.logit_scale;
         match self.logit_cap {
             Some(cap) => logits.par_chunks_mut(PART).for_each(|x| softcap(x, scale, cap)),

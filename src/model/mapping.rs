@@ -32,6 +32,8 @@ pub enum Change {
     PlusOne,
     /// `−exp(x)`: recurrent layers store the logarithm of a decay.
     NegExp,
+    /// `exp(x)`: the same where GGUF has no sign.
+    Exp,
 }
 
 /// Which of a checkpoint's numbers a tensor has.
@@ -161,6 +163,7 @@ impl Change {
             Change::None => {}
             Change::PlusOne => numbers.iter_mut().for_each(|x| *x += 1.0),
             Change::NegExp => numbers.iter_mut().for_each(|x| *x = -x.exp()),
+            Change::Exp => numbers.iter_mut().for_each(|x| *x = x.exp()),
         }
     }
 }

@@ -2,6 +2,7 @@
 
 mod conv;
 mod delta;
+mod kda;
 mod mamba;
 
 use crate::Isa;

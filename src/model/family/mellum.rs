@@ -81,9 +81,9 @@ impl Architecture for Mellum {
         if local.contains(&true) {
             let own = part.map_or(Ok(rope.clone()), |own| Rope::of(config, Some(own), model.head_dim))?;
             if own.base != rope.base && local.contains(&false) {
-                return Err(config::refused(
-                    config,
-                    "rope_parameters with several values of rope_theta are not supported",
+                let what = "rope_parameters with several values of rope_theta are not supported";
+                return Err(config.unsupported(what).hint(
+                    "llama.cpp has a key for the base of blocks with a window, and turns those of Mellum with the other one nevertheless",
                 ));
             }
             if own.scaling != Scaling::None && !matches!(own.scaling, Scaling::Yarn(_)) {

@@ -22,6 +22,7 @@ architectures! {
     gemma: Gemma, Gemma2, Gemma3;
     embedding_gemma: EmbeddingGemma;
     gemma4: Gemma4;
+    phi2: Phi2;
     phi3: Phi3;
     smollm3: SmolLm3;
     granite: Granite, GraniteMoe, GraniteShared;
@@ -65,5 +66,7 @@ architectures! {
     minicpm3: MiniCpm3;
     falcon: Falcon;
     bailing_moe2: BailingMoe2;
+    bailing_moe3: BailingMoe3;
+    mimo2: Mimo2;
     gpt_bigcode: GptBigCode;
 }

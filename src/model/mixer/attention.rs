@@ -1,7 +1,9 @@
 //! Causal attention with grouped heads (Vaswani et al. 2017; Ainslie et al. 2023), and its variations.
 
 mod chunks;
+mod norms;
 mod temperature;
+mod widths;
 
 use super::{At, Cost, Memory, Mix};
 use crate::error::Result;
@@ -47,6 +49,8 @@ pub struct Attention {
     pub kv_heads: usize,
     /// Numbers per head.
     pub head_dim: usize,
+    /// Numbers of each value, where they are not as many.
+    pub value_dim: Option<usize>,
     /// q, k and v are one layer.
     pub fused_qkv: bool,
     /// Biases on q, k and v.
@@ -138,6 +142,7 @@ impl Attention {
             heads,
             kv_heads,
             head_dim,
+            value_dim: None,
             fused_qkv: false,
             qkv_bias: false,
             o_bias: false,
@@ -170,24 +175,9 @@ impl Attention {
         (self.heads * self.head_dim, self.kv_heads * self.head_dim)
     }
 
-    /// Queries or keys, `[tokens, heads · head_dim]`, behind their norm.
-    fn head_norm(&self, layers: &Layers, part: Part, x: &Tensor) -> Result<Tensor> {
-        if self.head_norms == HeadNorms::None {
-            return Ok(x.clone());
-        }
-        if self.head_norms == HeadNorms::Bare {
-            let rows = x.reshape(((), self.head_dim))?;
-            let ones = rows.get(0)?.ones_like()?;
-            return Ok(ops::norm(Norm::Rms, &rows, &ones, None, self.eps)?.reshape(x.shape())?);
-        }
-        let gain = layers.weight(part);
-        // One gain for every row, and then one for each head.
-        let centred = self.head_norms == HeadNorms::Centred;
-        let shared = if centred { gain.get(0)?.ones_like()? } else { gain.clone() };
-        let rows = x.reshape(((), shared.elem_count()))?;
-        let kind = if centred { Norm::Layer } else { Norm::Rms };
-        let y = ops::norm(kind, &rows, &shared, None, self.eps)?.reshape(x.shape())?;
-        Ok(if centred { y.broadcast_mul(&gain.flatten_all()?)? } else { y })
+    /// Rows of all value heads.
+    fn value_rows(&self) -> usize {
+        self.kv_heads * self.value_dim()
     }
 
     /// Queries or keys, normed and turned.
@@ -223,7 +213,7 @@ impl Attention {
         if self.fused_qkv {
             let all = layers.linear(Part::QKV, x)?;
             let part = |first: usize, n: usize| all.narrow(1, first, n)?.contiguous();
-            return Ok((part(0, q)?, part(q, kv)?, part(q + kv, kv)?));
+            return Ok((part(0, q)?, part(q, kv)?, part(q + kv, self.value_rows())?));
         }
         let (q, k) = (layers.linear(Part::Q, x)?, layers.linear(Part::K, x)?);
         let v = if self.keys_values == KeysValues::Same { k.clone() } else { layers.linear(Part::V, x)? };
@@ -239,14 +229,15 @@ impl Mix for Attention {
             |part, source, rows: usize| BlockTensor::linear(part, source, &[rows, hidden], input).bias(self.qkv_bias);
         let mut tensors = Vec::new();
         if self.fused_qkv {
-            tensors.push(layer(Part::QKV, "self_attn.qkv_proj", q + 2 * kv));
+            tensors.push(layer(Part::QKV, "self_attn.qkv_proj", q + kv + self.value_rows()));
         } else {
             tensors.push(layer(Part::Q, "self_attn.q_proj", if doubled { 2 * q } else { q }).order(self.order));
         }
         if !self.fused_qkv && !self.is_shared() {
             tensors.push(layer(Part::K, "self_attn.k_proj", kv).order(self.order));
             if self.keys_values == KeysValues::Own {
-                tensors.push(layer(Part::V, "self_attn.v_proj", kv).values(self.rotated_values().is_some()));
+                let v = layer(Part::V, "self_attn.v_proj", self.value_rows());
+                tensors.push(v.values(self.rotated_values().is_some()));
             }
         }
         let shapes: Option<[Vec<usize>; 2]> = match self.head_norms {
@@ -272,7 +263,8 @@ impl Mix for Attention {
         if self.sinks {
             tensors.push(BlockTensor::new(Part::SINKS, "self_attn.sinks", &[self.heads]).bare("weight"));
         }
-        let o = BlockTensor::linear(Part::O, "self_attn.o_proj", &[hidden, q], Reads::Site(Place::Inner));
+        let of_o = [hidden, self.heads * self.value_dim()];
+        let o = BlockTensor::linear(Part::O, "self_attn.o_proj", &of_o, Reads::Site(Place::Inner));
         tensors.push(o.bias(self.o_bias).values(self.rotated_values().is_some()));
         tensors
     }
@@ -318,11 +310,12 @@ impl Mix for Attention {
             Some(temperature) => temperature.warm(q, &positions)?,
             None => q,
         };
+        let (q, k, v) = (self.widened(q, d)?, self.widened(k, d)?, self.widened(v, self.value_dim())?);
         let (k, v) = match &mut at.state {
             Some(state) => state.extended(k, v)?,
             None => (k, v),
         };
-        let y = self.attended(&q, &k, &v, &positions, &scores)?;
+        let y = self.narrowed(self.attended(&q, &k, &v, &positions, &scores)?)?;
         Ok(match self.gate {
             Gate::None => y,
             Gate::WithQueries => match gate {
@@ -332,7 +325,7 @@ impl Mix for Attention {
             Gate::Each(activation) => (y * ops::activate(activation, &layers.linear(Part::ATTN_GATE, x)?)?)?,
             Gate::PerHead(activation) => {
                 let gate = ops::activate(activation, &layers.linear(Part::ATTN_GATE, x)?)?.unsqueeze(2)?;
-                y.reshape(((), self.heads, d))?.broadcast_mul(&gate)?.reshape(y.shape())?
+                y.reshape(((), self.heads, self.value_dim()))?.broadcast_mul(&gate)?.reshape(y.shape())?
             }
         })
     }
@@ -345,7 +338,8 @@ impl Mix for Attention {
         // Query heads share the channels of their value head.
         let first = if self.fused_qkv { (heads + kv_heads) * d } else { 0 };
         let shared = heads / kv_heads;
-        let channels = (0..heads * d).map(|j| first + j / d / shared * d + j % d).collect();
+        let each = self.value_dim();
+        let channels = (0..heads * each).map(|j| first + j / each / shared * each + j % each).collect();
         Some(Absorber { part: if self.fused_qkv { Part::QKV } else { Part::V }, channels, squared: false })
     }
 
@@ -355,7 +349,7 @@ impl Mix for Attention {
 
     fn rotated_values(&self) -> Option<usize> {
         let plain = self.gate == Gate::None && !self.value_norm && self.keys_values == KeysValues::Own;
-        (plain && !self.fused_qkv).then_some(self.head_dim)
+        (plain && !self.fused_qkv).then_some(self.value_dim())
     }
 
     fn mixes_positions(&self) -> bool {
@@ -377,11 +371,11 @@ impl Mix for Attention {
     }
 
     fn state(&self, capacity: usize, device: &Device) -> Result<MixerState> {
-        MixerState::keys_values(capacity, self.kv_heads * self.head_dim, device)
+        MixerState::keys_values(capacity, self.kv_heads * self.width(), device)
     }
 
     fn memory(&self) -> Memory {
-        let per_position = if self.is_shared() { 0 } else { 2 * self.rows().1 };
+        let per_position = if self.is_shared() { 0 } else { self.kv_heads * (self.head_dim + self.value_dim()) };
         Memory { per_position, window: self.window.or(self.chunk), states: 0 }
     }
 
@@ -389,9 +383,9 @@ impl Mix for Attention {
         let (q, kv) = self.rows();
         let gate = if self.gate == Gate::None { 0 } else { q };
         Cost {
-            between: 2 * q + 2 * kv + 2 * gate,
-            inner: q,
-            per_position: q as f64,
+            between: 2 * q + kv + self.value_rows() + 2 * gate,
+            inner: self.heads * self.value_dim(),
+            per_position: (self.heads * self.width()) as f64,
             per_token: 0.0,
             elementwise: (2 * q + kv + gate) as f64,
         }

@@ -48,6 +48,8 @@ pub struct LatentAttention {
     pub value: usize,
     /// One layer makes keys and values out of their vector.
     pub joined: bool,
+    /// The heads' results are multiplied by sigmoids of what a layer of its own gives, one for each head.
+    pub gate: bool,
     /// By what scores are multiplied.
     pub scale: f32,
     /// They grow beyond the context of the first training.
@@ -88,6 +90,9 @@ impl Mix for LatentAttention {
                 tensors.push(cut(Part::K_B, &[self.heads, self.latent, still]));
                 tensors.push(cut(Part::V_B, &[self.heads, self.value, self.latent]));
             }
+        }
+        if self.gate {
+            tensors.push(BlockTensor::linear(Part::ATTN_GATE, "self_attn.g_proj", &[self.heads, hidden], input));
         }
         let o = [hidden, self.heads * self.value];
         tensors.push(BlockTensor::linear(Part::O, "self_attn.o_proj", &o, Reads::Site(Place::Inner)));
@@ -150,7 +155,11 @@ impl Mix for LatentAttention {
             q = temperature.warm(q, &positions)?;
         }
         let y = ops::attention(&q, &k, &v, shape, &scores)?;
-        Ok(y.reshape((n, heads, d))?.narrow(2, 0, value)?.contiguous()?.reshape((n, heads * value))?)
+        let mut y = y.reshape((n, heads, d))?.narrow(2, 0, value)?.contiguous()?;
+        if self.gate {
+            y = y.broadcast_mul(&ops::sigmoid(&layers.linear(Part::ATTN_GATE, x)?)?.unsqueeze(2)?)?;
+        }
+        Ok(y.reshape((n, heads * value))?)
     }
 
     fn obstacle_to_rotation(&self) -> Option<&'static str> {

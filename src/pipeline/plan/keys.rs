@@ -58,6 +58,8 @@ pub(super) fn general(folder: &Path, model: &Model, elements: u64, tokens: &[Str
     let own = || folder.file_name().map_or("model".into(), |n| n.to_string_lossy().into_owned());
     let (name, note) = safe_name(&snapshot.unwrap_or_else(own), tokens);
     let text = |s: &str| Value::Str(s.into());
+    // Of the vectors beside the tensors, the one that checkpoints have as well.
+    let elements = elements + model.output_bias().map_or(0, |bias| bias.len() as u64);
     let keys = vec![
         ("general.architecture".into(), text(model.architecture.gguf())),
         ("general.type".into(), text("model")),

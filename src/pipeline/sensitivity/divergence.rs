@@ -41,16 +41,17 @@ pub fn divergences(
     let (vocab, hidden, tokens) = (model.vocab, model.hidden, clean.dims2()?.0);
     let step = (PIECE / hidden).max(1);
     let pieces = || (0..vocab).step_by(step).map(|first| first..(first + step).min(vocab));
-    let logits = |states: &Tensor, piece: &Tensor| -> Result<Vec<f32>> {
+    let logits = |states: &Tensor, range: Range<usize>, piece: &Tensor| -> Result<Vec<f32>> {
         interrupt::check()?;
         let mut logits = ops::linear(Precision::Split, states, piece)?.flatten_all()?.to_vec1()?;
-        model.finish_logits(&mut logits);
+        model.finish_logits(&mut logits, range);
         Ok(logits)
     };
     let mut total = vec![f64::NEG_INFINITY; tokens];
     for range in pieces() {
         let n = range.len();
-        let clean = logits(clean, &Tensor::from_vec(rows(range)?, (n, hidden), &Device::Cpu)?)?;
+        let piece = Tensor::from_vec(rows(range.clone())?, (n, hidden), &Device::Cpu)?;
+        let clean = logits(clean, range, &piece)?;
         total.par_iter_mut().zip(clean.par_chunks(n)).for_each(|(total, logits)| {
             let sum = log_sum_exp(logits);
             let (high, low) = if *total > sum { (*total, sum) } else { (sum, *total) };
@@ -61,16 +62,17 @@ pub fn divergences(
     let mut moments = vec![vec![(0.0f64, 0.0f64); tokens]; moved.len()];
     for range in pieces() {
         let n = range.len();
-        let numbers = rows(range)?;
+        let numbers = rows(range.clone())?;
         let piece = Tensor::from_slice(&numbers, (n, hidden), &Device::Cpu)?;
-        let clean = logits(clean, &piece)?;
+        let clean = logits(clean, range.clone(), &piece)?;
         let mut chances = clean.clone();
         chances.par_chunks_mut(n).zip(&total).for_each(|(chances, &total)| {
             chances.iter_mut().for_each(|x| *x = (f64::from(*x) - total).exp() as f32);
         });
         for (moved, moments) in moved.iter().zip(&mut moments) {
             let own = moved.output.as_ref().map(|output| Tensor::from_vec(output(&numbers), (n, hidden), &Device::Cpu));
-            let there = logits(&moved.states, &own.transpose()?.unwrap_or_else(|| piece.clone()))?;
+            let matrix = own.transpose()?.unwrap_or_else(|| piece.clone());
+            let there = logits(&moved.states, range.clone(), &matrix)?;
             let tokens = chances.par_chunks(n).zip(clean.par_chunks(n).zip(there.par_chunks(n)));
             moments.par_iter_mut().zip(tokens).for_each(|(sums, (chances, (clean, there)))| {
                 for ((p, clean), there) in chances.iter().zip(clean).zip(there) {

@@ -34,7 +34,7 @@ impl Attention {
                 past: first - begin,
                 heads: self.heads,
                 kv_heads: self.kv_heads,
-                d: self.head_dim,
+                d: self.width(),
             };
             if end - begin == positions.end {
                 return Ok(ops::attention(q, k, v, shape, scores)?);
