@@ -131,7 +131,6 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// Adds the tensors of a file. `repeated`: those that an earlier file has, too.
     /// Adds the layers of sentence-transformers, which have folders of their own: `2_Dense/linear.weight`.
     fn add_modules(&mut self) -> Result<()> {
         for module in modules::read(&self.folder)?.into_iter().filter(|module| module.kind == "Dense") {
@@ -148,6 +147,7 @@ impl Checkpoint {
         Ok(())
     }
 
+    /// Adds the tensors of a file. `repeated`: those that an earlier file has, too.
     fn add(&mut self, shard: Shard, repeated: &mut Vec<String>) -> Result<()> {
         let torch = shard.path.extension().is_some_and(|ending| ["bin", "pt", "pth"].iter().any(|own| ending == *own));
         let read = if torch { torch::tensors } else { header::tensors };

@@ -1,6 +1,7 @@
 //! The modules of sentence-transformers beside a checkpoint: what makes one vector of those of a text's tokens, and layers behind that.
 
-use crate::error::{Context, Error, Result};
+use crate::error::{Error, Result};
+use crate::source::json;
 use serde_json::Value;
 use std::path::{Component, Path};
 
@@ -27,7 +28,7 @@ pub fn read(folder: &Path) -> Result<Vec<Module>> {
     if !list.is_file() {
         return Ok(Vec::new());
     }
-    let json = parsed(&list)?;
+    let json = json::read(&list)?;
     let wrong = || Error::new(format!("{} is not a list of modules, with a type and a path each", list.display()));
     let mut modules = Vec::new();
     for module in json.as_array().ok_or_else(wrong)? {
@@ -42,15 +43,10 @@ pub fn read(folder: &Path) -> Result<Vec<Module>> {
             kind: kind.rsplit('.').next().unwrap_or(kind).to_owned(),
             path: path.to_owned(),
             // The first module is the checkpoint itself.
-            config: if !path.is_empty() && config.is_file() { parsed(&config)? } else { Value::Null },
+            config: if !path.is_empty() && config.is_file() { json::read(&config)? } else { Value::Null },
         });
     }
     Ok(modules)
-}
-
-fn parsed(path: &Path) -> Result<Value> {
-    let text = std::fs::read_to_string(path).context(|| format!("cannot read {}", path.display()))?;
-    serde_json::from_str(&text).context(|| format!("{} is not valid JSON", path.display()))
 }
 
 #[cfg(test)]
