@@ -39,6 +39,7 @@ use journal::{Journal, State};
 use llmq_kernels::elementwise::first_beyond;
 use plan::{Plan, Planned};
 use report::{Clock, Observer, Summary, TensorReport, Work};
+use std::collections::HashMap;
 use std::path::Path;
 use stream::{EmbeddedRows, RunNeeds, Stream};
 
@@ -150,8 +151,11 @@ fn attempt(
     };
     let tokens = windows.iter().map(Vec::len).sum();
     let (tensors, notes, statistics) = (Vec::new(), Vec::new(), Imatrix::default());
-    let mut run = Run { plan, rounding, observer, clock, writer, journal, tensors, notes, tokens, statistics };
+    let vanished = HashMap::new();
+    let mut run =
+        Run { plan, rounding, observer, clock, writer, journal, tensors, vanished, notes, tokens, statistics };
     run.all(calibration, &windows, state)?;
+    report::vanished(&run.tensors).into_iter().for_each(|note| run.note(note));
     let Run { mut clock, mut writer, tensors, notes, tokens, statistics, journal, .. } = run;
     let started = clock.start();
     let mut bytes = 0;
@@ -184,6 +188,8 @@ struct Run<'a> {
     writer: Writer,
     journal: Option<&'a mut Journal>,
     tensors: Vec<TensorReport>,
+    /// How many numbers became zeros, of tensors that are not reported yet.
+    vanished: HashMap<String, usize>,
     notes: Vec<String>,
     tokens: usize,
     statistics: Imatrix,
@@ -318,7 +324,7 @@ impl Run<'_> {
             blocks,
             complete: self.tensors.len() == self.plan.tensors.len(),
             files,
-            tensors: self.tensors.iter().map(|t| (t.error, t.method.map(str::to_owned))).collect(),
+            tensors: self.tensors.iter().map(|t| (t.error, t.method.map(str::to_owned), t.vanished)).collect(),
             notes: self.notes.clone(),
             stream: stream.save()?,
         })?;
@@ -328,9 +334,9 @@ impl Run<'_> {
 
     /// Takes over what an earlier run has written.
     fn restore(&mut self, state: &State) -> Result<()> {
-        for (tensor, (error, method)) in self.plan.tensors.iter().zip(&state.tensors) {
+        for (tensor, (error, method, vanished)) in self.plan.tensors.iter().zip(&state.tensors) {
             let method = method.as_deref().map(method::by_name).transpose()?.map(Method::name);
-            self.tensors.push(TensorReport { method, ..tensor.report(*error) });
+            self.tensors.push(TensorReport { method, vanished: *vanished, ..tensor.report(*error) });
         }
         state.notes.clone_into(&mut self.notes);
         if let Some(journal) = self.journal.as_ref().filter(|_| self.rounding.keep_statistics) {
@@ -465,6 +471,7 @@ impl Run<'_> {
             _ => convert(tensor, numbers)?,
         };
         let values = tensor.kind.decode_all(&bytes);
+        self.count_vanished(tensor, numbers, &values);
         self.clock.method += started.elapsed();
         Ok((bytes, values))
     }
@@ -490,7 +497,13 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn report(&mut self, report: TensorReport) {
+    /// Counts what became zero in a part of a tensor.
+    fn count_vanished(&mut self, tensor: &Planned, numbers: &[f32], values: &[f32]) {
+        *self.vanished.entry(tensor.spec.gguf.clone()).or_default() += format::vanished(tensor.kind, numbers, values);
+    }
+
+    fn report(&mut self, mut report: TensorReport) {
+        report.vanished = self.vanished.remove(&report.name).unwrap_or_default();
         self.observer.tensor(&report);
         self.tensors.push(report);
     }

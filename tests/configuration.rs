@@ -149,6 +149,12 @@ fn what_a_gguf_cannot_say_is_refused_by_name() {
         ("gemma", json!({ "attention_bias": true }), "attention_bias"),
         ("gemma", json!({ "tie_word_embeddings": false }), "tie_word_embeddings"),
         ("gemma2", json!({ "use_bidirectional_attention": true }), "use_bidirectional_attention"),
+        ("gemma3", json!({ "use_bidirectional_attention": true }), "use_bidirectional_attention"),
+        (
+            "gemma3",
+            json!({ "use_bidirectional_attention": true, "architectures": ["Gemma3ForConditionalGeneration"] }),
+            "use_bidirectional_attention",
+        ),
         ("gemma3", json!({ "attn_logit_softcapping": 50.0 }), "attn_logit_softcapping"),
         ("gpt2", json!({ "scale_attn_weights": false }), "scale_attn_weights"),
         ("gpt_oss", json!({ "attention_bias": false }), "attention_bias"),

@@ -225,3 +225,31 @@ fn activations_that_are_huge_or_tiny() {
         all_are_sound(&model, &["Q4_0", "Q8_0"], &LITTLE, 2.0);
     }
 }
+
+/// Weights whose codes or numbers become zeros, since F16 ends at 6e-8 and so do the scales of blocks: each is said once, for
+/// all blocks together.
+#[test]
+fn weights_that_are_too_small_for_their_type_are_said() {
+    let mut checkpoint = Shape::default().checkpoint();
+    for block in 0..2 {
+        let name = format!("model.layers.{block}.mlp.up_proj.weight");
+        checkpoint.numbers(&name).iter_mut().for_each(|x| *x *= 1e-9);
+    }
+    let (_root, model) = written(&checkpoint);
+    let count = 2 * checkpoint.numbers("model.layers.0.mlp.up_proj.weight").len();
+    for (kind, options, told) in [
+        ("F16", &["--method", "rtn"][..], true),
+        ("BF16", &["--method", "rtn"], false),
+        ("Q4_0", &["--method", "rtn"], true),
+        ("Q8_0", &LITTLE, true),
+    ] {
+        let out = folder();
+        let file = out.path().join("out.gguf");
+        let run = llmq!["quantize", &model, "-o", &file, "--type", kind, "--json"; options].ok();
+        let summary = run.summary();
+        let notes: Vec<&str> = summary["notes"].as_array().unwrap().iter().filter_map(|note| note.as_str()).collect();
+        let line = format!("blk.*.ffn_up.weight (2 tensors): {count} of {count} numbers are too small for {kind}");
+        assert_eq!(notes.iter().filter(|note| note.starts_with(&line)).count(), usize::from(told), "{notes:?}");
+        assert_eq!(notes.iter().filter(|note| note.contains("too small")).count(), usize::from(told), "{notes:?}");
+    }
+}

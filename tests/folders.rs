@@ -119,6 +119,11 @@ fn what_folders_cannot_hold_or_must_not_replace_is_refused() {
         golden::read(name).checkpoint.write(&model);
         refused(&model, options, &told);
     }
+    // Mistral's own layout, which nobody reads packed.
+    let root = folder();
+    fs::copy(tiny.join("model.safetensors"), root.path().join("consolidated.safetensors")).unwrap();
+    fs::write(root.path().join("params.json"), "{}").unwrap();
+    refused(root.path(), &["--format", "compressed-tensors"], &["Mistral's own layout", "leave out --format"]);
     fs::create_dir(&path).unwrap();
     fs::write(path.join("precious"), "").unwrap();
     let call = |force: &[&str]| llmq!["quantize", &tiny, "-o", &path, "--format", "gptq", "--method", "rtn"; force];
@@ -135,6 +140,56 @@ fn what_folders_cannot_hold_or_must_not_replace_is_refused() {
     llmq!["quantize", &path, "-o", &path, "--format", "gptq", "--force"].failed(2, &["holds the input", HINT]);
     let gguf = common::rounded(out.path(), "Q8_0");
     llmq!["quantize", &gguf, "-o", out.path().join("b"), "--format", "gptq"].failed(2, &["no checkpoint folder", HINT]);
+}
+
+/// A copy of the tiny checkpoint.
+fn copy_of_tiny(to: &Path) {
+    fs::create_dir(to).unwrap();
+    for name in names(&tiny()) {
+        fs::copy(tiny().join(&name), to.join(&name)).unwrap();
+    }
+}
+
+#[test]
+fn companions_are_copied_but_for_those_that_describe_other_weights() {
+    let out = folder();
+    let [model, made] = ["model", "made"].map(|name| out.path().join(name));
+    copy_of_tiny(&model);
+    for name in ["params.json", "adapter_config.json", "merges.txt", "notes.md"] {
+        fs::write(model.join(name), "{}").unwrap();
+    }
+    // A number that JSON does not have, as Python writes it.
+    let text = fs::read_to_string(model.join("config.json")).unwrap();
+    fs::write(model.join("config.json"), text.replacen('{', r#"{"bound": [0.0, Infinity],"#, 1)).unwrap();
+    llmq!["quantize", &model, "-o", &made, "--format", "gptq", "--method", "rtn"].ok();
+    let own = ["config.json", "merges.txt", "model.safetensors", "quantize_config.json"];
+    let mut wanted: Vec<&str> = COMPANIONS.into_iter().chain(own).collect();
+    wanted.sort_unstable();
+    assert_eq!(names(&made), wanted);
+    let text = fs::read_to_string(made.join("config.json")).unwrap();
+    assert!(text.contains("    Infinity\n") && !text.contains("__float__"), "{text}");
+}
+
+#[cfg(unix)]
+#[test]
+fn what_a_link_leads_to_outside_of_the_folder_is_not_copied() {
+    use std::os::unix::fs::symlink;
+    let out = folder();
+    let model = out.path().join("model");
+    copy_of_tiny(&model);
+    let secret = out.path().join("secret");
+    fs::write(&secret, "{}").unwrap();
+    symlink(&secret, model.join("extra.json")).unwrap();
+    let made = out.path().join("made");
+    let run = llmq!["quantize", &model, "-o", &made, "--format", "awq", "--method", "rtn"];
+    run.failed(1, &["extra.json is a link to", "outside of its folder", HINT]);
+    assert_eq!(names(out.path()), ["model", "secret"], "it is refused before the run");
+    // A GGUF takes nothing of it.
+    llmq!["quantize", &model, "-o", out.path().join("m.gguf"), "--method", "rtn", "--type", "Q4_0"].ok();
+    fs::remove_file(model.join("extra.json")).unwrap();
+    symlink("tokenizer.json", model.join("extra.json")).unwrap();
+    llmq!["quantize", &model, "-o", &made, "--format", "awq", "--method", "rtn"].ok();
+    assert!(!fs::symlink_metadata(made.join("extra.json")).unwrap().is_symlink());
 }
 
 #[cfg(unix)]

@@ -259,3 +259,49 @@ fn what_makes_no_sense_is_refused() {
         llmq!["plan", tiny(), option, value].failed(2, &[option]);
     }
 }
+
+/// What is said of a folder is said before the run, too: a stale index, keys that are missing, a matrix that is not tied after
+/// all, two templates, a window that llama.cpp does not have, rows that do not divide into blocks.
+#[test]
+fn a_plan_and_a_dry_run_say_what_a_run_says() {
+    let root = folder();
+    let [model, file] = ["model", "out.gguf"].map(|name| root.path().join(name));
+    let mut checkpoint = Shape { tied: false, ..Shape::default() }.checkpoint();
+    let config = checkpoint.config.as_object_mut().unwrap();
+    config.extend([
+        ("tie_word_embeddings".into(), true.into()),
+        ("model_type".into(), "mistral".into()),
+        ("sliding_window".into(), 16.into()),
+    ]);
+    config.remove("rms_norm_eps");
+    checkpoint.write(&model);
+    fs::write(model.join("model.safetensors.index.json"), r#"{"weight_map": {"a": "gone.safetensors"}}"#).unwrap();
+    fs::write(model.join("tokenizer_config.json"), r#"{"chat_template": "a"}"#).unwrap();
+    fs::write(model.join("chat_template.jinja"), "b").unwrap();
+    let options = ["--type", "Q4_K_M", "--method", "rtn"];
+    let of = |run: Run| run.summary()["notes"].clone();
+    let dry = of(llmq!["quantize", &model, "--dry-run", "--json", "-o", &file; options].ok());
+    let run = llmq!["quantize", &model, "--json", "-o", &file; options].ok();
+    let while_it_runs: Vec<Value> = run.lines("note").into_iter().map(|line| line["text"].clone()).collect();
+    let said = of(run);
+    for part in ["model.safetensors.index.json", "rms_norm_eps", "lm_head.weight", "chat_template.jinja", "window"] {
+        assert!(said.as_array().unwrap().iter().any(|note| note.as_str().unwrap().contains(part)), "{part}: {said}");
+    }
+    assert_eq!(dry, said);
+    assert_eq!(of(plan(&model, &options)), said);
+    assert_eq!(Value::Array(while_it_runs), said);
+    let lines = |text: &str| -> Vec<String> {
+        let told = said.as_array().unwrap().iter().map(|note| note.as_str().unwrap());
+        let divided = text.lines().filter_map(|line| line.strip_prefix("note: ").or(Some(line)));
+        let divided = divided.filter(|line| line.contains("do not divide into blocks")).map(str::to_owned);
+        assert!(told.clone().all(|note| text.contains(note)), "{text}");
+        // A run says them as it begins, and again when it is done.
+        let mut once: Vec<String> = Vec::new();
+        divided.for_each(|line| once.extend((!once.contains(&line)).then_some(line)));
+        once
+    };
+    let shown = lines(&llmq!["quantize", &model, "-o", &file, "--force"; options].ok().stderr);
+    assert!(!shown.is_empty());
+    assert_eq!(lines(&llmq!["quantize", &model, "--dry-run", "-o", &file, "--force"; options].ok().stderr), shown);
+    assert_eq!(lines(&llmq!["plan", &model; options].ok().stdout), shown);
+}

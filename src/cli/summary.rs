@@ -36,6 +36,7 @@ pub fn tensor_json(report: &TensorReport) -> serde_json::Value {
         "bytes": report.bytes,
         "relative_error": report.error,
         "method": report.method,
+        "vanished": report.vanished,
     })
 }
 

@@ -240,9 +240,19 @@ pub fn convert(to: Type, x: &[::core::primitive::f32]) -> Result<Vec<u8>> {
     Ok(out)
 }
 
-/// How many numbers that are not zero a type has made zeros of, because its smallest number is larger. `x`, `decoded`: `[n]`.
-pub fn vanished(x: &[::core::primitive::f32], decoded: &[::core::primitive::f32]) -> usize {
-    x.iter().zip(decoded).filter(|(x, decoded)| **x != 0.0 && **decoded == 0.0).count()
+/// How many numbers that are not zero a type has made zeros of because its smallest number, or the smallest scale of its blocks, is
+/// larger: those of blocks of which nothing is left. Zeros among other codes are only rounded. `x`, `decoded`: `[n]`.
+pub fn vanished(kind: Type, x: &[::core::primitive::f32], decoded: &[::core::primitive::f32]) -> usize {
+    let lost = |(x, decoded): (&[::core::primitive::f32], &[::core::primitive::f32])| match decoded {
+        [] => 0,
+        decoded if decoded.iter().any(|decoded| *decoded != 0.0) => 0,
+        _ => x.iter().filter(|x| **x != 0.0).count(),
+    };
+    let width = kind.width();
+    x.par_chunks(width << 10)
+        .zip(decoded.par_chunks(width << 10))
+        .map(|(x, decoded)| x.chunks(width).zip(decoded.chunks(width)).map(lost).sum::<usize>())
+        .sum()
 }
 
 #[cfg(test)]

@@ -99,8 +99,15 @@ fn numbers_by_themselves() {
     assert_eq!(convert(by_name("BF16").unwrap(), &[even, up]).unwrap(), [0x80, 0x3f, 0x82, 0x3f]);
     for (kind, count) in [("F16", 2), ("BF16", 0), ("F32", 0)] {
         let (kind, x) = (by_name(kind).unwrap(), [1.0, 0.0, 1e-9, -0.0, -1e-20, 1e-7]);
-        assert_eq!(vanished(&x, &kind.decode_all(&convert(kind, &x).unwrap())), count, "{kind:?}");
+        assert_eq!(vanished(kind, &x, &kind.decode_all(&convert(kind, &x).unwrap())), count, "{kind:?}");
     }
+    // One block that is left, with zeros among its codes, and one of which nothing is.
+    let (kind, mut x) = (by_name("Q8_0").unwrap(), [1e-20; 64]);
+    x[..2].copy_from_slice(&[1.0, 0.0]);
+    x[40] = 0.0;
+    let mut decoded = [0.0; 64];
+    decoded[0] = 1.0;
+    assert_eq!(vanished(kind, &x, &decoded), 31);
     let error = convert(by_name("F16").unwrap(), &[1.0, 1e6]).unwrap_err();
     assert!(error.to_string().contains("element 1 is 1000000"), "{error}");
 }

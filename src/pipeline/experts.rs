@@ -290,6 +290,9 @@ impl Run<'_> {
         let solution = self.rounding.method.quantize(&site, &self.rounding.options)?;
         for ((w, grid, at), solved) in rounded.iter().zip(solution.layers) {
             let values = solved.rounded.values(*grid);
+            if let Some((tensor, _)) = layers.iter().find(|(_, own)| own == at) {
+                self.count_vanished(tensor, w, &values);
+            }
             made[*at].errors.push(method::relative(method::output_error(w, &values, columns, seen)));
             made[*at].bytes.extend(solved.rounded.store(*grid));
             made[*at].method = Some(solved.method);

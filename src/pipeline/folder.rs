@@ -13,13 +13,17 @@ use crate::interrupt;
 use crate::model::mapping::{Change, Pick};
 use crate::model::{Kind, TensorRole, TensorSpec};
 use crate::source::checkpoint::Checkpoint;
+use crate::source::folder::ADAPTER;
 use crate::source::gguf::{Gguf, TypeLayout};
+use crate::source::json;
+use crate::source::links::stays_inside;
+use crate::source::mistral;
 use crate::writer::atomic::AtomicFolder;
 use crate::writer::packing::{Described, Matrix, Packing};
 use crate::writer::safetensors::{SafetensorsWriter, TensorPlan, split};
 use rayon::prelude::*;
 use safetensors::tensor::Dtype;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, json};
 use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, File};
@@ -41,6 +45,23 @@ pub const MOST: u64 = 5_000_000_000;
 /// Whether a matrix is a layer whose codes a folder holds; others stay what they are.
 pub fn is_layer(spec: &TensorSpec) -> bool {
     matches!(spec.role, TensorRole::Block(_, Kind::Weight)) && (spec.site().is_some() || spec.is_of_experts())
+}
+
+/// Checks that a folder can be made of a checkpoint's, as far as this can be seen before the run.
+///
+/// # Errors
+/// It is in Mistral's own layout, or holds a link that leads out of it.
+pub fn check_folder(folder: &Path) -> Result<()> {
+    if mistral::is_native(folder) {
+        return Err(Error::usage(format!(
+            "{} is in Mistral's own layout ({}), of which --format makes no folder: transformers and vLLM read packed layers \
+             under transformers' names",
+            folder.display(),
+            mistral::PARAMS
+        ))
+        .hint("write a GGUF instead: leave out --format; or start from the folder with config.json of the same model"));
+    }
+    companions(folder).map(|_| ())
 }
 
 /// Checks that a folder can hold a layer of a checkpoint in a type's codes.
@@ -211,30 +232,44 @@ impl Folder {
         let kept: Vec<String> = plan.tensors.iter().filter(is_kept).filter_map(|t| stem(&t.spec.source)).collect();
         let description = self.packing.description(&Described { content, kept: &kept, packed: &packed });
         let path = source.folder().join("config.json");
-        let text = fs::read_to_string(&path).context(|| format!("cannot read {}", path.display()))?;
-        let mut config: Value = serde_json::from_str(&text).context(|| format!("cannot read {}", path.display()))?;
+        let mut config = json::read(&path)?;
         config["quantization_config"] = description.clone();
         write_json(&folder.join("config.json"), &config)?;
         if let Some(name) = self.packing.own_file() {
             write_json(&folder.join(name), &description)?;
         }
-        let what = || format!("cannot copy what {} says of itself", source.folder().display());
-        for entry in fs::read_dir(source.folder()).context(what)? {
-            let from = entry.context(what)?.path();
-            let name = from.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            if from.is_file() && is_companion(&name) {
-                let to = folder.join(&name);
-                let copy = || fs::copy(&from, &to).and_then(|_| File::open(&to)?.sync_all());
-                copy().context(|| format!("cannot copy {}", from.display()))?;
-            }
+        for (from, name) in companions(source.folder())? {
+            let to = folder.join(&name);
+            let copy = || fs::copy(&from, &to).and_then(|_| File::open(&to)?.sync_all());
+            copy().context(|| format!("cannot copy {}", from.display()))?;
         }
         Ok(())
     }
 }
 
+/// The files of a checkpoint's folder that are copied, with their names.
+///
+/// # Errors
+/// It cannot be listed, or one of them is a link that leads out of it.
+fn companions(folder: &Path) -> Result<Vec<(PathBuf, String)>> {
+    let what = || format!("cannot copy what {} says of itself", folder.display());
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).context(what)? {
+        let from = entry.context(what)?.path();
+        let name = from.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if from.is_file() && is_companion(&name) {
+            stays_inside(folder, &from)?;
+            found.push((from, name));
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
 /// Files that belong to a checkpoint and neither hold nor describe weights: tokenizers, templates, code, licences.
 fn is_companion(name: &str) -> bool {
-    const OWN: [&str; 3] = ["config.json", "quantize_config.json", "quant_config.json"];
+    // Beside packed weights, readers would follow a description of an adapter, or of the same model in another layout.
+    const OWN: [&str; 5] = ["config.json", "quantize_config.json", "quant_config.json", ADAPTER, mistral::PARAMS];
     let ending = name.rsplit_once('.').map_or("", |(_, ending)| ending);
     let known = ["json", "jinja", "model", "txt", "tiktoken", "py"].contains(&ending);
     (known || ["LICENSE", "NOTICE"].iter().any(|prefix| name.starts_with(prefix)))
@@ -242,10 +277,9 @@ fn is_companion(name: &str) -> bool {
         && !OWN.contains(&name)
 }
 
-fn write_json(path: &Path, value: &Value) -> Result<()> {
+fn write_json(path: &Path, value: &serde_json::Value) -> Result<()> {
     let mut file = crate::writer::atomic::AtomicFile::create(path)?;
-    file.write(&serde_json::to_vec_pretty(value).context(|| format!("cannot write {}", path.display()))?)?;
-    file.write(b"\n")?;
+    file.write(json::text(value).as_bytes())?;
     file.commit()
 }
 

@@ -31,8 +31,8 @@ pub struct State {
     pub complete: bool,
     /// How far each file is.
     pub files: Vec<Saved>,
-    /// The error and the method of each tensor that has been written.
-    pub tensors: Vec<(Option<f64>, Option<String>)>,
+    /// The error and the method of each tensor that has been written, and how many of its numbers vanished.
+    pub tensors: Vec<(Option<f64>, Option<String>, usize)>,
     /// What went other than planned.
     pub notes: Vec<String>,
     /// The stream behind these blocks.
@@ -282,7 +282,7 @@ mod tests {
             blocks,
             complete: false,
             files: vec![Saved { tensors: 3, hash: "aa".into() }],
-            tensors: vec![(Some(0.1), Some("gptq".into())), (None, None)],
+            tensors: vec![(Some(0.1), Some("gptq".into()), 0), (None, None, 7)],
             notes: vec!["a note".into()],
             stream: Place { path: folder.join("stream-0"), hashes: vec!["bb".into()], kept: 0 },
         }

@@ -117,6 +117,9 @@ impl Plan {
     }
 
     fn of_folder(folder: &Path, mut request: Request) -> Result<Plan> {
+        if request.folders.is_some() {
+            folder::check_folder(folder)?;
+        }
         let config = Config::open(&folder.join("config.json"))
             .context(|| format!("{} is not a checkpoint folder", folder.display()))?;
         let source = Checkpoint::open(folder)?;

@@ -50,6 +50,48 @@ pub struct TensorReport {
     pub error: Option<f64>,
     /// Which method its codes are of, where a calibrated one chose them.
     pub method: Option<&'static str>,
+    /// How many of its numbers are too small for its type, and became zeros.
+    pub vanished: usize,
+}
+
+/// The share of a tensor's numbers from which on it matters that they became zeros: many a checkpoint has a few that are next
+/// to nothing.
+const MANY: usize = 100;
+
+/// A sentence for each kind of tensor of whose numbers many became zeros, as `blk.*.ffn_up.weight (30 tensors): …`.
+pub fn vanished(tensors: &[TensorReport]) -> Vec<String> {
+    let mut kinds: Vec<(String, &str, [usize; 3])> = Vec::new();
+    for tensor in tensors {
+        let count: usize = tensor.shape.iter().product();
+        if tensor.vanished == 0 || tensor.vanished < count / MANY {
+            continue;
+        }
+        let (pattern, kind) = (pattern(&tensor.name), tensor.kind.name());
+        let at = kinds.iter().position(|(own, type_of_own, _)| *own == pattern && *type_of_own == kind);
+        let at = at.unwrap_or_else(|| {
+            kinds.push((pattern, kind, [0; 3]));
+            kinds.len() - 1
+        });
+        for (sum, n) in kinds[at].2.iter_mut().zip([1, tensor.vanished, count]) {
+            *sum += n;
+        }
+    }
+    let line = |(pattern, kind, [tensors, vanished, count]): &(String, &str, [usize; 3])| {
+        let tensors = if *tensors > 1 { format!(" ({tensors} tensors)") } else { String::new() };
+        format!(
+            "{pattern}{tensors}: {vanished} of {count} numbers are too small for {kind} and became zero; BF16 holds them"
+        )
+    };
+    kinds.iter().map(line).collect()
+}
+
+/// A name with `*` for the number of its block.
+pub fn pattern(name: &str) -> String {
+    let is_number = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
+    match name.strip_prefix("blk.").and_then(|rest| rest.split_once('.')) {
+        Some((number, rest)) if is_number(number) => format!("blk.*.{rest}"),
+        _ => name.to_owned(),
+    }
 }
 
 /// What a run has done.
@@ -139,4 +181,35 @@ fn status(key: &str) -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|l| l.strip_prefix(key))?;
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::by_name;
+
+    #[test]
+    fn what_vanished_is_told_by_kind_and_a_few_numbers_are_not_worth_a_word() {
+        let report = |name: &str, vanished: usize| TensorReport {
+            name: name.into(),
+            shape: vec![10, 100],
+            from: "F32".into(),
+            kind: by_name("F16").unwrap(),
+            instead_of: None,
+            fallback_cost: None,
+            bytes: 0,
+            error: None,
+            method: None,
+            vanished,
+        };
+        let mut tensors = vec![report("token_embd.weight", 9), report("output.weight", 10)];
+        tensors.extend((0..30).map(|i| report(&format!("blk.{i}.ffn_up.weight"), if i < 2 { 1000 } else { 0 })));
+        let told = "numbers are too small for F16 and became zero; BF16 holds them";
+        let wanted = [
+            format!("output.weight: 10 of 1000 {told}"),
+            format!("blk.*.ffn_up.weight (2 tensors): 2000 of 2000 {told}"),
+        ];
+        assert_eq!(vanished(&tensors), wanted);
+        assert_eq!(pattern("blk.x.ffn_down.weight"), "blk.x.ffn_down.weight");
+    }
 }

@@ -62,6 +62,29 @@ pub fn number(value: &Value) -> Option<f64> {
     }
 }
 
+/// The text of a value with Python's words in it, as every version of transformers reads them.
+///
+/// # Panics
+/// Never: keys are strings.
+pub fn text(value: &Value) -> String {
+    let text = serde_json::to_string_pretty(&with_marks(value)).expect("keys are strings");
+    WORDS.iter().fold(text, |text, word| text.replace(&format!("\"{MARK}{word}\""), word)) + "\n"
+}
+
+/// A character that no file has a use for.
+const MARK: char = '\u{10ffff}';
+
+fn with_marks(value: &Value) -> Value {
+    match value {
+        Value::Object(map) => match (number(value), map.get(FLOAT)) {
+            (Some(_), Some(Value::String(word))) => format!("{MARK}{word}").into(),
+            _ => Value::Object(map.iter().map(|(key, value)| (key.clone(), with_marks(value))).collect()),
+        },
+        Value::Array(list) => list.iter().map(with_marks).collect(),
+        _ => value.clone(),
+    }
+}
+
 /// The text with Python's words replaced, where there are any outside of strings.
 fn with_words_encoded(bytes: &[u8]) -> Cow<'_, [u8]> {
     let mut out = Vec::new();
@@ -108,6 +131,25 @@ mod tests {
         assert_eq!(parsed(r#"{"a": {"__float__": "Infinity"}}"#).unwrap()["a"], value["a"][1]);
         assert_eq!(number(&json!(1.5)), Some(1.5));
         assert_eq!(number(&json!({ FLOAT: "1" })), None);
+    }
+
+    #[test]
+    fn what_is_written_has_pythons_words_again() {
+        let written =
+            text(&parsed(r#"{"limit": [0.0, Infinity], "name": "Infinity", "low": -Infinity, "n": 1}"#).unwrap());
+        let lines: Vec<&str> = written.lines().map(str::trim).collect();
+        let wanted = [
+            "{",
+            "\"limit\": [",
+            "0.0,",
+            "Infinity",
+            "],",
+            "\"name\": \"Infinity\",",
+            "\"low\": -Infinity,",
+            "\"n\": 1",
+            "}",
+        ];
+        assert_eq!(lines, wanted);
     }
 
     #[test]

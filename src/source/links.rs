@@ -1,12 +1,14 @@
 //! Links in a checkpoint folder that lead out of it.
 //!
 //! Reading through them is the user's own business: the hub's cache consists of links, and people link files to save space. But
-//! what is copied into a new folder is likely to be published, and an archive or a git repository can hold a link to anything.
+//! what is copied into a new folder, or word for word into a GGUF, is likely to be published, and an archive or a git repository can
+//! hold a link to anything.
 
 use crate::error::{Context, Error, Result};
 use std::path::Path;
 
-/// Refuses a file of `folder` that is really somewhere else. The blobs of the hub's cache, beside the folder's commit, count as inside.
+/// Refuses a file of `folder` that is really somewhere else. The blobs of the hub's cache, beside the folder's commit, count as
+/// inside; where `config.json` is itself a link, so does the folder that it leads to, since people link whole checkpoints file by file.
 ///
 /// # Errors
 /// It is outside, or not there.
@@ -16,7 +18,9 @@ pub fn stays_inside(folder: &Path, file: &Path) -> Result<()> {
     // models--ORG--NAME/snapshots/COMMIT, with models--ORG--NAME/blobs.
     let snapshots = root.parent().filter(|parent| parent.ends_with("snapshots"));
     let blobs = snapshots.and_then(Path::parent).map(|repository| repository.join("blobs"));
-    if target.starts_with(&root) || blobs.is_some_and(|blobs| target.starts_with(blobs)) {
+    let config = folder.join("config.json").canonicalize().ok();
+    let beside = config.as_deref().and_then(Path::parent).is_some_and(|place| target.parent() == Some(place));
+    if target.starts_with(&root) || blobs.is_some_and(|blobs| target.starts_with(blobs)) || beside {
         return Ok(());
     }
     let (file, target) = (file.display(), target.display());
@@ -53,5 +57,10 @@ mod tests {
             assert!(error.to_string().contains("outside of its folder") && error.hint_text().is_some(), "{error}");
         }
         assert!(inside("missing").unwrap_err().to_string().contains("cannot read"));
+        // A checkpoint whose every file is a link into one other folder.
+        symlink("../../../config.json", commit.join("config.json")).unwrap();
+        put("config.json");
+        inside("c").unwrap();
+        inside("d").unwrap_err();
     }
 }

@@ -2,7 +2,7 @@
 
 pub mod checkpoint;
 pub mod config;
-mod folder;
+pub mod folder;
 pub mod gguf;
 pub mod hub;
 pub mod imatrix;

@@ -11,6 +11,7 @@ use super::{Summary, TensorReport};
 use crate::error::{Context, Error, Result};
 use crate::source::checkpoint::Checkpoint;
 use crate::source::config::Config;
+use crate::source::json;
 use crate::writer::atomic::{AtomicFolder, check_folder};
 use crate::writer::safetensors::{SafetensorsWriter, TensorPlan};
 use crate::{format, interrupt};
@@ -152,10 +153,7 @@ impl Plan {
             }
             summary.bytes += writer.finish()?;
         }
-        let write = |name: &str, json: &Value| {
-            let text = serde_json::to_string_pretty(json)? + "\n";
-            fs::write(folder.file(name), text).map_err(Box::<dyn std::error::Error + Send + Sync>::from)
-        };
+        let write = |name: &str, json: &Value| fs::write(folder.file(name), json::text(json));
         let cannot = |name: &str| format!("cannot write {}", output.join(name).display());
         if self.shards > 1 {
             write(INDEX, &self.index()).context(|| cannot(INDEX))?;

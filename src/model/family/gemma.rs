@@ -224,10 +224,15 @@ impl Architecture for Gemma3 {
     }
 
     fn read(&'static self, config: &Config) -> Result<Model> {
-        if config.flag("use_bidirectional_attention")? {
-            return EmbeddingGemma.read(config);
+        if !config.flag("use_bidirectional_attention")? {
+            return Ok(read_3(self, config, LARGE_3)?.build(self));
         }
-        Ok(read_3(self, config, LARGE_3)?.build(self))
+        // llama.cpp has it where states make a vector, and not where they make words.
+        if makes_words(config) {
+            let what = "use_bidirectional_attention is not supported in a model that writes text";
+            return Err(config::refused(config, what));
+        }
+        EmbeddingGemma.read(config)
     }
 
     fn read_gguf(&'static self, keys: &Keys, model: Decoder) -> Result<Model> {
@@ -245,6 +250,14 @@ impl Architecture for Gemma3 {
     fn norm_mapping(&self) -> TensorMapping {
         Change::PlusOne.into()
     }
+}
+
+/// Whether the class of a configuration has an output matrix: that of the text alone has none.
+fn makes_words(config: &Config) -> bool {
+    let classes = config.json()["architectures"].as_array().into_iter().flatten();
+    let mut names = classes.filter_map(serde_json::Value::as_str);
+    config.name() == "text_config"
+        || names.any(|name| name.contains("ForCausalLM") || name.contains("ForConditionalGeneration"))
 }
 
 /// What configurations of Gemma 3 have in common. `large`: how many blocks the model has whose scores have another scale.

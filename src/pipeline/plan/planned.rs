@@ -102,6 +102,7 @@ impl Planned {
             bytes: self.bytes(),
             error,
             method: None,
+            vanished: 0,
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The modules of sentence-transformers beside a checkpoint: what makes one vector of those of a text's tokens, and layers behind that.
 
-use crate::error::{Context, Error, Result};
+use crate::error::{Error, Result};
+use crate::source::json;
 use serde_json::Value;
 use std::path::{Component, Path};
 
@@ -32,7 +33,7 @@ pub fn read(folder: &Path) -> Result<Vec<Module>> {
     if !list.is_file() {
         return Ok(Vec::new());
     }
-    let json = parsed(&list)?;
+    let json = json::read(&list)?;
     let wrong = || Error::new(format!("{} is not a list of modules", list.display()));
     let mut modules = Vec::new();
     for module in json.as_array().ok_or_else(wrong)? {
@@ -45,19 +46,13 @@ pub fn read(folder: &Path) -> Result<Vec<Module>> {
             kind: kind.rsplit('.').next().unwrap_or(kind).to_owned(),
             path: path.to_owned(),
             // The first module is the checkpoint itself.
-            config: if !path.is_empty() && is_inside(path) && config.is_file() {
-                parsed(&config)?
-            } else {
-                Value::Null
+            config: match !path.is_empty() && is_inside(path) && config.is_file() {
+                true => json::read(&config)?,
+                false => Value::Null,
             },
         });
     }
     Ok(modules)
-}
-
-fn parsed(path: &Path) -> Result<Value> {
-    let text = std::fs::read_to_string(path).context(|| format!("cannot read {}", path.display()))?;
-    serde_json::from_str(&text).context(|| format!("{} is not valid JSON", path.display()))
 }
 
 #[cfg(test)]

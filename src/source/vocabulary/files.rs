@@ -15,7 +15,7 @@ use super::{
 };
 use crate::error::{Context, Error, Result};
 use crate::source::value::quoted;
-use crate::source::{lfs, pre_tokenizer};
+use crate::source::{json, lfs, pre_tokenizer};
 
 /// How much of a token's text an error shows.
 pub(super) const SHOWN: usize = 48;
@@ -315,11 +315,7 @@ pub(super) fn too_large(path: &Path) -> Error {
 /// The content of a JSON file, `null` when there is none.
 pub(in crate::source) fn read_json(path: &Path) -> Result<Value> {
     let Some(text) = read_text(path)? else { return Ok(Value::Null) };
-    serde_json::from_str(&text).map_err(|error| {
-        Error::new(format!("{}, line {}, column {}: not valid JSON", path.display(), error.line(), error.column()))
-            .because(error)
-            .hint("the download may be incomplete; fetch the file again")
-    })
+    json::parse(path, text.as_bytes())
 }
 
 #[cfg(test)]

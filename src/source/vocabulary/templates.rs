@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::files::{read_json, read_text};
 use crate::error::{Context, Result};
+use crate::source::links::stays_inside;
 
 /// The chat templates of a checkpoint.
 #[derive(Debug, Default, PartialEq)]
@@ -20,7 +21,7 @@ pub(super) struct Templates {
 /// Files of their own count more than `tokenizer_config.json`, as in transformers.
 pub(super) fn read(folder: &Path, tokenizer_config: &Value) -> Result<Templates> {
     let inline = sort_templates(&tokenizer_config["chat_template"]);
-    let Some(default) = read_text(&folder.join("chat_template.jinja"))? else {
+    let Some(default) = read_own(folder, &folder.join("chat_template.jinja"))? else {
         if inline.default.is_some() || !inline.named.is_empty() {
             return Ok(inline);
         }
@@ -40,7 +41,7 @@ pub(super) fn read(folder: &Path, tokenizer_config: &Value) -> Result<Templates>
                 .file_stem()
                 .and_then(|stem| stem.to_str())
                 .filter(|_| path.extension().is_some_and(|it| it == "jinja"));
-            if let (Some(stem), Some(text)) = (stem, read_text(&path)?) {
+            if let (Some(stem), Some(text)) = (stem, read_own(folder, &path)?) {
                 named.push((key_name(stem), text));
             }
         }
@@ -48,6 +49,15 @@ pub(super) fn read(folder: &Path, tokenizer_config: &Value) -> Result<Templates>
         named.dedup_by(|a, b| a.0 == b.0);
     }
     Ok(Templates { default: Some(default), named, note })
+}
+
+/// The text of a file, which becomes a part of the GGUF word for word.
+fn read_own(folder: &Path, path: &Path) -> Result<Option<String>> {
+    let text = read_text(path)?;
+    if text.is_some() {
+        stays_inside(folder, path)?;
+    }
+    Ok(text)
 }
 
 /// One template, or a list of `{name, template}` of which the one called "default" is the default.

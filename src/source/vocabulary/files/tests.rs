@@ -368,3 +368,32 @@ fn chat_templates_come_from_files_of_their_own_first() {
     assert!(notes(json!({"chat_template": "inline"}))[0].contains("another chat template than chat_template.jinja"));
     assert_eq!(notes(json!({"chat_template": "jinja"})), [""; 0]);
 }
+
+#[cfg(unix)]
+#[test]
+fn a_template_that_is_a_link_out_of_the_folder_is_refused() {
+    use std::os::unix::fs::symlink;
+    let outside = tempfile::NamedTempFile::new().unwrap();
+    fs::write(outside.path(), "what nobody should publish").unwrap();
+    for name in ["chat_template.jinja", "additional_chat_templates/rag.jinja"] {
+        let own = ("chat_template.jinja", "own".into());
+        let folder = folder(&[("tokenizer.json", tokenizer()), own, ("additional_chat_templates/a.jinja", "a".into())]);
+        let read = || Vocabulary::from_files(folder.path(), 12, &json!({}), None);
+        assert_eq!(read().unwrap().chat_template.as_deref(), Some("own"));
+        fs::remove_file(folder.path().join(name)).ok();
+        symlink(outside.path(), folder.path().join(name)).unwrap();
+        let error = read().unwrap_err().chain().join(": ");
+        assert!(error.contains(&format!("{name} is a link to")), "{error}");
+    }
+}
+
+#[test]
+fn files_that_only_python_reads_are_read() {
+    let files = [
+        ("tokenizer.json", tokenizer()),
+        ("tokenizer_config.json", "\u{feff}{\"model_max_length\": Infinity, \"bos_token\": \"<s>\"}".into()),
+        ("generation_config.json", "{\"penalty\": -Infinity, \"pad_token_id\": 2}".into()),
+    ];
+    let found = read(&files, 12, json!({})).unwrap();
+    assert_eq!((found.special("bos"), found.special("pad")), (Some(5), Some(2)));
+}
