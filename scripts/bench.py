@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """How fast llmq is against the others, and in how much memory, side by side on this machine.
 
-  scripts/bench.py [--only products,eval,rtn,gptq,memory,seven] [--model DIR] [--calib FILE]
+  scripts/bench.py [--only products,eval,rtn,gptq,memory,seven,eight] [--model DIR] [--calib FILE]
                    [--text FILE] [--blocks N] [--long] [--out FILE]
 
 Writes a table, by default eval/results/bench.md. Each pair is timed in turns, each figure is the best of three runs. What a
@@ -12,6 +12,8 @@ comparison needs and this machine lacks is named in the table instead of a figur
   rtn       LLAMA_QUANTIZE: llama.cpp's quantizer, from a 16-bit GGUF that llmq has made (its own converter is not counted)
   gptq      LLAMA_IMATRIX and LLAMA_QUANTIZE
   memory    scripts/setup-consumers.sh (numpy): peak memory against the number of blocks
+  eight     the same, LLAMA_IMATRIX and LLAMA_QUANTIZE: llmq's default on one block of 2048 / 8192, and with --long of 4096 / 14336,
+            with outliers; --windows x 512 tokens
   seven     the same: --blocks of a 7B model, 4096 / 11008; 8 x 512 tokens, and with --long 128 x 2048
 
 --model is by default the embedded checkpoint, which is too small to say much. Needs `cargo build --release`.
@@ -20,7 +22,7 @@ import argparse, json, os, re, shlex, subprocess, sys, tempfile, time
 from machine import CORES, LLMQ, ROOT, header
 
 PYTHON = os.path.join(ROOT, ".consumers", "python", "bin", "python")
-SECTIONS = ["products", "eval", "rtn", "gptq", "memory", "seven"]
+SECTIONS = ["products", "eval", "rtn", "gptq", "memory", "seven", "eight"]
 
 
 def run(command):
@@ -210,6 +212,35 @@ def seven(a, work):
     return lines
 
 
+def busy(command):
+    """Processor seconds of a command, which other work on the machine lengthens less than its wall time."""
+    before = os.times()
+    run(command)
+    after = os.times()
+    return after.children_user + after.children_system - before.children_user - before.children_system
+
+
+def eight(a, work):
+    """The default run on one large block, against llama.cpp's imatrix and quantizer on the same file and as many tokens."""
+    imatrix, quantize = os.environ.get("LLAMA_IMATRIX"), os.environ.get("LLAMA_QUANTIZE")
+    model, source, matrix, out = (os.path.join(work, name) for name in ("eight", "f16.gguf", "imatrix.gguf", "out.gguf"))
+    lines = []
+    for hidden, ffn, heads, kv in [(2048, 8192, 16, 4), (4096, 14336, 32, 8)][: 1 + a.long]:
+        shape = ["--blocks", "1", "--hidden", str(hidden), "--ffn", str(ffn), "--heads", str(heads), "--kv-heads", str(kv), "--vocab", "2048"]
+        run([PYTHON, os.path.join(ROOT, "scripts", "random_checkpoint.py"), model, *shape, "--outliers"])
+        theirs = None
+        if imatrix and quantize and a.text:
+            run([LLMQ, "quantize", model, "--type", "F16", "--method", "rtn", "-o", source, "--force"])
+            theirs = busy([imatrix, "-m", source, "-f", a.text, "-o", matrix, "-c", "512", "--chunks", str(a.windows), "-t", str(CORES), "-ngl", "0"])
+            theirs += busy([quantize, "--imatrix", matrix, source, out, "Q4_K_M", str(CORES)])
+        for how, target in [([], "≤ 2.0"), (["--effort", "fast"], "≤ 1.3")]:
+            ours = busy([LLMQ, "quantize", model, "--type", "Q4_K_M", "--samples", str(a.windows), "--seq-len", "512", *how,
+                         "-o", out, "--force"])
+            what = f"one block of {hidden} / {ffn}, Q4_K_M, {a.windows} x 512, {' '.join(how) or 'default'}, processor seconds"
+            lines.append(row(what, target, ours, theirs, "s", theirs and ours / theirs))
+    return lines
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--only", type=lambda text: text.split(","), default=SECTIONS)
@@ -217,7 +248,8 @@ def main():
     p.add_argument("--calib", help="calibration text [default: the one that is built in]")
     p.add_argument("--text", help="text to read [default: the one that is built in]")
     p.add_argument("--blocks", type=int, default=2, help="of seven; the whole model has 32")
-    p.add_argument("--long", action="store_true", help="seven: with 128 x 2048 tokens, too")
+    p.add_argument("--windows", type=int, default=16, help="of eight")
+    p.add_argument("--long", action="store_true", help="seven: with 128 x 2048 tokens, too; eight: the larger block, too")
     p.add_argument("--out", default=os.path.join(ROOT, "eval", "results", "bench.md"))
     a = p.parse_args()
     if not os.path.exists(LLMQ):
@@ -231,7 +263,8 @@ def main():
     with tempfile.TemporaryDirectory() as work:
         for name in a.only:
             of = dict(products=lambda: products(a), eval=lambda: evaluation(a, work), rtn=lambda: rtn(a, work),
-                      gptq=lambda: gptq(a, work), memory=lambda: memory(a, work), seven=lambda: seven(a, work))[name]
+                      gptq=lambda: gptq(a, work), memory=lambda: memory(a, work), seven=lambda: seven(a, work),
+                      eight=lambda: eight(a, work))[name]
             for line in of():
                 print(line, flush=True)
                 lines.append(line)

@@ -2,9 +2,10 @@
 """Makes a Llama-shaped checkpoint of random BF16 weights, of any size, for benchmarks: nothing of it is committed.
 
   .consumers/python/bin/python scripts/random_checkpoint.py OUT_DIR [--blocks 4] [--hidden 1024] [--ffn 2816] [--heads 16] [--kv-heads 8]
-      [--vocab 2048] [--experts 0] [--used 2]
+      [--vocab 2048] [--experts 0] [--used 2] [--outliers]
 
-With experts it is one of Mixtral's shape, and --ffn is the width of an expert.
+With experts it is one of Mixtral's shape, and --ffn is the width of an expert. With --outliers activations are more like those of
+trained models: tokens share a few directions, a few channels are many times as large as the others, and weights have tails.
 The tokenizer is that of eval/tiny. Weights are written one tensor at a time.
 """
 import argparse, json, os, shutil, struct
@@ -20,6 +21,7 @@ a.add_argument("--kv-heads", type=int, default=8)
 a.add_argument("--vocab", type=int, help="rows of the embedding, of which the tokenizer may have fewer [default: as many]")
 a.add_argument("--experts", type=int, default=0)
 a.add_argument("--used", type=int, default=2)
+a.add_argument("--outliers", action="store_true")
 a = a.parse_args()
 
 tiny = os.path.join(os.path.dirname(__file__), "..", "eval", "tiny")
@@ -58,8 +60,23 @@ for name, shape in shapes.items():
     at += n
 header = json.dumps(header).encode()
 random = np.random.default_rng(0)
+
+
+def numbers(name, shape):
+    """Of a tensor, in single precision."""
+    normal = lambda *shape: random.standard_normal(shape, np.float32)
+    if "norm" in name:
+        # One channel in 200 is loud.
+        return np.exp(0.3 * normal(*shape)) * np.where(random.random(shape) < 0.005, 10, 1) if a.outliers else np.ones(shape)
+    x = normal(*shape) / np.float32(shape[-1] ** 0.5)
+    if a.outliers and "embed" in name:
+        x += normal(shape[0], 64) @ normal(64, shape[1]) / np.float32(8 * shape[-1] ** 0.5)
+    elif a.outliers:
+        x *= (0.8 + 0.2 * x * x * shape[-1]) * np.exp(0.3 * normal(shape[0], 1))
+    return x
+
+
 with open(os.path.join(a.out, "model.safetensors"), "wb") as out:
     out.write(struct.pack("<Q", len(header)) + header)
     for name, shape in shapes.items():
-        x = np.ones(shape, np.float32) if "norm" in name else random.standard_normal(shape, np.float32) / np.float32(shape[-1] ** 0.5)
-        out.write((x.view(np.uint32) >> 16).astype("<u2").tobytes())
+        out.write((numbers(name, shape).astype(np.float32).view(np.uint32) >> 16).astype("<u2").tobytes())

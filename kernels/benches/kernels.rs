@@ -246,7 +246,19 @@ fn searches() {
         best(|| {
             let mut w = [F::splat(0.53); 128];
             let lines = [(F::splat(0.1), F::ZERO)];
-            column::feedback_on(isa, black_box(&mut w), 0, &u, 128, &lines, &[0; 128], q4, &mut codes, &mut e);
+            column::feedback_on(
+                isa,
+                black_box(&mut w),
+                0,
+                &u,
+                128,
+                &lines,
+                &[0; 128],
+                &[1.0; 128],
+                q4,
+                &mut codes,
+                &mut e,
+            );
         })
     };
     let (ours, theirs) = (run(Isa::best()), run(Isa::Baseline));
@@ -256,7 +268,7 @@ fn searches() {
         best(|| {
             let (mut g, mut q, mut moved) = ([F::splat(0.53); 128], [F::ZERO; 128], [F::ZERO; 128]);
             let g = black_box(&mut g[..]);
-            descent::codes_on(isa, g, &mut q, &mut moved, &u, 128, &lines, 128, q4, &mut codes);
+            descent::codes_on(isa, g, &mut q, &mut moved, &u, 128, &lines, 128, &[1.0; 128], q4, &mut codes);
         })
     };
     let (ours, theirs) = (run(Isa::best()), run(Isa::Baseline));

@@ -32,6 +32,7 @@ fn feedback_in(
     stride: usize,
     lines: &[(F, F)],
     groups: &[u8],
+    scales: &[f32],
     levels: impl Nearest,
     codes: &mut [Codes],
     e: &mut [F],
@@ -40,7 +41,8 @@ fn feedback_in(
         let j = first + i;
         let row = &u[j * stride + j..j * stride + w.len()]; // U_jj, U_j,j+1, …
         let (scale, offset) = lines[groups[i] as usize];
-        let q = levels.code((w[j] - offset) * scale.recip(), codes).mul_add(scale, offset);
+        let (s, t) = (F::splat(scales[i]), F::splat(1.0 / scales[i]));
+        let q = levels.code((w[j] * s - offset) * scale.recip(), codes).mul_add(scale, offset) * t;
         let error = (w[j] - q) * F::splat(1.0 / row[0]);
         *e = error;
         for (w, &u) in w[j + 1..].iter_mut().zip(&row[1..]) {
@@ -53,12 +55,12 @@ fn feedback_in(
 kernel! {
     /// GPTQ's inner loop over the columns of one block of the format (Frantar et al. 2022, algorithm 1).
     ///
-    /// For each column `j` of the block: `q = quant(w_j)`, `e_j = (w_j − q) / U_jj`, and every later column of the tile gets
-    /// `w_k −= e_j·U_jk`.
+    /// For each column `j` of the block: `q = quant(w_j·s_j) / s_j`, `e_j = (w_j − q) / U_jj`, and every later column of the tile
+    /// gets `w_k −= e_j·U_jk`.
     ///
     /// `w`: `[tile]`, columns in the order in which they are rounded; the block is `first .. first + codes.len()`. `u`: the
     /// factor `U` from the tile's own corner on, rows `stride` apart. `lines`: scale and offset of each group; `groups`: the
-    /// group of each column of the block. `e`: `[codes.len()]`, the errors for the columns behind the tile.
+    /// group of each column of the block, and `scales` its `s`. `e`: `[codes.len()]`, the errors for the columns behind the tile.
     pub fn feedback / feedback_on(
         w: &mut [F],
         first: usize,
@@ -66,11 +68,12 @@ kernel! {
         stride: usize,
         lines: &[(F, F)],
         groups: &[u8],
+        scales: &[f32],
         levels: Levels,
         codes: &mut [Codes],
         e: &mut [F],
     ) {
-        for_levels!(levels, kind => feedback_in(w, first, u, stride, lines, groups, kind, codes, e));
+        for_levels!(levels, kind => feedback_in(w, first, u, stride, lines, groups, scales, kind, codes, e));
     }
 }
 
@@ -116,20 +119,32 @@ mod tests {
     fn feedback_equals_the_algorithm_row_by_row() {
         let n = 40;
         let (w, u) = (numbers(n), factor(n));
+        let scales: Vec<f32> = (0..n).map(|j| [1.0, 0.5, 3.0][j % 3]).collect();
         let (mut lanes, mut codes, mut e) = (w.clone(), vec![[0; LANES]; n], vec![F::ZERO; n]);
         for first in [0, 20] {
             let at = first..first + 20;
             // Neighbours in two groups of the same scale: how columns are shared out changes nothing.
             let (lines, groups) = ([(F::splat(0.3), F::ZERO); 2], [[0, 1]; 10]);
             let groups = groups.as_flattened();
-            feedback(&mut lanes, first, &u, n, &lines, groups, Q4, &mut codes[at.clone()], &mut e[at]);
+            feedback(
+                &mut lanes,
+                first,
+                &u,
+                n,
+                &lines,
+                groups,
+                &scales[at.clone()],
+                Q4,
+                &mut codes[at.clone()],
+                &mut e[at],
+            );
         }
         for l in 0..LANES {
             let mut row: Vec<f32> = w.iter().map(|w| w.0[l]).collect();
             for j in 0..n {
-                let q = (row[j] * (1.0 / 0.3)).round_ties_even().clamp(-8.0, 7.0);
+                let q = (row[j] * scales[j] * (1.0 / 0.3)).round_ties_even().clamp(-8.0, 7.0);
                 assert_eq!(codes[j][l], q as i8, "row {l}, column {j}");
-                let error = (row[j] - q * 0.3) * (1.0 / u[j * n + j]);
+                let error = (row[j] - q * 0.3 * (1.0 / scales[j])) * (1.0 / u[j * n + j]);
                 for k in j + 1..n {
                     row[k] = error.mul_add(-u[j * n + k], row[k]);
                 }
@@ -144,7 +159,8 @@ mod tests {
             let (mut w, mut codes, mut e) = (numbers(n), vec![[0; LANES]; n], vec![F::ZERO; n]);
             let lines = [(F::splat(0.2), F::splat(0.1)), (F::splat(0.3), F::ZERO)];
             let groups: Vec<u8> = (0..n).map(|j| (j % 3 / 2) as u8).collect();
-            feedback_on(isa, &mut w, 0, &u, n, &lines, &groups, Q4, &mut codes, &mut e);
+            let scales: Vec<f32> = (0..n).map(|j| 0.7 + j as f32 * 0.1).collect();
+            feedback_on(isa, &mut w, 0, &u, n, &lines, &groups, &scales, Q4, &mut codes, &mut e);
             let (mut plain, mut uneven) = (vec![[0; LANES]; n], vec![[0; LANES]; n]);
             round_on(isa, &numbers(n), F::splat(0.2), F::splat(0.1), Q4, &mut plain);
             round_on(isa, &numbers(n), F::splat(0.02), F::ZERO, Levels::Table(&UNEVEN), &mut uneven);

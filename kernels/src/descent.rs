@@ -36,6 +36,7 @@ fn codes_in(
     stride: usize,
     steps: &[(F, F)],
     group: usize,
+    scales: &[f32],
     levels: impl Nearest,
     codes: &mut [Codes],
 ) {
@@ -43,8 +44,9 @@ fn codes_in(
     for j in 0..n {
         let row = &h[j * stride..j * stride + n];
         let (scale, offset) = steps[j / group];
-        let target = g[j].mul_add(F::splat(1.0 / row[j]), q[j]);
-        let new = levels.code((target - offset) * scale.recip(), &mut codes[j]).mul_add(scale, offset);
+        let (s, t) = (F::splat(scales[j]), F::splat(1.0 / scales[j]));
+        let target = g[j].mul_add(F::splat(1.0 / row[j]), q[j]) * s;
+        let new = levels.code((target - offset) * scale.recip(), &mut codes[j]).mul_add(scale, offset) * t;
         let delta = new - q[j];
         if is_zero(delta) {
             continue;
@@ -61,7 +63,7 @@ kernel! {
     ///
     /// `g`, `q`: `[columns]`, brought up to date; `moved`: what is added to `q`, on top of what is there; `h`: the tile's
     /// corner of the Hessian, rows `stride` apart, its diagonal above zero; `steps`: scale and offset of each `group`
-    /// columns.
+    /// columns; `scales`: by what each column is multiplied before it is rounded.
     pub fn codes / codes_on(
         g: &mut [F],
         q: &mut [F],
@@ -70,10 +72,11 @@ kernel! {
         stride: usize,
         steps: &[(F, F)],
         group: usize,
+        scales: &[f32],
         levels: Levels,
         codes: &mut [Codes],
     ) {
-        for_levels!(levels, kind => codes_in(g, q, moved, h, stride, steps, group, kind, codes));
+        for_levels!(levels, kind => codes_in(g, q, moved, h, stride, steps, group, scales, kind, codes));
     }
 }
 
@@ -189,10 +192,11 @@ mod tests {
     fn a_sweep_never_raises_the_objective_and_ends_where_no_code_is_better() {
         let n = 24;
         let steps = vec![(F::splat(0.15), F::splat(0.01)); 2];
+        let scales: Vec<f32> = (0..n).map(|j| [1.0, 2.0][j % 2]).collect();
         let mut t = tile(n);
         let mut before = objective(&t);
         for _ in 0..30 {
-            codes(&mut t.g, &mut t.q, &mut t.moved, &t.h, n, &steps, 12, Q4, &mut t.codes);
+            codes(&mut t.g, &mut t.q, &mut t.moved, &t.h, n, &steps, 12, &scales, Q4, &mut t.codes);
             let after = objective(&t);
             for l in 0..LANES {
                 assert!(after[l] <= before[l] * 1.0001 + 1e-6, "row {l}: {} after {}", after[l], before[l]);
@@ -205,7 +209,7 @@ mod tests {
                 let mut other = Tile { w: t.w.clone(), q: t.q.clone(), h: t.h.clone(), ..tile(n) };
                 let code = f32::from(t.codes[j][l]) + step;
                 if (-8.0..=7.0).contains(&code) {
-                    other.q[j].0[l] = code * 0.15 + 0.01;
+                    other.q[j].0[l] = (code * 0.15 + 0.01) / scales[j];
                     assert!(objective(&other)[l] >= before[l] * 0.9999, "column {j}, row {l}");
                 }
             }
@@ -234,7 +238,8 @@ mod tests {
             let run = |isa, levels| {
                 let mut t = tile(n);
                 let steps = vec![(F::splat(0.02), F::splat(0.01)); n.div_ceil(16)];
-                codes_on(isa, &mut t.g, &mut t.q, &mut t.moved, &t.h, n, &steps, 16, levels, &mut t.codes);
+                let scales: Vec<f32> = (0..n).map(|j| 0.7 + j as f32 * 0.1).collect();
+                codes_on(isa, &mut t.g, &mut t.q, &mut t.moved, &t.h, n, &steps, 16, &scales, levels, &mut t.codes);
                 let u: Vec<F> = t.w[..n.min(9)].to_vec();
                 let (a, b) = along_on(isa, &u, &t.g[..u.len()], &t.h, n);
                 shift_on(isa, &mut t.g, &mut t.q, &mut t.moved, &t.h, n, 0, &u, a.div_or_zero(b));

@@ -1,12 +1,14 @@
 //! The best of all methods, site by site, by the error of the layers' outputs on windows that no Hessian has seen.
 //!
-//! What the others would do is among the candidates, so by this measure no site does worse than with one of these.
+//! What the others would do is among the candidates, so by this measure no site does worse than with one of these. A few rows of each
+//! layer decide; all rows are rounded once, in the way that won.
 
 use super::awq::{over, plain_scales, scales_for, times, weighed};
 use super::gptq::Solver;
-use super::{Layer, Method, Options, Rounded, Rows, Site, Solution, Solved, diagonal};
+use super::{JUDGED, Layer, Method, Options, Rounded, Rows, Site, Solution, Solved, diagonal, few};
 use crate::error::Result;
 use crate::grid::Grid;
+use rayon::prelude::*;
 
 /// The default.
 pub struct Auto;
@@ -30,67 +32,92 @@ impl Method for Auto {
 
     fn quantize(&self, site: &Site, options: &Options) -> Result<Solution> {
         let solver = site.solver(options);
-        let mut chosen = (best(site, Some(solver), None), None);
-        let mut against = |candidate: Candidate, scales: Vec<f32>| {
-            if candidate.loss < chosen.0.loss {
-                chosen = (candidate, Some(scales));
-            }
-        };
-        let fed_back = scales_for(solver, site);
-        let plain = plain_scales(site).filter(|s| fed_back.as_ref() != Some(s));
-        if let Some(s) = fed_back {
-            against(best(site, Some(&solver.scaled(&s)), Some(&s)), s);
+        let mut best = judged(site, solver, None, true);
+        if let Some(s) = scales_for(solver, site) {
+            best = best.or(judged(site, solver, Some(s), true));
         }
-        if let Some(s) = plain {
-            against(best(site, None, Some(&s)), s);
+        // Scales that suit rounding to nearest are worth a look only where that does best.
+        if best.ways.iter().any(|(way, _)| !way.fed_back)
+            && let Some(s) = plain_scales(site).filter(|s| best.scales.as_ref() != Some(s))
+        {
+            best = best.or(judged(site, solver, Some(s), false));
         }
-        let (chosen, scales) = chosen;
-        Ok(Solution { scales, layers: chosen.layers, notes: solver.note().into_iter().collect() })
+        let Candidate { ways, scales, .. } = best;
+        let layers = site.layers.iter().zip(ways).map(|(layer, (way, rounded))| {
+            let w = if way.target { layer.target() } else { layer.w };
+            let rounded = match layer.w.len() / site.columns <= JUDGED {
+                true => rounded,
+                false => way.round(w, layer.grid, site, solver, scales.as_deref()),
+            };
+            let method = match (way.fed_back, scales.is_some()) {
+                (true, true) => "awq+gptq",
+                (true, false) => "gptq",
+                (false, true) => "awq",
+                (false, false) => "rtn",
+            };
+            Solved { rounded, method }
+        });
+        Ok(Solution { layers: layers.collect(), scales, notes: solver.note().into_iter().collect() })
     }
 }
 
-/// A site's layers and their loss together.
+/// A way to round a layer.
+#[derive(Clone, Copy)]
+struct Way {
+    /// With error feedback, instead of to the nearest.
+    fed_back: bool,
+    /// Towards the layer's target, instead of its weights.
+    target: bool,
+}
+
+impl Way {
+    /// Rounds rows of a layer. `w`: `[rows, columns]`.
+    fn round(self, w: &[f32], grid: &dyn Grid, site: &Site, solver: &Solver, scales: Option<&[f32]>) -> Rounded {
+        if self.fed_back {
+            return solver.round(w, scales, grid);
+        }
+        let plain = weighed(&diagonal(site.seen.hessian, site.columns), scales);
+        scales.map_or_else(|| plain.round(w, grid), |s| plain.round(&times(w, s), grid))
+    }
+}
+
+/// One way for each of a site's layers, and what they lose together.
 struct Candidate {
     loss: f64,
-    layers: Vec<Solved>,
+    scales: Option<Vec<f32>>,
+    /// With the rows that they are judged by.
+    ways: Vec<(Way, Rounded)>,
 }
 
-/// Each layer by the method that suits it best, with its columns multiplied by `scales`. Without a `solver`, rounding to
-/// nearest is all there is.
-fn best(site: &Site, solver: Option<&Solver>, scales: Option<&[f32]>) -> Candidate {
-    let plain = weighed(&diagonal(site.seen.hessian, site.columns), scales);
-    let (fed_back, rounded) = if scales.is_some() { ("awq+gptq", "awq") } else { ("gptq", "rtn") };
-    let mut candidate = Candidate { loss: 0.0, layers: Vec::new() };
-    for layer in &site.layers {
-        let of = |w: &[f32], round: &dyn Fn(&[f32], &dyn Grid) -> Rounded| match scales {
-            Some(s) => round(&times(w, s), layer.grid),
-            None => round(w, layer.grid),
-        };
-        let mut found = Vec::new();
-        if let Some(solver) = solver.filter(|solver| !solver.is_plain()) {
-            found.push((fed_back, of(layer.target(), &|w, grid| solver.round(w, grid))));
-        }
-        if layer.target.is_some() {
-            found.push((rounded, of(layer.target(), &|w, grid| plain.round(w, grid))));
-        }
-        found.push((rounded, of(layer.w, &|w, grid| plain.round(w, grid))));
-        let found = found.into_iter().map(|(method, rounded)| (loss(layer, &rounded, site, scales), method, rounded));
+impl Candidate {
+    /// The better of two, the first of equals.
+    fn or(self, other: Candidate) -> Candidate {
+        if other.loss < self.loss { other } else { self }
+    }
+}
+
+/// Each layer by the way that suits it best, with its columns multiplied by `scales`, as a few rows tell it. `fed_back`:
+/// error feedback is among the ways.
+fn judged(site: &Site, solver: &Solver, scales: Option<Vec<f32>>, fed_back: bool) -> Candidate {
+    let fed_back = (fed_back && !solver.is_plain()).then_some(Way { fed_back: true, target: true });
+    let best = |layer: &Layer| {
+        let targeted = layer.target.is_some().then_some(Way { fed_back: false, target: true });
+        let ways: Vec<Way> =
+            fed_back.into_iter().chain(targeted).chain([Way { fed_back: false, target: false }]).collect();
+        let tried = ways.into_par_iter().map(|way| {
+            let w = few(if way.target { layer.target() } else { layer.w }, site.columns, JUDGED);
+            let rounded = way.round(&w, layer.grid, site, solver, scales.as_deref());
+            let q = rounded.values(layer.grid);
+            let q = if let Some(s) = &scales { over(q, s) } else { q };
+            (layer.loss(&q, site), way, rounded)
+        });
         // The first of equals. What has no loss at all is no match for anything.
         let order = |loss: f64| if loss.is_nan() { f64::INFINITY } else { loss };
-        let (loss, method, rounded) = found
-            .reduce(|best, new| if order(new.0) < order(best.0) { new } else { best })
-            .expect("rounding to nearest is always there");
-        candidate.loss += layer.weight * loss;
-        candidate.layers.push(Solved { rounded, method });
-    }
-    candidate
-}
-
-fn loss(layer: &Layer, rounded: &Rounded, site: &Site, scales: Option<&[f32]>) -> f64 {
-    let q = rounded.values(layer.grid);
-    let q = match scales {
-        Some(s) => over(q, s),
-        None => q,
+        let tried: Vec<_> = tried.collect();
+        let best = tried.into_iter().reduce(|best, new| if order(new.0) < order(best.0) { new } else { best });
+        best.expect("rounding to nearest is always there")
     };
-    layer.loss(&q, site)
+    let found: Vec<_> = site.layers.par_iter().map(best).collect();
+    let loss = site.layers.iter().zip(&found).map(|(layer, (loss, ..))| layer.weight * loss).sum();
+    Candidate { loss, scales, ways: found.into_iter().map(|(_, way, rounded)| (way, rounded)).collect() }
 }

@@ -9,7 +9,7 @@
 use super::factor::size;
 use super::gptq::Solver;
 use super::rtn::Plain;
-use super::{Layer, Method, Options, Rounded, Rows, Site, Solution, Solved, diagonal, energies};
+use super::{Layer, Method, Options, Rows, Site, Solution, Solved, diagonal, energies, few};
 use crate::error::Result;
 use crate::grid::Grid;
 use rayon::prelude::*;
@@ -59,12 +59,8 @@ impl Method for AwqGptq {
     fn quantize(&self, site: &Site, options: &Options) -> Result<Solution> {
         let solver = site.solver(options);
         let scales = scales_for(solver, site);
-        let scaled = scales.as_deref().map(|s| solver.scaled(s));
         let layers = site.layers.iter().map(|layer| Solved {
-            rounded: match (&scaled, &scales) {
-                (Some(solver), Some(s)) => solver.round(&times(layer.target(), s), layer.grid),
-                _ => solver.round(layer.target(), layer.grid),
-            },
+            rounded: solver.round(layer.target(), scales.as_deref(), layer.grid),
             method: match (scales.is_some(), solver.is_plain()) {
                 (true, false) => self.name(),
                 (false, false) => "gptq",
@@ -87,19 +83,24 @@ pub fn weighed(squares: &[f32], scales: Option<&[f32]>) -> Plain {
 
 /// The scales that suit rounding to nearest best.
 pub fn plain_scales(site: &Site) -> Option<Vec<f32>> {
-    let h = diagonal(site.seen.hessian, site.columns);
-    search(site, |layer, w, scales| match scales {
-        Some(s) => weighed(&h, scales).round(&times(w, s), layer.grid),
-        None => weighed(&h, None).round(w, layer.grid),
+    let (n, h) = (site.columns, diagonal(site.seen.hessian, site.columns));
+    search(site, |layer, w, candidates| {
+        let loss = |scales: &Option<Vec<f32>>| -> f64 {
+            let plain = weighed(&h, scales.as_deref());
+            let q = match scales {
+                Some(s) => over(plain.round(&times(w, s), layer.grid).values(layer.grid), s),
+                None => plain.round(w, layer.grid).values(layer.grid),
+            };
+            let error: Vec<f32> = w.iter().zip(&q).map(|(w, q)| w - q).collect();
+            energies(&error, n, site.seen.hessian).iter().sum()
+        };
+        Some(candidates.par_iter().map(loss).collect())
     })
 }
 
-/// The scales that suit GPTQ's rounding best.
+/// The scales that suit GPTQ's rounding best; none where the Hessian could not be factored.
 pub fn scales_for(solver: &Solver, site: &Site) -> Option<Vec<f32>> {
-    search(site, |layer, w, scales| match scales {
-        Some(s) => solver.scaled(s).draft(&times(w, s), layer.grid),
-        None => solver.draft(w, layer.grid),
-    })
+    search(site, |layer, w, candidates| solver.drafts(w, candidates, layer.grid))
 }
 
 /// Each row of `w` times `scales`, column by column.
@@ -116,58 +117,36 @@ pub fn over(mut q: Vec<f32>, scales: &[f32]) -> Vec<f32> {
 }
 
 /// Rows of a layer that the search looks at.
-pub const SAMPLE: usize = 128;
-
-/// Memory that candidates may take at once, in bytes.
-pub const MEMORY: usize = 256 << 20;
+pub const SAMPLE: usize = 64;
 
 /// The exponents of the first round, of activations and of weights; a second one looks half as far around the best of them.
 const ACTIVATION: [f32; 5] = [0.0, 0.25, 0.5, 0.75, 1.0];
 const WEIGHT: [f32; 3] = [0.0, 0.5, 1.0];
 
-/// How many pairs of exponents the first round looks at.
-pub const FIRST: usize = ACTIVATION.len() * WEIGHT.len();
+/// How many pairs of exponents both rounds look at together.
+pub const CANDIDATES: usize = ACTIVATION.len() * WEIGHT.len() + 8;
 
-/// How many both rounds look at together.
-pub const CANDIDATES: usize = FIRST + 8;
-
-/// The best `s = x̄^α / w̄^β` (the released AWQ's search over both exponents), or none where no scaling is best. `round`: the
-/// given rows of a layer, multiplied by the scales, on its grid.
-fn search(site: &Site, round: impl Fn(&Layer, &[f32], Option<&[f32]>) -> Rounded + Sync) -> Option<Vec<f32>> {
+/// The best `s = x̄^α / w̄^β` (the released AWQ's search over both exponents), or none where no scaling is best. `losses`: the error
+/// of a layer's output for given rows of it, with each of some scales; none if there is no telling.
+fn search(site: &Site, losses: impl Fn(&Layer, &[f32], &[Option<Vec<f32>>]) -> Option<Vec<f64>>) -> Option<Vec<f32>> {
     let n = site.columns;
     let sizes = Sizes::of(site)?;
-    let samples: Vec<Vec<f32>> = site.layers.iter().map(|layer| sample(layer.target(), n)).collect();
-    let loss = |exponents: &(f32, f32)| -> f64 {
-        let scales = (*exponents != (0.0, 0.0)).then(|| sizes.scales(*exponents));
-        let of = |(layer, w): (&Layer, &Vec<f32>)| {
-            let q = round(layer, w, scales.as_deref()).values(layer.grid);
-            let q = if let Some(s) = &scales { over(q, s) } else { q };
-            let error: Vec<f32> = w.iter().zip(&q).map(|(w, q)| w - q).collect();
-            let share = layer.w.len() as f64 / w.len() as f64;
-            layer.weight * share * energies(&error, n, site.seen.hessian).iter().sum::<f64>()
-        };
-        site.layers.iter().zip(&samples).map(of).sum()
-    };
-    let at_once = (MEMORY / (8 * n * n)).max(1);
-    let best_of = |candidates: Vec<(f32, f32)>, best: (f64, (f32, f32))| {
-        let waves = candidates.chunks(at_once);
-        let losses: Vec<f64> = waves.flat_map(|wave| wave.par_iter().map(loss).collect::<Vec<_>>()).collect();
-        let found = losses.into_iter().zip(candidates);
-        found.fold(best, |best, new| if new.0 < best.0 { new } else { best })
+    let best_of = |candidates: Vec<(f32, f32)>, best: (f64, (f32, f32))| -> Option<(f64, (f32, f32))> {
+        let scales: Vec<_> = candidates.iter().map(|e| (*e != (0.0, 0.0)).then(|| sizes.scales(*e))).collect();
+        let mut sums = vec![0.0; candidates.len()];
+        for layer in &site.layers {
+            let w = few(layer.target(), n, SAMPLE);
+            let times = layer.weight * layer.w.len() as f64 / w.len() as f64;
+            sums.iter_mut().zip(losses(layer, &w, &scales)?).for_each(|(sum, loss)| *sum += times * loss);
+        }
+        Some(sums.into_iter().zip(candidates).fold(best, |best, new| if new.0 < best.0 { new } else { best }))
     };
     let first = ACTIVATION.into_iter().flat_map(|a| WEIGHT.map(|b| (a, b))).collect();
-    let best = best_of(first, (f64::INFINITY, (0.0, 0.0)));
+    let best = best_of(first, (f64::INFINITY, (0.0, 0.0)))?;
     let (a, b) = best.1;
     let around = [-0.125, 0.0, 0.125].into_iter().flat_map(|da| [-0.25, 0.0, 0.25].map(|db| (a + da, b + db)));
-    let (_, exponents) = best_of(around.filter(|&e| e != (a, b)).collect(), best);
+    let (_, exponents) = best_of(around.filter(|&e| e != (a, b)).collect(), best)?;
     (exponents != (0.0, 0.0)).then(|| sizes.scales(exponents))
-}
-
-/// Evenly spaced rows.
-fn sample(w: &[f32], columns: usize) -> Vec<f32> {
-    let rows = w.len() / columns;
-    let count = rows.min(SAMPLE);
-    (0..count).flat_map(|i| w[i * rows / count * columns..][..columns].iter().copied()).collect()
 }
 
 /// How large the activations and the weights of each column are.

@@ -6,10 +6,10 @@
 //! carried to all later columns. Blocks come in the order of their largest activations, and so do the columns of a block
 //! (act-order, as far as a format without column indices allows it). [`polish`] then improves what came out.
 
+use super::awq::{times, weighed};
 use super::factor::{LADDER, inverse_factor, mended, size};
 use super::polish::{self, polish};
 use super::rounded::{Part, Rounded};
-use super::rtn::Plain;
 use super::{BAND, Method, Options, Rows, Site, Solution, Solved, at_once, diagonal};
 use crate::error::Result;
 use crate::grid::{Effort, F, GROUPS, Grid, LANES};
@@ -35,7 +35,7 @@ impl Method for Gptq {
     fn quantize(&self, site: &Site, options: &Options) -> Result<Solution> {
         let solver = site.solver(options);
         let layers = site.layers.iter().map(|layer| Solved {
-            rounded: solver.round(layer.target(), layer.grid),
+            rounded: solver.round(layer.target(), None, layer.grid),
             method: if solver.is_plain() { "rtn" } else { self.name() },
         });
         Ok(Solution { scales: None, layers: layers.collect(), notes: solver.note().into_iter().collect() })
@@ -51,14 +51,20 @@ pub struct Solver {
     polish: polish::Effort,
     /// The Hessian with dead inputs mended and damped: `[columns, columns]`.
     h: Vec<f32>,
-    /// The square of each input: `[columns]`, in every lane.
-    importance: Vec<F>,
+    /// The square of each input: `[columns]`.
+    importance: Vec<f32>,
     /// One for each width of blocks; none if no damping made the Hessian positive definite.
     walks: Vec<Walk>,
     /// How much more damping than asked for it needed.
     factor: f64,
-    /// The last rung.
-    plain: Plain,
+}
+
+/// What rounding has to know of each column.
+struct Columns {
+    /// By what it is multiplied before it is rounded: `[columns]`.
+    s: Vec<f32>,
+    /// The square of its input, which is divided by that: `[columns]`, in every lane.
+    importance: Vec<F>,
 }
 
 /// The order in which columns are rounded, and the factor of the inverse Hessian in that order.
@@ -75,7 +81,6 @@ impl Solver {
     /// Prepares layers whose blocks have one of some `widths`. `hessian`: `[columns, columns]`.
     pub fn new(hessian: &[f32], columns: usize, widths: &[usize], options: &Options) -> Solver {
         let n = columns;
-        let plain = Plain::new(n, Some(&diagonal(hessian, n)));
         let (mut h, unit) = mended(hessian, n, options.damp);
         let walks = |lambda: f64| {
             let walk = |&width: &usize| {
@@ -85,33 +90,22 @@ impl Solver {
             widths.iter().map(walk).collect::<Option<Vec<Walk>>>()
         };
         let found = LADDER.into_iter().find_map(|factor| walks(unit * factor).map(|walks| (factor, walks)));
-        let importance = (0..n).map(|j| F::splat(h[j * n + j])).collect();
+        let importance = diagonal(&h, n);
         let (factor, walks) = found.unwrap_or((LADDER[LADDER.len() - 1], Vec::new()));
         (0..n).for_each(|j| h[j * n + j] += (unit * factor) as f32);
         let polish = polish::Effort { sweeps: options.sweeps, scales: options.scales };
         let size = size(hessian, n);
-        Solver { columns: n, damp: options.damp, size, polish, h, importance, walks, factor, plain }
+        Solver { columns: n, damp: options.damp, size, polish, h, importance, walks, factor }
     }
 
-    /// The same site with every input divided by `scales`: `[columns]`.
+    /// What rounding has to know of columns that are multiplied by `scales` first.
     ///
-    /// `H' = S⁻¹HS⁻¹`, so that `H'⁻¹ = (US)ᵀ(US)`: nothing has to be factored again.
-    pub fn scaled(&self, scales: &[f32]) -> Solver {
-        let n = self.columns;
-        let mut h = self.h.clone();
-        for (row, s) in h.chunks_mut(n).zip(scales) {
-            row.iter_mut().zip(scales).for_each(|(h, t)| *h /= s * t);
-        }
-        let walk = |walk: &Walk| {
-            let mut u = walk.u.clone();
-            for row in u.chunks_mut(n) {
-                row.iter_mut().zip(&walk.order).for_each(|(u, &j)| *u *= scales[j]);
-            }
-            Walk { width: walk.width, order: walk.order.clone(), u }
-        };
-        let importance: Vec<F> = self.importance.iter().zip(scales).map(|(h, s)| h.map(|h| h / (s * s))).collect();
-        let plain = Plain::new(n, Some(&importance.iter().map(|h| h.0[0]).collect::<Vec<_>>()));
-        Solver { h, walks: self.walks.iter().map(walk).collect(), importance, plain, ..*self }
+    /// The inputs are divided by them, `H' = S⁻¹HS⁻¹`, so that `H'⁻¹ = (US)ᵀ(US)`; and with `W' = WS` all errors are those that the
+    /// unscaled factor gives for `W`: only what a column is rounded to depends on its scale.
+    fn columns(&self, scales: Option<&[f32]>) -> Columns {
+        let s = scales.map_or_else(|| vec![1.0; self.columns], <[f32]>::to_vec);
+        let importance = self.importance.iter().zip(&s).map(|(h, s)| F::splat(h / (s * s))).collect();
+        Columns { s, importance }
     }
 
     /// `M·H⁻¹` with the damped Hessian, or `None` where that could not be factored. `m`: `[rows, columns]`.
@@ -168,57 +162,87 @@ impl Solver {
         (self.factor > 1.0).then(|| format!("the Hessian needed damping of {damping} instead of {asked}"))
     }
 
-    /// Rounds a layer. `w`: `[rows, columns]`.
-    pub fn round(&self, w: &[f32], grid: &dyn Grid) -> Rounded {
-        self.with(w, grid, self.polish)
-    }
-
-    /// The same without polish.
-    pub fn draft(&self, w: &[f32], grid: &dyn Grid) -> Rounded {
-        self.with(w, grid, polish::Effort { sweeps: 0, scales: false })
-    }
-
-    fn with(&self, w: &[f32], grid: &dyn Grid, effort: polish::Effort) -> Rounded {
+    /// Rounds a layer whose columns are multiplied by `scales` first. `w`: `[rows, columns]`, without these.
+    pub fn round(&self, w: &[f32], scales: Option<&[f32]>, grid: &dyn Grid) -> Rounded {
         let n = self.columns;
-        let Some(walk) = self.walks.iter().find(|walk| walk.width == grid.width()) else {
-            return self.plain.round(w, grid);
+        let Some(walk) = self.walk(grid) else {
+            let plain = weighed(&self.importance, scales);
+            return scales.map_or_else(|| plain.round(w, grid), |s| plain.round(&times(w, s), grid));
         };
+        let columns = self.columns(scales);
         let mut out = Rounded::new(w.len() / n, n, grid);
         let each = at_once(w.len() / n);
         out.parts(each).zip(w.par_chunks(each * n)).for_each(|(mut part, w)| {
-            self.rows(w, grid, walk, &mut part);
-            if effort.sweeps > 0 {
-                polish(&transposed(w, 0..n, n), &mut part, &self.h, n, grid, effort);
+            self.rows(transposed(w, walk.order.iter().copied(), n), &|_| &columns, grid, walk, &mut part);
+            if self.polish.sweeps > 0 {
+                polish(&transposed(w, 0..n, n), &columns.s, &mut part, &self.h, n, grid, self.polish);
             }
         });
         out
     }
 
-    /// Algorithm 1 for some rows. `w`: `[rows, columns]`.
-    fn rows(&self, w: &[f32], grid: &dyn Grid, walk: &Walk, part: &mut Part<'_>) {
+    /// The output's error, `tr((W−Q) H (W−Q)ᵀ)` with the damped Hessian, of some rows without polish, for each of some scales of their
+    /// columns. `w`: `[rows, columns]`. None where the Hessian could not be factored.
+    ///
+    /// `W − Q = EU` with the errors `E` that are fed back, so that this is `‖E‖²`.
+    pub fn drafts(&self, w: &[f32], scales: &[Option<Vec<f32>>], grid: &dyn Grid) -> Option<Vec<f64>> {
         let n = self.columns;
-        let mut wt = transposed(w, walk.order.iter().copied(), n); // [columns, padded], in the walk's order
+        let walk = self.walk(grid)?;
+        let lanes = (w.len() / n).div_ceil(LANES);
+        let columns: Vec<Columns> = scales.iter().map(|s| self.columns(s.as_deref())).collect();
+        let mut out = Rounded::new(scales.len() * lanes * LANES, n, grid);
+        // As many candidates side by side as make a wide product.
+        let each = (at_once(scales.len() * lanes * LANES) / (lanes * LANES)).max(1);
+        let one = transposed(w, walk.order.iter().copied(), n); // [columns, lanes · LANES]
+        let losses = out.parts(each * lanes * LANES).zip(columns.par_chunks(each)).map(|(mut part, columns)| {
+            let wt = one.chunks(lanes * LANES).flat_map(|column| column.repeat(columns.len())).collect();
+            let energies = self.rows(wt, &|lane| &columns[lane / lanes], grid, walk, &mut part);
+            energies.chunks(lanes).map(|energies| energies.iter().sum()).collect::<Vec<f64>>()
+        });
+        Some(losses.collect::<Vec<_>>().concat())
+    }
+
+    /// That for the blocks of a grid.
+    fn walk(&self, grid: &dyn Grid) -> Option<&Walk> {
+        self.walks.iter().find(|walk| walk.width == grid.width())
+    }
+
+    /// Algorithm 1 for some rows. `wt`: `[columns, padded]`, in the walk's order; `columns`: what is known of them for each sixteen rows.
+    /// Returns `‖E‖²` of each sixteen rows.
+    fn rows<'c>(
+        &self,
+        mut wt: Vec<f32>,
+        columns: &dyn Fn(usize) -> &'c Columns,
+        grid: &dyn Grid,
+        walk: &Walk,
+        part: &mut Part<'_>,
+    ) -> Vec<f64> {
+        let n = self.columns;
         let padded = wt.len() / n;
         let width = B.next_multiple_of(grid.width()).min(n);
+        let mut energies = vec![0.0; padded / LANES];
         let mut errors = vec![0.0; width * padded]; // [tile, padded]
         let mut tile = vec![F::ZERO; width];
         let mut e = vec![F::ZERO; width];
         for first in (0..n).step_by(width) {
             let last = (first + width).min(n);
             let (tile, e) = (&mut tile[..last - first], &mut e[..last - first]);
-            for lane in (0..padded).step_by(LANES) {
+            for (lanes, energy) in energies.iter_mut().enumerate() {
+                let lane = lanes * LANES;
                 for (j, w) in tile.iter_mut().enumerate() {
                     w.0.copy_from_slice(&wt[(first + j) * padded + lane..][..LANES]);
                 }
-                let lanes = lane / LANES;
                 let part = Part {
                     codes: &mut part.codes[lanes * n..(lanes + 1) * n],
                     steps: &mut part.steps[lanes * n / walk.width..(lanes + 1) * n / walk.width],
                 };
-                self.tile(first, tile, e, grid, walk, part);
+                self.tile(first, tile, e, columns(lanes), grid, walk, part);
+                let mut squares = F::ZERO;
                 for (j, e) in e.iter().enumerate() {
+                    squares = e.mul_add(*e, squares);
                     errors[j * padded + lane..][..LANES].copy_from_slice(&e.0);
                 }
+                *energy += squares.0.iter().map(|x| f64::from(*x)).sum::<f64>();
             }
             if last < n {
                 // W_:,rest −= E · U_tile,rest
@@ -227,29 +251,43 @@ impl Solver {
                 product(Precision::Single, &mut wt[last * padded..], padded, Old::Kept, -1.0, u.t(), e);
             }
         }
+        energies
     }
 
     /// The inner loop of algorithm 1 for sixteen rows: `w`: columns `first ..` of the walk; `e`: their errors.
-    fn tile(&self, first: usize, w: &mut [F], e: &mut [F], grid: &dyn Grid, walk: &Walk, part: Part<'_>) {
+    #[allow(clippy::too_many_arguments)]
+    fn tile(
+        &self,
+        first: usize,
+        w: &mut [F],
+        e: &mut [F],
+        columns: &Columns,
+        grid: &dyn Grid,
+        walk: &Walk,
+        part: Part<'_>,
+    ) {
         let (width, group, n) = (grid.width(), grid.group(), self.columns);
         let corner = &walk.u[first * n + first..];
         let mut codes = vec![[0; LANES]; width]; // in the walk's order
         let mut groups = vec![0; width]; // likewise
+        let mut scales = vec![0.0; width]; // likewise
         let mut stored = vec![F::ZERO; width]; // in the file's order
         let mut lines = [(F::ZERO, F::ZERO); GROUPS];
         for at in (0..w.len()).step_by(width) {
             let order = &walk.order[first + at..first + at + width];
             let block = order[0] / width * width;
             for (i, &j) in order.iter().enumerate() {
-                stored[j - block] = w[at + i];
+                scales[i] = columns.s[j];
+                stored[j - block] = w[at + i] * F::splat(scales[i]);
                 groups[i] = ((j - block) / group) as u8;
             }
-            let steps = grid.fit(&stored, &self.importance[block..block + width], Effort::Full);
+            let steps = grid.fit(&stored, &columns.importance[block..block + width], Effort::Full);
             for (g, line) in lines[..width / group].iter_mut().enumerate() {
                 *line = steps.step(g);
             }
             let levels = grid.levels();
-            column::feedback(w, at, corner, n, &lines, &groups, levels, &mut codes, &mut e[at..at + width]);
+            let e = &mut e[at..at + width];
+            column::feedback(w, at, corner, n, &lines, &groups, &scales, levels, &mut codes, e);
             part.steps[block / width] = steps;
             for (codes, &j) in codes.iter().zip(order) {
                 part.codes[j] = *codes;

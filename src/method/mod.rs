@@ -15,13 +15,14 @@ mod target;
 
 use crate::error::{Error, Result};
 use crate::grid::Grid;
-pub use awq::{CANDIDATES, FIRST, MEMORY, SAMPLE, over, times};
+pub use awq::{CANDIDATES, SAMPLE, over, times};
 pub use fixed::Fixed;
 pub use gptq::Solver;
 use llmq_kernels::gemm::{Old, Precision, View, product};
 use llmq_kernels::squares;
 use rayon::prelude::*;
 pub use rounded::Rounded;
+use std::borrow::Cow;
 
 pub use rtn::Plain;
 use std::sync::OnceLock;
@@ -74,14 +75,16 @@ impl Layer<'_> {
         self.target.as_ref().map_or(self.w, |target| &target.w)
     }
 
-    /// The squared error of the layer's output over the windows that were held out, up to a constant, per token.
+    /// The squared error of the layer's output over the windows that were held out, up to a constant, per token, as the rows that
+    /// [`few`] picks tell it.
     ///
-    /// `q`: its rounded weights, `[rows, columns]`.
+    /// `q`: these rows, rounded.
     pub fn loss(&self, q: &[f32], site: &Site) -> f64 {
+        let w = few(self.w, site.columns, JUDGED);
         let pull = self.target.as_ref().map_or(&[][..], |target| &target.pull);
-        let error = energy_of_difference(self.w, q, site.columns, site.held.hessian);
-        let pulled = pull.iter().zip(self.w).zip(q).map(|((p, w), q)| f64::from(*p) * f64::from(w - q)).sum::<f64>();
-        error + 2.0 * pulled
+        let error = energy_of_difference(&w, q, site.columns, site.held.hessian);
+        let pulled = pull.iter().zip(&*w).zip(q).map(|((p, w), q)| f64::from(*p) * f64::from(w - q)).sum::<f64>();
+        (error + 2.0 * pulled) * self.w.len() as f64 / w.len() as f64
     }
 }
 
@@ -184,7 +187,7 @@ impl Rows {
     pub fn round(&self, w: &[f32], grid: &dyn Grid) -> Rounded {
         match self {
             Rows::Plain(plain) => plain.round(w, grid),
-            Rows::Fed(solver) => solver.round(w, grid),
+            Rows::Fed(solver) => solver.round(w, None, grid),
         }
     }
 }
@@ -210,6 +213,21 @@ pub fn plain(columns: usize, importance: Option<&[f32]>, recognize: bool) -> Pla
 /// The diagonal of a square matrix.
 pub fn diagonal(h: &[f32], columns: usize) -> Vec<f32> {
     h.iter().step_by(columns + 1).copied().collect()
+}
+
+/// Rows of a layer by which methods are compared.
+pub const JUDGED: usize = 128;
+
+/// Rows of a layer by which its error is reported.
+pub const REPORTED: usize = 512;
+
+/// Evenly spaced rows of a matrix, `most` at most.
+pub fn few(w: &[f32], columns: usize, most: usize) -> Cow<'_, [f32]> {
+    let rows = w.len() / columns;
+    if rows <= most {
+        return w.into();
+    }
+    (0..most).flat_map(|i| w[i * rows / most * columns..][..columns].iter().copied()).collect()
 }
 
 /// A sum of squared errors as a part of the whole; zero where the whole is.

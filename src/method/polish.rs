@@ -23,11 +23,11 @@ pub struct Effort {
     pub scales: bool,
 }
 
-/// Lowers the objective of some rows. `wt`: the weights that the rows stand for, transposed: `[n, padded]`; `h`: `[n, n]`, its
-/// diagonal above zero.
-pub fn polish(wt: &[f32], part: &mut Part<'_>, h: &[f32], n: usize, grid: &dyn Grid, effort: Effort) {
+/// Lowers the objective of some rows. `wt`: the weights that the rows stand for, transposed: `[n, padded]`; `scales`: by what each
+/// column is multiplied before it is rounded, `[n]`; `h`: `[n, n]`, its diagonal above zero.
+pub fn polish(wt: &[f32], scales: &[f32], part: &mut Part<'_>, h: &[f32], n: usize, grid: &dyn Grid, effort: Effort) {
     let padded = wt.len() / n;
-    let mut q = values(part, n, grid); // [n, padded]
+    let mut q = values(part, scales, n, grid); // [n, padded]
     let error: Vec<f32> = wt.iter().zip(&q).map(|(w, q)| w - q).collect();
     let mut g = vec![0.0; n * padded]; // [n, padded]
     let whole = View::new(h, n, n, n);
@@ -47,9 +47,10 @@ pub fn polish(wt: &[f32], part: &mut Part<'_>, h: &[f32], n: usize, grid: &dyn G
                 let codes = &mut part.codes[lane / LANES * n..][first..last];
                 let steps = &mut part.steps[lane / LANES * (n / grid.width())..];
                 let steps = &mut steps[first / grid.width()..last / grid.width()];
-                tile.codes(codes, steps, corner, n);
+                let s = &scales[first..last];
+                tile.codes(codes, steps, s, corner, n);
                 if effort.scales {
-                    tile.scales(codes, steps, corner, n);
+                    tile.scales(codes, steps, s, corner, n);
                 }
                 moved |= tile.save(&mut q, &mut moves, first, padded, lane);
             }
@@ -65,14 +66,14 @@ pub fn polish(wt: &[f32], part: &mut Part<'_>, h: &[f32], n: usize, grid: &dyn G
 }
 
 /// The numbers that codes and scales stand for, transposed: `[n, padded]`.
-fn values(part: &Part<'_>, n: usize, grid: &dyn Grid) -> Vec<f32> {
+fn values(part: &Part<'_>, scales: &[f32], n: usize, grid: &dyn Grid) -> Vec<f32> {
     let (width, group, levels) = (grid.width(), grid.group(), grid.levels());
     let padded = part.codes.len() / n * LANES;
     let mut out = vec![0.0; n * padded];
     for (r, codes) in part.codes.chunks(n).enumerate() {
         for (j, codes) in codes.iter().enumerate() {
             let (scale, offset) = part.steps[r * (n / width) + j / width].step(j % width / group);
-            let q = F(codes.map(|code| levels.level(code))).mul_add(scale, offset);
+            let q = F(codes.map(|code| levels.level(code))).mul_add(scale, offset) * F::splat(1.0 / scales[j]);
             out[j * padded + r * LANES..][..LANES].copy_from_slice(&q.0);
         }
     }
@@ -120,31 +121,33 @@ impl Tile<'_> {
         self.moved.iter().any(|moved| *moved != F::ZERO)
     }
 
-    fn codes(&mut self, codes: &mut [Codes], steps: &[Steps], h: &[f32], stride: usize) {
+    fn codes(&mut self, codes: &mut [Codes], steps: &[Steps], scales: &[f32], h: &[f32], stride: usize) {
         let group = self.grid.group();
         self.lines.clear();
         self.lines.extend(steps.iter().flat_map(|s| (0..self.grid.width() / group).map(|g| s.step(g))));
         let levels = self.grid.levels();
-        descent::codes(&mut self.g, &mut self.q, &mut self.moved, h, stride, &self.lines, group, levels, codes);
+        let (g, q, moved) = (&mut self.g, &mut self.q, &mut self.moved);
+        descent::codes(g, q, moved, h, stride, &self.lines, group, scales, levels, codes);
     }
 
-    fn scales(&mut self, codes: &[Codes], steps: &mut [Steps], h: &[f32], stride: usize) {
+    fn scales(&mut self, codes: &[Codes], steps: &mut [Steps], scales: &[f32], h: &[f32], stride: usize) {
         let (width, group, levels) = (self.grid.width(), self.grid.group(), self.grid.levels());
         let free = self.grid.freedom();
         let level = |codes: &Codes| F(codes.map(|code| levels.level(code)));
         for (b, s) in steps.iter_mut().enumerate() {
             let (first, codes) = (b * width, &codes[b * width..(b + 1) * width]);
+            let t = |j: usize| F::splat(1.0 / scales[first + j]);
             for g in 0..width / group {
                 let at = g * group;
                 if free.scales.0 < free.scales.1 {
-                    for (u, codes) in self.u.iter_mut().zip(&codes[at..at + group]) {
-                        *u = s.d * level(codes);
+                    for (i, u) in self.u[..group].iter_mut().enumerate() {
+                        *u = s.d * level(&codes[at + i]) * t(at + i);
                     }
                     let limit = |x: F| x.round().clamp(free.scales.0, free.scales.1);
                     s.scales[g] = self.step(first + at, group, s.scales[g], limit, h, stride);
                 }
                 if free.mins.0 < free.mins.1 {
-                    self.u[..group].fill(-s.dmin);
+                    self.u[..group].iter_mut().enumerate().for_each(|(i, u)| *u = -s.dmin * t(at + i));
                     let limit = |x: F| x.round().clamp(free.mins.0, free.mins.1);
                     s.mins[g] = self.step(first + at, group, s.mins[g], limit, h, stride);
                 }
@@ -154,13 +157,14 @@ impl Tile<'_> {
                 if free.one_super {
                     *u = *u - s.mins[i / group];
                 }
+                *u = *u * t(i);
             }
             s.d = self.step(first, width, s.d, |x| free.round_super(x), h, stride);
             if free.one_super {
                 s.dmin = s.d;
             } else if has_minima(&free) {
                 for (i, u) in self.u.iter_mut().enumerate() {
-                    *u = -s.mins[i / group];
+                    *u = -s.mins[i / group] * t(i);
                 }
                 s.dmin = self.step(first, width, s.dmin, |x| free.round_super(x), h, stride);
             }

@@ -6,8 +6,7 @@
 //! `W* = W + M·H⁻¹` with `M = E[(W(x̃ − x) + r) xᵀ]`, and `‖…‖² = tr((W*−Q) H (W*−Q)ᵀ)` up to a constant: any method rounds
 //! `W*` as it would round `W`. GPTAQ's own update does the same step by step.
 
-use super::gptq::Solver;
-use super::{PART, at_once, energies, inner};
+use super::{JUDGED, at_once, energies, few, inner};
 use llmq_kernels::gemm::{Old, Precision, View, product};
 use rayon::prelude::*;
 
@@ -15,15 +14,15 @@ use rayon::prelude::*;
 pub struct Target {
     /// The best unrounded weights, `[rows, columns]`.
     pub w: Vec<f32>,
-    /// `M` over the windows that were held out, `[rows, columns]`: the objective there is `tr(E H Eᵀ) + 2·tr(E Mᵀ)` with
+    /// `M` over the windows that were held out, of the rows that [`few`] picks: the objective there is `tr(E H Eᵀ) + 2·tr(E Mᵀ)` with
     /// `E = W − Q`.
     pub pull: Vec<f32>,
     /// Which part of the step to `W*` was taken.
     pub alpha: f64,
 }
 
-/// `M = W·D` of a layer that writes to no residual stream. `w`: `[rows, columns]`; `drift`: `D = E[(x̃ − x) xᵀ]`, `[columns,
-/// columns]`; result: `[rows, columns]`.
+/// `M = W·D` of a layer that writes to no residual stream, or whatever else comes of its weights and a square matrix. `w`: `[rows,
+/// columns]`; `drift`: `D = E[(x̃ − x) xᵀ]`, `[columns, columns]`; result: `[rows, columns]`.
 pub fn pull(w: &[f32], columns: usize, drift: &[f32]) -> Vec<f32> {
     let n = columns;
     let mut m = vec![0.0; w.len()];
@@ -36,34 +35,21 @@ pub fn pull(w: &[f32], columns: usize, drift: &[f32]) -> Vec<f32> {
 }
 
 impl Target {
-    /// The target of a layer, or `None` where the Hessian could not be factored. `w`: `[rows, columns]`; `m`: `M` over the
-    /// calibration windows, `[rows, columns]`; `pull`: the same over the windows that were held out, and `held` their Hessian,
-    /// `[columns, columns]`; `solver`: knows the inverse of the calibration windows' Hessian.
+    /// The target of a layer that can go all of a `step`, `[rows, columns]`. `w`: `[rows, columns]`; `pull`: `M` over the windows that
+    /// were held out, of the rows that [`few`] picks, and `held` their Hessian, `[columns, columns]`.
     ///
     /// How far to go is what the windows held out say, between nowhere and all the way.
-    pub fn new(
-        w: &[f32],
-        columns: usize,
-        m: Vec<f32>,
-        pull: Vec<f32>,
-        solver: &Solver,
-        held: &[f32],
-    ) -> Option<Target> {
-        let step = solver.times_inverse(m)?;
-        let each = at_once(step.len() / columns) * columns;
-        let parts = step.par_chunks(each).zip(pull.par_chunks(each)).map(|(a, m)| {
-            let along = a.chunks(PART * columns).zip(m.chunks(PART * columns)).map(|(a, m)| inner(a, m));
-            along.zip(energies(a, columns, held)).collect()
-        });
-        let parts: Vec<Vec<(f64, f64)>> = parts.collect();
-        let (along, curvature) = parts.iter().flatten().fold((0.0, 0.0), |(a, b), (x, y)| (a + x, b + y));
+    pub fn new(w: &[f32], columns: usize, step: &[f32], pull: Vec<f32>, held: &[f32]) -> Target {
+        let some = few(step, columns, JUDGED);
+        let along: f64 = some.chunks(columns).zip(pull.chunks(columns)).map(|(a, m)| inner(a, m)).sum();
+        let curvature: f64 = energies(&some, columns, held).iter().sum();
         let alpha = if curvature > 0.0 { (along / curvature).clamp(0.0, 1.0) } else { 0.0 };
         // Where sums left single precision, there is nothing to go by.
         let alpha = if alpha > 0.0 { alpha } else { 0.0 };
         let w = match alpha > 0.0 {
-            true => w.iter().zip(&step).map(|(w, a)| w + alpha as f32 * a).collect(),
+            true => w.iter().zip(step).map(|(w, a)| w + alpha as f32 * a).collect(),
             false => w.to_vec(),
         };
-        Some(Target { w, pull, alpha })
+        Target { w, pull, alpha }
     }
 }

@@ -146,8 +146,9 @@ fn how_many_rows_a_task_takes_changes_nothing() {
         pool.install(|| {
             let solver = Solver::new(&h, n, &[32], &Options { sweeps: 2, scales: true, ..PAPER });
             let m = pull(&w, n, &drift);
-            let target = Target::new(&w, n, m.clone(), m, &solver, &h).unwrap();
-            let q = solver.round(&target.w, grid).values(grid);
+            let step = solver.times_inverse(m.clone()).unwrap();
+            let target = Target::new(&w, n, &step, few(&m, n, JUDGED).into_owned(), &h);
+            let q = solver.round(&target.w, None, grid).values(grid);
             let scales = vec![0.02; rows];
             (output_error(&w, &q, n, &h), target.alpha, q, Fixed::new(&h, n).unwrap().round(&w, &scales, 127))
         })

@@ -14,7 +14,7 @@ use crate::error::{Context, Error, Result};
 use crate::format::Encoding;
 use crate::grid::Grid;
 use crate::interrupt;
-use crate::method::{self, Layer, Sample, Site as Layers};
+use crate::method::{self, Layer, REPORTED, Sample, Site as Layers, few};
 use crate::model::block::Block;
 use crate::model::matrix::Matrix;
 use crate::model::mixer::experts::Routed;
@@ -293,10 +293,11 @@ impl Run<'_> {
             if let Some((tensor, _)) = layers.iter().find(|(_, own)| own == at) {
                 self.count_vanished(tensor, w, &values);
             }
-            made[*at].errors.push(method::relative(method::output_error(w, &values, columns, seen)));
+            let [w, q] = [w, &values].map(|w| few(w, columns, REPORTED));
+            made[*at].errors.push(method::relative(method::output_error(&w, &q, columns, seen)));
             made[*at].bytes.extend(solved.rounded.store(*grid));
             made[*at].method = Some(solved.method);
-            self.observer.advance(w.len() as u64 * super::report::PER_WEIGHT);
+            self.observer.advance(values.len() as u64 * super::report::PER_WEIGHT);
         }
         for note in &solution.notes {
             let names: Vec<&str> = layers.iter().map(|(tensor, _)| tensor.spec.gguf.as_str()).collect();

@@ -276,28 +276,17 @@ impl<'a> Job<'a> {
                 .with("freed activations that the allocator keeps", self.unreturned(cost, activations));
             moments.push(factorization(solving.clone().at(&place("factoring")), n, site.widths()));
             if compared {
-                // What is off is turned into what to do about it in place, where it was collected directly.
-                let each = if site.is_inner() { 1 } else { 2 };
-                solving = solving.with("targets of the site's layers", weights * each * SINGLE);
+                // What is off is turned into what to do about it in place, and multiplied by each layer, where it is not that of one.
+                let step = if site.is_inner() { 0 } else { site.largest().elements() };
+                solving = solving.with("targets of the site's layers", (weights + step) * SINGLE);
             }
             let solving = solving.with("solver", solver(n, site.widths()));
-            if site.scalable && self.method.scales() {
-                // A thread that waits inside one candidate begins another, so that there are more than threads.
-                let most = method::FIRST.min((method::FIRST + self.threads) / 2) as u64;
-                let at_once = (method::MEMORY as u64 / (2 * SINGLE * n * n)).clamp(1, most);
-                let candidates = at_once * solver(n, site.widths());
-                moments.push(solving.clone().at(&place("searching scales")).with("candidates for scales", candidates));
-            }
-            // The best so far, the next, and up to three ways to round the largest layer with the numbers they stand for.
             let (all, largest) = (site.codes(), site.largest());
-            let scaled = if site.scalable && self.method.scales() { solver(n, site.widths()) } else { 0 };
             let each = method::rows_at_once(largest.rows, self.threads);
-            let rounded = if self.method.chooses() { 2 * all + 3 * largest.codes() } else { all };
             moments.push(
                 solving
                     .at(&place("rounding"))
-                    .with("scaled solver", scaled)
-                    .with("codes and scales", rounded)
+                    .with("codes and scales", all)
                     .with("numbers they stand for", largest.elements() * 2 * SINGLE)
                     .with("scratch of all threads", (self.threads * each) as u64 * n * 5 * SINGLE),
             );

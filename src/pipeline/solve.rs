@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::format::Encoding;
 use crate::grid::{Grid, Supers};
 use crate::interrupt;
-use crate::method::{self, Layer, Rounded, Sample, Solver, Target, over, pull, times};
+use crate::method::{self, JUDGED, Layer, REPORTED, Rounded, Sample, Solver, Target, few, over, pull, times};
 use crate::model::block::Block;
 use crate::model::part::Absorber;
 use crate::model::{Kind, Part, Site, TensorRole};
@@ -62,7 +62,8 @@ impl Run<'_> {
         let options = &self.rounding.options;
         if let Some(drifts) = drifts {
             let targets = targets(site, &originals, drifts, site_of_method.solver(options), columns, held);
-            site_of_method.layers.iter_mut().zip(targets).for_each(|(layer, target)| layer.target = target);
+            let layers = site_of_method.layers.iter_mut();
+            layers.zip(targets.into_iter().flatten()).for_each(|(layer, target)| layer.target = Some(target));
         }
         let mut solution = self.rounding.method.quantize(&site_of_method, options)?;
         if let (Some(scales), Some(absorber)) = (&solution.scales, self.absorber(site, tensors)?) {
@@ -78,11 +79,13 @@ impl Run<'_> {
         for ((tensor, layer), solved) in solved.iter().zip(&layers).zip(solution.layers) {
             interrupt::check()?;
             let values = solved.rounded.values(layer.grid);
+            let own = few(&values, columns, REPORTED);
             let own = match &solution.scales {
-                Some(s) => over(values.clone(), s),
-                None => values.clone(),
+                Some(s) => over(own.into_owned(), s).into(),
+                None => own,
             };
-            let error = method::relative(method::output_error(layer.target(), &own, columns, &seen.hessian));
+            let wanted = few(layer.target(), columns, REPORTED);
+            let error = method::relative(method::output_error(&wanted, &own, columns, &seen.hessian));
             // Another solution may take the place of this one.
             self.vanished.remove(&tensor.spec.gguf);
             self.count_vanished(tensor, layer.w, &values);
@@ -190,8 +193,8 @@ impl Run<'_> {
     }
 }
 
-/// What each layer should compute. `drifts`: by how much the inputs of a half's first layers are off, or what its last one adds
-/// to, over the calibration windows and over those that were held out.
+/// What each layer should compute; none where the Hessian could not be factored. `drifts`: by how much the inputs of a half's first
+/// layers are off, or what its last one adds to, over the calibration windows and over those that were held out.
 fn targets(
     site: Site,
     originals: &[Vec<f32>],
@@ -199,17 +202,18 @@ fn targets(
     solver: &Solver,
     columns: usize,
     held: &[f32],
-) -> Vec<Option<Target>> {
-    match (site.is_inner(), originals) {
-        (true, [w]) => vec![Target::new(w, columns, drifts.0, drifts.1, solver, held)],
-        _ => {
-            let target = |w: &Vec<f32>| {
-                let [m, of_held] = [&drifts.0, &drifts.1].map(|drift| pull(w, columns, drift));
-                Target::new(w, columns, m, of_held, solver, held)
-            };
-            originals.iter().map(target).collect()
+) -> Option<Vec<Target>> {
+    let (seen, of_held) = drifts;
+    // M·H⁻¹, or D·H⁻¹, of which W makes that for each layer.
+    let step = solver.times_inverse(seen)?;
+    let target = |w: &Vec<f32>| match site.is_inner() {
+        true => Target::new(w, columns, &step, few(&of_held, columns, JUDGED).into_owned(), held),
+        false => {
+            let of_held = pull(&few(w, columns, JUDGED), columns, &of_held);
+            Target::new(w, columns, &pull(w, columns, &step), of_held, held)
         }
-    }
+    };
+    Some(originals.iter().map(target).collect())
 }
 
 /// Which block tensors are of.

@@ -206,53 +206,41 @@ impl Job<'_> {
     fn solve(&self, work: &mut Work, site: &SiteShape) {
         let n = site.columns as f64;
         let weights: f64 = site.layers.iter().map(|layer| layer.elements() as f64 * self.idle(layer.rows)).sum();
-        let sample: f64 = site.layers.iter().map(|layer| (layer.rows.min(method::SAMPLE) * site.columns) as f64).sum();
+        let of_rows =
+            |most: usize| -> f64 { site.layers.iter().map(|layer| (layer.rows.min(most) * site.columns) as f64).sum() };
+        let (sample, judged) = (of_rows(method::SAMPLE), of_rows(method::JUDGED));
         let compared = self.tokens().compared > 0;
         let chooses = self.method.chooses();
         if compared {
-            // The pull of seen and held windows, where it is not collected directly; the step, with both halves of the inverse;
-            // and what it is worth. Triangles and symmetric matrices cost half.
-            let pulls = if site.is_inner() { 0.0 } else { 2.0 };
-            work.product += (pulls + 1.5) * weights * n;
+            // The step towards the target, with both halves of the inverse, whose triangles cost half; where what is off was not
+            // collected directly, it is one for all layers, which each of them multiplies.
+            work.product += weights * n + if site.is_inner() { 0.0 } else { n * n * n };
         }
         let fed = chooses || self.method.name().contains("gptq");
         let scales = site.scalable && self.method.scales();
         if fed || compared {
             work.factor += factorization(site.columns) * site.widths() as f64;
         }
-        // The ways to round: with feedback or without, as the weights are or scaled; each is held against the others by one
-        // product where a method chooses.
-        let feedback = match (fed, chooses && scales) {
-            (false, _) => 0.0,
-            (true, false) => 1.0,
-            (true, true) => 2.0,
-        };
-        let targets = if compared { 2.0 } else { 1.0 };
-        let plain = match (chooses, scales) {
-            (true, true) => 3.0 * targets,
-            (true, false) => targets,
-            (false, _) => f64::from(!fed),
-        };
-        let products = polish_products(&self.options);
-        work.walk += feedback * weights;
-        work.polish += feedback * weights * self.options.sweeps as f64;
-        work.plain += plain * weights;
-        work.tile += feedback * (WALK + products) * weights * n;
-        if chooses {
-            work.product += (feedback + plain) / 2.0 * weights * n;
-        }
+        // All rows once; and a few of them for each of the ways that are compared, with feedback or without, as the weights are or
+        // scaled, each held against the others by one product.
+        let ways = f64::from(u8::from(chooses)) * if scales { 2.0 } else { 1.0 };
+        let fed_back = f64::from(u8::from(fed)) * weights + ways * judged;
+        let plain = f64::from(u8::from(!fed)) * weights + ways * judged * if compared { 2.0 } else { 1.0 };
+        work.walk += fed_back;
+        work.polish += fed_back * self.options.sweeps as f64;
+        work.plain += plain;
+        work.tile += fed_back * (WALK + polish_products(&self.options)) * n;
+        work.product += 1.5 * ways * judged * n;
         // The error that is reported: two products with a symmetric matrix.
-        work.product += weights * n;
+        work.product += of_rows(method::REPORTED) * n;
         if scales {
-            let candidates = method::CANDIDATES as f64;
+            let candidates = method::CANDIDATES as f64 * sample;
             if fed {
-                work.walk += candidates * sample;
-                work.tile += candidates * WALK * sample * n;
-                work.product += candidates / 2.0 * sample * n;
-            }
-            if chooses || !fed {
-                work.plain += candidates * sample;
-                work.product += candidates / 2.0 * sample * n;
+                work.walk += candidates;
+                work.tile += WALK * candidates * n;
+            } else {
+                work.plain += candidates;
+                work.product += candidates / 2.0 * n;
             }
         }
     }
