@@ -17,7 +17,12 @@ pub struct Output {
     pub likeness: Likeness,
     /// Whether it holds one row of numbers for each input, so that its largest is a choice.
     pub chooses: bool,
+    /// Whether it holds floats: how far whole numbers are from each other says little.
+    pub float: bool,
 }
+
+/// With less, in dB, the noise is more than a tenth of the signal, and nobody should trust an output.
+pub const LEAST_SQNR: f64 = 10.0;
 
 /// What a comparison gave.
 #[derive(Debug, Clone)]
@@ -28,6 +33,14 @@ pub struct Comparison {
     pub counts: Option<Paired>,
     /// How many runs of the graph.
     pub samples: usize,
+}
+
+impl Comparison {
+    /// The output with the most noise, where that is too much for anything.
+    pub fn ruined(&self) -> Option<&Output> {
+        let floats = self.outputs.iter().filter(|output| output.float && output.likeness.sqnr() < LEAST_SQNR);
+        floats.min_by(|a, b| a.likeness.sqnr().total_cmp(&b.likeness.sqnr()))
+    }
 }
 
 /// A graph of which the engine is known to compute something else than ONNX says.
@@ -64,7 +77,7 @@ pub fn compare(
     let mut outputs: Vec<Output> = original
         .outputs()
         .iter()
-        .map(|name| Output { name: name.clone(), likeness: Likeness::default(), chooses: true })
+        .map(|name| Output { name: name.clone(), likeness: Likeness::default(), chooses: true, float: true })
         .collect();
     let mut counts = samples.labelled().then(Paired::default);
     let mut seen = 0;
@@ -129,6 +142,7 @@ fn add(output: &mut Output, a: &Value, b: &Value, batch: usize, sample: &Sample)
             return Err(Error::new(format!("{}: {whose} gives {what} at {at} of output '{name}'", sample.place)));
         }
     }
+    output.float &= a.floats().is_some();
     let row = x.len() / batch.max(1);
     output.chooses &= a.floats().is_some() && a.dims().first() == Some(&batch) && row > 1 && one_axis(a.dims());
     let width = if output.chooses { row } else { x.len() };

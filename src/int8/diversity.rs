@@ -20,6 +20,8 @@ pub struct Diversity {
     samples: usize,
     constant: usize,
     inputs: Vec<Option<Spread>>,
+    /// Inputs that are the same in all samples.
+    whole: Vec<bool>,
 }
 
 /// Mean and squared deviation of each number over the samples (Welford 1962), and of all together.
@@ -30,13 +32,21 @@ struct Spread {
 }
 
 impl Diversity {
+    /// Of samples in which some inputs are the same on purpose.
+    pub fn of(whole: Vec<bool>) -> Self {
+        Self { whole, ..Self::default() }
+    }
+
     /// Adds a sample.
     pub fn add(&mut self, sample: &Sample) {
         self.samples += 1;
         let mut hasher = blake3::Hasher::new();
         self.inputs.resize_with(sample.inputs.len(), || None);
         let mut constant = true;
-        for (input, spread) in sample.inputs.iter().zip(&mut self.inputs) {
+        for (at, (input, spread)) in sample.inputs.iter().zip(&mut self.inputs).enumerate() {
+            if self.whole.get(at) == Some(&true) {
+                continue;
+            }
             match &input.values {
                 Values::Float(x) => {
                     for x in x {

@@ -9,8 +9,9 @@
 //!
 //! in the form that ONNX Runtime fuses into one kernel; several products that read the same x share its quantized form. An embedding
 //! becomes `Cast(Gather(codes)) * Gather(scales)`: a dequantized *table* would be computed as a whole on every run. Convolutions stay
-//! float: `ConvInteger` is many times slower than a float convolution.
+//! float: `ConvInteger` is many times slower than a float convolution. Recurrent layers have a recipe of their own.
 
+mod recurrent;
 mod report;
 
 use super::onnx::Graph;
@@ -19,9 +20,11 @@ use super::onnx::proto::tensor_proto::DataType;
 use super::onnx::proto::{ModelProto, NodeProto};
 use super::onnx::tensor::{self, Tensor, type_of};
 use super::operators::{FLOATS, Kind, check_is_float, count};
+use super::prepare::{Prepared, gemm::is_plain, prepare};
 use super::weights::{self, Channels, Levels};
 use crate::error::{Error, Result};
 use crate::interrupt;
+use recurrent::use_microsoft;
 use regex::Regex;
 use std::collections::HashMap;
 
@@ -42,45 +45,30 @@ pub struct Options<'a> {
     pub exclude: &'a [Regex],
 }
 
-/// Quantizes the main graph of a model, which should have at least [`OPSET`].
+/// Quantizes a model, which should have at least [`OPSET`], and the graphs inside its nodes.
 ///
 /// # Errors
 /// The graph is quantized already or cannot run, a weight is damaged, nothing can be quantized, or Ctrl-C.
-pub fn quantize(model: &mut ModelProto, options: &Options) -> Result<Report> {
+pub fn quantize(model: &mut ModelProto, options: &Options) -> Result<(Report, Prepared)> {
     check_is_float(model)?;
-    let graph = Graph::take(model)?;
-    let mut recipe =
-        Recipe { graph, options, report: Report::default(), weights: HashMap::new(), activations: HashMap::new() };
-    for at in 0..recipe.graph.nodes().len() {
-        interrupt::check()?;
-        recipe.visit(at)?;
-    }
-    let Recipe { graph, report, .. } = recipe;
-    graph.finish(model)?;
+    let prepared = prepare(model)?;
+    let report = Recipe::run(model, options, &|_, _, _| true)?;
     if report.done.is_empty() {
         return Err(report.nothing_done());
     }
-    Ok(report)
+    Ok((report, prepared))
 }
 
-/// Quantizes the embeddings alone, but for the nodes that `excluded` names.
+/// Quantizes what has no static recipe, but for the nodes that `excluded` names: embeddings, recurrent layers, and all that is inside
+/// other nodes, whose values calibration does not see.
 ///
 /// # Errors
-/// The graph cannot run, a table is damaged, or Ctrl-C.
-pub fn embeddings(model: &mut ModelProto, excluded: &dyn Fn(&str) -> bool) -> Result<Vec<Done>> {
-    let options = Options { levels: Levels::Full, exclude: &[] };
-    let (graph, report) = (Graph::take(model)?, Report::default());
-    let mut recipe = Recipe { graph, options: &options, report, weights: HashMap::new(), activations: HashMap::new() };
-    for at in 0..recipe.graph.nodes().len() {
-        interrupt::check()?;
-        let node = &recipe.graph.nodes()[at];
-        if Kind::of(node, &recipe.graph) == Some(Kind::Embedding) && !excluded(node.label()) {
-            recipe.visit(at)?;
-        }
-    }
-    let Recipe { graph, report, .. } = recipe;
-    graph.finish(model)?;
-    Ok(report.done)
+/// The graph cannot run, a weight is damaged, or Ctrl-C.
+pub fn quantize_rest(model: &mut ModelProto, levels: Levels, excluded: &dyn Fn(&str) -> bool) -> Result<Report> {
+    let options = Options { levels, exclude: &[] };
+    Recipe::run(model, &options, &|node, kind, inside| {
+        (inside || matches!(kind, Kind::Embedding | Kind::Recurrent)) && !excluded(node.label())
+    })
 }
 
 /// A weight in the graph that is being made.
@@ -109,38 +97,86 @@ enum Use {
     Table,
 }
 
+/// Which nodes of what kind are quantized; the last says whether a node is inside another one.
+type Chosen<'a> = &'a dyn Fn(&NodeProto, Kind, bool) -> bool;
+
 struct Recipe<'a> {
     graph: Graph,
     options: &'a Options<'a>,
+    chosen: Chosen<'a>,
     report: Report,
     /// By the name of the float weight and what it is for. Shared weights stay shared.
     weights: HashMap<(String, Use), Weight>,
     /// By the name of the float activation.
     activations: HashMap<String, Activation>,
+    /// How deep the graph is inside others.
+    depth: usize,
 }
 
-impl Recipe<'_> {
+impl<'a> Recipe<'a> {
+    fn run(model: &mut ModelProto, options: &'a Options<'a>, chosen: Chosen<'a>) -> Result<Report> {
+        let (weights, activations) = Default::default();
+        let (graph, report) = (Graph::take(model)?, Report::default());
+        let mut recipe = Recipe { graph, options, chosen, report, weights, activations, depth: 0 };
+        recipe.all()?;
+        let Recipe { graph, report, .. } = recipe;
+        graph.finish(model)?;
+        if report.done.iter().any(|done| done.op == "LSTM") {
+            use_microsoft(model);
+        }
+        Ok(report)
+    }
+
+    fn all(&mut self) -> Result<()> {
+        for at in 0..self.graph.nodes().len() {
+            interrupt::check()?;
+            let runs_graphs = self.graph.nodes()[at].subgraphs().next().is_some();
+            if runs_graphs { self.inside(at)? } else { self.visit(at)? }
+        }
+        Ok(())
+    }
+
+    /// The graphs that a node runs.
+    fn inside(&mut self, at: usize) -> Result<()> {
+        let mut node = self.graph.nodes()[at].clone();
+        count(&mut self.report.others, &node);
+        self.depth += 1;
+        for graph in node.subgraphs_mut() {
+            let inside = self.graph.inside(std::mem::take(graph))?;
+            let around = std::mem::replace(&mut self.graph, inside);
+            // Two branches may give two weights one name; equal ones are stored once all the same.
+            let kept = (std::mem::take(&mut self.weights), std::mem::take(&mut self.activations));
+            self.all()?;
+            (self.weights, self.activations) = kept;
+            let inside = std::mem::replace(&mut self.graph, around);
+            *graph = self.graph.finish_inside(inside)?;
+        }
+        self.depth -= 1;
+        self.graph.replace(at, vec![node]);
+        Ok(())
+    }
+
     fn visit(&mut self, at: usize) -> Result<()> {
         let node = self.graph.nodes()[at].clone();
-        for inside in node.subgraphs().flat_map(|graph| &graph.node) {
-            // Whether a table in there is constant is not looked into.
-            if ["MatMul", "Gemm", "Conv", "ConvTranspose", "LSTM", "GRU", "RNN"].iter().any(|op| inside.is(op)) {
-                self.report.leave(inside, "it is inside a subgraph");
-            }
-        }
         let Some(kind) = Kind::of(&node, &self.graph) else {
             count(&mut self.report.others, &node);
             return Ok(());
         };
+        if !(self.chosen)(&node, kind, self.depth > 0) {
+            return Ok(());
+        }
         let done = match kind {
-            _ if node.output.first().is_none_or(String::is_empty) => Err("it has no output"),
+            _ if node.output.first().is_none_or(String::is_empty) && kind != Kind::Recurrent => Err("it has no output"),
             _ if self.options.exclude.iter().any(|name| name.is_match(node.label())) => Err("it was excluded"),
             Kind::MatMul => self.product(at, &node)?,
             Kind::Embedding => self.embedding(at, &node)?,
+            Kind::Conv if self.depth > 0 => {
+                Err("it is inside an If, a Loop or a Scan, which calibration does not see into")
+            }
             Kind::Conv => {
                 Err("ConvInteger is slower than a float convolution; quantize it statically: llmq int8 static")
             }
-            Kind::Recurrent => Err("recurrent layers are not quantized"),
+            Kind::Recurrent => self.recurrent(at, &node)?,
         };
         match done {
             Ok(name) => self.report.done.push(Done::new(&node, kind, name, &self.graph)),
@@ -158,28 +194,16 @@ impl Recipe<'_> {
             return Ok(Err("its left side is constant"));
         }
         let gemm = node.is("Gemm");
-        // A checkpoint's own layout, [outputs, inputs], may come with an operator that turns it.
-        let turned = self
-            .graph
-            .producer(matrix)
-            .map(|at| &self.graph.nodes()[at])
-            .filter(|node| node.is("Transpose") && node.ints_of("perm").is_none_or(|perm| perm == [1, 0]));
-        let source = turned.and_then(|node| node.input_at(0)).unwrap_or(matrix).to_owned();
-        let transposed = turned.is_some() != (gemm && node.int_or("transB", 0) != 0);
-        match self.check(&source) {
-            Err(reason) => return Ok(Err(reason)),
-            Ok(()) if gemm && node.int_or("transA", 0) != 0 => return Ok(Err("its left side is transposed")),
-            Ok(()) => {}
+        let source = matrix.to_owned();
+        if let Err(reason) = self.check(&source) {
+            return Ok(Err(reason));
         }
-        let bias = match self.bias(node, gemm)? {
-            Ok(bias) => bias,
-            Err(reason) => return Ok(Err(reason)),
-        };
+        if gemm && !is_plain(&self.graph, node) {
+            return Ok(Err("it is scaled or transposed"));
+        }
+        let bias = node.input_at(2).filter(|_| gemm);
+        let transposed = gemm && node.int_or("transB", 0) != 0;
         let weight = self.weight(&source, if transposed { Use::Turned } else { Use::Product })?;
-        let scales = match if gemm { node.float_or("alpha", 1.0) } else { 1.0 } {
-            1.0 => weight.scales,
-            alpha => self.scaled(&weight.scales, alpha)?,
-        };
         let x = self.activation(at, x);
         let label = node.label().to_owned();
         let mut name = |what: &str| self.graph.fresh(&format!("{label}_{what}"));
@@ -190,28 +214,15 @@ impl Recipe<'_> {
         let mut nodes = vec![
             self::node("MatMulInteger", &names[0], &[&x.codes, &weight.codes, &x.zero], &[&sums], vec![]),
             self::node("Cast", &names[1], &[&sums], &[&floats], vec![int("to", DataType::Float as i64)]),
-            self::node("Mul", &names[2], &[&x.scale, &scales], &[&factors], vec![]),
+            self::node("Mul", &names[2], &[&x.scale, &weight.scales], &[&factors], vec![]),
             self::node("Mul", &names[3], &[&floats, &factors], &[result], vec![]),
         ];
         if let Some(bias) = bias {
             let name = self.graph.fresh(&format!("{label}_Bias"));
-            nodes.push(self::node("Add", name, &[&product, &bias], &[output], vec![]));
+            nodes.push(self::node("Add", name, &[&product, bias], &[output], vec![]));
         }
         self.graph.replace(at, nodes);
         Ok(Ok(source))
-    }
-
-    /// What a `Gemm` adds, if anything.
-    fn bias(&mut self, node: &NodeProto, gemm: bool) -> Result<Result<Option<String>, &'static str>> {
-        let Some(bias) = node.input_at(2).filter(|_| gemm) else { return Ok(Ok(None)) };
-        let beta = node.float_or("beta", 1.0);
-        if beta == 1.0 {
-            return Ok(Ok(Some(bias.into())));
-        }
-        match self.is_float(bias) {
-            true => self.scaled(bias, beta).map(|name| Ok(Some(name))),
-            false => Ok(Err("its bias is scaled, but no constant of type FLOAT")),
-        }
     }
 
     /// A row of a constant table for each index.
@@ -266,10 +277,6 @@ impl Recipe<'_> {
         }
     }
 
-    fn is_float(&self, value: &str) -> bool {
-        self.graph.constant(value).and_then(type_of) == Some(DataType::Float)
-    }
-
     /// Quantizes a weight, unless it was before.
     fn weight(&mut self, name: &str, usage: Use) -> Result<Weight> {
         if let Some(weight) = self.weights.get(&(name.into(), usage)) {
@@ -293,14 +300,6 @@ impl Recipe<'_> {
         };
         self.weights.insert((name.into(), usage), weight.clone());
         Ok(weight)
-    }
-
-    /// A constant times a number.
-    fn scaled(&mut self, constant: &str, by: f32) -> Result<String> {
-        let tensor = self.graph.constant(constant).ok_or_else(|| Error::new(format!("'{constant}' is no constant")))?;
-        let mut tensor = Tensor::<f32>::read(tensor)?;
-        tensor.data.iter_mut().for_each(|x| *x *= by);
-        Ok(self.graph.add(&format!("{constant}_scaled"), |name| tensor.proto(name)))
     }
 
     /// The quantized form of an activation, made in front of the first node that reads it.

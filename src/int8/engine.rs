@@ -21,7 +21,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 mod complete;
-mod constants;
+pub mod constants;
 mod extremes;
 mod stages;
 
@@ -178,9 +178,10 @@ impl Engine {
         let inputs = graph.input.iter().filter(given).map(Input::of).collect();
         let outputs = graph.output.iter().map(|output| output.name().to_owned()).collect();
         let mut model = complete::with_kernel_shapes(model).into_owned();
+        complete::known(&mut model)?;
         let mut stages = None;
         if let Some(graph) = model.graph.as_mut().filter(|_| !fuse) {
-            order::sort(graph)?;
+            order::sort(graph, false)?;
             extremes::add(graph, values);
             // What a graph says of values on the way need not be true; where these are given to the next stage it would be checked.
             graph.value_info.clear();

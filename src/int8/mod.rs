@@ -1,7 +1,8 @@
 //! INT8 for models that are no LLMs: BERT, ResNet, ViT, Whisper's encoder and the like, as ONNX graphs or as checkpoints.
 //!
 //! ```text
-//! onnx (files and graphs) -> weights -> dynamic    MatMulInteger, INT8 embeddings
+//! onnx (files and graphs) -> prepare               what exporters write in many ways, in one
+//!                         -> weights -> dynamic    MatMulInteger, INT8 embeddings
 //!                         -> engine -> bench       runs a graph; latencies, and what really runs in INT8
 //!                         -> counts -> advise      what a graph consists of; what fits a model, a task and a machine
 //! samples (.npz, .npy)    -> ranges -> qdq         calibration, and static quantization
@@ -13,6 +14,7 @@
 //! ```
 
 pub mod advise;
+pub mod batch_axis;
 pub mod bench;
 pub mod calibration_inputs;
 pub mod checkpoint;
@@ -21,13 +23,13 @@ pub mod cpu;
 pub mod diversity;
 pub mod dynamic;
 pub mod engine;
-pub mod fold;
 pub mod histogram;
 pub mod npy;
 pub mod npz;
 pub mod onnx;
 pub mod op_counts;
 pub mod operators;
+pub mod prepare;
 pub mod qat;
 pub mod qdq;
 pub mod ranges;

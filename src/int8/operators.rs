@@ -46,7 +46,7 @@ pub fn check_is_float(model: &ModelProto) -> Result<()> {
 }
 
 /// All nodes of a graph and of those inside it.
-fn within<'a>(graph: &'a GraphProto) -> Box<dyn Iterator<Item = &'a NodeProto> + 'a> {
+pub fn within<'a>(graph: &'a GraphProto) -> Box<dyn Iterator<Item = &'a NodeProto> + 'a> {
     let and_inside = |node: &'a NodeProto| std::iter::once(node).chain(node.subgraphs().flat_map(within));
     Box::new(graph.node.iter().flat_map(and_inside))
 }

@@ -1,13 +1,14 @@
 //! Calibration inputs: `.npz` and `.npy` files, alone or in a folder, whose arrays carry the names of the graph's inputs.
 //!
-//! The first axis of each array counts samples. They are read one at a time, in the order of the files' names, so that
-//! memory does not depend on how many there are; every header is checked before the first is read.
+//! The first axis of each array counts samples, but for inputs that have none: single numbers, and tables beside a batch, are given
+//! once for all samples, or with an axis more. Samples are read one at a time, in the order of the files' names, so that memory does
+//! not depend on how many there are; every header is checked before the first is read.
 
 use super::npy::Header;
 use super::npz::{self, Entry};
 use crate::error::{Error, Result};
 use crate::interrupt;
-use input_spec::{column, same_sizes};
+use input_spec::{Lead, batches, column, made_whole, same_sizes};
 use llmq_kernels::elementwise::first_non_finite;
 use std::fs::File;
 use std::io::{BufReader, Read};
@@ -54,8 +55,9 @@ pub struct Sample {
 struct Column {
     /// None for a `.npy`, which is all there is.
     entry: Option<Entry>,
+    lead: Lead,
     header: Header,
-    /// What one row of it has, the batch axis excluded.
+    /// What one row of it has, the axis that counts them excluded.
     row: Vec<usize>,
 }
 
@@ -74,6 +76,8 @@ pub struct Samples {
     wanted: Vec<InputSpec>,
     /// Rows of a run.
     batch: usize,
+    /// For each input whether its first axis counts these.
+    counts: Vec<bool>,
     parts: Vec<Part>,
     /// Arrays that no input asked for, by name.
     pub unused: Vec<String>,
@@ -92,14 +96,8 @@ impl Samples {
         if files.is_empty() {
             return Err(Error::usage("no calibration inputs were given"));
         }
-        let batch = wanted.iter().find_map(InputSpec::rows).unwrap_or(1).max(1);
-        if let Some(other) = wanted.iter().find(|w| w.rows().is_some_and(|rows| rows != batch)) {
-            return Err(Error::new(format!(
-                "the graph's inputs take different numbers of samples at a time: {batch}, and {}",
-                other.describe()
-            )));
-        }
-        let mut samples = Samples { wanted, batch, parts: Vec::new(), unused: Vec::new() };
+        let (batch, counts) = batches(&wanted);
+        let mut samples = Samples { wanted, batch, counts, parts: Vec::new(), unused: Vec::new() };
         for path in files {
             let part = samples.part(&path)?;
             samples.parts.push(part);
@@ -132,9 +130,26 @@ impl Samples {
         self.parts.iter().map(|part| part.rows % self.batch).sum()
     }
 
+    /// How many rows each file has.
+    pub fn rows(&self) -> Vec<usize> {
+        self.parts.iter().map(|part| part.rows).collect()
+    }
+
     /// Rows of one run.
     pub fn batch(&self) -> usize {
         self.batch
+    }
+
+    /// For each input whether all samples get the same.
+    pub fn whole(&self) -> Vec<bool> {
+        let whole = |at: usize| self.parts.iter().all(|part| part.columns[at].lead == Lead::Whole);
+        (0..self.wanted.len()).map(whole).collect()
+    }
+
+    /// For each input whether its first axis counts the samples.
+    pub fn counted(&self) -> Vec<bool> {
+        let counted = |at: usize| self.parts.iter().all(|part| part.columns[at].lead == Lead::Rows);
+        (0..self.wanted.len()).map(counted).collect()
     }
 
     /// Whether the true classes are known.
@@ -175,7 +190,7 @@ impl Samples {
             };
             let file = File::open(path).map_err(|cause| fail("cannot be opened".into()).because(cause))?;
             let header = Header::read(&mut BufReader::new(file)).map_err(fail)?;
-            columns.push(column(only, None, header).map_err(fail)?);
+            columns.push(column(only, self.counts[0], None, header).map_err(fail)?);
         } else {
             let entries = npz::entries(path).map_err(|what| {
                 fail(what).hint("calibration inputs are .npz or .npy files, made with np.savez or np.save")
@@ -185,11 +200,11 @@ impl Samples {
                     .and_then(|mut from| Header::read(&mut from))
                     .map_err(|what| fail(format!("'{}' {what}", entry.name)))
             };
-            for wanted in &self.wanted {
+            for (wanted, &counts) in self.wanted.iter().zip(&self.counts) {
                 let Some(entry) = entries.iter().find(|e| e.name == wanted.name) else {
                     return Err(self.missing(path, wanted, &entries));
                 };
-                columns.push(column(wanted, Some(entry.clone()), header(entry)?).map_err(fail)?);
+                columns.push(column(wanted, counts, Some(entry.clone()), header(entry)?).map_err(fail)?);
             }
             for entry in entries.iter().filter(|e| self.wanted.iter().all(|w| w.name != e.name)) {
                 if LABELS.contains(&entry.name.as_str()) && labels.is_none() {
@@ -199,16 +214,29 @@ impl Samples {
                 }
             }
         }
-        let rows = columns.first().map_or(0, |(_, rows)| *rows);
-        for ((column, other), wanted) in columns.iter().zip(&self.wanted) {
-            if *other != rows {
-                let (first, this) = (&self.wanted[0].name, &wanted.name);
+        let reference = columns.iter().position(|(_, rows)| rows.is_some());
+        // Arrays of which all are for every sample make one.
+        let rows = reference.map_or(self.batch, |at| columns[at].1.unwrap_or(1));
+        for ((column, other), wanted) in columns.iter_mut().zip(&self.wanted) {
+            let (Some(first), Some(found)) = (reference.map(|at| &self.wanted[at]), *other) else { continue };
+            if found != rows {
+                if made_whole(column, wanted, first) {
+                    *other = None;
+                    continue;
+                }
+                let (first, this) = (&first.name, &wanted.name);
                 let shape = &column.header.shape;
-                return Err(fail(format!("'{first}' has {rows} samples, but '{this}' {shape:?} has {other}")));
+                return Err(fail(format!("'{first}' has {rows} samples, but '{this}' {shape:?} has {found}")));
             }
         }
+        if self.batch > 1 && columns.iter().any(|(column, _)| column.lead == Lead::Stacked) {
+            let batch = self.batch;
+            return Err(fail(format!(
+                "the graph takes {batch} samples at a time, and an input without their axis has one"
+            )));
+        }
         // Without any number, nothing says how many samples there really are.
-        if rows > 0 && columns.iter().all(|(column, _)| column.row.contains(&0)) {
+        if rows > 0 && !columns.is_empty() && columns.iter().all(|(column, _)| column.row.contains(&0)) {
             return Err(fail(format!("its arrays hold no numbers for the {rows} samples that they claim")));
         }
         same_sizes(columns.iter().map(|(column, _)| column).zip(&self.wanted)).map_err(fail)?;
@@ -240,7 +268,7 @@ fn label_column(entry: Entry, header: Header) -> Result<(Column, usize), String>
         return Err(format!("'{name}' holds {}, but classes are integers", header.kind.name()));
     }
     match shape[..] {
-        [rows] | [rows, 1] => Ok((Column { entry: Some(entry), row: Vec::new(), header }, rows)),
+        [rows] | [rows, 1] => Ok((Column { entry: Some(entry), lead: Lead::Rows, row: Vec::new(), header }, rows)),
         _ => Err(format!("'{name}' has the shape {shape:?}, but each sample needs one class")),
     }
 }
@@ -301,19 +329,27 @@ impl Rows<'_> {
         };
         let mut inputs = Vec::with_capacity(part.columns.len());
         for ((column, wanted), from) in part.columns.iter().zip(&self.samples.wanted).zip(&mut readers) {
-            let count = column.row.iter().product::<usize>().saturating_mul(batch);
+            let rows: &[usize] = if column.lead == Lead::Rows { &[batch] } else { &[] };
+            let shape = [rows, &column.row[..]].concat();
+            if column.lead == Lead::Whole && next > 0 {
+                *from = part.stream(column)?;
+            }
+            let count = shape.iter().fold(1usize, |all, &n| all.saturating_mul(n));
             let read = column.header.values(from, count, wanted.float);
             let values = read.map_err(|what| fail(&wanted.name, what))?;
             if let Values::Float(x) = &values
                 && let Some(at) = first_non_finite(x)
             {
-                let row = &column.row;
-                let mut index = index_of(at, &[&[batch], &row[..]].concat());
-                index[0] += next;
+                let mut index = index_of(at, &shape);
+                match column.lead {
+                    Lead::Rows => index[0] += next,
+                    Lead::Stacked => index.insert(0, next),
+                    Lead::Whole => {}
+                }
                 return Err(fail(&wanted.name, format!("holds {} at {index:?}", x[at]))
                     .hint("inputs have to be finite: look at how they were preprocessed"));
             }
-            inputs.push(Array { shape: [&[batch], &column.row[..]].concat(), values });
+            inputs.push(Array { shape, values });
         }
         let mut labels = Vec::new();
         if let (Some(column), Some(from)) = (&part.labels, readers.last_mut()) {
@@ -330,7 +366,11 @@ impl Rows<'_> {
 impl Part {
     /// One stream for each column, at its first number.
     fn open(&self) -> Result<Vec<Box<dyn Read>>> {
-        let open = |column: &Column| {
+        self.columns.iter().chain(&self.labels).map(|column| self.stream(column)).collect()
+    }
+
+    fn stream(&self, column: &Column) -> Result<Box<dyn Read>> {
+        let open = || {
             let mut from: Box<dyn Read> = match &column.entry {
                 Some(entry) => npz::open(&self.path, entry)?,
                 None => {
@@ -341,11 +381,7 @@ impl Part {
             let header = Header::read(&mut from)?;
             if header != column.header { Err("has changed meanwhile".to_owned()) } else { Ok(from) }
         };
-        let columns = self.columns.iter().chain(&self.labels);
-        columns
-            .map(open)
-            .collect::<Result<_, _>>()
-            .map_err(|what| Error::new(format!("{}: it {what}", self.path.display())))
+        open().map_err(|what| Error::new(format!("{}: it {what}", self.path.display())))
     }
 }
 

@@ -32,9 +32,10 @@ pub struct Args {
     #[arg(long, value_name = "PROGRAM", default_value = "python3")]
     python: OsString,
 
-    /// The size of an open dimension; can be given several times. An open first one is 1 otherwise
-    #[arg(long, value_name = "NAME=N", value_parser = size)]
-    dim: Vec<(String, usize)>,
+    /// The size of an open dimension, or several to measure one after the other, such as length=16,64,256; can be given several
+    /// times. An open first one is 1 otherwise
+    #[arg(long, value_name = "NAME=N,...", value_parser = sizes)]
+    dim: Vec<(String, Vec<usize>)>,
 
     /// How many runs of each model
     #[arg(long, value_name = "N", default_value_t = 100)]
@@ -59,12 +60,22 @@ enum Choice {
     Rten,
 }
 
-fn size(text: &str) -> Result<(String, usize), String> {
-    let (name, size) = text.split_once('=').ok_or("it is not of the form NAME=N")?;
-    match size.parse() {
-        Ok(n) if n > 0 => Ok((name.into(), n)),
-        _ => Err(format!("'{size}' is no size")),
-    }
+fn sizes(text: &str) -> Result<(String, Vec<usize>), String> {
+    let (name, sizes) = text.split_once('=').ok_or("it is not of the form NAME=N")?;
+    let size = |size: &str| size.parse().ok().filter(|&n| n > 0).ok_or_else(|| format!("'{size}' is no size"));
+    Ok((name.into(), sizes.split(',').map(size).collect::<Result<_, _>>()?))
+}
+
+/// Every choice of one size for each dimension.
+fn choices(dims: &[(String, Vec<usize>)]) -> Vec<Vec<(String, usize)>> {
+    dims.iter().fold(vec![vec![]], |all, (name, sizes)| {
+        let with = |chosen: &Vec<(String, usize)>, size: usize| [&chosen[..], &[(name.clone(), size)]].concat();
+        all.iter().flat_map(|chosen| sizes.iter().map(move |&size| with(chosen, size))).collect()
+    })
+}
+
+fn shown(dims: &[(String, usize)]) -> String {
+    dims.iter().map(|(name, size)| format!("{name}={size}")).collect::<Vec<_>>().join(" ")
 }
 
 /// What was measured, by whatever engine.
@@ -93,25 +104,38 @@ pub fn run(args: &Args) -> Result<()> {
         ))
         .hint("pip install onnxruntime, name another program with --python, or use --engine rten"));
     }
-    let measured = measure(args, &[&files[0], &files[1]], runtime)?;
+    let mut all = Vec::new();
+    for dims in choices(&args.dim) {
+        let measured = measure(args, &[&files[0], &files[1]], runtime.as_ref(), &dims)?;
+        match args.json {
+            true => tell(args, &files, &measured, &dims),
+            false => show(args, &files, &measured, &dims),
+        }
+        all.push((dims, measured));
+    }
     if args.json {
-        tell(args, &files, &measured);
-    } else {
-        show(args, &files, &measured);
+        summarize(args, &files, &all);
+    } else if let Some((_, measured)) = all.last() {
+        notes(measured);
     }
     Ok(())
 }
 
-fn measure(args: &Args, files: &[&OnnxFile], runtime: Option<OnnxRuntime>) -> Result<Measured> {
+fn measure(
+    args: &Args,
+    files: &[&OnnxFile],
+    runtime: Option<&OnnxRuntime>,
+    dims: &[(String, usize)],
+) -> Result<Measured> {
     let by_graph = || files.iter().map(|file| kernels(file.model.clone())).collect::<Result<Vec<_>>>();
     let Some(runtime) = runtime else {
-        let times = with_rten(files, &args.dim, args.runs)?;
+        let times = with_rten(files, dims, args.runs)?;
         return Ok(Measured { engine: "rten".into(), times, kernels: by_graph()?, real: false });
     };
     let graph = files[0].model.graph.clone().unwrap_or_default();
     let given = |name: &str| graph.initializer.iter().all(|tensor| tensor.name() != name);
     let inputs: Vec<Input> = graph.input.iter().filter(|input| given(input.name())).map(Input::of).collect();
-    let found = runtime.time(files, &inputs, &args.dim, args.runs, args.threads.unwrap_or(0))?;
+    let found = runtime.time(files, &inputs, dims, args.runs, args.threads.unwrap_or(0))?;
     let engine = format!("ONNX Runtime {}", found.version);
     Ok(match found.kernels.into_iter().collect::<Option<Vec<_>>>() {
         Some(kernels) => Measured { engine, times: found.times, kernels, real: true },
@@ -119,7 +143,10 @@ fn measure(args: &Args, files: &[&OnnxFile], runtime: Option<OnnxRuntime>) -> Re
     })
 }
 
-fn show(args: &Args, files: &[OnnxFile; 2], measured: &Measured) {
+fn show(args: &Args, files: &[OnnxFile; 2], measured: &Measured, dims: &[(String, usize)]) {
+    if args.dim.iter().any(|(_, sizes)| sizes.len() > 1) {
+        line(format!("with {}:", shown(dims)));
+    }
     let names = [&args.original, &args.quantized].map(|path| path.display().to_string());
     let wide = names.iter().map(|name| name.chars().count()).max().unwrap_or(0).max(5);
     line(format!("{:wide$} {:>10} {:>10} {:>10} {:>10}", "model", "size", "p50", "p99", "per second"));
@@ -141,6 +168,9 @@ fn show(args: &Args, files: &[OnnxFile; 2], measured: &Measured) {
         };
         line(format!("{name}: in INT8: {}; in floats: {} ({source})", list(&kernels.int8), list(&kernels.float)));
     }
+}
+
+fn notes(measured: &Measured) {
     if measured.engine == "rten" {
         output::note(
             "note: these are rten's latencies; ONNX Runtime has other kernels, so they say nothing about its speed-up",
@@ -151,26 +181,50 @@ fn show(args: &Args, files: &[OnnxFile; 2], measured: &Measured) {
     }
 }
 
-fn tell(args: &Args, files: &[OnnxFile; 2], measured: &Measured) {
+fn tell(args: &Args, files: &[OnnxFile; 2], measured: &Measured, dims: &[(String, usize)]) {
     let paths = [&args.original, &args.quantized];
     for ((path, file), (times, kernels)) in paths.iter().zip(files).zip(measured.times.iter().zip(&measured.kernels)) {
         output::json(
             "model",
             json!({
-                "model": path, "bytes": file.bytes,
+                "model": path, "bytes": file.bytes, "dims": shown(dims),
                 "p50_ms": 1e3 * times.quantile(0.5), "p99_ms": 1e3 * times.quantile(0.99),
                 "per_second": times.throughput(),
                 "int8": kernels.int8, "float": kernels.float,
             }),
         );
     }
-    let source: Value = if measured.real { "engine" } else { "file" }.into();
+}
+
+fn summarize(args: &Args, files: &[OnnxFile; 2], all: &[(Vec<(String, usize)>, Measured)]) {
+    let faster = |measured: &Measured| measured.times[0].quantile(0.5) / measured.times[1].quantile(0.5);
+    let Some((_, last)) = all.last() else { return };
+    let source: Value = if last.real { "engine" } else { "file" }.into();
+    let sizes = all.iter().map(|(dims, measured)| json!({ "dims": shown(dims), "faster": faster(measured) }));
     output::json(
         "summary",
         json!({
-            "engine": measured.engine, "runs": args.runs, "kernels_from": source, "cpu": Cpu::this().name(),
+            "engine": last.engine, "runs": args.runs, "kernels_from": source, "cpu": Cpu::this().name(),
             "smaller": files[0].bytes as f64 / files[1].bytes as f64,
-            "faster": measured.times[0].quantile(0.5) / measured.times[1].quantile(0.5),
+            // Of several sizes, the one that gains least.
+            "faster": all.iter().map(|(_, measured)| faster(measured)).fold(f64::INFINITY, f64::min),
+            "sizes": sizes.collect::<Vec<_>>(),
         }),
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn several_sizes_are_measured_one_after_the_other() {
+        assert_eq!(choices(&[]), [vec![]]);
+        let dims = [sizes("length=16,64").unwrap(), sizes("batch=1,2").unwrap()];
+        let all: Vec<String> = choices(&dims).iter().map(|dims| shown(dims)).collect();
+        assert_eq!(all, ["length=16 batch=1", "length=16 batch=2", "length=64 batch=1", "length=64 batch=2"]);
+        for bad in ["length", "length=", "length=0", "length=4,x"] {
+            assert!(sizes(bad).is_err(), "{bad}");
+        }
+    }
 }

@@ -3,6 +3,7 @@
 use super::dynamic::{Reduce, Target};
 use crate::cli::output::{self, Progress};
 use crate::error::{Error, Result};
+use crate::int8::batch_axis::doubts;
 use crate::int8::calibration_inputs;
 use crate::int8::cpu::Cpu;
 use crate::int8::engine::Engine;
@@ -88,8 +89,10 @@ impl Options {
         let progress = Progress::new(false, json);
         let total = samples.len() as u64;
         let show = &mut |done: usize| progress.set(done as u64, total);
-        let seen = float.calibrate(&engine, &samples, self.calibrator()?, show)?;
+        let doubts = doubts(&engine, &samples)?;
+        let mut seen = float.calibrate(&engine, &samples, self.calibrator()?, show)?;
         progress.finish();
+        seen.warnings.extend(doubts);
         for warning in &seen.warnings {
             warn(warning, json);
         }

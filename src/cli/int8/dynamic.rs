@@ -1,13 +1,13 @@
 //! `llmq int8 dynamic`: an ONNX model with INT8 weights, and activations quantized while it runs.
 
-use super::ratio;
+use super::{ratio, warn_larger};
 use crate::cli::output::{self, bytes, line};
 use crate::error::{Context, Error, Result};
 use crate::int8::cpu::Cpu;
-use crate::int8::dynamic::{self, OPSET, Options, Report};
+use crate::int8::dynamic::{self, Done, OPSET, Options, Report};
 use crate::int8::onnx::OnnxFile;
 use crate::int8::onnx::file::Destination;
-use crate::int8::operators::{Kind, listed};
+use crate::int8::operators::{Kind, listed, within};
 use crate::int8::weights::Levels;
 use clap::ValueEnum;
 use regex::Regex;
@@ -103,9 +103,13 @@ pub fn run(args: &Args) -> Result<()> {
     let options = Options { levels, exclude: &args.exclude };
     let mut model = std::mem::take(&mut file.model);
     check_exclusions(args, &model)?;
-    let report =
+    let (report, prepared) =
         dynamic::quantize(&mut model, &options).context(|| format!("cannot quantize {}", args.model.display()))?;
     let written = destination.write(model)?;
+    warn_larger(file.bytes, written, args.json);
+    for note in prepared.notes() {
+        output::note(&format!("note: {note}"));
+    }
     if args.json {
         tell(args, &report, file.bytes, written, levels, cpu);
     } else {
@@ -116,7 +120,7 @@ pub fn run(args: &Args) -> Result<()> {
 
 /// Refuses an exclusion that excludes nothing.
 fn check_exclusions(args: &Args, model: &crate::int8::onnx::proto::ModelProto) -> Result<()> {
-    let nodes = || model.graph.iter().flat_map(|graph| &graph.node);
+    let nodes = || model.graph.iter().flat_map(within);
     match args.exclude.iter().find(|name| !nodes().any(|node| name.is_match(node.label()))) {
         None => Ok(()),
         Some(name) => Err(Error::usage(format!("--exclude {name} matches no node of {}", args.model.display()))),
@@ -125,12 +129,8 @@ fn check_exclusions(args: &Args, model: &crate::int8::onnx::proto::ModelProto) -
 
 fn show(args: &Args, report: &Report, before: u64, after: u64, levels: Levels, cpu: Cpu) {
     line(format!("{}: {} -> {} ({})", args.output.display(), bytes(before), bytes(after), ratio(before, after)));
-    for kind in Kind::ALL {
-        let done: Vec<_> = report.done.iter().filter(|done| done.kind == kind).collect();
-        if !done.is_empty() {
-            let weights: usize = done.iter().map(|done| done.elements).sum();
-            line(format!("in INT8: {} {}, {weights} weights", done.len(), kind.name()));
-        }
+    for (what, nodes) in by_recipe(&report.done) {
+        line(format!("in INT8: {nodes} {what}"));
     }
     for (op, reason, count, first) in report.reasons() {
         let more = if count > 1 { format!(" and {} more", count - 1) } else { String::new() };
@@ -148,13 +148,33 @@ fn show(args: &Args, report: &Report, before: u64, after: u64, levels: Levels, c
     output::note(&format!("next: llmq int8 bench {original} {quantized}"));
 }
 
+/// How many nodes became what, in words.
+pub fn by_recipe(done: &[Done]) -> Vec<(String, usize)> {
+    let mut found = Vec::new();
+    for kind in Kind::ALL {
+        for stored in [false, true] {
+            let done: Vec<_> = done.iter().filter(|done| done.kind == kind && done.stored == stored).collect();
+            let weights: usize = done.iter().map(|done| done.elements).sum();
+            let how = match kind {
+                Kind::Embedding => ", a scale for each row",
+                _ if stored => ", stored so and computed in floats",
+                _ => "",
+            };
+            if !done.is_empty() {
+                found.push((format!("{}, {weights} weights{how}", kind.name()), done.len()));
+            }
+        }
+    }
+    found
+}
+
 fn tell(args: &Args, report: &Report, before: u64, after: u64, levels: Levels, cpu: Cpu) {
     for done in &report.done {
         output::json(
             "quantized",
             json!({
                 "node": done.node, "op": done.op, "kind": done.kind.name(),
-                "weight": done.weight, "elements": done.elements,
+                "weight": done.weight, "elements": done.elements, "computed": if done.stored { "float" } else { "int8" },
             }),
         );
     }

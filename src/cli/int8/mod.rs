@@ -56,6 +56,18 @@ pub fn run(args: &Args) -> Result<()> {
     }
 }
 
+/// Says so where a file became larger, which nobody quantizes for.
+fn warn_larger(before: u64, after: u64, json: bool) {
+    if after > before {
+        calibration::warn(
+            &format!(
+                "the result is larger than the original, {after} bytes for {before}: scales outweigh what is saved"
+            ),
+            json,
+        );
+    }
+}
+
 /// How a size compares with the one before, in words: a small model, whose scales outweigh what is saved, may grow.
 fn ratio(before: u64, after: u64) -> String {
     let (before, after) = (before as f64, after as f64);

@@ -1,14 +1,17 @@
 //! `llmq int8 static`: calibrated INT8 for ONNX graphs.
 
 use super::calibration::Options;
+use super::dynamic::by_recipe;
 use super::ratio;
 use super::refining;
 use super::training::{self, Training};
+use super::warn_larger;
 use crate::cli::output::{self, bytes, line};
 use crate::error::{Error, Result};
+use crate::int8::dynamic::Done;
 use crate::int8::onnx::OnnxFile;
 use crate::int8::onnx::file::Destination;
-use crate::int8::operators::listed;
+use crate::int8::operators::{Kind, listed};
 use crate::int8::qat;
 use crate::int8::qdq::exclude::{self, Exclusions};
 use crate::int8::qdq::observe::Seen;
@@ -101,8 +104,12 @@ pub fn run(args: &Args) -> Result<()> {
     } else {
         float.quantized(&seen.ranges, integers, &excluded)?
     };
-    let Quantized { model, plan, embeddings } = quantized;
+    let Quantized { model, plan, dynamic } = quantized;
     let size = destination.write(model)?;
+    warn_larger(file.bytes, size, args.json);
+    for note in float.prepared.notes() {
+        output::note(&format!("note: {note}"));
+    }
     let summary = Summary {
         args,
         file: &file,
@@ -111,7 +118,7 @@ pub fn run(args: &Args) -> Result<()> {
         plan: &plan,
         size,
         words,
-        embeddings: embeddings.len(),
+        dynamic: &dynamic,
         trained: trained.as_ref(),
         refined: refined.as_ref(),
     };
@@ -149,7 +156,7 @@ struct Summary<'a> {
     plan: &'a Plan,
     size: u64,
     words: String,
-    embeddings: usize,
+    dynamic: &'a [Done],
     trained: Option<&'a qat::Report>,
     refined: Option<&'a refine::Report>,
 }
@@ -189,8 +196,8 @@ impl Summary<'_> {
         if let Some(report) = self.refined {
             refining::show(report, self.seen.samples);
         }
-        if self.embeddings > 0 {
-            line(format!("embeddings     {} in INT8, a scale for each row", self.embeddings));
+        for (what, nodes) in by_recipe(self.dynamic) {
+            line(format!("besides        {nodes} {what}"));
         }
         if self.float.folded > 0 {
             line(format!("folded         {} BatchNormalization into the convolutions before them", self.float.folded));
@@ -236,7 +243,9 @@ impl Summary<'_> {
                 "calibrator": self.args.calibration.calibrator().map_or("", |calibrator| calibrator.name()),
                 "layers": self.layers(),
                 "other_nodes": self.others(),
-                "embeddings": self.embeddings,
+                "embeddings": self.dynamic.iter().filter(|done| done.kind == Kind::Embedding).count(),
+                "dynamic": by_recipe(self.dynamic).into_iter().collect::<BTreeMap<_, _>>(),
+                "prepared": self.float.prepared.notes(),
                 "left_float": self.plan.left.len(),
                 "folded": self.float.folded,
                 "trained": self.trained.map(training::tell),

@@ -5,7 +5,7 @@ use crate::cli::output::grouped;
 use crate::cli::output::{self, Progress, line};
 use crate::error::{Context, Error, Result};
 use crate::eval::verdict::CONFIDENCE;
-use crate::int8::compare::{Comparison, compare, trusted};
+use crate::int8::compare::{Comparison, LEAST_SQNR, compare, trusted};
 use crate::int8::engine::Engine;
 use crate::int8::onnx::OnnxFile;
 use crate::int8::statistics::{Loss, Task};
@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use std::path::PathBuf;
 
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Without labels it exits with code 1 where an output has an SQNR below 10 dB.")]
 pub struct Args {
     /// The float ONNX file
     original: PathBuf,
@@ -93,9 +94,19 @@ pub fn run(args: &Args) -> Result<()> {
             "accuracy falls by {:.2} points, more than the {most} of --max-loss",
             100.0 * loss.points
         ))
-        .hint("find the layers to blame: llmq int8 sensitivity")),
+        .hint(BLAME)),
+        (None, None) => ruined(&found).map_or(Ok(()), |told| Err(Error::new(told).hint(BLAME))),
         _ => Ok(()),
     }
+}
+
+const BLAME: &str = "find the layers to blame: llmq int8 sensitivity";
+
+/// What is wrong where an output is so far from the original's that labels are not needed to say so.
+fn ruined(found: &Comparison) -> Option<String> {
+    let output = found.ruined()?;
+    let (name, sqnr) = (&output.name, output.likeness.sqnr());
+    Some(format!("output '{name}' has an SQNR of {sqnr:.2} dB; below {LEAST_SQNR}, a model is not usable for anything"))
 }
 
 fn show(found: &Comparison, loss: Option<&Loss>) {
@@ -115,7 +126,10 @@ fn show(found: &Comparison, loss: Option<&Loss>) {
         }
     }
     let Some(loss) = loss else {
-        line("verdict        none about accuracy: the data have no labels");
+        match ruined(found) {
+            Some(told) => line(format!("verdict        unsuitable: {told}")),
+            None => line("verdict        none about accuracy: the data have no labels"),
+        }
         return;
     };
     let counts = &loss.counts;
@@ -181,7 +195,9 @@ fn summary(args: &Args, found: &Comparison, loss: Option<&Loss>, original: u64, 
         "bytes": quantized,
         "samples": found.samples,
         "outputs": outputs.collect::<Vec<_>>(),
-        "verdict": loss.map(|loss| verdict(loss, args.max_loss)),
+        "verdict": loss.map(|loss| verdict(loss, args.max_loss)).or_else(|| {
+            ruined(found).map(|told| json!({ "grade": "unsuitable", "why": told }))
+        }),
     })
 }
 

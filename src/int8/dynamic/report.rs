@@ -1,5 +1,6 @@
 //! What became of each node that carries weights.
 
+use super::recurrent::is_dynamic;
 use crate::error::Error;
 use crate::int8::onnx::Graph;
 use crate::int8::onnx::proto::NodeProto;
@@ -18,12 +19,15 @@ pub struct Done {
     pub weight: String,
     /// How many weights these are.
     pub elements: usize,
+    /// The weights are in INT8, but it computes in floats.
+    pub stored: bool,
 }
 
 impl Done {
     pub(super) fn new(node: &NodeProto, kind: Kind, weight: String, graph: &Graph) -> Self {
         let elements = graph.constant(&weight).map_or(0, |tensor| tensor.dims.iter().product::<i64>() as usize);
-        Self { node: node.label().into(), op: node.op_type().into(), kind, weight, elements }
+        let stored = kind == Kind::Recurrent && !is_dynamic(node);
+        Self { node: node.label().into(), op: node.op_type().into(), kind, weight, elements, stored }
     }
 }
 

@@ -8,6 +8,7 @@ pub mod mapped;
 mod message;
 mod weight;
 
+use super::merge::merge_equal;
 use super::proto::{ModelProto, OperatorSetIdProto};
 use super::visit::each_tensor;
 use crate::error::{Context, Error, Result};
@@ -99,7 +100,7 @@ impl OnnxFile {
 }
 
 /// The version of ONNX's own operators.
-fn opset(model: &ModelProto) -> Option<i64> {
+pub fn opset(model: &ModelProto) -> Option<i64> {
     let own = |set: &&OperatorSetIdProto| matches!(set.domain(), "" | "ai.onnx");
     model.opset_import.iter().find(own).map(OperatorSetIdProto::version)
 }
@@ -171,6 +172,7 @@ impl Destination {
     /// The system refused.
     pub fn write(&self, mut model: ModelProto) -> Result<u64> {
         model.ir_version = model.ir_version.max(Some(IR_WITH_FREE_INITIALIZERS));
+        merge_equal(&mut model)?;
         let (mut bytes, mut beside) = (0, None);
         let too_large = model.encoded_len() > self.largest;
         if self.values == Values::Beside || too_large {

@@ -5,11 +5,15 @@ pub mod order;
 use super::proto::{GraphProto, ModelProto, NodeProto, TensorProto, tensor_proto::DataType};
 use super::shape::{self, Dim};
 use crate::error::{Error, Result};
+use prost::bytes::Bytes;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// How many nodes that do nothing are looked through, one behind the other: exporters write one or two. A hostile file could have
 /// millions, to be walked from each of them.
 const MOST_IDENTITIES: usize = 64;
+
+/// Operators that only move or convert the numbers of their first input: a weight on its way to the node that multiplies with it.
+pub const VIEWS: [&str; 7] = ["Identity", "Transpose", "Reshape", "Cast", "Squeeze", "Unsqueeze", "Flatten"];
 
 /// The main graph of a model, with who makes and who reads each value. Nodes keep their numbers while they are edited: edits are
 /// collected and take effect in [`Graph::finish`].
@@ -31,6 +35,8 @@ pub struct Graph {
     before: BTreeMap<usize, Vec<NodeProto>>,
     /// Per node, what takes its place.
     instead: BTreeMap<usize, Vec<NodeProto>>,
+    /// For a graph inside a node: the constants around it, and what is to be added to them.
+    around: Option<(HashMap<String, TensorProto>, Vec<String>)>,
 }
 
 impl Graph {
@@ -39,8 +45,81 @@ impl Graph {
     /// # Errors
     /// Two nodes make the same value, a node reads a value that nothing makes, or nodes wait for each other.
     pub fn take(model: &mut ModelProto) -> Result<Self> {
-        let mut proto = model.graph.take().ok_or_else(|| Error::new("the model holds no graph"))?;
-        order::sort(&mut proto)?;
+        let proto = model.graph.take().ok_or_else(|| Error::new("the model holds no graph"))?;
+        let names = order::names(&proto);
+        Self::of(proto, names, model.ir_version(), None)
+    }
+
+    /// A graph that a node of this one runs inside, to be given back with [`Graph::finish_inside`]. What is added to it becomes an
+    /// initializer of this one: branches share their constants.
+    ///
+    /// # Errors
+    /// As for [`Graph::take`].
+    pub fn inside(&self, proto: GraphProto) -> Result<Self> {
+        let named = self.initializers.iter().map(|(name, &at)| (name.clone(), self.proto.initializer[at].clone()));
+        let nodes = self.proto.node.iter().filter(|node| node.is("Constant"));
+        let nodes = nodes.filter_map(|node| Some((node.output.first()?.clone(), node.attribute("value")?.t.clone()?)));
+        let further = self.around.iter().flat_map(|(constants, _)| constants.clone());
+        let constants = further.chain(named).chain(nodes).collect();
+        // Graphs inside others cannot be called, so that none of their initializers is replaced.
+        Self::of(proto, self.names.clone(), 0, Some((constants, Vec::new())))
+    }
+
+    /// Carries out the edits of a graph that [`Graph::inside`] gave.
+    ///
+    /// # Errors
+    /// The edits left a value without a producer, or with two.
+    pub fn finish_inside(&mut self, mut inside: Self) -> Result<GraphProto> {
+        self.names = std::mem::take(&mut inside.names);
+        let (mut constants, added) = inside.around.take().unwrap_or_default();
+        for name in added {
+            let Some(tensor) = constants.remove(&name) else { continue };
+            match &mut self.around {
+                Some((around, added)) => {
+                    around.insert(name.clone(), tensor);
+                    added.push(name);
+                }
+                None => {
+                    self.initializers.insert(name, self.proto.initializer.len());
+                    self.proto.initializer.push(tensor);
+                }
+            }
+        }
+        inside.edited(true)
+    }
+
+    /// Edits the main graph of a model and all graphs inside it, those inside first.
+    ///
+    /// # Errors
+    /// As for [`Graph::take`] and [`Graph::finish`], or an edit failed.
+    pub fn edit_all(model: &mut ModelProto, edit: &mut dyn FnMut(&mut Self) -> Result<()>) -> Result<()> {
+        let mut graph = Self::take(model)?;
+        graph.edit_inside(edit)?;
+        graph.finish(model)
+    }
+
+    fn edit_inside(&mut self, edit: &mut dyn FnMut(&mut Self) -> Result<()>) -> Result<()> {
+        for at in 0..self.nodes().len() {
+            if self.nodes()[at].subgraphs().next().is_some() {
+                let mut node = self.nodes()[at].clone();
+                for graph in node.subgraphs_mut() {
+                    let mut inside = self.inside(std::mem::take(graph))?;
+                    inside.edit_inside(edit)?;
+                    *graph = self.finish_inside(inside)?;
+                }
+                self.replace(at, vec![node]);
+            }
+        }
+        edit(self)
+    }
+
+    fn of(
+        mut proto: GraphProto,
+        names: HashSet<String>,
+        version: i64,
+        around: Option<(HashMap<String, TensorProto>, Vec<String>)>,
+    ) -> Result<Self> {
+        order::sort(&mut proto, around.is_some())?;
         let (mut producers, mut consumers) = (HashMap::new(), HashMap::<String, Vec<usize>>::new());
         for (at, node) in proto.node.iter().enumerate() {
             for output in node.output.iter().filter(|name| !name.is_empty()) {
@@ -54,7 +133,7 @@ impl Graph {
             }
         }
         // Old models list all initializers as inputs as well; in newer ones that says that the caller may replace it.
-        let replaceable: HashSet<&str> = match model.ir_version() {
+        let replaceable: HashSet<&str> = match version {
             ..4 => HashSet::new(),
             _ => proto.input.iter().map(|input| input.name()).collect(),
         };
@@ -67,9 +146,8 @@ impl Graph {
             dims.map(|dims| shapes.insert(info.name().to_owned(), dims));
         }
         let outputs = proto.output.iter().map(|output| output.name().to_owned()).collect();
-        let names = order::names(&proto);
         let (before, instead) = Default::default();
-        Ok(Self { proto, producers, consumers, initializers, outputs, shapes, kinds, names, before, instead })
+        Ok(Self { proto, producers, consumers, initializers, outputs, shapes, kinds, names, before, instead, around })
     }
 
     /// The nodes, in topological order.
@@ -126,7 +204,11 @@ impl Graph {
         if let Some(&at) = self.initializers.get(value) {
             return Some(&self.proto.initializer[at]);
         }
-        let node = &self.proto.node[self.producer(value)?];
+        let Some(at) = self.producer(value) else {
+            let (around, _) = self.around.as_ref()?;
+            return around.get(value).filter(|_| !self.is_input(value));
+        };
+        let node = &self.proto.node[at];
         match node.op_type() {
             "Constant" if node.is("Constant") => node.attribute("value")?.t.as_ref(),
             "Identity" if node.is("Identity") => self.constant_behind(node.input_at(0)?, identities.checked_sub(1)?),
@@ -163,9 +245,23 @@ impl Graph {
     /// Adds an initializer under a name like `base`, and gives that name.
     pub fn add(&mut self, base: &str, tensor: impl FnOnce(&str) -> TensorProto) -> String {
         let name = self.fresh(base);
-        self.initializers.insert(name.clone(), self.proto.initializer.len());
-        self.proto.initializer.push(tensor(&name));
+        if let Some((constants, added)) = &mut self.around {
+            constants.insert(name.clone(), tensor(&name));
+            added.push(name.clone());
+        } else {
+            self.initializers.insert(name.clone(), self.proto.initializer.len());
+            self.proto.initializer.push(tensor(&name));
+        }
         name
+    }
+
+    /// Gives an initializer its values.
+    pub fn set_values(&mut self, name: &str, raw: Bytes) {
+        let around = self.around.as_mut().and_then(|(constants, _)| constants.get_mut(name));
+        let own = self.initializers.get(name).map(|&at| &mut self.proto.initializer[at]);
+        if let Some(tensor) = own.or(around) {
+            tensor.raw_data = Some(raw);
+        }
     }
 
     /// Puts nodes right in front of another, behind those that were put there before.
@@ -184,6 +280,11 @@ impl Graph {
     /// # Errors
     /// The edits left a value without a producer, or with two.
     pub fn finish(self, model: &mut ModelProto) -> Result<()> {
+        model.graph = Some(self.edited(false)?);
+        Ok(())
+    }
+
+    fn edited(self, inside: bool) -> Result<GraphProto> {
         let Self { mut proto, mut before, mut instead, .. } = self;
         let old = std::mem::take(&mut proto.node);
         let unread: HashSet<String> = unread(&proto, &old);
@@ -195,9 +296,8 @@ impl Graph {
             }
         }
         prune(&mut proto, &unread);
-        order::sort(&mut proto)?;
-        model.graph = Some(proto);
-        Ok(())
+        order::sort(&mut proto, inside)?;
+        Ok(proto)
     }
 }
 
@@ -215,7 +315,7 @@ fn prune(proto: &mut GraphProto, was: &HashSet<String>) {
     // From the end, so that a chain of constants goes as a whole.
     let mut kept = Vec::with_capacity(proto.node.len());
     for node in std::mem::take(&mut proto.node).into_iter().rev() {
-        let constant = ["Constant", "Identity", "Transpose"].iter().any(|op| node.is(op));
+        let constant = node.is("Constant") || VIEWS.iter().any(|op| node.is(op));
         if !constant || node.output.iter().any(|output| read.contains(output)) {
             read.extend(order::reads(&node).map(str::to_owned));
             kept.push(node);

@@ -39,6 +39,9 @@ pub fn shown(dims: &[Dim]) -> String {
     format!("[{}]", dims.join(", "))
 }
 
+/// What exporters write where they know no name: two such dimensions need not have one size.
+const NO_NAMES: [&str; 12] = ["", "?", "*", "-1", "-", "None", "none", "null", "unk", "unknown", "undefined", "any"];
+
 /// The element type and the shape of a value, as far as the graph tells.
 pub fn of(info: &ValueInfoProto) -> (Option<DataType>, Option<Vec<Dim>>) {
     let Some(TypeProto { value: Some(Kind::TensorType(tensor)), .. }) = &info.r#type else { return (None, None) };
@@ -50,6 +53,7 @@ pub fn of(info: &ValueInfoProto) -> (Option<DataType>, Option<Vec<Dim>>) {
 fn dim(dimension: &Dimension) -> Dim {
     match &dimension.value {
         Some(Size::DimValue(n)) => usize::try_from(*n).map_or(Dim::Dynamic(String::new()), Dim::Fixed),
+        Some(Size::DimParam(name)) if NO_NAMES.contains(&name.trim()) => Dim::Dynamic(String::new()),
         Some(Size::DimParam(name)) => Dim::Dynamic(name.clone()),
         None => Dim::Dynamic(String::new()),
     }
@@ -82,5 +86,7 @@ mod tests {
         assert_eq!(of(&info), (Some(DataType::Float), Some(dims.to_vec())));
         assert_eq!(shown(&dims), "[batch, 3, ?]");
         assert_eq!(of(&ValueInfoProto::default()), (None, None));
+        let unnamed = declare("x", DataType::Float, &["?", "None", "n"].map(|name| Dim::Dynamic(name.into())));
+        assert_eq!(of(&unnamed).1.unwrap(), ["", "", "n"].map(|name| Dim::Dynamic(name.into())));
     }
 }

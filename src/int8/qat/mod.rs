@@ -119,7 +119,7 @@ pub fn train(given: Given, options: Options, told: Told) -> Result<Trained> {
     }
     // What is quantized is trained with quantized embeddings, which the engine computes.
     let mut student = float.model().clone();
-    dynamic::embeddings(&mut student, excluded)?;
+    dynamic::quantize_rest(&mut student, integers.levels, excluded)?;
     let graph = Graph::take(&mut student.clone())?;
     let plan = Plan::of(&graph, &|node| excluded(node.label()));
     let program = Program::of(&graph, &plan)?;

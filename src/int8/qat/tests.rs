@@ -87,7 +87,7 @@ fn ranges(float: &Float) -> HashMap<String, Range> {
 
 fn prepared(float: &Float) -> (Program, Parameters) {
     let mut model = float.model().clone();
-    dynamic::embeddings(&mut model, &|_| false).unwrap();
+    dynamic::quantize_rest(&mut model, Levels::Full, &|_| false).unwrap();
     let graph = Graph::take(&mut model).unwrap();
     let plan = Plan::of(&graph, &|_| false);
     let program = Program::of(&graph, &plan).unwrap();

@@ -3,7 +3,7 @@
 //! stands between such a pair; one without computes the same in floats.
 //!
 //! ```text
-//! fold BatchNorm -> plan (which nodes) -> observe (ranges) -> rewrite (the pairs, weights, biases)
+//! prepare -> plan (which nodes) -> observe (ranges) -> rewrite (the pairs, weights, biases)
 //! ```
 
 pub mod exclude;
@@ -14,10 +14,10 @@ pub mod weights;
 
 use super::dynamic::{self, Done};
 use super::engine::{Engine, LIMITS};
-use super::fold;
 use super::onnx::proto::ModelProto;
 use super::onnx::{Graph, OnnxFile};
 use super::operators::check_is_float;
+use super::prepare::{self, Prepared, batch_norm, prepare_static};
 use super::ranges::{Calibrator, Range};
 use super::samples::Samples;
 use crate::error::{Context, Error, Result};
@@ -26,9 +26,6 @@ use plan::{Plan, Role};
 use rewrite::{Integers, rewrite};
 use std::collections::HashMap;
 use std::path::PathBuf;
-
-/// DequantizeLinear has a scale for each channel since this opset.
-const OPSET: i64 = 13;
 
 /// A static quantization that is to become better.
 #[derive(Clone, Copy)]
@@ -52,6 +49,8 @@ pub struct Given<'a> {
 pub struct Float {
     path: PathBuf,
     model: ModelProto,
+    /// What exporters had written in another way.
+    pub prepared: Prepared,
     /// How many normalizations were folded into convolutions.
     pub folded: usize,
     /// What could run in integers, nothing being excluded.
@@ -78,8 +77,8 @@ pub struct Quantized {
     pub model: ModelProto,
     /// What runs in integers, and what does not.
     pub plan: Plan,
-    /// The tables whose rows are in INT8.
-    pub embeddings: Vec<Done>,
+    /// What has no static recipe and is quantized as dynamic quantization does: embeddings, recurrent layers, what is inside other nodes.
+    pub dynamic: Vec<Done>,
 }
 
 impl Float {
@@ -88,11 +87,12 @@ impl Float {
     /// # Errors
     /// Its opset is too old, it is quantized already, damaged, or has nothing to quantize.
     pub fn new(file: &OnnxFile) -> Result<Float> {
-        file.need_opset(OPSET, "static quantization, with a scale for each channel,")?;
+        file.need_opset(prepare::OLDEST, "static quantization")?;
         let path = file.path.display();
         let mut model = file.model.clone();
         check_is_float(&model).context(|| format!("cannot quantize {path}"))?;
-        let folded = fold::batch_norms(&mut model)?;
+        let prepared = prepare_static(&mut model).context(|| format!("cannot quantize {path}"))?;
+        let folded = batch_norm::fold(&mut model)?;
         let (plan, layers) = with_graph(&mut model, |graph| {
             let plan = Plan::of(graph, &|_| false);
             let layers = layers(graph, &plan);
@@ -106,9 +106,10 @@ impl Float {
             if why.is_empty() {
                 why.push("it has no Conv, Gemm or MatMul".into());
             }
-            return Err(Error::new(format!("nothing in {path} can run in integers: {}", why.join("; "))));
+            return Err(Error::new(format!("nothing in {path} can run in integers: {}", why.join("; ")))
+                .hint("llmq int8 dynamic also takes embeddings, recurrent layers, and products inside an If, a Loop or a Scan"));
         }
-        Ok(Float { path: file.path.clone(), model, folded, plan, layers })
+        Ok(Float { path: file.path.clone(), model, prepared, folded, plan, layers })
     }
 
     /// The float model, normalizations folded.
@@ -154,7 +155,7 @@ impl Float {
         Ok(seen)
     }
 
-    /// Quantizes all but the nodes that `excluded` names; embeddings are those of dynamic quantization.
+    /// Quantizes all but the nodes that `excluded` names; what has no static recipe gets the dynamic one.
     ///
     /// # Errors
     /// A range is missing, or a tensor is damaged.
@@ -179,11 +180,12 @@ impl Float {
         excluded: &dyn Fn(&str) -> bool,
     ) -> Result<Quantized> {
         let mut graph = Graph::take(&mut model)?;
-        let plan = Plan::of(&graph, &|node| excluded(node.label()));
+        let mut plan = Plan::of(&graph, &|node| excluded(node.label()));
         rewrite(&mut graph, &plan, ranges, integers)?;
         graph.finish(&mut model)?;
-        let embeddings = dynamic::embeddings(&mut model, excluded)?;
-        Ok(Quantized { model, plan, embeddings })
+        let rest = dynamic::quantize_rest(&mut model, integers.levels, excluded)?;
+        plan.left.retain(|left| rest.done.iter().all(|done| done.node != left.node));
+        Ok(Quantized { model, plan, dynamic: rest.done })
     }
 }
 

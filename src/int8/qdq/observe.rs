@@ -33,7 +33,7 @@ pub fn observe(
     done: &mut dyn FnMut(usize),
 ) -> Result<Seen> {
     let mut observers: Vec<Observer> = values.iter().map(|_| Observer::new(calibrator)).collect();
-    let mut diversity = Diversity::default();
+    let mut diversity = Diversity::of(samples.whole());
     let mut seen = 0;
     for sample in samples.iter() {
         interrupt::check()?;

@@ -12,7 +12,8 @@
 use crate::int8::onnx::Graph;
 use crate::int8::onnx::proto::tensor_proto::DataType;
 use crate::int8::onnx::proto::{NodeProto, TensorProto};
-use crate::int8::operators::{Counts, Kind, count};
+use crate::int8::operators::{Counts, Kind, count, within};
+use crate::int8::prepare::gemm::is_plain;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 /// Operators with an integer kernel that has an output scale of its own.
@@ -20,6 +21,12 @@ const JOINS: [&str; 7] = ["Add", "Mul", "Concat", "GlobalAveragePool", "AverageP
 
 /// Operators that move numbers without changing them.
 const MOVES: [&str; 6] = ["MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze"];
+
+/// Operators with weights that have an integer kernel.
+const WEIGHTED: [&str; 3] = ["Conv", "MatMul", "Gemm"];
+
+/// Operators that multiply and have none.
+const NEVER: [&str; 5] = ["ConvTranspose", "LSTM", "GRU", "RNN", "Einsum"];
 
 /// What a node in integers is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,6 +94,7 @@ impl Plan {
         // Values that come out of integers.
         let mut integer = HashSet::new();
         for (at, node) in nodes.iter().enumerate() {
+            plan.inside(node);
             let role = match weighted(graph, node) {
                 Some(_) if excluded(node) => Err("excluded"),
                 Some(found) => found,
@@ -112,6 +120,20 @@ impl Plan {
         plan.place(graph);
         plan.count_others(graph);
         plan
+    }
+
+    /// What a node runs inside: calibration does not see its values.
+    fn inside(&mut self, node: &NodeProto) {
+        let why = match node.op_type() {
+            "If" => "it is inside an If",
+            "Loop" => "it is inside a Loop",
+            _ => "it is inside a Scan",
+        };
+        for inside in node.subgraphs().flat_map(within) {
+            if WEIGHTED.iter().chain(&NEVER).any(|op| inside.is(op)) {
+                self.left.push(Left { node: inside.label().to_owned(), op: inside.op_type().to_owned(), why });
+            }
+        }
     }
 
     /// Moves that end in floats would only be slower for being quantized, one after the other from the end.
@@ -193,8 +215,7 @@ fn weighted(graph: &Graph, node: &NodeProto) -> Option<Result<Role, &'static str
     let product = node.is("MatMul") || node.is("Gemm");
     let conv = node.is("Conv");
     if !(product || conv) {
-        let never = ["ConvTranspose", "LSTM", "GRU", "RNN", "Einsum"];
-        return never.iter().any(|op| node.is(op)).then_some(Err("there is no integer kernel for it"));
+        return NEVER.iter().any(|op| node.is(op)).then_some(Err("there is no integer kernel for it"));
     }
     if !gives(node) {
         return Some(Err("it has no output"));
@@ -230,13 +251,9 @@ fn weighted(graph: &Graph, node: &NodeProto) -> Option<Result<Role, &'static str
     } else if node.is("MatMul") {
         Ok(Role::Product { axis: 1 })
     } else {
-        let axis = usize::from(node.int_or("transB", 0) == 0);
-        let plain =
-            node.float_or("alpha", 1.0) == 1.0 && (node.input_at(2).is_none() || node.float_or("beta", 1.0) == 1.0);
-        match (plain && node.int_or("transA", 0) == 0, bias(weights.dims[axis])) {
-            (false, _) => Err("it is scaled or transposed"),
-            (true, false) => Err("its bias is no constant vector"),
-            (true, true) => Ok(Role::Product { axis }),
+        match is_plain(graph, node) {
+            false => Err("it is scaled or transposed, or its bias is no constant vector"),
+            true => Ok(Role::Product { axis: usize::from(node.int_or("transB", 0) == 0) }),
         }
     })
 }

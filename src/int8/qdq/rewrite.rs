@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 use crate::int8::onnx::node::{int, node};
 use crate::int8::onnx::proto::NodeProto;
 use crate::int8::onnx::proto::tensor_proto::DataType;
+use crate::int8::onnx::rank::ranks;
 use crate::int8::onnx::{Graph, Tensor};
 use crate::int8::ranges::Range;
 use crate::int8::weights::Levels;
@@ -36,6 +37,8 @@ struct Rewriter<'a> {
     edited: BTreeMap<usize, (NodeProto, Vec<NodeProto>)>,
     /// By the value whose range it is.
     grids: HashMap<String, (Names, f32)>,
+    /// How many axes values have.
+    ranks: HashMap<String, usize>,
 }
 
 /// Edits a graph. `ranges`: of all values that the plan observes.
@@ -43,7 +46,8 @@ struct Rewriter<'a> {
 /// # Errors
 /// A range is missing, or a tensor is damaged.
 pub fn rewrite(graph: &mut Graph, plan: &Plan, ranges: &HashMap<String, Range>, integers: Integers) -> Result<()> {
-    let mut rewriter = Rewriter { graph, plan, integers, edited: BTreeMap::new(), grids: HashMap::new() };
+    let ranks = ranks(graph);
+    let mut rewriter = Rewriter { graph, plan, integers, edited: BTreeMap::new(), grids: HashMap::new(), ranks };
     for value in plan.places.keys() {
         rewriter.grid(value, ranges)?;
     }
@@ -155,6 +159,9 @@ impl Rewriter<'_> {
             let (codes, scales) = bias_codes(&b.data, &quantized.scales, scale);
             let name = self.dequantized(reader, &name, 0, &Tensor::vector(codes), &scales, 0i32);
             self.edit(reader).0.input[i] = name;
+        } else if let Some(reader) = sum(self.graph, &self.ranks, at) {
+            // The same number by number, but no part of that pattern.
+            self.edit(reader).0.op_type = Some("Sum".into());
         }
         Ok(())
     }
@@ -194,5 +201,26 @@ fn bias(graph: &Graph, at: usize) -> Option<(usize, usize, String)> {
     let (reader, i) = graph.sum_behind(output)?;
     let name = &graph.nodes()[reader].input[i];
     let found = graph.constant(name)?;
-    (found.data_type() == DataType::Float as i32 && found.dims == [columns]).then(|| (reader, i, name.clone()))
+    let row = matches!(found.dims[..], [n] | [1, n] if n == columns);
+    (found.data_type() == DataType::Float as i32 && row).then(|| (reader, i, name.clone()))
+}
+
+/// The `Add` behind a `MatMul` that ONNX Runtime would make a `Gemm` of, and that would be one in floats: what is added is no constant
+/// row. It leaves products of more than two axes alone, and where these are not known, a residual sum in front of a normalization is
+/// more likely, which it fuses otherwise.
+fn sum(graph: &Graph, ranks: &HashMap<String, usize>, at: usize) -> Option<usize> {
+    let node = &graph.nodes()[at];
+    let output = node.output.first().filter(|_| node.is("MatMul"))?;
+    let (reader, _) = graph.sum_behind(output)?;
+    let normalized = |value: &String| {
+        graph
+            .consumers(value)
+            .iter()
+            .any(|&at| ["LayerNormalization", "ReduceMean"].iter().any(|op| graph.nodes()[at].is(op)))
+    };
+    let flat = match ranks.get(output) {
+        Some(&rank) => rank == 2,
+        None => !graph.nodes()[reader].output.first().is_some_and(normalized),
+    };
+    flat.then_some(reader)
 }

@@ -72,6 +72,46 @@ fn a_fixed_batch_takes_as_many_rows_and_an_array_without_batch_is_one_sample() {
 }
 
 #[test]
+fn numbers_and_tables_stand_beside_a_batch() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("c.npz");
+    let input = |name: &str, dims: &[Dim]| InputSpec { name: name.into(), float: true, shape: Some(dims.to_vec()) };
+    let array = |shape: &[usize]| {
+        let count = shape.iter().product();
+        npy(shape, "<f4", &floats(&(0..count).map(|i: usize| i as f32).collect::<Vec<f32>>()))
+    };
+    // An input beside 'x', the array for it, and what two of three samples get.
+    let tables: [(Vec<Dim>, &[usize], bool); 7] = [
+        (vec![], &[], true),
+        (vec![], &[3], false),
+        (vec![open("length")], &[2], true),
+        (vec![open("length")], &[3, 2], false),
+        (vec![Dim::Fixed(2), open("n")], &[2, 1], true),
+        (vec![Dim::Fixed(1), Dim::Fixed(4)], &[1, 4], true),
+        (vec![open("other"), Dim::Fixed(4)], &[5, 4], true),
+    ];
+    for (dims, shape, whole) in tables {
+        let graph = vec![input("x", &[open("n"), open("length")]), input("p", &dims)];
+        npz(&path, &[("x", array(&[3, 2])), ("p", array(shape))]);
+        let samples = Samples::open(std::slice::from_ref(&path), graph).unwrap();
+        assert_eq!((samples.len(), samples.whole()), (3, vec![false, whole]), "{dims:?} {shape:?}");
+        let all: Vec<Sample> = samples.iter().collect::<Result<_>>().unwrap();
+        let row = if whole { shape } else { &shape[1..] };
+        for (at, sample) in all.iter().enumerate() {
+            let count = row.iter().product::<usize>();
+            let first = if whole { 0 } else { at * count };
+            let wanted = Values::Float((first..first + count).map(|i| i as f32).collect());
+            assert_eq!(sample.inputs[0].shape, [1, 2]);
+            assert_eq!(sample.inputs[1], Array { shape: row.to_vec(), values: wanted }, "{dims:?} {shape:?}");
+        }
+    }
+    // The same axis by its name, but not the same length.
+    let graph = vec![input("x", &[open("n"), open("length")]), input("p", &[open("n"), Dim::Fixed(4)])];
+    npz(&path, &[("x", array(&[3, 2])), ("p", array(&[5, 4]))]);
+    assert!(message(std::slice::from_ref(&path), graph).contains("'x' has 3 samples, but 'p' [5, 4] has 5"));
+}
+
+#[test]
 fn what_does_not_fit_the_graph_is_named() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("c.npz");

@@ -4,9 +4,9 @@
 //!
 //! `γ·(Wx + b − μ)/√(σ² + ε) + β` is `W'x + b'` with `W' = γ/√(σ² + ε)·W` and `b' = γ/√(σ² + ε)·(b − μ) + β`.
 
-use super::onnx::proto::{ModelProto, NodeProto};
-use super::onnx::{Graph, Tensor};
 use crate::error::Result;
+use crate::int8::onnx::proto::{ModelProto, NodeProto};
+use crate::int8::onnx::{Graph, Tensor};
 
 /// The default of the operator's `epsilon`.
 const EPSILON: f32 = 1e-5;
@@ -15,12 +15,12 @@ const EPSILON: f32 = 1e-5;
 ///
 /// # Errors
 /// A tensor is damaged, or the graph is.
-pub fn batch_norms(model: &mut ModelProto) -> Result<usize> {
+pub fn fold(model: &mut ModelProto) -> Result<usize> {
     let mut graph = Graph::take(model)?;
     let mut folded = 0;
     for at in 0..graph.nodes().len() {
         let Some((conv, norm)) = pair(&graph, at) else { continue };
-        if let Some(new) = fold(&mut graph, conv, norm)? {
+        if let Some(new) = both(&mut graph, conv, norm)? {
             graph.replace(conv, vec![new]);
             graph.replace(norm, Vec::new());
             folded += 1;
@@ -44,11 +44,11 @@ fn pair(graph: &Graph, norm: usize) -> Option<(usize, usize)> {
 }
 
 /// The convolution that does both; none where something is no constant in single precision.
-fn fold(graph: &mut Graph, conv: usize, norm: usize) -> Result<Option<NodeProto>> {
+fn both(graph: &mut Graph, conv: usize, norm: usize) -> Result<Option<NodeProto>> {
     let constant = |name: Option<&str>| -> Result<Option<Tensor<f32>>> {
         let Some(tensor) = name.and_then(|name| graph.constant(name)) else { return Ok(None) };
         // Another type than single precision is left alone; a damaged tensor is an error.
-        if tensor.data_type() != super::onnx::proto::tensor_proto::DataType::Float as i32 {
+        if tensor.data_type() != crate::int8::onnx::proto::tensor_proto::DataType::Float as i32 {
             return Ok(None);
         }
         Tensor::read(tensor).map(Some)
@@ -97,12 +97,12 @@ fn fold(graph: &mut Graph, conv: usize, norm: usize) -> Result<Option<NodeProto>
 
 #[cfg(test)]
 mod tests {
-    use super::super::engine::{Engine, Value};
-    use super::super::onnx::node::{float, ints, node};
-    use super::super::onnx::proto::tensor_proto::DataType;
-    use super::super::onnx::proto::{GraphProto, OperatorSetIdProto};
-    use super::super::onnx::shape::{Dim, declare};
     use super::*;
+    use crate::int8::engine::{Engine, Value};
+    use crate::int8::onnx::node::{float, ints, node};
+    use crate::int8::onnx::proto::tensor_proto::DataType;
+    use crate::int8::onnx::proto::{GraphProto, OperatorSetIdProto};
+    use crate::int8::onnx::shape::{Dim, declare};
 
     /// Two channels in, three out, a kernel of one; with a bias or without.
     fn model(bias: bool) -> ModelProto {
@@ -153,7 +153,7 @@ mod tests {
         for bias in [true, false] {
             let mut model = model(bias);
             let before = run(&model);
-            assert_eq!(batch_norms(&mut model).unwrap(), 1);
+            assert_eq!(fold(&mut model).unwrap(), 1);
             let graph = model.graph.as_ref().unwrap();
             assert_eq!(graph.node.len(), 1);
             assert_eq!(graph.initializer.len(), 2);
@@ -167,14 +167,14 @@ mod tests {
     fn what_someone_else_reads_or_trains_stays() {
         let mut read = model(true);
         read.graph.as_mut().unwrap().output.push(declare("c", DataType::Float, &[]));
-        assert_eq!(batch_norms(&mut read).unwrap(), 0);
+        assert_eq!(fold(&mut read).unwrap(), 0);
         let mut training = model(true);
         let norm = &mut training.graph.as_mut().unwrap().node[1];
-        norm.attribute.push(super::super::onnx::node::int("training_mode", 1));
-        assert_eq!(batch_norms(&mut training).unwrap(), 0);
+        norm.attribute.push(crate::int8::onnx::node::int("training_mode", 1));
+        assert_eq!(fold(&mut training).unwrap(), 0);
         let mut negative = model(true);
         negative.graph.as_mut().unwrap().initializer[5] = Tensor::vector(vec![-1.0f32; 3]).proto("var");
-        assert_eq!(batch_norms(&mut negative).unwrap(), 0);
+        assert_eq!(fold(&mut negative).unwrap(), 0);
         assert_eq!(negative.graph.unwrap().node.len(), 2);
     }
 }
