@@ -133,7 +133,7 @@ async function embed({encoders, texts}) {
     return results;
 }
 
-/** What llama.cpp says when it makes a context for each model, with keys and values in half precision. */
+/** What llama.cpp says when it makes a context for each model, with keys and values in half precision, as it does on a GPU. */
 async function load({contexts, size}) {
     const {getLlama, LlamaLogLevel} = await consumer();
     const lines = [];
@@ -145,7 +145,7 @@ async function load({contexts, size}) {
     for (const modelPath of contexts) {
         const model = await llama.loadModel({modelPath});
         lines.splice(0);
-        const context = await model.createContext({contextSize: size, batchSize: 512});
+        const context = await model.createContext({contextSize: size, batchSize: 512, flashAttention: true});
         // Lines come a little later than what they are about.
         await new Promise((resolve) => setTimeout(resolve, 100));
         results.push(lines.splice(0));
