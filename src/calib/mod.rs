@@ -1,8 +1,8 @@
 //! Calibration: text -> seeded windows of tokens -> statistics of each site.
 
+pub mod activation_stats;
 pub mod chat;
 pub mod corpus;
-pub mod evidence;
 pub mod hessian;
 #[cfg(feature = "parquet")]
 mod parquet_column;

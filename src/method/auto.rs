@@ -5,7 +5,7 @@
 
 use super::awq::{over, plain_scales, scales_for, times, weighed};
 use super::gptq::Solver;
-use super::{JUDGED, Layer, Method, Options, Rounded, Rows, Site, Solution, Solved, diagonal, few};
+use super::{JUDGED, Layer, Method, Options, QuantizedMatrix, Rows, Site, Solution, Solved, diagonal, few};
 use crate::error::Result;
 use crate::grid::Grid;
 use rayon::prelude::*;
@@ -72,7 +72,14 @@ struct Way {
 
 impl Way {
     /// Rounds rows of a layer. `w`: `[rows, columns]`.
-    fn round(self, w: &[f32], grid: &dyn Grid, site: &Site, solver: &Solver, scales: Option<&[f32]>) -> Rounded {
+    fn round(
+        self,
+        w: &[f32],
+        grid: &dyn Grid,
+        site: &Site,
+        solver: &Solver,
+        scales: Option<&[f32]>,
+    ) -> QuantizedMatrix {
         if self.fed_back {
             return solver.round(w, scales, grid);
         }
@@ -86,7 +93,7 @@ struct Candidate {
     loss: f64,
     scales: Option<Vec<f32>>,
     /// With the rows that they are judged by.
-    ways: Vec<(Way, Rounded)>,
+    ways: Vec<(Way, QuantizedMatrix)>,
 }
 
 impl Candidate {

@@ -9,7 +9,7 @@
 use super::awq::{times, weighed};
 use super::factor::{LADDER, inverse_factor, mended, size};
 use super::polish::{self, polish};
-use super::rounded::{Part, Rounded};
+use super::quantized_matrix::{Part, QuantizedMatrix};
 use super::{BAND, Method, Options, Rows, Site, Solution, Solved, at_once, diagonal};
 use crate::error::Result;
 use crate::grid::{Effort, F, GROUPS, Grid, LANES};
@@ -163,14 +163,14 @@ impl Solver {
     }
 
     /// Rounds a layer whose columns are multiplied by `scales` first. `w`: `[rows, columns]`, without these.
-    pub fn round(&self, w: &[f32], scales: Option<&[f32]>, grid: &dyn Grid) -> Rounded {
+    pub fn round(&self, w: &[f32], scales: Option<&[f32]>, grid: &dyn Grid) -> QuantizedMatrix {
         let n = self.columns;
         let Some(walk) = self.walk(grid) else {
             let plain = weighed(&self.importance, scales);
             return scales.map_or_else(|| plain.round(w, grid), |s| plain.round(&times(w, s), grid));
         };
         let columns = self.columns(scales);
-        let mut out = Rounded::new(w.len() / n, n, grid);
+        let mut out = QuantizedMatrix::new(w.len() / n, n, grid);
         let each = at_once(w.len() / n);
         out.parts(each).zip(w.par_chunks(each * n)).for_each(|(mut part, w)| {
             self.rows(transposed(w, walk.order.iter().copied(), n), &|_| &columns, grid, walk, &mut part);
@@ -190,7 +190,7 @@ impl Solver {
         let walk = self.walk(grid)?;
         let lanes = (w.len() / n).div_ceil(LANES);
         let columns: Vec<Columns> = scales.iter().map(|s| self.columns(s.as_deref())).collect();
-        let mut out = Rounded::new(scales.len() * lanes * LANES, n, grid);
+        let mut out = QuantizedMatrix::new(scales.len() * lanes * LANES, n, grid);
         // As many candidates side by side as make a wide product.
         let each = (at_once(scales.len() * lanes * LANES) / (lanes * LANES)).max(1);
         let one = transposed(w, walk.order.iter().copied(), n); // [columns, lanes · LANES]

@@ -6,27 +6,27 @@
 mod auto;
 mod awq;
 mod factor;
-mod fixed;
+mod gptaq;
 mod gptq;
+mod gptq_int8;
 mod polish;
-mod rounded;
+mod quantized_matrix;
 mod rtn;
-mod target;
 
 use crate::error::{Error, Result};
 use crate::grid::Grid;
 pub use awq::{CANDIDATES, SAMPLE, over, times};
-pub use fixed::Fixed;
 pub use gptq::Solver;
+pub use gptq_int8::GptqInt8;
 use llmq_kernels::gemm::{Old, Precision, View, product};
 use llmq_kernels::squares;
+pub use quantized_matrix::QuantizedMatrix;
 use rayon::prelude::*;
-pub use rounded::Rounded;
 use std::borrow::Cow;
 
+pub use gptaq::{Target, pull};
 pub use rtn::Plain;
 use std::sync::OnceLock;
-pub use target::{Target, pull};
 
 /// Every method.
 pub static METHODS: &[&dyn Method] = &[&auto::Auto, &gptq::Gptq, &awq::AwqGptq, &awq::Awq, &rtn::Rtn];
@@ -129,7 +129,7 @@ pub struct Solution {
 /// A rounded layer.
 pub struct Solved {
     /// Its codes and scales.
-    pub rounded: Rounded,
+    pub rounded: QuantizedMatrix,
     /// Which method they are of.
     pub method: &'static str,
 }
@@ -184,7 +184,7 @@ impl Rows {
 
     /// Rounds rows, `[rows, columns]`. Equal rows come out equal, however they are handed over, as long as each time but the
     /// last there are a multiple of [`PART`].
-    pub fn round(&self, w: &[f32], grid: &dyn Grid) -> Rounded {
+    pub fn round(&self, w: &[f32], grid: &dyn Grid) -> QuantizedMatrix {
         match self {
             Rows::Plain(plain) => plain.round(w, grid),
             Rows::Fed(solver) => solver.round(w, None, grid),

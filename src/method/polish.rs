@@ -6,7 +6,7 @@
 //! the best step rounded to what the file can hold: integer sub-scales, then the super-scale in half precision. No move is
 //! made unless it lowers the objective.
 
-use super::rounded::Part;
+use super::quantized_matrix::Part;
 use crate::grid::{Codes, F, Freedom, Grid, LANES, Steps};
 use llmq_kernels::descent;
 use llmq_kernels::gemm::{Old, Precision, View, product};

@@ -1,6 +1,6 @@
 //! Rounding to nearest, with scales searched per block. Needs no calibration.
 
-use super::{Method, Options, Rounded, Site, Solution, Solved};
+use super::{Method, Options, QuantizedMatrix, Site, Solution, Solved};
 use crate::error::Result;
 use crate::grid::{Codes, Effort, F, Grid, LANES, Steps};
 use llmq_kernels::{column, lanes};
@@ -74,9 +74,9 @@ impl Plain {
     }
 
     /// The same before it becomes bytes.
-    pub fn round(&self, w: &[f32], grid: &dyn Grid) -> Rounded {
+    pub fn round(&self, w: &[f32], grid: &dyn Grid) -> QuantizedMatrix {
         let (columns, width) = (self.columns, grid.width());
-        let mut out = Rounded::new(w.len() / columns, columns, grid);
+        let mut out = QuantizedMatrix::new(w.len() / columns, columns, grid);
         out.parts(LANES).zip(w.par_chunks(LANES * columns)).for_each(|(part, w)| {
             for (b, (steps, codes)) in part.steps.iter_mut().zip(part.codes.chunks_mut(width)).enumerate() {
                 *steps = self.block(w, b, grid, codes);

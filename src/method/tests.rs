@@ -1,11 +1,11 @@
 //! What holds for every method on every grid.
 
 mod awq;
-mod fixed;
+mod gptaq;
 mod gptq;
+mod gptq_int8;
 mod odd;
 mod rows;
-mod target;
 
 use super::*;
 use crate::format::{Encoding, TYPES, Type};
@@ -150,7 +150,7 @@ fn how_many_rows_a_task_takes_changes_nothing() {
             let target = Target::new(&w, n, &step, few(&m, n, JUDGED).into_owned(), &h);
             let q = solver.round(&target.w, None, grid).values(grid);
             let scales = vec![0.02; rows];
-            (output_error(&w, &q, n, &h), target.alpha, q, Fixed::new(&h, n).unwrap().round(&w, &scales, 127))
+            (output_error(&w, &q, n, &h), target.alpha, q, GptqInt8::new(&h, n).unwrap().round(&w, &scales, 127))
         })
     };
     let one = on(1);

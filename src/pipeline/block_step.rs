@@ -4,7 +4,7 @@ use super::plan::Planned;
 use super::solve::Pending;
 use super::stream::{PRECISION, Position, Stream};
 use super::{Finished, Run};
-use crate::calib::evidence::{Evidence, Known};
+use crate::calib::activation_stats::{ActivationStats, FinishedStats};
 use crate::calib::squares::Squares;
 use crate::error::{Context, Result};
 use crate::interrupt;
@@ -24,9 +24,9 @@ struct Inputs {
 /// What the windows say about a site.
 pub(super) struct Statistics {
     /// The calibration windows.
-    pub seen: Known,
+    pub seen: FinishedStats,
     /// Those that were held out, if some were.
-    pub held: Option<Known>,
+    pub held: Option<FinishedStats>,
 }
 
 impl Run<'_> {
@@ -175,8 +175,8 @@ impl Run<'_> {
         let compare = stream.batches().iter().any(|batch| batch.compared);
         // What is off: the inputs of a half's first layers; where its last one adds to the residual stream, that sum.
         let off = if site.is_inner() { self.plan.model()?.hidden } else { columns };
-        let evidence = || Evidence::new(PRECISION, columns, compare.then_some(off));
-        let (mut seen, mut held) = (evidence(), evidence());
+        let stats = || ActivationStats::new(PRECISION, columns, compare.then_some(off));
+        let (mut seen, mut held) = (stats(), stats());
         let mut squares = Squares::new(columns);
         let mut kept = Vec::new();
         for (i, batch) in stream.batches().iter().enumerate() {

@@ -33,14 +33,14 @@ pub(super) const MEMORY: usize = 512 << 20;
 const FEW: usize = 32;
 
 /// What the tokens of one expert say about one of its two sites.
-struct Evidence {
+struct ActivationStats {
     seen: Hessian,
     held: Hessian,
 }
 
-impl Evidence {
-    fn new(columns: usize) -> Evidence {
-        Evidence { seen: Hessian::new(PRECISION, columns), held: Hessian::new(PRECISION, columns) }
+impl ActivationStats {
+    fn new(columns: usize) -> ActivationStats {
+        ActivationStats { seen: Hessian::new(PRECISION, columns), held: Hessian::new(PRECISION, columns) }
     }
 
     fn of(&mut self, held: bool) -> &mut Hessian {
@@ -152,16 +152,16 @@ impl Run<'_> {
         let mut routes = Vec::new();
         for first in (0..count).step_by(at_once) {
             let group = first..(first + at_once).min(count);
-            let mut inputs: Vec<Evidence> = group.clone().map(|_| Evidence::new(hidden)).collect();
+            let mut inputs: Vec<ActivationStats> = group.clone().map(|_| ActivationStats::new(hidden)).collect();
             let mut squares = Squares::new(hidden);
             self.walk(half, block, stream, &mut routes, &mut |clock, held, x, routes| {
                 let started = clock.start();
                 if everywhere.is_none() {
                     squares.add(x)?;
                 }
-                for (evidence, route) in inputs.iter_mut().zip(&routes[group.clone()]) {
+                for (stats, route) in inputs.iter_mut().zip(&routes[group.clone()]) {
                     if !route.tokens.is_empty() {
-                        evidence.of(held).add(&route.weigh(&route.select(x)?)?)?;
+                        stats.of(held).add(&route.weigh(&route.select(x)?)?)?;
                     }
                 }
                 clock.hessian += started.elapsed();
@@ -169,16 +169,16 @@ impl Run<'_> {
             })
             .context(place)?;
             let everywhere = everywhere.get_or_insert_with(|| squares.means());
-            tokens.extend(inputs.iter().map(|evidence| evidence.seen.tokens()));
+            tokens.extend(inputs.iter().map(|stats| stats.seen.tokens()));
             if self.rounding.keep_statistics {
                 self.keep_experts(stacks.firsts(), &inputs, count);
             }
-            for (expert, evidence) in group.clone().zip(inputs) {
-                let (seen, held) = evidence.finish(everywhere);
+            for (expert, stats) in group.clone().zip(inputs) {
+                let (seen, held) = stats.finish(everywhere);
                 let firsts: Vec<_> = stacks.firsts().iter().copied().zip(0..).collect();
                 self.round_experts(expert, &firsts, &seen, &held, &mut made).context(place)?;
             }
-            let mut inners: Vec<Evidence> = group.clone().map(|_| Evidence::new(ffn)).collect();
+            let mut inners: Vec<ActivationStats> = group.clone().map(|_| ActivationStats::new(ffn)).collect();
             let quantized = |part: Part, expert: usize| {
                 let at = stacks.place(part)?;
                 let tensor = stacks.all[at];
@@ -186,7 +186,7 @@ impl Run<'_> {
                 matrix(tensor, tensor.kind.decode_all(&made[at].bytes[expert * each..(expert + 1) * each]))
             };
             self.walk(half, block, stream, &mut routes, &mut |clock, held, x, routes| {
-                for (expert, evidence) in group.clone().zip(&mut inners) {
+                for (expert, stats) in group.clone().zip(&mut inners) {
                     let route = &routes[expert];
                     if !route.tokens.is_empty() {
                         let started = clock.start();
@@ -194,7 +194,7 @@ impl Run<'_> {
                         let inner = block.expert_inner(half, expert, &own, &|part| quantized(part, expert))?;
                         clock.forward += started.elapsed();
                         let started = clock.start();
-                        evidence.of(held).add(&route.weigh(&inner)?)?;
+                        stats.of(held).add(&route.weigh(&inner)?)?;
                         clock.hessian += started.elapsed();
                     }
                 }
@@ -205,8 +205,8 @@ impl Run<'_> {
                 self.keep_experts(&[stacks.last()], &inners, count);
             }
             let unknown = vec![1.0; ffn];
-            for (expert, evidence) in group.zip(inners) {
-                let (seen, held) = evidence.finish(&unknown);
+            for (expert, stats) in group.zip(inners) {
+                let (seen, held) = stats.finish(&unknown);
                 let last = [(stacks.last(), stacks.all.len() - 1)];
                 self.round_experts(expert, &last, &seen, &held, &mut made).context(place)?;
             }
@@ -343,13 +343,13 @@ impl Run<'_> {
     }
 
     /// Keeps what experts saw for an importance matrix: one column of counts for each expert.
-    fn keep_experts(&mut self, tensors: &[&Planned], evidence: &[Evidence], count: usize) {
+    fn keep_experts(&mut self, tensors: &[&Planned], stats: &[ActivationStats], count: usize) {
         for tensor in tensors {
             let entry = self.statistics.entries.entry(tensor.spec.gguf.clone());
             let entry = entry.or_insert_with(|| Entry { sums: Vec::new(), counts: Vec::new() });
-            for evidence in evidence {
-                entry.sums.extend(evidence.seen.squares());
-                entry.counts.push(evidence.seen.tokens() as f32);
+            for stats in stats {
+                entry.sums.extend(stats.seen.squares());
+                entry.counts.push(stats.seen.tokens() as f32);
             }
             debug_assert!(entry.counts.len() <= count);
         }
@@ -386,8 +386,8 @@ mod tests {
         let mut wide = vec![1.0; n * n];
         shrink(&mut wide, n, 8);
         assert_eq!((wide[0], wide[1]), (1.0, 0.5));
-        let evidence = Evidence::new(2);
-        let (seen, held) = evidence.finish(&[3.0, 5.0]);
+        let stats = ActivationStats::new(2);
+        let (seen, held) = stats.finish(&[3.0, 5.0]);
         assert_eq!(seen, [3.0, 0.0, 0.0, 5.0]);
         assert_eq!(seen, held);
     }

@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::format::Encoding;
 use crate::grid::{Grid, Supers};
 use crate::interrupt;
-use crate::method::{self, JUDGED, Layer, REPORTED, Rounded, Sample, Solver, Target, few, over, pull, times};
+use crate::method::{self, JUDGED, Layer, QuantizedMatrix, REPORTED, Sample, Solver, Target, few, over, pull, times};
 use crate::model::block::Block;
 use crate::model::part::Absorber;
 use crate::model::{Kind, Part, Site, TensorRole};
@@ -16,7 +16,7 @@ use std::sync::OnceLock;
 
 /// A rounded tensor whose rows may still be divided by what the next site asks for.
 pub(super) struct Pending {
-    rounded: Rounded,
+    rounded: QuantizedMatrix,
     grid: &'static dyn Grid,
     error: f64,
     method: &'static str,

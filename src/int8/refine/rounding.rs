@@ -13,7 +13,7 @@ use crate::int8::onnx::proto::ModelProto;
 use crate::int8::qdq::Quantized;
 use crate::int8::samples::Samples;
 use crate::int8::weights::Levels;
-use crate::method::{Fixed, output_error};
+use crate::method::{GptqInt8, output_error};
 use llmq_kernels::gemm::Precision;
 use llmq_kernels::syrk::{mirror, syrk};
 use std::collections::BTreeSet;
@@ -177,7 +177,8 @@ fn passes(sites: Vec<Site>) -> Vec<Vec<Site>> {
 fn finish(site: &mut Site, levels: Levels, model: &mut ModelProto) -> Result<usize> {
     let (width, groups) = (site.columns.width(), site.columns.groups());
     site.hessians.iter_mut().for_each(|hessian| hessian.finish(width));
-    let factors: Vec<Option<Fixed>> = site.hessians.iter().map(|hessian| Fixed::new(&hessian.sum, width)).collect();
+    let factors: Vec<Option<GptqInt8>> =
+        site.hessians.iter().map(|hessian| GptqInt8::new(&hessian.sum, width)).collect();
     let mut changed = 0;
     for layer in &site.layers {
         let w = layer.rows()?;

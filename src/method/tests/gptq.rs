@@ -17,7 +17,7 @@ fn feedback_lowers_the_output_error_on_every_grid() {
 
 /// Checks that `rounded` is what the paper's algorithm makes of `w`, columns in this `order`: one column after the other over
 /// the whole row, without lanes, lazy blocks or padding, each to the point of the stored grid that is nearest.
-fn assert_by_the_paper(rounded: &Rounded, w: &[f32], h: &[f32], order: &[usize]) {
+fn assert_by_the_paper(rounded: &QuantizedMatrix, w: &[f32], h: &[f32], order: &[usize]) {
     let n = order.len();
     let (kind, grid) = grid("Q4_0");
     let (bytes, decoded) = (rounded.store(grid), rounded.values(grid));

@@ -1,4 +1,4 @@
-//! Rounded rows that are scaled afterwards.
+//! QuantizedMatrix rows that are scaled afterwards.
 
 use super::*;
 

@@ -47,13 +47,13 @@ impl Outer {
 }
 
 /// Sums of a site in the making.
-pub struct Evidence {
+pub struct ActivationStats {
     hessian: Hessian,
     drift: Option<Outer>,
 }
 
 /// The means of a site.
-pub struct Known {
+pub struct FinishedStats {
     /// `E[x xᵀ]`: `[columns, columns]`.
     pub hessian: Vec<f32>,
     /// `E[d xᵀ]`, `d` being by how much something is off from the original model: `[rows, columns]`.
@@ -62,10 +62,10 @@ pub struct Known {
     pub tokens: usize,
 }
 
-impl Evidence {
+impl ActivationStats {
     /// Empty sums for inputs of `columns` numbers. `drift`: how many numbers come along that say what is off.
-    pub fn new(precision: Precision, columns: usize, drift: Option<usize>) -> Evidence {
-        Evidence {
+    pub fn new(precision: Precision, columns: usize, drift: Option<usize>) -> ActivationStats {
+        ActivationStats {
             hessian: Hessian::new(precision, columns),
             drift: drift.map(|rows| Outer::new(precision, rows, columns)),
         }
@@ -92,8 +92,8 @@ impl Evidence {
     ///
     /// # Errors
     /// Activations so large that the sums of their products left single precision.
-    pub fn finish(self) -> Result<Known> {
-        let known = Known {
+    pub fn finish(self) -> Result<FinishedStats> {
+        let known = FinishedStats {
             tokens: self.hessian.tokens(),
             hessian: self.hessian.finish(),
             drift: self.drift.map(Outer::finish),
@@ -118,11 +118,11 @@ mod tests {
     #[test]
     fn drift_is_the_mean_product_of_what_is_off_and_inputs() {
         let of = |x: &[f32]| Tensor::from_slice(x, (1, x.len()), &Device::Cpu).unwrap();
-        let mut evidence = Evidence::new(Precision::Single, 2, Some(3));
+        let mut stats = ActivationStats::new(Precision::Single, 2, Some(3));
         for (x, off) in [([1.0, 2.0], [1.0, 0.0, -1.0]), ([3.0, -1.0], [0.0, 2.0, 0.0])] {
-            evidence.add(&of(&x), Some(&of(&off))).unwrap();
+            stats.add(&of(&x), Some(&of(&off))).unwrap();
         }
-        let known = evidence.finish().unwrap();
+        let known = stats.finish().unwrap();
         assert_eq!(known.tokens, 2);
         assert_eq!(known.hessian, [5.0, -0.5, -0.5, 2.5]);
         assert_eq!(known.drift.unwrap(), [0.5, 1.0, 3.0, -1.0, -0.5, -1.0]);
@@ -130,9 +130,9 @@ mod tests {
 
     #[test]
     fn squares_that_overflow_are_refused_by_their_column() {
-        let mut evidence = Evidence::new(Precision::Single, 3, None);
-        evidence.add(&Tensor::from_slice(&[1.0f32, 1e20, 2.0], (1, 3), &Device::Cpu).unwrap(), None).unwrap();
-        let message = evidence.finish().err().unwrap().to_string();
+        let mut stats = ActivationStats::new(Precision::Single, 3, None);
+        stats.add(&Tensor::from_slice(&[1.0f32, 1e20, 2.0], (1, 3), &Device::Cpu).unwrap(), None).unwrap();
+        let message = stats.finish().err().unwrap().to_string();
         assert!(message.contains("column 1 are too large"), "{message}");
     }
 }

@@ -5,7 +5,7 @@ use crate::grid::{Codes, F, Freedom, Grid, LANES, Steps};
 use rayon::prelude::*;
 
 /// Codes and scales of a matrix `[rows, columns]`, sixteen rows side by side.
-pub struct Rounded {
+pub struct QuantizedMatrix {
     rows: usize,
     columns: usize,
     width: usize,
@@ -13,7 +13,7 @@ pub struct Rounded {
     steps: Vec<Steps>, // [⌈rows / 16⌉, columns / width]
 }
 
-/// Some rows of a [`Rounded`]: a multiple of sixteen, or the last ones.
+/// Some rows of a [`QuantizedMatrix`]: a multiple of sixteen, or the last ones.
 pub struct Part<'a> {
     /// `[⌈rows / 16⌉, columns]`.
     pub codes: &'a mut [Codes],
@@ -21,12 +21,12 @@ pub struct Part<'a> {
     pub steps: &'a mut [Steps],
 }
 
-impl Rounded {
+impl QuantizedMatrix {
     /// All codes and scales zero.
-    pub fn new(rows: usize, columns: usize, grid: &dyn Grid) -> Rounded {
+    pub fn new(rows: usize, columns: usize, grid: &dyn Grid) -> QuantizedMatrix {
         let (lanes, width) = (rows.div_ceil(LANES), grid.width());
         let (codes, steps) = (vec![[0; LANES]; lanes * columns], vec![Steps::plain(F::ZERO); lanes * columns / width]);
-        Rounded { rows, columns, width, codes, steps }
+        QuantizedMatrix { rows, columns, width, codes, steps }
     }
 
     /// Parts of `rows` rows, a multiple of sixteen.

@@ -28,7 +28,7 @@ fn rows_with_a_settled_step_follow_the_paper_and_lose_less_than_to_nearest() {
     let (n, rows) = (150, 133);
     let (h, w) = (hessian(n, 600), noise(rows * n, 4));
     let scales: Vec<f32> = (0..rows).map(|r| 0.02 + 0.001 * (r % 7) as f32).collect();
-    let codes = Fixed::new(&h, n).unwrap().round(&w, &scales, 64);
+    let codes = GptqInt8::new(&h, n).unwrap().round(&w, &scales, 64);
     let hand = by_hand(&w, &scales, &h, 64.0);
     let differing = codes.iter().zip(&hand).filter(|(a, b)| f64::from(**a) != **b).count();
     // What lies between two codes may round to either side in single precision, and others follow.
@@ -44,8 +44,8 @@ fn rows_with_a_settled_step_follow_the_paper_and_lose_less_than_to_nearest() {
 
 #[test]
 fn what_is_no_hessian_has_no_factor() {
-    assert!(Fixed::new(&[f32::NAN; 4], 2).is_none());
+    assert!(GptqInt8::new(&[f32::NAN; 4], 2).is_none());
     // Inputs that are always zero are rounded to nearest.
-    let codes = Fixed::new(&[0.0; 4], 2).unwrap().round(&[0.26, -0.9], &[0.1], 127);
+    let codes = GptqInt8::new(&[0.0; 4], 2).unwrap().round(&[0.26, -0.9], &[0.1], 127);
     assert_eq!(codes, [3, -9]);
 }

@@ -11,22 +11,22 @@ use rayon::prelude::*;
 const DAMP: f64 = 0.01;
 
 /// A Hessian, ready for the rows that it is of.
-pub struct Fixed {
+pub struct GptqInt8 {
     /// The columns with the largest activations first.
     order: Vec<usize>,
     /// `U` of the inverse Hessian in that order: `[columns, columns]`.
     u: Vec<f32>,
 }
 
-impl Fixed {
+impl GptqInt8 {
     /// Factors a Hessian, `[columns, columns]`; none where no damping makes it positive definite.
-    pub fn new(hessian: &[f32], columns: usize) -> Option<Fixed> {
+    pub fn new(hessian: &[f32], columns: usize) -> Option<GptqInt8> {
         let n = columns;
         let (h, unit) = mended(hessian, n, DAMP);
         let mut order: Vec<usize> = (0..n).collect();
         order.sort_by(|&a, &b| h[b * n + b].total_cmp(&h[a * n + a]));
         let u = LADDER.into_iter().find_map(|factor| inverse_factor(&h, &order, unit * factor))?;
-        Some(Fixed { order, u })
+        Some(GptqInt8 { order, u })
     }
 
     /// Rounds rows to multiples of their scales, `largest` times at most. `w`: `[rows, columns]`; `scales`: `[rows]`; result:
