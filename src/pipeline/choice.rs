@@ -1,14 +1,12 @@
 //! Choosing the type of every tensor within a budget.
 
+use super::forecast::sizes::is_on_gpu;
 use super::plan::{Plan, Planned};
 use super::sensitivity::Sensitivity;
 use crate::error::{Error, Result};
 use crate::format::budget::{self, Cost};
 use crate::format::{Type, mix};
 use crate::source::value::Value;
-
-/// The embedding's name in GGUF.
-const EMBEDDING: &str = "token_embd.weight";
 
 /// What a file may cost.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -41,12 +39,6 @@ impl Choice {
         let total = self.total();
         Some(if total > 0.0 { loss / total } else { 0.0 })
     }
-}
-
-/// Whether llama.cpp keeps a tensor on the GPU. Tokens are looked up in main memory; an embedding that is the output matrix, too, is on
-/// both sides.
-pub fn is_on_gpu(plan: &Plan, tensor: &Planned) -> bool {
-    tensor.spec.gguf != EMBEDDING || plan.tensors.iter().all(|other| other.spec.gguf != "output.weight")
 }
 
 /// Gives every measured tensor the type that makes the loss of all together the least within the target, and the file the

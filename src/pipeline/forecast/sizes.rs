@@ -28,6 +28,13 @@ pub struct Size {
     pub bits_per_weight: f64,
 }
 
+/// Whether llama.cpp keeps a tensor on the GPU. It looks tokens up in main memory; an embedding that is the output matrix, too, is on
+/// both sides.
+pub fn is_on_gpu(plan: &Plan, tensor: &Planned) -> bool {
+    let embedding = tensor.spec.role == TensorRole::Embedding || tensor.spec.gguf == EMBEDDING;
+    !embedding || plan.tensors.iter().all(|other| other.spec.gguf != "output.weight")
+}
+
 /// The size of a plan's file with every mix, the largest mix first. `recipe`: the user's wishes around a mix.
 ///
 /// # Errors
@@ -39,7 +46,6 @@ pub fn sizes(plan: &Plan, recipe: impl Fn(Mix) -> Result<Recipe>) -> Result<Vec<
     // Neither the header nor the vectors that follow the embedding depend on the mix.
     let fixed = plan.files(Path::new("model.gguf"), None)?.size()?
         - plan.tensors.iter().map(|tensor| padded(tensor.kind, tensor)).sum::<u64>();
-    let tied = !plan.tensors.iter().any(|t| t.spec.gguf == "output.weight");
     let elements = plan.elements().max(1);
     let single = format::by_name("F32")?;
     let of = |mix: Mix| {
@@ -52,9 +58,7 @@ pub fn sizes(plan: &Plan, recipe: impl Fn(Mix) -> Result<Recipe>) -> Result<Vec<
             let bytes = kind.size(tensor.spec.elements() as u64);
             size.bytes += padded(kind, tensor);
             size.weights += bytes;
-            // llama.cpp looks tokens up in main memory; an embedding that is the output matrix, too, is on both sides.
-            let embedding = tensor.spec.role == TensorRole::Embedding || tensor.spec.gguf == EMBEDDING;
-            size.on_gpu += if embedding && !tied { 0 } else { bytes };
+            size.on_gpu += if is_on_gpu(plan, tensor) { bytes } else { 0 };
         }
         size.bits_per_weight = 8.0 * size.weights as f64 / elements as f64;
         Ok(size)
