@@ -1,8 +1,8 @@
 //! The files of a checkpoint folder that hold no weights: tokenizer, preprocessing, pooling.
 
 use crate::error::{Context, Result};
+use crate::source::checkpoint::modules;
 use crate::source::links::stays_inside;
-use serde_json::Value;
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 
@@ -60,17 +60,10 @@ fn files(folder: &Path) -> Result<Vec<PathBuf>> {
 
 /// The folders that sentence-transformers' modules.json lists, as far as they are there, inside `folder`.
 fn modules(folder: &Path) -> Result<Vec<String>> {
-    let path = folder.join("modules.json");
-    let text = match fs::read_to_string(&path) {
-        Ok(text) => text,
-        Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(cause) => return Err(cause).context(|| format!("cannot read {}", path.display())),
-    };
-    let list: Value = serde_json::from_str(&text).context(|| format!("{} is not valid JSON", path.display()))?;
-    let paths = list.as_array().into_iter().flatten().filter_map(|module| module["path"].as_str());
-    let inside = |path: &&str| {
+    let inside = |path: &String| {
         let mut parts = Path::new(path).components();
         parts.next().is_some_and(|part| matches!(part, Component::Normal(_))) && parts.next().is_none()
     };
-    Ok(paths.filter(inside).filter(|path| folder.join(path).is_dir()).map(str::to_owned).collect())
+    let paths = modules::read(folder)?.into_iter().map(|module| module.path);
+    Ok(paths.filter(inside).filter(|path| folder.join(path).is_dir()).collect())
 }

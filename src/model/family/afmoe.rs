@@ -1,5 +1,6 @@
 //! Arcee's Trinity (AFMoE).
 
+use super::deepseek2;
 use crate::error::Result;
 use crate::model::decoder::{Window, WindowBlocks};
 use crate::model::gguf_keys::Keys;
@@ -121,10 +122,7 @@ impl Architecture for AfMoe {
             Part::FFN_POST_NORM => "post_mlp_layernorm",
             Part::ROUTER => "mlp.router.gate",
             Part::SELECTION_BIAS => "mlp.expert_bias",
-            Part::SHARED_GATE => "mlp.shared_experts.gate_proj",
-            Part::SHARED_UP => "mlp.shared_experts.up_proj",
-            Part::SHARED_DOWN => "mlp.shared_experts.down_proj",
-            _ => tensor.source,
+            _ => deepseek2::source(tensor),
         }
     }
 }

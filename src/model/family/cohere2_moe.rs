@@ -1,15 +1,14 @@
 //! Cohere's models with experts: North Mini Code, Command A+.
 
 use super::cohere::{self, PATTERN, PERIOD};
+use super::deepseek2;
 use crate::error::Result;
 use crate::model::decoder::Window;
 use crate::model::gguf_keys::{Keys, eps_key};
 use crate::model::mixer::Mixer;
 use crate::model::mixer::experts::Experts;
 use crate::model::mixer::routing::Scoring;
-use crate::model::{
-    Architecture, BlockTensor, Decoder, ExtraBlocks, Model, Norm, Part, QueryRows, config, mixture, nextn,
-};
+use crate::model::{Architecture, BlockTensor, Decoder, ExtraBlocks, Model, Norm, QueryRows, config, mixture, nextn};
 use crate::source::config::Config;
 use crate::source::value::{Array, Value};
 
@@ -154,11 +153,6 @@ impl Architecture for Cohere2Moe {
     }
 
     fn source(&self, tensor: &BlockTensor) -> &'static str {
-        match tensor.part {
-            Part::SHARED_GATE => "mlp.shared_experts.gate_proj",
-            Part::SHARED_UP => "mlp.shared_experts.up_proj",
-            Part::SHARED_DOWN => "mlp.shared_experts.down_proj",
-            _ => tensor.source,
-        }
+        deepseek2::source(tensor)
     }
 }

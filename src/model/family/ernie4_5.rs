@@ -1,5 +1,6 @@
 //! Baidu's ERNIE 4.5, dense and with experts.
 
+use super::deepseek2;
 use crate::error::Result;
 use crate::model::gguf_keys::Keys;
 use crate::model::limits::{Limits, Place};
@@ -127,10 +128,7 @@ impl Architecture for Ernie45Moe {
     fn source(&self, tensor: &BlockTensor) -> &'static str {
         match tensor.part {
             Part::SELECTION_BIAS => "mlp.moe_statics.e_score_correction_bias",
-            Part::SHARED_GATE => "mlp.shared_experts.gate_proj",
-            Part::SHARED_UP => "mlp.shared_experts.up_proj",
-            Part::SHARED_DOWN => "mlp.shared_experts.down_proj",
-            _ => tensor.source,
+            _ => deepseek2::source(tensor),
         }
     }
 

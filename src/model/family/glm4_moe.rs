@@ -1,5 +1,6 @@
 //! Zhipu's GLM-4.5, 4.6 and 4.7 with experts, and Upstage's Solar Open.
 
+use super::deepseek2;
 use crate::error::Result;
 use crate::model::gguf_keys::Keys;
 use crate::model::limits::Limits;
@@ -81,12 +82,7 @@ impl Architecture for Glm4Moe {
     }
 
     fn source(&self, tensor: &BlockTensor) -> &'static str {
-        match tensor.part {
-            Part::SHARED_GATE => "mlp.shared_experts.gate_proj",
-            Part::SHARED_UP => "mlp.shared_experts.up_proj",
-            Part::SHARED_DOWN => "mlp.shared_experts.down_proj",
-            _ => tensor.source,
-        }
+        deepseek2::source(tensor)
     }
 
     fn gguf_name(&self, part: Part) -> &'static str {
