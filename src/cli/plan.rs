@@ -150,7 +150,7 @@ pub fn run(args: &Args) -> Result<()> {
             times: work.at(&speed),
             multiplications: work.multiplications(),
             peak: job.peak(&shapes, own),
-            scratch: job.scratch(),
+            scratch: job.scratch(&shapes),
         }
     };
     let mut forecasts = vec![forecast("as asked for".into(), job)];

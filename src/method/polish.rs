@@ -36,7 +36,7 @@ pub fn polish(wt: &[f32], scales: &[f32], part: &mut Part<'_>, h: &[f32], n: usi
     let width = TILE.next_multiple_of(grid.width()).min(n);
     let mut moves = vec![0.0; width * padded]; // [tile, padded]
     let mut tile = Tile::new(width, grid);
-    for _ in 0..effort.sweeps {
+    for sweep in 1..=effort.sweeps {
         let mut moved = false;
         for first in (0..n).step_by(width) {
             let last = (first + width).min(n);
@@ -54,10 +54,13 @@ pub fn polish(wt: &[f32], scales: &[f32], part: &mut Part<'_>, h: &[f32], n: usi
                 }
                 moved |= tile.save(&mut q, &mut moves, first, padded, lane);
             }
-            // G −= H_:,tile · moves
-            let moves = View::new(&moves, last - first, padded, padded);
-            let columns = View::new(&h[first..], n, last - first, n);
-            product(Precision::Single, &mut g, padded, Old::Kept, -1.0, columns, moves);
+            // G −= H_:,tile · moves, after which the last sweep asks only for the columns that it has still to come to.
+            let from = if sweep < effort.sweeps { 0 } else { last };
+            if from < n {
+                let moves = View::new(&moves, last - first, padded, padded);
+                let columns = View::new(&h[from * n + first..], n - from, last - first, n);
+                product(Precision::Single, &mut g[from * padded..], padded, Old::Kept, -1.0, columns, moves);
+            }
         }
         if !moved {
             break;
