@@ -324,15 +324,15 @@ impl<'a> Job<'a> {
 /// glibc gives what is larger than this back to the system at once; what is smaller leaves holes.
 const MAPPED: u64 = 32 << 20;
 
-/// A Hessian while it is factored: a copy with its dead inputs mended, the factor in single precision for each `walk`, and the
-/// matrix that becomes its Cholesky factor in double precision.
+/// A Hessian while it is factored: the factor in single precision for each `walk`, and the triangle of the matrix that becomes its
+/// Cholesky factor in double precision.
 fn factorization(base: Peak, n: u64, walks: u64) -> Peak {
-    base.with("the solver's Hessian and factors", solver(n, walks)).with("factorization workspace", n * n * DOUBLE)
+    base.with("the solver's factors", solver(n, walks)).with("factorization workspace", n * n * DOUBLE / 2)
 }
 
-/// A solver: its Hessian, and a factor for each width of blocks.
+/// A factor for each width of blocks; of each its triangle alone is ever written.
 fn solver(n: u64, walks: u64) -> u64 {
-    n * n * SINGLE * (1 + walks)
+    n * n * SINGLE * walks
 }
 
 #[cfg(test)]

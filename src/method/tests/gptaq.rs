@@ -60,7 +60,7 @@ impl Drifted {
 /// Knows the inverse of a Hessian.
 fn factored(h: &[f32], damp: f64) -> Solver {
     let n = h.len().isqrt();
-    Solver::new(h, n, &[n], &Options { damp, ..Options::default() })
+    Solver::new(Arc::new(Damped::new(h.to_vec(), n, damp)), &[n], &Options::default())
 }
 
 fn sum(a: Vec<f32>, b: &[f32]) -> Vec<f32> {
@@ -152,7 +152,7 @@ fn the_loss_of_a_layer_is_what_its_outputs_are_off_by() {
     let [a, b] = [&seen, &other].map(|means| sum(pull(&w, n, &means.0), &means.1));
     let target = Target::new(&w, n, &factored(&seen.2, 0.01).times_inverse(a).unwrap(), b, &other.2);
     let layer = Layer { target: Some(target), ..layer(&w, grid("Q4_0").1) };
-    let site = Site { held: Sample { hessian: &other.2 }, ..site(&seen.2, n, vec![]) };
+    let site = Site { held: Some(&other.2), ..site(&seen.2, n, vec![]) };
     let direct = |q: &[f32]| -> f64 {
         let off = |r: usize, t: usize| held.wanted(&w, n, r, t) - dot(&q[r * n..][..n], &held.x[t * n..][..n]);
         (0..rows * tokens).map(|i| off(i % rows, i / rows).powi(2)).sum::<f64>() / tokens as f64
