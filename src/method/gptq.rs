@@ -15,6 +15,7 @@ use crate::error::Result;
 use crate::grid::{Effort, F, GROUPS, Grid, LANES};
 use llmq_kernels::column;
 use llmq_kernels::gemm::{Old, Precision, View, product};
+use llmq_kernels::memory::Spare;
 use rayon::prelude::*;
 use std::sync::Arc;
 
@@ -171,11 +172,16 @@ impl Solver {
         let columns = self.columns(scales);
         let mut out = QuantizedMatrix::new(w.len() / n, n, grid);
         let each = at_once(w.len() / n);
+        let spare = Spare::new();
         out.parts(each).zip(w.par_chunks(each * n)).for_each(|(mut part, w)| {
-            self.rows(transposed(w, walk.order.iter().copied(), n), &|_| &columns, grid, walk, &mut part);
-            if self.polish.sweeps > 0 {
-                polish(&transposed(w, 0..n, n), &columns.s, &mut part, &self.hessian.h, n, grid, self.polish);
-            }
+            spare.with(Room::default, |room| {
+                transpose(w, walk.order.iter().copied(), n, &mut room.wt);
+                self.rows(room, &|_| &columns, grid, walk, &mut part);
+                if self.polish.sweeps > 0 {
+                    transpose(w, 0..n, n, &mut room.wt);
+                    polish(room, &columns.s, &mut part, &self.hessian.h, n, grid, self.polish);
+                }
+            });
         });
         out
     }
@@ -192,10 +198,16 @@ impl Solver {
         let mut out = QuantizedMatrix::new(scales.len() * lanes * LANES, n, grid);
         // As many candidates side by side as make a wide product.
         let each = (at_once(scales.len() * lanes * LANES) / (lanes * LANES)).max(1);
-        let one = transposed(w, walk.order.iter().copied(), n); // [columns, lanes · LANES]
+        let mut one = Vec::new(); // [columns, lanes · LANES]
+        transpose(w, walk.order.iter().copied(), n, &mut one);
+        let spare = Spare::new();
         let losses = out.parts(each * lanes * LANES).zip(columns.par_chunks(each)).map(|(mut part, columns)| {
-            let wt = one.chunks(lanes * LANES).flat_map(|column| column.repeat(columns.len())).collect();
-            let energies = self.rows(wt, &|lane| &columns[lane / lanes], grid, walk, &mut part);
+            let energies = spare.with(Room::default, |room| {
+                room.wt.clear();
+                let rows = one.chunks(lanes * LANES);
+                rows.for_each(|row| (0..columns.len()).for_each(|_| room.wt.extend_from_slice(row)));
+                self.rows(room, &|lane| &columns[lane / lanes], grid, walk, &mut part)
+            });
             energies.chunks(lanes).map(|energies| energies.iter().sum()).collect::<Vec<f64>>()
         });
         Some(losses.collect::<Vec<_>>().concat())
@@ -206,21 +218,22 @@ impl Solver {
         self.walks.iter().find(|walk| walk.width == grid.width())
     }
 
-    /// Algorithm 1 for some rows. `wt`: `[columns, padded]`, in the walk's order; `columns`: what is known of them for each sixteen rows.
-    /// Returns `‖E‖²` of each sixteen rows.
+    /// Algorithm 1 for some rows. `room`: their weights, `[columns, padded]`, in the walk's order, which are lost; `columns`: what is known
+    /// of them for each sixteen rows. Returns `‖E‖²` of each sixteen rows.
     fn rows<'c>(
         &self,
-        mut wt: Vec<f32>,
+        room: &mut Room,
         columns: &dyn Fn(usize) -> &'c Columns,
         grid: &dyn Grid,
         walk: &Walk,
         part: &mut Part<'_>,
     ) -> Vec<f64> {
         let n = self.width();
+        let Room { wt, moves: errors, .. } = room;
         let padded = wt.len() / n;
         let width = B.next_multiple_of(grid.width()).min(n);
         let mut energies = vec![0.0; padded / LANES];
-        let mut errors = vec![0.0; width * padded]; // [tile, padded]
+        errors.resize(width * padded, 0.0); // [tile, padded]
         let mut tile = vec![F::ZERO; width];
         let mut e = vec![F::ZERO; width];
         for first in (0..n).step_by(width) {
@@ -246,7 +259,7 @@ impl Solver {
             if last < n {
                 // W_:,rest −= E · U_tile,rest
                 let u = View::new(&walk.u[first * n + last..], last - first, n - last, n);
-                let e = View::new(&errors, last - first, padded, padded);
+                let e = View::new(errors, last - first, padded, padded);
                 product(Precision::Single, &mut wt[last * padded..], padded, Old::Kept, -1.0, u.t(), e);
             }
         }
@@ -309,14 +322,29 @@ fn by_activation(h: &[f32], n: usize, width: usize) -> Vec<usize> {
     columns.collect()
 }
 
+/// What some rows are rounded in, kept for the next ones.
+#[derive(Default)]
+pub(super) struct Room {
+    /// Weights, transposed: `[columns, padded]`.
+    pub wt: Vec<f32>,
+    /// What they are rounded to: `[columns, padded]`.
+    pub q: Vec<f32>,
+    /// Half the negative gradient: `[columns, padded]`.
+    pub g: Vec<f32>,
+    /// What moves in a tile of columns, or their errors: `[tile, padded]`.
+    pub moves: Vec<f32>,
+}
+
 /// Columns of `[rows, n]`, in a given order, as `[n, padded]`; the rows behind the last one are zero.
-fn transposed(w: &[f32], order: impl Iterator<Item = usize>, n: usize) -> Vec<f32> {
+fn transpose(w: &[f32], order: impl Iterator<Item = usize>, n: usize, t: &mut Vec<f32>) {
     let padded = (w.len() / n).next_multiple_of(LANES);
-    let mut t = vec![0.0; n * padded];
+    t.resize(n * padded, 0.0);
+    if padded * n > w.len() {
+        t.fill(0.0);
+    }
     for (to, from) in order.enumerate() {
         for (r, row) in w.chunks(n).enumerate() {
             t[to * padded + r] = row[from];
         }
     }
-    t
 }

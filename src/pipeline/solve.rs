@@ -2,6 +2,7 @@
 
 use super::block_step::{Statistics, is_grid};
 use super::plan::Planned;
+use super::stream::PRECISION;
 use super::{Finished, Run, check_range, convert};
 use crate::error::Result;
 use crate::format::Encoding;
@@ -11,6 +12,7 @@ use crate::method::{self, Damped, JUDGED, Layer, QuantizedMatrix, REPORTED, Solv
 use crate::model::block::Block;
 use crate::model::part::Absorber;
 use crate::model::{Kind, Part, Site, TensorRole};
+use llmq_kernels::gemm::Precision;
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 
@@ -209,8 +211,8 @@ fn targets(
     let target = |w: &Vec<f32>| match site.is_inner() {
         true => Target::new(w, columns, &step, few(&of_held, columns, JUDGED).into_owned(), held),
         false => {
-            let of_held = pull(&few(w, columns, JUDGED), columns, &of_held);
-            Target::new(w, columns, &pull(w, columns, &step), of_held, held)
+            let of_held = pull(Precision::Single, &few(w, columns, JUDGED), columns, &of_held);
+            Target::new(w, columns, &pull(PRECISION, w, columns, &step), of_held, held)
         }
     };
     Some(originals.iter().map(target).collect())
