@@ -13,6 +13,7 @@ pub mod forecast;
 mod head;
 pub mod importance;
 pub mod journal;
+mod kept;
 pub mod loaded_model;
 mod on_the_fly;
 mod packed;
@@ -70,8 +71,8 @@ pub struct Rounding<'a> {
     pub imatrix: Option<&'a Imatrix>,
     /// Keep the statistics of a calibrated run for [`Summary::imatrix`].
     pub keep_statistics: bool,
-    /// Inner activations up to this many bytes are kept from the statistics to the output of a half, usually [`KEEP`]; larger ones
-    /// are computed twice. The file is the same.
+    /// Inner activations up to this many bytes are kept in memory from the statistics to the output of a half, usually [`KEEP`]; more of
+    /// them are kept in a file. The result is the same.
     pub keep: usize,
 }
 

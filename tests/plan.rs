@@ -102,17 +102,19 @@ fn memory_and_time_grow_with_windows_and_rtn_needs_next_to_none() {
 fn what_does_not_fit_main_memory_says_how_many_windows_do() {
     let fitting = plan(&tiny(), &["--ram", "16G"]).summary();
     assert_eq!((&fitting["fits_ram"], &fitting["samples_that_fit"]), (&json!(true), &Value::Null));
-    let over = plan(&tiny(), &["--ram", "150M"]).summary();
-    assert_eq!((&over["fits_ram"], &over["ram_bytes"]), (&json!(false), &json!(150_000_000)));
+    let needed = number(&fitting["forecasts"][0], "peak_memory_bytes");
+    let ram = &format!("{}K", needed * 9 / 10_000);
+    let over = plan(&tiny(), &["--ram", ram]).summary();
+    assert_eq!((&over["fits_ram"], &over["ram_bytes"]), (&json!(false), &json!(needed * 9 / 10_000 * 1000)));
     let samples = number(&over, "samples_that_fit");
     assert!((1..128).contains(&samples));
-    let with = |samples: u64| plan(&tiny(), &["--ram", "150M", "--samples", &samples.to_string()]).summary();
+    let with = |samples: u64| plan(&tiny(), &["--ram", ram, "--samples", &samples.to_string()]).summary();
     assert_eq!(with(samples)["fits_ram"], true);
     // What the program itself holds differs a little from run to run, so not just one window more.
     assert_eq!(with(samples + 8)["fits_ram"], false);
     let shorter = number(&over, "seq_len_that_fits").to_string();
-    assert_eq!(plan(&tiny(), &["--ram", "150M", "--seq-len", &shorter]).summary()["fits_ram"], true);
-    let text = llmq!["plan", tiny(), "--ram", "150M"].ok().stdout;
+    assert_eq!(plan(&tiny(), &["--ram", ram, "--seq-len", &shorter]).summary()["fits_ram"], true);
+    let text = llmq!["plan", tiny(), "--ram", ram].ok().stdout;
     assert!(
         text.contains(&format!("what does: --samples {samples}")) || text.contains("what does: --samples"),
         "{text}"
@@ -304,4 +306,24 @@ fn a_plan_and_a_dry_run_say_what_a_run_says() {
     assert!(!shown.is_empty());
     assert_eq!(lines(&llmq!["quantize", &model, "--dry-run", "-o", &file, "--force"; options].ok().stderr), shown);
     assert_eq!(lines(&llmq!["plan", &model; options].ok().stdout), shown);
+}
+
+#[test]
+fn a_time_limit_takes_the_best_that_fits_it_and_says_what_that_is() {
+    let run = |time| llmq!["quantize", tiny(), "--dry-run", "--time", time];
+    let said = run("100h").ok().stderr;
+    assert!(said.contains("--time is enough for --method auto --samples 256 --sweeps 8, in about "), "{said}");
+    let hurried = run("3s").ok().stderr;
+    assert!(hurried.contains("--time is enough for --method ") && !hurried.contains("--samples 256"), "{hurried}");
+    run("0.0001s").failed(1, &["the fastest way there is", "more than --time", "hint: `llmq plan`"]);
+    run("soon").failed(2, &["a time is a number with s, m or h behind it"]);
+    llmq!["quantize", tiny(), "--dry-run", "--time", "2h", "--effort", "fast"].failed(2, &["cannot be used with"]);
+    // The file is that of the options that were said.
+    let (root, seconds) = (folder(), "40s");
+    let [timed, again] = ["timed.gguf", "again.gguf"].map(|name| root.path().join(name));
+    let few = ["--seq-len", "64", "--type", "Q4_0"];
+    let said = llmq!["quantize", tiny(), "-o", &timed, "--time", seconds; few].ok().stderr;
+    let words = said.split("is enough for ").nth(1).unwrap().split(", in about").next().unwrap();
+    llmq!["quantize", tiny(), "-o", &again; few.into_iter().chain(words.split(' '))].ok();
+    assert!(fs::read(timed).unwrap() == fs::read(again).unwrap(), "{words}");
 }

@@ -5,7 +5,6 @@ use crate::pack::{Operand, Out, View, packed, put};
 use rayon::prelude::*;
 use std::marker::PhantomData;
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
 
 /// All rows of an operand, packed in pieces of some depth one behind the other.
 pub(crate) struct Packed<E> {
@@ -92,26 +91,6 @@ pub(crate) fn elements_mut<E: Element>(room: &mut [f32]) -> &mut [E] {
 /// The numbers that some elements hold.
 fn columns_of<E: Element>(depth: &Range<usize>, columns: usize) -> Range<usize> {
     depth.start * E::NUMBERS..(depth.end * E::NUMBERS).min(columns)
-}
-
-/// What a thread computes blocks in, kept from one to the next: memory that is new costs more than what is multiplied in it.
-pub(crate) struct Spare<T>(Mutex<Vec<T>>);
-
-impl<T> Spare<T> {
-    /// Nothing yet.
-    pub fn new() -> Spare<T> {
-        Spare(Mutex::new(Vec::new()))
-    }
-
-    /// Lends what nobody is using, or something new.
-    pub fn with<R>(&self, new: impl FnOnce() -> T, work: impl FnOnce(&mut T) -> R) -> R {
-        let lock = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let spare = lock().pop();
-        let mut lent = spare.unwrap_or_else(new);
-        let result = work(&mut lent);
-        lock().push(lent);
-        result
-    }
 }
 
 /// `C += A·B`, or `C = A·B` unless `add`, for all columns of the output and those rows of `left` that begin at `first`, on the

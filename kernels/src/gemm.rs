@@ -4,8 +4,9 @@
 //! output is added up in the same order at any number of threads.
 
 use crate::Isa;
-use crate::blocks::{Packed, Spare, elements_mut, multiply, room_for};
+use crate::blocks::{Packed, elements_mut, multiply, room_for};
 use crate::fused::{self, AT_ONCE, FEW};
+use crate::memory::Spare;
 use crate::micro::{Element, Micro, Tile};
 pub use crate::pack::View;
 use crate::pack::{Operand, Out, packed, put};

@@ -1,6 +1,7 @@
 //! What the system is told about memory: large pages for large buffers, and what goes back at once.
 
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::{Mutex, PoisonError};
 
 /// The system's allocator, but for one thing: Linux is told that buffers of 4 MiB or more are worth pages of 2 MiB.
 ///
@@ -52,6 +53,32 @@ pub fn triangular<T>(matrix: &[T]) {
     // Smaller buffers may lie in the heap, whose next owner the advice would follow.
     if size_of_val(matrix) > MAPPED {
         pages::small(matrix.as_ptr().cast(), size_of_val(matrix));
+    }
+}
+
+/// What a thread computes in, kept from one piece of work to the next: memory that is new costs more than what is multiplied in it.
+pub struct Spare<T>(Mutex<Vec<T>>);
+
+impl<T> Default for Spare<T> {
+    fn default() -> Self {
+        Spare::new()
+    }
+}
+
+impl<T> Spare<T> {
+    /// Nothing yet.
+    pub fn new() -> Spare<T> {
+        Spare(Mutex::new(Vec::new()))
+    }
+
+    /// Lends what nobody is using, or something new.
+    pub fn with<R>(&self, new: impl FnOnce() -> T, work: impl FnOnce(&mut T) -> R) -> R {
+        let lock = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let spare = lock().pop();
+        let mut lent = spare.unwrap_or_else(new);
+        let result = work(&mut lent);
+        lock().push(lent);
+        result
     }
 }
 

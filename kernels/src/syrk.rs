@@ -1,7 +1,8 @@
 //! Sums of outer products: `H += XᵀX` and `C += AᵀB`.
 
-use crate::blocks::{Packed, Spare, multiply};
+use crate::blocks::{Packed, multiply};
 use crate::gemm::{Precision, with_micro};
+use crate::memory::Spare;
 use crate::micro::{Element, Micro};
 use crate::pack::{Operand, Out, View};
 use rayon::prelude::*;

@@ -11,7 +11,7 @@ use serde_json::json;
 use std::time::Instant;
 
 /// The options.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 #[group(id = "target", multiple = false)]
 pub struct Target {
     /// Give each tensor the type that its measured sensitivity asks for, within X bits per weight

@@ -37,9 +37,9 @@ impl Effort {
     /// What it stands for.
     pub fn preset(self) -> Preset {
         match self {
-            Effort::Fast => Preset { method: "gptq", samples: 32, sweeps: 6 },
-            Effort::Balanced => Preset { method: "auto", samples: 128, sweeps: 6 },
-            Effort::Best => Preset { method: "auto", samples: 256, sweeps: 12 },
+            Effort::Fast => Preset { method: "gptq", samples: 32, sweeps: 1 },
+            Effort::Balanced => Preset { method: "auto", samples: 128, sweeps: 2 },
+            Effort::Best => Preset { method: "auto", samples: 256, sweeps: 8 },
         }
     }
 }

@@ -12,7 +12,7 @@ use crate::pipeline::plan::Plan;
 const KEYS_VALUES: [&str; 9] = ["F16", "F32", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0", "IQ4_NL"];
 
 /// The options.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 #[group(skip)]
 pub struct Fit {
     /// Give each tensor the type that its measured sensitivity asks for, so that the file and its context fit a GPU of that much

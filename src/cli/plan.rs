@@ -107,8 +107,10 @@ pub fn run(args: &Args) -> Result<()> {
             .hint("plan for --type Q4_0: a folder takes about as much time and memory"));
     }
     super::use_threads(asked.threads)?;
-    asked.how.samples()?;
     let given = asked.model.as_deref().unwrap_or(Path::new(""));
+    let timed = asked.how.time.map(|limit| quantize::deadline::within(asked, given, limit)).transpose()?;
+    let asked = timed.as_ref().unwrap_or(asked);
+    asked.how.samples()?;
     let (mut method, options) = (asked.how.method()?, asked.how.options()?);
     let imatrix = asked.imatrix.as_deref().map(Imatrix::read).transpose()?;
     // What is quantized already is planned all the same: the advice is about that.
@@ -150,7 +152,7 @@ pub fn run(args: &Args) -> Result<()> {
             times: work.at(&speed),
             multiplications: work.multiplications(),
             peak: job.peak(&shapes, own),
-            scratch: job.scratch(),
+            scratch: job.scratch(&shapes),
         }
     };
     let mut forecasts = vec![forecast("as asked for".into(), job)];
@@ -227,7 +229,7 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 /// How fast this machine is at the type that most of a plan's rounded weights get.
-fn speed(plan: &Plan, options: &method::Options) -> Speed {
+pub(super) fn speed(plan: &Plan, options: &method::Options) -> Speed {
     let mut sums: Vec<(Type, u64)> = Vec::new();
     let any = plan.tensors.iter().any(Planned::is_rounded);
     for tensor in plan.tensors.iter().filter(|tensor| tensor.is_rounded() || !any) {
@@ -246,7 +248,7 @@ fn speed(plan: &Plan, options: &method::Options) -> Speed {
 }
 
 /// Bytes of the model's tensors in their files.
-fn source_bytes(plan: &Plan) -> u64 {
+pub(super) fn source_bytes(plan: &Plan) -> u64 {
     let of = |name: &str, elements: u64| match crate::format::by_name(name) {
         Ok(kind) => kind.size(elements),
         Err(_) => elements * 2,
@@ -255,7 +257,7 @@ fn source_bytes(plan: &Plan) -> u64 {
 }
 
 /// The calibration text, as far as its files say without being read.
-fn text(asked: &quantize::Args, positions: usize) -> Result<Text> {
+pub(super) fn text(asked: &quantize::Args, positions: usize) -> Result<Text> {
     // What text packed with gzip is larger than its file by, and a document of many in a file.
     const PACKED: u64 = 3;
     const USUAL: u64 = 20_000;

@@ -1,6 +1,7 @@
 //! `llmq quantize`: checkpoint in, GGUF out.
 
 pub(super) mod corpus;
+pub(super) mod deadline;
 mod outputs;
 mod provenance;
 mod quantize_options;
@@ -27,7 +28,7 @@ use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 pub struct Args {
     /// A checkpoint folder (config.json, tokenizer.json, safetensors or pytorch_model.bin), a GGUF of F32, F16 or BF16, or
     /// org/name[@revision] on the Hugging Face Hub
@@ -147,7 +148,7 @@ pub struct Args {
     #[arg(long)]
     dry_run: bool,
 
-    /// The main memory that the run may take, for example 8G: what does not fit is computed twice, and more than that is refused
+    /// The main memory that the run may take, for example 8G: what does not fit goes through the disk, and more than that is refused
     /// before anything is done; the file is the same
     #[arg(long, value_name = "SIZE", value_parser = ram::size)]
     pub(super) ram: Option<u64>,
@@ -157,7 +158,7 @@ pub struct Args {
     force: bool,
 
     /// Go on with an unfinished run of the same command, which is in OUTPUT.unfinished; the result has the same bytes
-    #[arg(long)]
+    #[arg(long, conflicts_with = "time")]
     resume: bool,
 
     /// Where the residual stream of the calibration windows is kept while a calibrated run is at work [default:
@@ -181,6 +182,8 @@ pub fn run(args: &Args) -> Result<()> {
     let given = args.model.as_deref().unwrap_or(Path::new(""));
     super::use_threads(args.threads)?;
     let started = Instant::now();
+    let timed = args.how.time.map(|limit| deadline::within(args, given, limit)).transpose()?;
+    let args = timed.as_ref().unwrap_or(args);
     let (method, options) = (args.how.method()?, args.how.options()?);
     corpus::named(&args.calib)?;
     if args.save_imatrix.is_some() && !method.calibrated() {

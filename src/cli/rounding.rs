@@ -1,14 +1,19 @@
 //! The options that say how weights are rounded.
 
-use super::effort::Effort;
+use super::effort::{Effort, Preset};
 use crate::error::{Error, Result};
 use crate::method::{self, Method, Options};
 
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 pub struct How {
     /// How much time goes into the quality of the file: decides about whatever of --method, --samples and --sweeps is not given
     #[arg(long, value_enum, default_value_t = Effort::Balanced)]
     effort: Effort,
+
+    /// Take the best --method, --samples and --sweeps that fit this time, for example 90m or 2h, by this machine's speed; they are said,
+    /// so that the same file can be made again
+    #[arg(long, value_name = "TIME", value_parser = time, conflicts_with_all = ["effort", "method", "samples", "sweeps", "no_gptaq"])]
+    pub(super) time: Option<f64>,
 
     /// How weights are rounded: auto (for each site whichever of the others errs least on windows held out), awq+gptq, gptq,
     /// awq, or rtn (to the nearest value, without calibration) [default: auto; gptq with --effort fast]
@@ -27,7 +32,7 @@ pub struct How {
     #[arg(long)]
     no_order: bool,
 
-    /// Sweeps of coordinate descent over the codes that GPTQ has chosen [default: 6; 12 with --effort best]
+    /// Sweeps of coordinate descent over the codes that GPTQ has chosen [default: 2; 1 with --effort fast, 8 with --effort best]
     #[arg(long, value_name = "N")]
     sweeps: Option<usize>,
 
@@ -40,7 +45,22 @@ pub struct How {
     no_gptaq: bool,
 }
 
+/// Seconds of a number with s, m or h behind it.
+fn time(text: &str) -> std::result::Result<f64, String> {
+    let unit = [("s", 1.0), ("m", 60.0), ("h", 3600.0)].into_iter().find_map(|(unit, seconds)| {
+        let number = text.strip_suffix(unit)?.parse::<f64>().ok()?;
+        Some(number * seconds).filter(|seconds| seconds.is_finite() && *seconds > 0.0)
+    });
+    unit.ok_or_else(|| "a time is a number with s, m or h behind it, for example 90m or 2h".into())
+}
+
 impl How {
+    /// The same with a method, windows and sweeps that are settled.
+    pub fn settled(&self, preset: Preset) -> How {
+        let Preset { method, samples, sweeps } = preset;
+        How { time: None, method: Some(method.into()), samples: Some(samples), sweeps: Some(sweeps), ..self.clone() }
+    }
+
     /// The method.
     ///
     /// # Errors

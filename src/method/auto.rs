@@ -5,7 +5,7 @@
 
 use super::awq::{over, plain_scales, scales_for, times, weighed};
 use super::gptq::Solver;
-use super::{JUDGED, Layer, Method, Options, QuantizedMatrix, Rows, Site, Solution, Solved, diagonal, few};
+use super::{JUDGED, Layer, Method, Options, QuantizedMatrix, Rows, Site, Solution, Solved, few};
 use crate::error::Result;
 use crate::grid::Grid;
 use rayon::prelude::*;
@@ -26,7 +26,7 @@ impl Method for Auto {
         true
     }
 
-    fn rows(&self, hessian: &[f32], columns: usize, grid: &dyn Grid, options: &Options) -> (Rows, Option<String>) {
+    fn rows(&self, hessian: Vec<f32>, columns: usize, grid: &dyn Grid, options: &Options) -> (Rows, Option<String>) {
         Rows::fed(hessian, columns, grid, options)
     }
 
@@ -83,7 +83,7 @@ impl Way {
         if self.fed_back {
             return solver.round(w, scales, grid);
         }
-        let plain = weighed(&diagonal(site.seen.hessian, site.columns), scales);
+        let plain = weighed(&site.seen.diagonal, scales);
         scales.map_or_else(|| plain.round(w, grid), |s| plain.round(&times(w, s), grid))
     }
 }

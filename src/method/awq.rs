@@ -6,10 +6,9 @@
 //! they will really have, `tr((Q(W·s)/s − W) H (Q(W·s)/s − W)ᵀ)`: the paper's objective (equation 4), without a forward pass for
 //! each candidate.
 
-use super::factor::size;
 use super::gptq::Solver;
 use super::rtn::Plain;
-use super::{Layer, Method, Options, Rows, Site, Solution, Solved, diagonal, energies, few};
+use super::{Layer, Method, Options, Rows, Site, Solution, Solved, energies, few};
 use crate::error::Result;
 use crate::grid::Grid;
 use rayon::prelude::*;
@@ -28,7 +27,7 @@ impl Method for Awq {
 
     fn quantize(&self, site: &Site, _: &Options) -> Result<Solution> {
         let scales = plain_scales(site);
-        let plain = weighed(&diagonal(site.seen.hessian, site.columns), scales.as_deref());
+        let plain = weighed(&site.seen.diagonal, scales.as_deref());
         let layers = site.layers.iter().map(|layer| Solved {
             rounded: match &scales {
                 Some(s) => plain.round(&times(layer.target(), s), layer.grid),
@@ -52,7 +51,7 @@ impl Method for AwqGptq {
         true
     }
 
-    fn rows(&self, hessian: &[f32], columns: usize, grid: &dyn Grid, options: &Options) -> (Rows, Option<String>) {
+    fn rows(&self, hessian: Vec<f32>, columns: usize, grid: &dyn Grid, options: &Options) -> (Rows, Option<String>) {
         Rows::fed(hessian, columns, grid, options)
     }
 
@@ -83,16 +82,16 @@ pub fn weighed(squares: &[f32], scales: Option<&[f32]>) -> Plain {
 
 /// The scales that suit rounding to nearest best.
 pub fn plain_scales(site: &Site) -> Option<Vec<f32>> {
-    let (n, h) = (site.columns, diagonal(site.seen.hessian, site.columns));
+    let n = site.columns;
     search(site, |layer, w, candidates| {
         let loss = |scales: &Option<Vec<f32>>| -> f64 {
-            let plain = weighed(&h, scales.as_deref());
+            let plain = weighed(&site.seen.diagonal, scales.as_deref());
             let q = match scales {
                 Some(s) => over(plain.round(&times(w, s), layer.grid).values(layer.grid), s),
                 None => plain.round(w, layer.grid).values(layer.grid),
             };
             let error: Vec<f32> = w.iter().zip(&q).map(|(w, q)| w - q).collect();
-            energies(&error, n, site.seen.hessian).iter().sum()
+            energies(&error, n, &site.seen.h).iter().sum()
         };
         Some(candidates.par_iter().map(loss).collect())
     })
@@ -161,8 +160,6 @@ impl Sizes {
     /// None where nothing can absorb scales, or where there is nothing to scale by.
     fn of(site: &Site) -> Option<Sizes> {
         let (n, channels) = (site.columns, site.channels.as_ref()?);
-        let size = size(site.seen.hessian, n);
-        let squares: Vec<f32> = diagonal(site.seen.hessian, n).iter().map(|h| h / size).collect();
         let mut weights = vec![0.0; n];
         let mut rows = 0;
         for layer in &site.layers {
@@ -176,7 +173,7 @@ impl Sizes {
             }
         }
         let weights: Vec<f32> = weights.iter().map(|w| w / rows.max(1) as f32).collect();
-        let activations = per_channel(&squares, channels).iter().map(|x| x.max(0.0).sqrt()).collect();
+        let activations = per_channel(&site.seen.diagonal, channels).iter().map(|x| x.max(0.0).sqrt()).collect();
         Some(Sizes { activations, weights: per_channel(&weights, channels) })
     }
 

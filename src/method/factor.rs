@@ -1,25 +1,25 @@
 //! The factor of the inverse Hessian that GPTQ walks along.
 
+use super::diagonal;
 use llmq_kernels::cholesky::{cholesky, reversed_inverse};
 use llmq_kernels::memory::triangular;
 use rayon::prelude::*;
 
-/// `U`, upper triangular, with `(H + λI)⁻¹ = UᵀU` (Frantar et al. 2022, section 3.3, step 3), or `None` where `H + λI` is
-/// not positive definite in double precision.
+/// `U`, upper triangular, with `H⁻¹ = UᵀU` (Frantar et al. 2022, section 3.3, step 3), or `None` where `H` is not positive definite in
+/// double precision.
 ///
 /// `h`: `[n, n]`, symmetric; its rows and columns are taken in the given `order`. Result: `[n, n]`, in that order, zero below
 /// the diagonal.
 ///
 /// With the order of rows and columns reversed, `H = LLᵀ` is a factorization `H = RRᵀ` into an *upper* triangular `R`,
 /// and `U = R⁻¹`: one Cholesky factorization and one triangular inverse, where the paper inverts `H` first.
-pub fn inverse_factor(h: &[f32], order: &[usize], lambda: f64) -> Option<Vec<f32>> {
+pub fn inverse_factor(h: &[f32], order: &[usize]) -> Option<Vec<f32>> {
     let n = order.len();
     let mut l = vec![0.0; n * n];
     triangular(&l);
     l.par_chunks_mut(n).enumerate().for_each(|(i, to)| {
         let row = &h[order[n - 1 - i] * n..][..n];
         to[..=i].iter_mut().zip(order.iter().rev()).for_each(|(to, &column)| *to = f64::from(row[column]));
-        to[i] += lambda;
     });
     if !cholesky(&mut l, n) {
         return None;
@@ -31,7 +31,7 @@ pub fn inverse_factor(h: &[f32], order: &[usize], lambda: f64) -> Option<Vec<f32
 }
 
 /// By how much damping grows when a Hessian is not positive definite, and how often.
-pub const LADDER: [f64; 4] = [1.0, 10.0, 100.0, 1000.0];
+pub const LADDER: [f64; 3] = [10.0, 100.0, 1000.0];
 
 /// The power of two next to the mean of a Hessian's diagonal; one where that is zero.
 ///
@@ -42,18 +42,76 @@ pub fn size(hessian: &[f32], n: usize) -> f32 {
     if mean > 0.0 && mean.is_finite() { mean.log2().round().clamp(-149.0, 127.0).exp2() as f32 } else { 1.0 }
 }
 
-/// A Hessian divided by its [`size`], with dead inputs mended, and one per cent (or what `damp` says) of its mean diagonal.
-pub fn mended(hessian: &[f32], n: usize, damp: f64) -> (Vec<f32>, f64) {
-    let size = size(hessian, n);
-    let mut h: Vec<f32> = hessian.iter().map(|h| h / size).collect();
-    let mean = (0..n).map(|j| f64::from(h[j * n + j])).sum::<f64>() / n as f64;
-    // An input that is always zero says nothing about its weight: it is rounded by itself.
-    for j in 0..n {
-        if h[j * n + j] <= 0.0 {
-            h[j * n + j] = if mean > 0.0 { mean as f32 } else { 1.0 };
+/// A Hessian that can be factored: divided by its [`size`], with dead inputs mended, and damped.
+pub struct Damped {
+    /// By what it was divided.
+    pub size: f32,
+    /// `[columns, columns]`.
+    pub h: Vec<f32>,
+    /// Its diagonal without what was mended and added: `[columns]`.
+    pub diagonal: Vec<f32>,
+    /// What is added to the diagonal: so many per cent of its mean, in hundredths.
+    damp: f64,
+    /// By how many times that.
+    times: f64,
+}
+
+impl Damped {
+    /// `hessian`: `[columns, columns]`; `damp`: what is added to its diagonal, as a fraction of the mean.
+    pub fn new(mut hessian: Vec<f32>, columns: usize, damp: f64) -> Damped {
+        let size = size(&hessian, columns);
+        hessian.par_iter_mut().for_each(|h| *h /= size);
+        let diagonal = diagonal(&hessian, columns);
+        let mut damped = Damped { size, h: hessian, diagonal, damp, times: 1.0 };
+        damped.set_diagonal();
+        damped
+    }
+
+    /// The same with so many times the damping.
+    pub fn times(&self, times: f64) -> Damped {
+        let mut more = Damped { h: self.h.clone(), diagonal: self.diagonal.clone(), times, ..*self };
+        more.set_diagonal();
+        more
+    }
+
+    fn set_diagonal(&mut self) {
+        let (n, mean) = (self.columns(), self.mean());
+        let damping = if mean > 0.0 { self.damp * self.times * mean } else { 0.0 };
+        for (j, own) in self.mended().into_iter().enumerate() {
+            self.h[j * n + j] = (f64::from(own) + damping) as f32;
         }
     }
-    (h, if mean > 0.0 { damp * mean } else { 0.0 })
+
+    fn mean(&self) -> f64 {
+        self.diagonal.iter().map(|h| f64::from(*h)).sum::<f64>() / self.columns() as f64
+    }
+
+    /// The diagonal with dead inputs mended: `[columns]`. One that is always zero says nothing about its weight, which is rounded by
+    /// itself.
+    pub fn mended(&self) -> Vec<f32> {
+        let mean = self.mean();
+        let dead = if mean > 0.0 { mean as f32 } else { 1.0 };
+        self.diagonal.iter().map(|&own| if own > 0.0 { own } else { dead }).collect()
+    }
+
+    /// How many columns it has.
+    pub fn columns(&self) -> usize {
+        self.diagonal.len()
+    }
+
+    /// What its damping is, as a fraction of the mean of the diagonal, and what was asked for.
+    pub fn damping(&self) -> (f64, f64) {
+        (self.damp * self.times, self.damp)
+    }
+
+    /// As [`output_error`](super::output_error), without what was mended and added. `w`, `q`: `[rows, columns]`.
+    pub fn output_error(&self, w: &[f32], q: &[f32]) -> (f64, f64) {
+        let n = self.columns();
+        let added: Vec<f32> = self.diagonal.iter().enumerate().map(|(j, own)| self.h[j * n + j] - own).collect();
+        let (error, whole) = super::output_error(w, q, n, &self.h);
+        let (less, less_whole) = super::weight_error((0.0, 0.0), w, q, n, Some(&added));
+        ((error - less).max(0.0), (whole - less_whole).max(0.0))
+    }
 }
 
 #[cfg(test)]
@@ -68,12 +126,13 @@ mod tests {
         llmq_kernels::syrk::syrk(llmq_kernels::gemm::Precision::Single, &x, n, &mut h);
         llmq_kernels::syrk::mirror(n, &mut h);
         let order = [3, 0, 6, 1, 2, 5, 4];
-        let u = inverse_factor(&h, &order, 0.05).unwrap();
+        (0..n).for_each(|j| h[j * n + j] += 0.05);
+        let u = inverse_factor(&h, &order).unwrap();
         for i in 0..n {
             for j in 0..n {
-                // (UᵀU)(H + λI) = I
+                // (UᵀU)H = I
                 let inverse = |a: usize, b: usize| (0..n).map(|k| u[k * n + a] * u[k * n + b]).sum::<f32>();
-                let damped = |a: usize, b: usize| h[order[a] * n + order[b]] + if a == b { 0.05 } else { 0.0 };
+                let damped = |a: usize, b: usize| h[order[a] * n + order[b]];
                 let got: f32 = (0..n).map(|k| inverse(i, k) * damped(k, j)).sum();
                 assert!((got - if i == j { 1.0 } else { 0.0 }).abs() < 1e-3, "{i} {j}: {got}");
                 assert!(j >= i || u[i * n + j] == 0.0);
@@ -83,7 +142,7 @@ mod tests {
 
     #[test]
     fn what_is_not_positive_definite_has_none() {
-        assert!(inverse_factor(&[1.0, 2.0, 2.0, 1.0], &[0, 1], 0.0).is_none());
-        assert!(inverse_factor(&[0.0], &[0], 0.0).is_none());
+        assert!(inverse_factor(&[1.0, 2.0, 2.0, 1.0], &[0, 1]).is_none());
+        assert!(inverse_factor(&[0.0], &[0]).is_none());
     }
 }

@@ -23,13 +23,13 @@ pub struct Target {
 
 /// `M = W·D` of a layer that writes to no residual stream, or whatever else comes of its weights and a square matrix. `w`: `[rows,
 /// columns]`; `drift`: `D = E[(x̃ − x) xᵀ]`, `[columns, columns]`; result: `[rows, columns]`.
-pub fn pull(w: &[f32], columns: usize, drift: &[f32]) -> Vec<f32> {
+pub fn pull(precision: Precision, w: &[f32], columns: usize, drift: &[f32]) -> Vec<f32> {
     let n = columns;
     let mut m = vec![0.0; w.len()];
     let d = View::new(drift, n, n, n);
     let each = at_once(w.len() / n) * n;
     m.par_chunks_mut(each).zip(w.par_chunks(each)).for_each(|(m, w)| {
-        product(Precision::Single, m, n, Old::Replaced, 1.0, View::new(w, w.len() / n, n, n), d);
+        product(precision, m, n, Old::Replaced, 1.0, View::new(w, w.len() / n, n, n), d);
     });
     m
 }

@@ -7,15 +7,17 @@
 //! (act-order, as far as a format without column indices allows it). [`polish`] then improves what came out.
 
 use super::awq::{times, weighed};
-use super::factor::{LADDER, inverse_factor, mended, size};
+use super::factor::{Damped, LADDER, inverse_factor};
 use super::polish::{self, polish};
 use super::quantized_matrix::{Part, QuantizedMatrix};
-use super::{BAND, Method, Options, Rows, Site, Solution, Solved, at_once, diagonal};
+use super::{BAND, Method, Options, Rows, Site, Solution, Solved, at_once};
 use crate::error::Result;
 use crate::grid::{Effort, F, GROUPS, Grid, LANES};
 use llmq_kernels::column;
 use llmq_kernels::gemm::{Old, Precision, View, product};
+use llmq_kernels::memory::Spare;
 use rayon::prelude::*;
+use std::sync::Arc;
 
 /// Columns whose errors are collected before they reach the columns behind them (the paper's B, section 3.3, step 2).
 pub(super) const B: usize = 128;
@@ -28,7 +30,7 @@ impl Method for Gptq {
         "gptq"
     }
 
-    fn rows(&self, hessian: &[f32], columns: usize, grid: &dyn Grid, options: &Options) -> (Rows, Option<String>) {
+    fn rows(&self, hessian: Vec<f32>, columns: usize, grid: &dyn Grid, options: &Options) -> (Rows, Option<String>) {
         Rows::fed(hessian, columns, grid, options)
     }
 
@@ -44,19 +46,10 @@ impl Method for Gptq {
 
 /// A site's Hessian, ready for its layers.
 pub struct Solver {
-    columns: usize,
-    damp: f64,
-    /// By what the Hessian was divided.
-    size: f32,
+    hessian: Arc<Damped>,
     polish: polish::Effort,
-    /// The Hessian with dead inputs mended and damped: `[columns, columns]`.
-    h: Vec<f32>,
-    /// The square of each input: `[columns]`.
-    importance: Vec<f32>,
     /// One for each width of blocks; none if no damping made the Hessian positive definite.
     walks: Vec<Walk>,
-    /// How much more damping than asked for it needed.
-    factor: f64,
 }
 
 /// What rounding has to know of each column.
@@ -78,24 +71,32 @@ struct Walk {
 }
 
 impl Solver {
-    /// Prepares layers whose blocks have one of some `widths`. `hessian`: `[columns, columns]`.
-    pub fn new(hessian: &[f32], columns: usize, widths: &[usize], options: &Options) -> Solver {
-        let n = columns;
-        let (mut h, unit) = mended(hessian, n, options.damp);
-        let walks = |lambda: f64| {
+    /// Prepares layers whose blocks have one of some `widths`.
+    pub fn new(hessian: Arc<Damped>, widths: &[usize], options: &Options) -> Solver {
+        let polish = polish::Effort { sweeps: options.sweeps, scales: options.scales };
+        let walks = |hessian: &Damped| {
+            let (h, n) = (&hessian.h, hessian.columns());
             let walk = |&width: &usize| {
-                let order = if options.order { by_activation(&h, n, width) } else { (0..n).collect() };
-                inverse_factor(&h, &order, lambda).map(|u| Walk { width, order, u })
+                let order = if options.order { by_activation(h, n, width) } else { (0..n).collect() };
+                inverse_factor(h, &order).map(|u| Walk { width, order, u })
             };
             widths.iter().map(walk).collect::<Option<Vec<Walk>>>()
         };
-        let found = LADDER.into_iter().find_map(|factor| walks(unit * factor).map(|walks| (factor, walks)));
-        let importance = diagonal(&h, n);
-        let (factor, walks) = found.unwrap_or((LADDER[LADDER.len() - 1], Vec::new()));
-        (0..n).for_each(|j| h[j * n + j] += (unit * factor) as f32);
-        let polish = polish::Effort { sweeps: options.sweeps, scales: options.scales };
-        let size = size(hessian, n);
-        Solver { columns: n, damp: options.damp, size, polish, h, importance, walks, factor }
+        if let Some(walks) = walks(&hessian) {
+            return Solver { hessian, polish, walks };
+        }
+        for times in LADDER {
+            let hessian = Arc::new(hessian.times(times));
+            if let Some(walks) = walks(&hessian) {
+                return Solver { hessian, polish, walks };
+            }
+        }
+        let last = LADDER[LADDER.len() - 1];
+        Solver { hessian: Arc::new(hessian.times(last)), polish, walks: Vec::new() }
+    }
+
+    fn width(&self) -> usize {
+        self.hessian.columns()
     }
 
     /// What rounding has to know of columns that are multiplied by `scales` first.
@@ -103,14 +104,14 @@ impl Solver {
     /// The inputs are divided by them, `H' = S⁻¹HS⁻¹`, so that `H'⁻¹ = (US)ᵀ(US)`; and with `W' = WS` all errors are those that the
     /// unscaled factor gives for `W`: only what a column is rounded to depends on its scale.
     fn columns(&self, scales: Option<&[f32]>) -> Columns {
-        let s = scales.map_or_else(|| vec![1.0; self.columns], <[f32]>::to_vec);
-        let importance = self.importance.iter().zip(&s).map(|(h, s)| F::splat(h / (s * s))).collect();
+        let s = scales.map_or_else(|| vec![1.0; self.width()], <[f32]>::to_vec);
+        let importance = self.hessian.mended().iter().zip(&s).map(|(h, s)| F::splat(h / (s * s))).collect();
         Columns { s, importance }
     }
 
     /// `M·H⁻¹` with the damped Hessian, or `None` where that could not be factored. `m`: `[rows, columns]`.
     pub fn times_inverse(&self, m: Vec<f32>) -> Option<Vec<f32>> {
-        let n = self.columns;
+        let n = self.width();
         let Walk { order, u, .. } = self.walks.first()?;
         let mut out = m;
         let each = at_once(out.len() / n);
@@ -133,7 +134,7 @@ impl Solver {
                     &mut a[first..],
                     n,
                     Old::Replaced,
-                    1.0 / self.size,
+                    1.0 / self.hessian.size,
                     View::new(&b, rows, first + width, n),
                     u,
                 );
@@ -152,31 +153,35 @@ impl Solver {
 
     /// What the user should know about this Hessian.
     pub fn note(&self) -> Option<String> {
-        let damping = self.damp * self.factor;
+        let (damping, asked) = self.hessian.damping();
         if self.is_plain() {
             return Some(format!(
                 "the Hessian could not be factored even with damping of {damping}: rounded to nearest instead"
             ));
         }
-        let asked = self.damp;
-        (self.factor > 1.0).then(|| format!("the Hessian needed damping of {damping} instead of {asked}"))
+        (damping > asked).then(|| format!("the Hessian needed damping of {damping} instead of {asked}"))
     }
 
     /// Rounds a layer whose columns are multiplied by `scales` first. `w`: `[rows, columns]`, without these.
     pub fn round(&self, w: &[f32], scales: Option<&[f32]>, grid: &dyn Grid) -> QuantizedMatrix {
-        let n = self.columns;
+        let n = self.width();
         let Some(walk) = self.walk(grid) else {
-            let plain = weighed(&self.importance, scales);
+            let plain = weighed(&self.hessian.mended(), scales);
             return scales.map_or_else(|| plain.round(w, grid), |s| plain.round(&times(w, s), grid));
         };
         let columns = self.columns(scales);
         let mut out = QuantizedMatrix::new(w.len() / n, n, grid);
         let each = at_once(w.len() / n);
+        let spare = Spare::new();
         out.parts(each).zip(w.par_chunks(each * n)).for_each(|(mut part, w)| {
-            self.rows(transposed(w, walk.order.iter().copied(), n), &|_| &columns, grid, walk, &mut part);
-            if self.polish.sweeps > 0 {
-                polish(&transposed(w, 0..n, n), &columns.s, &mut part, &self.h, n, grid, self.polish);
-            }
+            spare.with(Room::default, |room| {
+                transpose(w, walk.order.iter().copied(), n, &mut room.wt);
+                self.rows(room, &|_| &columns, grid, walk, &mut part);
+                if self.polish.sweeps > 0 {
+                    transpose(w, 0..n, n, &mut room.wt);
+                    polish(room, &columns.s, &mut part, &self.hessian.h, n, grid, self.polish);
+                }
+            });
         });
         out
     }
@@ -186,17 +191,23 @@ impl Solver {
     ///
     /// `W − Q = EU` with the errors `E` that are fed back, so that this is `‖E‖²`.
     pub fn drafts(&self, w: &[f32], scales: &[Option<Vec<f32>>], grid: &dyn Grid) -> Option<Vec<f64>> {
-        let n = self.columns;
+        let n = self.width();
         let walk = self.walk(grid)?;
         let lanes = (w.len() / n).div_ceil(LANES);
         let columns: Vec<Columns> = scales.iter().map(|s| self.columns(s.as_deref())).collect();
         let mut out = QuantizedMatrix::new(scales.len() * lanes * LANES, n, grid);
         // As many candidates side by side as make a wide product.
         let each = (at_once(scales.len() * lanes * LANES) / (lanes * LANES)).max(1);
-        let one = transposed(w, walk.order.iter().copied(), n); // [columns, lanes · LANES]
+        let mut one = Vec::new(); // [columns, lanes · LANES]
+        transpose(w, walk.order.iter().copied(), n, &mut one);
+        let spare = Spare::new();
         let losses = out.parts(each * lanes * LANES).zip(columns.par_chunks(each)).map(|(mut part, columns)| {
-            let wt = one.chunks(lanes * LANES).flat_map(|column| column.repeat(columns.len())).collect();
-            let energies = self.rows(wt, &|lane| &columns[lane / lanes], grid, walk, &mut part);
+            let energies = spare.with(Room::default, |room| {
+                room.wt.clear();
+                let rows = one.chunks(lanes * LANES);
+                rows.for_each(|row| (0..columns.len()).for_each(|_| room.wt.extend_from_slice(row)));
+                self.rows(room, &|lane| &columns[lane / lanes], grid, walk, &mut part)
+            });
             energies.chunks(lanes).map(|energies| energies.iter().sum()).collect::<Vec<f64>>()
         });
         Some(losses.collect::<Vec<_>>().concat())
@@ -207,21 +218,22 @@ impl Solver {
         self.walks.iter().find(|walk| walk.width == grid.width())
     }
 
-    /// Algorithm 1 for some rows. `wt`: `[columns, padded]`, in the walk's order; `columns`: what is known of them for each sixteen rows.
-    /// Returns `‖E‖²` of each sixteen rows.
+    /// Algorithm 1 for some rows. `room`: their weights, `[columns, padded]`, in the walk's order, which are lost; `columns`: what is known
+    /// of them for each sixteen rows. Returns `‖E‖²` of each sixteen rows.
     fn rows<'c>(
         &self,
-        mut wt: Vec<f32>,
+        room: &mut Room,
         columns: &dyn Fn(usize) -> &'c Columns,
         grid: &dyn Grid,
         walk: &Walk,
         part: &mut Part<'_>,
     ) -> Vec<f64> {
-        let n = self.columns;
+        let n = self.width();
+        let Room { wt, moves: errors, .. } = room;
         let padded = wt.len() / n;
         let width = B.next_multiple_of(grid.width()).min(n);
         let mut energies = vec![0.0; padded / LANES];
-        let mut errors = vec![0.0; width * padded]; // [tile, padded]
+        errors.resize(width * padded, 0.0); // [tile, padded]
         let mut tile = vec![F::ZERO; width];
         let mut e = vec![F::ZERO; width];
         for first in (0..n).step_by(width) {
@@ -247,7 +259,7 @@ impl Solver {
             if last < n {
                 // W_:,rest −= E · U_tile,rest
                 let u = View::new(&walk.u[first * n + last..], last - first, n - last, n);
-                let e = View::new(&errors, last - first, padded, padded);
+                let e = View::new(errors, last - first, padded, padded);
                 product(Precision::Single, &mut wt[last * padded..], padded, Old::Kept, -1.0, u.t(), e);
             }
         }
@@ -266,7 +278,7 @@ impl Solver {
         walk: &Walk,
         part: Part<'_>,
     ) {
-        let (width, group, n) = (grid.width(), grid.group(), self.columns);
+        let (width, group, n) = (grid.width(), grid.group(), self.width());
         let corner = &walk.u[first * n + first..];
         let mut codes = vec![[0; LANES]; width]; // in the walk's order
         let mut groups = vec![0; width]; // likewise
@@ -310,14 +322,29 @@ fn by_activation(h: &[f32], n: usize, width: usize) -> Vec<usize> {
     columns.collect()
 }
 
+/// What some rows are rounded in, kept for the next ones.
+#[derive(Default)]
+pub(super) struct Room {
+    /// Weights, transposed: `[columns, padded]`.
+    pub wt: Vec<f32>,
+    /// What they are rounded to: `[columns, padded]`.
+    pub q: Vec<f32>,
+    /// Half the negative gradient: `[columns, padded]`.
+    pub g: Vec<f32>,
+    /// What moves in a tile of columns, or their errors: `[tile, padded]`.
+    pub moves: Vec<f32>,
+}
+
 /// Columns of `[rows, n]`, in a given order, as `[n, padded]`; the rows behind the last one are zero.
-fn transposed(w: &[f32], order: impl Iterator<Item = usize>, n: usize) -> Vec<f32> {
+fn transpose(w: &[f32], order: impl Iterator<Item = usize>, n: usize, t: &mut Vec<f32>) {
     let padded = (w.len() / n).next_multiple_of(LANES);
-    let mut t = vec![0.0; n * padded];
+    t.resize(n * padded, 0.0);
+    if padded * n > w.len() {
+        t.fill(0.0);
+    }
     for (to, from) in order.enumerate() {
         for (r, row) in w.chunks(n).enumerate() {
             t[to * padded + r] = row[from];
         }
     }
-    t
 }

@@ -2,7 +2,7 @@
 //! channel (Frantar et al. 2022, algorithm 1, with the scales taken as given).
 
 use super::at_once;
-use super::factor::{LADDER, inverse_factor, mended};
+use super::factor::{Damped, LADDER, inverse_factor};
 use super::gptq::B;
 use llmq_kernels::gemm::{Old, Precision, View, product};
 use rayon::prelude::*;
@@ -22,10 +22,11 @@ impl GptqInt8 {
     /// Factors a Hessian, `[columns, columns]`; none where no damping makes it positive definite.
     pub fn new(hessian: &[f32], columns: usize) -> Option<GptqInt8> {
         let n = columns;
-        let (h, unit) = mended(hessian, n, DAMP);
+        let damped = Damped::new(hessian.to_vec(), n, DAMP);
         let mut order: Vec<usize> = (0..n).collect();
-        order.sort_by(|&a, &b| h[b * n + b].total_cmp(&h[a * n + a]));
-        let u = LADDER.into_iter().find_map(|factor| inverse_factor(&h, &order, unit * factor))?;
+        order.sort_by(|&a, &b| damped.h[b * n + b].total_cmp(&damped.h[a * n + a]));
+        let more = || LADDER.into_iter().find_map(|times| inverse_factor(&damped.times(times).h, &order));
+        let u = inverse_factor(&damped.h, &order).or_else(more)?;
         Some(GptqInt8 { order, u })
     }
 

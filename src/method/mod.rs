@@ -16,6 +16,7 @@ mod rtn;
 use crate::error::{Error, Result};
 use crate::grid::Grid;
 pub use awq::{CANDIDATES, SAMPLE, over, times};
+pub use factor::Damped;
 pub use gptq::Solver;
 pub use gptq_int8::GptqInt8;
 use llmq_kernels::gemm::{Old, Precision, View, product};
@@ -26,7 +27,7 @@ use std::borrow::Cow;
 
 pub use gptaq::{Target, pull};
 pub use rtn::Plain;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 /// Every method.
 pub static METHODS: &[&dyn Method] = &[&auto::Auto, &gptq::Gptq, &awq::AwqGptq, &awq::Awq, &rtn::Rtn];
@@ -46,15 +47,8 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Options { damp: 0.01, order: true, sweeps: 6, scales: true }
+        Options { damp: 0.01, order: true, sweeps: 2, scales: true }
     }
-}
-
-/// What some windows of text say about the inputs of a site.
-#[derive(Debug, Clone, Copy)]
-pub struct Sample<'a> {
-    /// `E[x xᵀ]`, the Hessian of the layers' output error: `[columns, columns]`.
-    pub hessian: &'a [f32],
 }
 
 /// A layer that is to be rounded.
@@ -82,7 +76,7 @@ impl Layer<'_> {
     pub fn loss(&self, q: &[f32], site: &Site) -> f64 {
         let w = few(self.w, site.columns, JUDGED);
         let pull = self.target.as_ref().map_or(&[][..], |target| &target.pull);
-        let error = energy_of_difference(&w, q, site.columns, site.held.hessian);
+        let error = energy_of_difference(&w, q, site.columns, site.held.unwrap_or(&site.seen.h));
         let pulled = pull.iter().zip(&*w).zip(q).map(|((p, w), q)| f64::from(*p) * f64::from(w - q)).sum::<f64>();
         (error + 2.0 * pulled) * self.w.len() as f64 / w.len() as f64
     }
@@ -92,10 +86,10 @@ impl Layer<'_> {
 pub struct Site<'a> {
     /// Numbers that each layer reads.
     pub columns: usize,
-    /// What the calibration windows say.
-    pub seen: Sample<'a>,
-    /// What the windows say that were kept out of every Hessian: choices are made by these.
-    pub held: Sample<'a>,
+    /// What the calibration windows say: the Hessian of the layers' output error, ready to be factored.
+    pub seen: Arc<Damped>,
+    /// `E[x xᵀ]` over the windows that were kept out of that: choices are made by these. `[columns, columns]`; none where no window was.
+    pub held: Option<&'a [f32]>,
     /// The layers.
     pub layers: Vec<Layer<'a>>,
     /// Which channel of the tensor before the site makes each column, if that tensor can absorb a factor per channel.
@@ -111,7 +105,7 @@ impl Site<'_> {
             let mut widths: Vec<usize> = self.layers.iter().map(|layer| layer.grid.width()).collect();
             widths.sort_unstable();
             widths.dedup();
-            Solver::new(self.seen.hessian, self.columns, &widths, options)
+            Solver::new(self.seen.clone(), &widths, options)
         })
     }
 }
@@ -155,8 +149,8 @@ pub trait Method: Sync {
     }
 
     /// How it rounds the rows of a matrix that comes in pieces, and what the user should know about that.
-    fn rows(&self, hessian: &[f32], columns: usize, _: &dyn Grid, _: &Options) -> (Rows, Option<String>) {
-        (Rows::Plain(Plain::new(columns, Some(&diagonal(hessian, columns)))), None)
+    fn rows(&self, hessian: Vec<f32>, columns: usize, _: &dyn Grid, _: &Options) -> (Rows, Option<String>) {
+        (Rows::Plain(Plain::new(columns, Some(&diagonal(&hessian, columns)))), None)
     }
 
     /// Rounds the layers of a site.
@@ -176,8 +170,9 @@ pub enum Rows {
 
 impl Rows {
     /// With error feedback on a given Hessian, and what the user should know about that.
-    fn fed(hessian: &[f32], columns: usize, grid: &dyn Grid, options: &Options) -> (Rows, Option<String>) {
-        let solver = Solver::new(hessian, columns, &[grid.width()], options);
+    fn fed(hessian: Vec<f32>, columns: usize, grid: &dyn Grid, options: &Options) -> (Rows, Option<String>) {
+        let hessian = Arc::new(Damped::new(hessian, columns, options.damp));
+        let solver = Solver::new(hessian, &[grid.width()], options);
         let note = solver.note();
         (Rows::Fed(Box::new(solver)), note)
     }

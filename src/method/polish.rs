@@ -6,6 +6,7 @@
 //! the best step rounded to what the file can hold: integer sub-scales, then the super-scale in half precision. No move is
 //! made unless it lowers the objective.
 
+use super::gptq::Room;
 use super::quantized_matrix::Part;
 use crate::grid::{Codes, F, Freedom, Grid, LANES, Steps};
 use llmq_kernels::descent;
@@ -23,27 +24,35 @@ pub struct Effort {
     pub scales: bool,
 }
 
-/// Lowers the objective of some rows. `wt`: the weights that the rows stand for, transposed: `[n, padded]`; `scales`: by what each
-/// column is multiplied before it is rounded, `[n]`; `h`: `[n, n]`, its diagonal above zero.
-pub fn polish(wt: &[f32], scales: &[f32], part: &mut Part<'_>, h: &[f32], n: usize, grid: &dyn Grid, effort: Effort) {
+/// Lowers the objective of some rows. `room`: the weights that they stand for, which are lost; `scales`: by what each column is
+/// multiplied before it is rounded, `[n]`; `h`: `[n, n]`, its diagonal above zero.
+pub fn polish(
+    room: &mut Room,
+    scales: &[f32],
+    part: &mut Part<'_>,
+    h: &[f32],
+    n: usize,
+    grid: &dyn Grid,
+    effort: Effort,
+) {
+    let Room { wt, q, g, moves } = room;
     let padded = wt.len() / n;
-    let mut q = values(part, scales, n, grid); // [n, padded]
-    let error: Vec<f32> = wt.iter().zip(&q).map(|(w, q)| w - q).collect();
-    let mut g = vec![0.0; n * padded]; // [n, padded]
+    [&mut *q, &mut *g].into_iter().for_each(|x| x.resize(n * padded, 0.0));
+    values(part, scales, n, grid, q);
+    wt.iter_mut().zip(&*q).for_each(|(w, q)| *w -= q);
     let whole = View::new(h, n, n, n);
-    product(Precision::Single, &mut g, padded, Old::Replaced, 1.0, whole, View::new(&error, n, padded, padded));
-    drop(error);
+    product(Precision::Single, g, padded, Old::Replaced, 1.0, whole, View::new(wt, n, padded, padded));
     let width = TILE.next_multiple_of(grid.width()).min(n);
-    let mut moves = vec![0.0; width * padded]; // [tile, padded]
+    moves.resize(width * padded, 0.0);
     let mut tile = Tile::new(width, grid);
-    for _ in 0..effort.sweeps {
+    for sweep in 1..=effort.sweeps {
         let mut moved = false;
         for first in (0..n).step_by(width) {
             let last = (first + width).min(n);
             let corner = &h[first * n + first..];
             tile.resize(last - first);
             for lane in (0..padded).step_by(LANES) {
-                tile.load(&g, &q, first, padded, lane);
+                tile.load(g, q, first, padded, lane);
                 let codes = &mut part.codes[lane / LANES * n..][first..last];
                 let steps = &mut part.steps[lane / LANES * (n / grid.width())..];
                 let steps = &mut steps[first / grid.width()..last / grid.width()];
@@ -52,12 +61,15 @@ pub fn polish(wt: &[f32], scales: &[f32], part: &mut Part<'_>, h: &[f32], n: usi
                 if effort.scales {
                     tile.scales(codes, steps, s, corner, n);
                 }
-                moved |= tile.save(&mut q, &mut moves, first, padded, lane);
+                moved |= tile.save(q, moves, first, padded, lane);
             }
-            // G −= H_:,tile · moves
-            let moves = View::new(&moves, last - first, padded, padded);
-            let columns = View::new(&h[first..], n, last - first, n);
-            product(Precision::Single, &mut g, padded, Old::Kept, -1.0, columns, moves);
+            // G −= H_:,tile · moves, after which the last sweep asks only for the columns that it has still to come to.
+            let from = if sweep < effort.sweeps { 0 } else { last };
+            if from < n {
+                let moves = View::new(moves, last - first, padded, padded);
+                let columns = View::new(&h[from * n + first..], n - from, last - first, n);
+                product(Precision::Single, &mut g[from * padded..], padded, Old::Kept, -1.0, columns, moves);
+            }
         }
         if !moved {
             break;
@@ -66,10 +78,9 @@ pub fn polish(wt: &[f32], scales: &[f32], part: &mut Part<'_>, h: &[f32], n: usi
 }
 
 /// The numbers that codes and scales stand for, transposed: `[n, padded]`.
-fn values(part: &Part<'_>, scales: &[f32], n: usize, grid: &dyn Grid) -> Vec<f32> {
+fn values(part: &Part<'_>, scales: &[f32], n: usize, grid: &dyn Grid, out: &mut [f32]) {
     let (width, group, levels) = (grid.width(), grid.group(), grid.levels());
     let padded = part.codes.len() / n * LANES;
-    let mut out = vec![0.0; n * padded];
     for (r, codes) in part.codes.chunks(n).enumerate() {
         for (j, codes) in codes.iter().enumerate() {
             let (scale, offset) = part.steps[r * (n / width) + j / width].step(j % width / group);
@@ -77,7 +88,6 @@ fn values(part: &Part<'_>, scales: &[f32], n: usize, grid: &dyn Grid) -> Vec<f32
             out[j * padded + r * LANES..][..LANES].copy_from_slice(&q.0);
         }
     }
-    out
 }
 
 /// Sixteen rows of some columns.

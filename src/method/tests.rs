@@ -69,11 +69,15 @@ fn layer<'a>(w: &'a [f32], grid: &'a dyn Grid) -> Layer<'a> {
     Layer { w, grid, weight: 1.0, target: None }
 }
 
+/// A Hessian with the usual damping.
+fn seen(h: &[f32]) -> Arc<Damped> {
+    Arc::new(Damped::new(h.to_vec(), h.len().isqrt(), 0.01))
+}
+
 /// A site whose every column can be scaled by itself, seen and held out alike.
 fn site<'a>(h: &'a [f32], columns: usize, layers: Vec<Layer<'a>>) -> Site<'a> {
-    let sample = Sample { hessian: h };
     let channels = Some((0..columns).collect());
-    Site { columns, seen: sample, held: sample, layers, channels, factored: OnceLock::new() }
+    Site { columns, seen: seen(h), held: Some(h), layers, channels, factored: OnceLock::new() }
 }
 
 /// The numbers that a site's layers compute with in the end, the scales divided out.
@@ -101,9 +105,7 @@ fn error(q: &[f32], w: &[f32], h: &[f32]) -> f64 {
 /// `h` and what is added to it.
 fn damped(h: &[f32], damp: f64) -> Vec<f32> {
     let n = h.len().isqrt();
-    let (mut h, unit) = factor::mended(h, n, damp);
-    (0..n).for_each(|j| h[j * n + j] += unit as f32);
-    h
+    Damped::new(h.to_vec(), n, damp).h
 }
 
 #[test]
@@ -119,7 +121,7 @@ fn what_is_symmetric_or_triangular_is_multiplied_in_bands() {
     assert!((energy / whole - 1.0).abs() < 1e-5, "{energy} {whole}");
     // M·H⁻¹·H = M, with what damping adds to H.
     for order in [false, true] {
-        let solver = Solver::new(&h, n, &[32], &Options { order, ..PAPER });
+        let solver = Solver::new(seen(&h), &[32], &Options { order, ..PAPER });
         let damped = 0.01 * (0..n).map(|j| f64::from(h[j * n + j])).sum::<f64>() / n as f64;
         let solved = solver.times_inverse(y.iter().map(|y| *y as f32).collect()).unwrap();
         let mut off = 0.0;
@@ -144,8 +146,8 @@ fn how_many_rows_a_task_takes_changes_nothing() {
     let on = |threads| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| {
-            let solver = Solver::new(&h, n, &[32], &Options { sweeps: 2, scales: true, ..PAPER });
-            let m = pull(&w, n, &drift);
+            let solver = Solver::new(seen(&h), &[32], &Options { sweeps: 2, scales: true, ..PAPER });
+            let m = pull(Precision::Single, &w, n, &drift);
             let step = solver.times_inverse(m.clone()).unwrap();
             let target = Target::new(&w, n, &step, few(&m, n, JUDGED).into_owned(), &h);
             let q = solver.round(&target.w, None, grid).values(grid);

@@ -1,5 +1,6 @@
 //! One block of a calibrated run: statistics, rounding, and the quantized outputs that feed what comes next.
 
+use super::kept::Kept;
 use super::plan::Planned;
 use super::solve::Pending;
 use super::stream::{PRECISION, Position, Stream};
@@ -51,15 +52,18 @@ impl Run<'_> {
             let mut original = block.clone();
             let mut pending: HashMap<&str, Pending> = HashMap::new();
             let routed = block.experts(half).is_some();
+            // Behind the last block only an output matrix reads the stream.
+            let goes_on = !(last && half == last_half) || self.plan.tail().iter().any(|t| self.calibrates_output(t));
             // Both sites of the half in turn; the second sees what the first has become.
             let mut inner = None;
             for site in Place::ALL.map(|place| Site { half, place }) {
                 let place = || format!("block {i}, input of {}", readers(tensors, site).join(", "));
                 let is_inner = site.is_inner();
-                let keep = is_inner && tokens * width(tensors, site) * 4 <= self.rounding.keep;
+                let keep = is_inner && goes_on && !routed;
+                let keep = keep.then(|| stream.keep(width(tensors, site), self.rounding.keep)).transpose()?;
                 let kept = self.see(site, tensors, &block, &original, stream, keep, (unit, &mut done));
                 let Some((statistics, kept)) = kept.context(place)? else { continue };
-                if keep && !routed && !self.rounding.method.scales() {
+                if kept.is_some() {
                     // What goes into its last layer stays what it is.
                     block.keep_last(half, tensors.iter().map(|t| &t.spec));
                     original.keep_last(half, tensors.iter().map(|t| &t.spec));
@@ -70,8 +74,7 @@ impl Run<'_> {
                 };
                 let scales =
                     self.solve(site, statistics, &weights, tensors, &mut block, &mut finished, &mut pending)?;
-                // What is scaled has changed, by its rounding in the file, too.
-                inner = (keep && scales.is_none()).then_some(kept);
+                inner = kept.map(|kept| (kept, scales));
             }
             for (name, pending) in pending {
                 let tensor = tensors.iter().find(|t| t.spec.gguf == name).expect("it was solved as one of these");
@@ -87,14 +90,15 @@ impl Run<'_> {
                 self.observer.advance(work.saturating_sub(done));
                 continue;
             }
-            // Behind the last block only an output matrix reads the stream.
-            if !(last && half == last_half) || self.plan.tail().iter().any(|t| self.calibrates_output(t)) {
-                let mut kept = inner.into_iter().flatten();
+            if goes_on {
                 for batch in 0..stream.batches().len() {
                     interrupt::check()?;
                     let mut position = stream.get(batch)?;
-                    let inputs = match kept.next() {
-                        Some(inputs) => inputs,
+                    let inputs = match &mut inner {
+                        Some((kept, scales)) => {
+                            let (x, original) = kept.take(batch)?;
+                            Inputs { x: divided(x, scales.as_deref())?, original }
+                        }
                         None => self.inputs(Site { half, place: Place::Inner }, &block, &original, &position)?,
                     };
                     let started = self.clock.start();
@@ -153,8 +157,8 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Collects what the windows say about a site that a method has something to do at, and returns its inputs if they are to
-    /// be kept. `done` grows by the work of a `unit` with each batch.
+    /// Collects what the windows say about a site that a method has something to do at. `keep`: where its inputs are kept, if they are;
+    /// `done` grows by the work of a `unit` with each batch.
     #[allow(clippy::too_many_arguments)]
     fn see(
         &mut self,
@@ -163,9 +167,9 @@ impl Run<'_> {
         block: &Block<'_>,
         original: &Block<'_>,
         stream: &Stream,
-        keep: bool,
+        mut keep: Option<Kept>,
         (unit, done): (u64, &mut u64),
-    ) -> Result<Option<(Statistics, Vec<Inputs>)>> {
+    ) -> Result<Option<(Statistics, Option<Kept>)>> {
         let columns = width(tensors, site);
         let method = tensors.iter().any(|t| t.spec.site() == Some(site) && is_grid(t));
         let keeps = self.rounding.keep_statistics && columns > 0;
@@ -178,7 +182,6 @@ impl Run<'_> {
         let stats = || ActivationStats::new(PRECISION, columns, compare.then_some(off));
         let (mut seen, mut held) = (stats(), stats());
         let mut squares = Squares::new(columns);
-        let mut kept = Vec::new();
         for (i, batch) in stream.batches().iter().enumerate() {
             interrupt::check()?;
             let position = stream.get(i)?;
@@ -203,8 +206,8 @@ impl Run<'_> {
                 squares.add(&inputs.x)?;
             }
             self.clock.hessian += started.elapsed();
-            if keep {
-                kept.push(inputs);
+            if let Some(keep) = &mut keep {
+                keep.push(i, &inputs.x, inputs.original.as_ref())?;
             }
             self.observer.advance(unit);
             *done += unit;
@@ -216,7 +219,7 @@ impl Run<'_> {
             return Ok(None);
         }
         let held = (held.tokens() > 0).then(|| held.finish()).transpose()?;
-        Ok(Some((Statistics { seen: seen.finish()?, held }, kept)))
+        Ok(Some((Statistics { seen: seen.finish()?, held }, keep)))
     }
 
     /// What a batch brings to a site.
@@ -243,6 +246,13 @@ impl Run<'_> {
             self.statistics.entries.insert(tensor.spec.gguf.clone(), entry);
         }
     }
+}
+
+/// Inner activations, `[tokens, columns]`, whose channels come divided from what makes them now. What that has rounded its channels'
+/// scales to in the file, a thousandth of one at most, is left out.
+fn divided(x: Tensor, scales: Option<&[f32]>) -> Result<Tensor> {
+    let Some(scales) = scales else { return Ok(x) };
+    Ok(x.broadcast_div(&Tensor::new(scales, x.device())?)?)
 }
 
 /// How much an error of each rounded layer that reads a half's input counts, measured on one window.

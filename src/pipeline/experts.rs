@@ -14,7 +14,7 @@ use crate::error::{Context, Error, Result};
 use crate::format::Encoding;
 use crate::grid::Grid;
 use crate::interrupt;
-use crate::method::{self, Layer, REPORTED, Sample, Site as Layers, few};
+use crate::method::{self, Damped, Layer, REPORTED, Site as Layers, few};
 use crate::model::block::Block;
 use crate::model::matrix::Matrix;
 use crate::model::mixer::experts::Routed;
@@ -24,7 +24,7 @@ use crate::source::imatrix::Entry;
 use candle_core::{Device, Tensor};
 use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 /// Bytes of the Hessians that are collected in one walk over the stream.
 pub(super) const MEMORY: usize = 512 << 20;
@@ -176,7 +176,7 @@ impl Run<'_> {
             for (expert, stats) in group.clone().zip(inputs) {
                 let (seen, held) = stats.finish(everywhere);
                 let firsts: Vec<_> = stacks.firsts().iter().copied().zip(0..).collect();
-                self.round_experts(expert, &firsts, &seen, &held, &mut made).context(place)?;
+                self.round_experts(expert, &firsts, seen, &held, &mut made).context(place)?;
             }
             let mut inners: Vec<ActivationStats> = group.clone().map(|_| ActivationStats::new(ffn)).collect();
             let quantized = |part: Part, expert: usize| {
@@ -208,7 +208,7 @@ impl Run<'_> {
             for (expert, stats) in group.zip(inners) {
                 let (seen, held) = stats.finish(&unknown);
                 let last = [(stacks.last(), stacks.all.len() - 1)];
-                self.round_experts(expert, &last, &seen, &held, &mut made).context(place)?;
+                self.round_experts(expert, &last, seen, &held, &mut made).context(place)?;
             }
         }
         self.report_coverage(i, &tokens);
@@ -250,7 +250,7 @@ impl Run<'_> {
         &mut self,
         expert: usize,
         layers: &[(&Planned, usize)],
-        seen: &[f32],
+        seen: Vec<f32>,
         held: &[f32],
         made: &mut [Rounded],
     ) -> Result<()> {
@@ -281,8 +281,8 @@ impl Run<'_> {
         let owned: Vec<_> = rounded.iter().map(layer).collect();
         let site = Layers {
             columns,
-            seen: Sample { hessian: seen },
-            held: Sample { hessian: held },
+            seen: Arc::new(Damped::new(seen, columns, self.rounding.options.damp)),
+            held: Some(held),
             layers: owned.iter().map(|(w, grid)| Layer { w, grid: *grid, weight: 1.0, target: None }).collect(),
             channels: None,
             factored: OnceLock::new(),
@@ -294,7 +294,7 @@ impl Run<'_> {
                 self.count_vanished(tensor, w, &values);
             }
             let [w, q] = [w, &values].map(|w| few(w, columns, REPORTED));
-            made[*at].errors.push(method::relative(method::output_error(&w, &q, columns, seen)));
+            made[*at].errors.push(method::relative(site.seen.output_error(&w, &q)));
             made[*at].bytes.extend(solved.rounded.store(*grid));
             made[*at].method = Some(solved.method);
             self.observer.advance(values.len() as u64 * super::report::PER_WEIGHT);

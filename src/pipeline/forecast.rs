@@ -152,9 +152,15 @@ impl<'a> Job<'a> {
         self.model().is_some() && self.plan.tail().iter().any(|tensor| head::calibrates_output(self.plan, tensor))
     }
 
-    /// Whether a site's inner activations are kept from its statistics to the output of its half.
-    pub fn keeps(&self, site: &SiteShape) -> bool {
-        site.is_inner() && self.tokens().all * site.columns as u64 * SINGLE <= self.keep as u64
+    /// Bytes of a site's inner activations, which are kept from its statistics to the output of its half: in memory and in a file.
+    pub fn kept(&self, block: &BlockShape, site: &SiteShape) -> (u64, u64) {
+        let routed = block.experts.as_ref().is_some_and(|experts| experts.half == site.site.half);
+        let tokens = self.tokens();
+        match (tokens.all + tokens.compared) * site.columns as u64 * stream::WIDTH as u64 {
+            _ if !site.is_inner() || routed => (0, 0),
+            bytes if bytes <= self.keep as u64 => (bytes, 0),
+            bytes => (0, bytes),
+        }
     }
 
     /// The most memory that the run would hold at once, mapped files not counted. `shapes`: the plan's blocks; `own`: what the
@@ -196,11 +202,13 @@ impl<'a> Job<'a> {
         base.at("rounding a tensor in pieces").with("numbers of a piece", numbers).with("bytes of a piece", bytes)
     }
 
-    /// Bytes on the disk, beside the output, while the run is at work: the streams of the calibration windows, twice.
-    pub fn scratch(&self) -> u64 {
+    /// Bytes on the disk, beside the output, while the run is at work: the streams of the calibration windows, twice, and inner
+    /// activations that are not kept in memory. `shapes`: the plan's blocks.
+    pub fn scratch(&self, shapes: &[BlockShape]) -> u64 {
         let tokens = self.tokens();
         let hidden = self.model().map_or(0, |model| (model.hidden + model.kept_columns()) as u64);
-        2 * (tokens.all + tokens.compared) * hidden * stream::WIDTH as u64
+        let inner = shapes.iter().flat_map(|block| block.sites.iter().map(|site| self.kept(block, site).1));
+        2 * (tokens.all + tokens.compared) * hidden * stream::WIDTH as u64 + inner.max().unwrap_or_default()
     }
 
     /// A tied output matrix, which comes first, and the embedding of the windows.
@@ -252,8 +260,7 @@ impl<'a> Job<'a> {
         for site in block.sites(half) {
             let n = site.columns as u64;
             let place = |what: &str| format!("{what} of {}", site.name());
-            let kept = (tokens.all + tokens.compared) * n * SINGLE;
-            let kept = if self.keeps(site) { kept } else { 0 };
+            let (kept, _) = self.kept(block, site);
             // The Hessian; and how the inputs drift, or the residual stream where the layer writes to it.
             let drifting = if site.is_inner() { model.hidden as u64 } else { n };
             let sums = n * n + if compared { drifting * n } else { 0 };
@@ -265,7 +272,7 @@ impl<'a> Job<'a> {
             let activations = self.activations(model, cost, compared);
             moments.push(collected(&base).at(&place("the statistics")).with("activations of a batch", activations));
             let weights = site.elements();
-            if kept > 0 && !self.method.scales() && block.experts.is_none() {
+            if site.is_inner() && block.experts.is_none() {
                 // The matrices before the last one are done with; of the first site the codes and the bytes stay.
                 let done: u64 = block.sites(half).filter(|s| !s.is_inner()).map(|s| s.codes() + s.bytes()).sum();
                 base = without.clone().with("half a block in single precision", site.all_elements() * SINGLE);
@@ -317,15 +324,15 @@ impl<'a> Job<'a> {
 /// glibc gives what is larger than this back to the system at once; what is smaller leaves holes.
 const MAPPED: u64 = 32 << 20;
 
-/// A Hessian while it is factored: a copy with its dead inputs mended, the factor in single precision for each `walk`, and the
-/// matrix that becomes its Cholesky factor in double precision.
+/// A Hessian while it is factored: the factor in single precision for each `walk`, and the triangle of the matrix that becomes its
+/// Cholesky factor in double precision.
 fn factorization(base: Peak, n: u64, walks: u64) -> Peak {
-    base.with("the solver's Hessian and factors", solver(n, walks)).with("factorization workspace", n * n * DOUBLE)
+    base.with("the solver's factors", solver(n, walks)).with("factorization workspace", n * n * DOUBLE / 2)
 }
 
-/// A solver: its Hessian, and a factor for each width of blocks.
+/// A factor for each width of blocks; of each its triangle alone is ever written.
 fn solver(n: u64, walks: u64) -> u64 {
-    n * n * SINGLE * (1 + walks)
+    n * n * SINGLE * walks
 }
 
 #[cfg(test)]
@@ -391,14 +398,18 @@ mod tests {
         let peak = job(&plan, "auto", true).peak(&shapes, 5_000_000);
         let part = |name: &str| peak.parts.iter().find(|part| part.name == name).map(|part| part.bytes);
         assert_eq!(part("program, tokenizer and header"), Some(5_000_000));
-        assert_eq!(job(&plan, "auto", true).scratch(), 2 * (128 + 44) * 512 * 256 * 2);
-        assert_eq!(part("inner activations that are kept"), Some((128 + 44) * 512 * 512 * 4));
+        assert_eq!(job(&plan, "auto", true).scratch(&shapes), 2 * (128 + 44) * 512 * 256 * 2);
+        assert_eq!(part("inner activations that are kept"), Some((128 + 44) * 512 * 512 * 2));
         assert_eq!(peak.bytes(), peak.parts.iter().map(|part| part.bytes).sum::<u64>());
         let many = Job { samples: 1024, ..job(&plan, "auto", true) };
-        assert!(!many.keeps(shapes[0].site(Site { half: 1, place: Place::Inner }).unwrap()), "more than is kept");
+        let inner = shapes[0].site(Site { half: 1, place: Place::Inner }).unwrap();
+        let tokens = many.tokens();
+        let bytes = (tokens.all + tokens.compared) * 512 * 2;
+        assert_eq!(many.kept(&shapes[0], inner), (0, bytes), "more than memory is for");
+        assert_eq!(many.scratch(&shapes), 2 * (tokens.all + tokens.compared) * 256 * 2 + bytes);
         let plain = job(&plan, "rtn", false).peak(&shapes, 0);
         assert_eq!(plain.moment, "rounding a tensor in pieces");
         assert!(plain.bytes() < peak.bytes() / 10);
-        assert_eq!(job(&plan, "rtn", false).scratch(), 0);
+        assert_eq!(job(&plan, "rtn", false).scratch(&shapes), 0);
     }
 }

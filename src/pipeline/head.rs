@@ -51,7 +51,7 @@ impl Run<'_> {
             (0..n).for_each(|j| hessian[j * n + j] += EMBEDDED * mean);
         }
         let Encoding::Grid(grid) = tensor.kind.encoding() else { return None };
-        let (rows, note) = self.rounding.method.rows(&hessian, n, grid, &self.rounding.options);
+        let (rows, note) = self.rounding.method.rows(hessian, n, grid, &self.rounding.options);
         if let Some(note) = note {
             self.note(format!("{}: {note}", tensor.spec.gguf));
         }

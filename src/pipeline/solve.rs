@@ -2,17 +2,19 @@
 
 use super::block_step::{Statistics, is_grid};
 use super::plan::Planned;
+use super::stream::PRECISION;
 use super::{Finished, Run, check_range, convert};
 use crate::error::Result;
 use crate::format::Encoding;
 use crate::grid::{Grid, Supers};
 use crate::interrupt;
-use crate::method::{self, JUDGED, Layer, QuantizedMatrix, REPORTED, Sample, Solver, Target, few, over, pull, times};
+use crate::method::{self, Damped, JUDGED, Layer, QuantizedMatrix, REPORTED, Solver, Target, few, over, pull, times};
 use crate::model::block::Block;
 use crate::model::part::Absorber;
 use crate::model::{Kind, Part, Site, TensorRole};
+use llmq_kernels::gemm::Precision;
 use std::collections::HashMap;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 /// A rounded tensor whose rows may still be divided by what the next site asks for.
 pub(super) struct Pending {
@@ -44,7 +46,8 @@ impl Run<'_> {
         let Statistics { mut seen, mut held } = statistics;
         // Without windows that were held out nobody can say how far a layer should go to mend what is off.
         let drifts = held.as_mut().and_then(|held| seen.drift.take().zip(held.drift.take()));
-        let held = &held.as_ref().unwrap_or(&seen).hessian;
+        let held = held.as_ref().map(|held| held.hessian.as_slice());
+        let options = &self.rounding.options;
         let mut layers = Vec::new();
         for ((tensor, w), &weight) in solved.iter().zip(&originals).zip(weights) {
             let Encoding::Grid(grid) = tensor.kind.encoding() else { unreachable!("it is rounded to codes") };
@@ -53,14 +56,13 @@ impl Run<'_> {
         }
         let mut site_of_method = method::Site {
             columns,
-            seen: Sample { hessian: &seen.hessian },
-            held: Sample { hessian: held },
+            seen: Arc::new(Damped::new(seen.hessian, columns, options.damp)),
+            held,
             layers,
             channels: self.channels(site, tensors, pending)?,
             factored: OnceLock::new(),
         };
-        let options = &self.rounding.options;
-        if let Some(drifts) = drifts {
+        if let (Some(drifts), Some(held)) = (drifts, held) {
             let targets = targets(site, &originals, drifts, site_of_method.solver(options), columns, held);
             let layers = site_of_method.layers.iter_mut();
             layers.zip(targets.into_iter().flatten()).for_each(|(layer, target)| layer.target = Some(target));
@@ -75,7 +77,7 @@ impl Run<'_> {
                 solution = self.rounding.method.quantize(&site_of_method, options)?;
             }
         }
-        let method::Site { layers, .. } = site_of_method;
+        let method::Site { layers, seen, .. } = site_of_method;
         for ((tensor, layer), solved) in solved.iter().zip(&layers).zip(solution.layers) {
             interrupt::check()?;
             let values = solved.rounded.values(layer.grid);
@@ -85,7 +87,7 @@ impl Run<'_> {
                 None => own,
             };
             let wanted = few(layer.target(), columns, REPORTED);
-            let error = method::relative(method::output_error(&wanted, &own, columns, &seen.hessian));
+            let error = method::relative(seen.output_error(&wanted, &own));
             // Another solution may take the place of this one.
             self.vanished.remove(&tensor.spec.gguf);
             self.count_vanished(tensor, layer.w, &values);
@@ -209,8 +211,8 @@ fn targets(
     let target = |w: &Vec<f32>| match site.is_inner() {
         true => Target::new(w, columns, &step, few(&of_held, columns, JUDGED).into_owned(), held),
         false => {
-            let of_held = pull(&few(w, columns, JUDGED), columns, &of_held);
-            Target::new(w, columns, &pull(w, columns, &step), of_held, held)
+            let of_held = pull(Precision::Single, &few(w, columns, JUDGED), columns, &of_held);
+            Target::new(w, columns, &pull(PRECISION, w, columns, &step), of_held, held)
         }
     };
     Some(originals.iter().map(target).collect())

@@ -4,6 +4,7 @@
 //! files: the first half of a block reads one and writes the other, the second half replaces what it reads there, and the
 //! first stays as it was before the block, until the journal says that the second is complete.
 
+use super::kept::Kept;
 use super::loaded_model::{BATCH, pairing};
 use super::plan::Plan;
 use crate::error::{Context, Error, Result};
@@ -31,8 +32,8 @@ pub const PRECISION: Precision = Precision::Bf16;
 /// smooth thing, and running two models is twice the work.
 const COMPARED: usize = 4;
 
-/// What the two files are called.
-const NAMES: [&str; 2] = ["stream-0", "stream-1"];
+/// What the two files are called, and that of the inner activations of a half.
+const NAMES: [&str; 3] = ["stream-0", "stream-1", "inner"];
 
 /// Bytes of a number in the file: it holds bfloat16. Its rounding averages out in the statistics: with single precision the KL
 /// divergence of the README's checkpoint at Q4_K_M is 0.000888, with this 0.000878.
@@ -46,6 +47,8 @@ pub struct Stream {
     /// Which of them is read, and which is written.
     read: usize,
     write: usize,
+    /// Where inner activations go that are too many for memory.
+    inner: PathBuf,
     /// Halves of some blocks read what was in front of the block.
     parallel: bool,
     /// Numbers of a token that earlier blocks keep for later ones, in what is read and in what is written.
@@ -150,7 +153,8 @@ pub struct EmbeddedRows {
     pub quantized: Vec<f32>,
 }
 
-struct Scratch {
+/// A file that is gone with the run.
+pub(super) struct Scratch {
     path: PathBuf,
     file: File,
     hashes: Vec<Option<blake3::Hash>>,
@@ -191,7 +195,7 @@ impl Stream {
         let hidden = model.hidden;
         let start = Embedding::new(model, positions, |spec, rows| plan.source.rows(spec, rows))?;
         let mut stream = Stream::laid_out(plan, windows, wants, in_file, folder)?;
-        let size = stream.batches.iter().map(Batch::bytes).sum();
+        let size = stream.batches.iter().map(|batch| batch.bytes() as u64).sum();
         for file in &stream.files {
             file.reserve(size)?;
         }
@@ -241,7 +245,7 @@ impl Stream {
         (stream.read, stream.write, stream.kept) = (at, 1 - at, [place.kept; 2]);
         for (i, wanted) in place.hashes.iter().enumerate() {
             let batch = stream.batches.get(i).cloned();
-            let bytes = batch.map(|batch| stream.files[at].read(&batch)).transpose();
+            let bytes = batch.map(|batch| stream.files[at].read(batch.offset, batch.bytes())).transpose();
             let bytes = bytes.map_err(|error| lost(Error::new("cannot resume").because(error)))?;
             let hash = bytes.map(|bytes| blake3::hash(&bytes));
             if hash.is_none_or(|hash| *wanted != *hash.to_hex()) {
@@ -265,14 +269,14 @@ impl Stream {
         let order = in_order(windows, wants);
         let mut batches: Vec<Batch> = Vec::new();
         for Share { windows, held, compared } in wants.shares(windows.len(), positions) {
-            let offset = batches.last().map_or(0, |batch| batch.offset + batch.bytes());
+            let offset = batches.last().map_or(0, |batch| batch.offset + batch.bytes() as u64);
             let first: usize = batches.iter().map(|batch| batch.windows).sum();
             let tokens = order[first..first + windows].iter().flat_map(|window| window.iter()).copied().collect();
             let (tokens, columns) = (Arc::new(tokens), model.hidden + model.kept_columns());
             batches.push(Batch { held, compared, windows, tokens, columns, offset });
         }
-        let files = NAMES.map(|name| Scratch::open(&named(folder.0, folder.1, name), batches.len()));
-        let [a, b] = files;
+        let [a, b, inner] = NAMES.map(|name| named(folder.0, folder.1, name));
+        let files = [Scratch::open(&a, batches.len())?, Scratch::open(&b, batches.len())?];
         let parallel = model.blocks.iter().flat_map(|block| &block.halves).any(|half| half.parallel);
         let tokens = || windows.iter().flatten().copied();
         let own = PerLayerInputs::new(model, tokens(), in_file)?;
@@ -281,7 +285,7 @@ impl Stream {
             false => None,
         };
         let per_layer = [own, original];
-        Ok(Stream { frame, batches, files: [a?, b?], read: 1, write: 0, parallel, kept: [0; 2], per_layer })
+        Ok(Stream { frame, batches, files, read: 1, write: 0, inner, parallel, kept: [0; 2], per_layer })
     }
 
     /// What its blocks share.
@@ -292,6 +296,15 @@ impl Stream {
     /// Its batches, those that are held out last.
     pub fn batches(&self) -> &[Batch] {
         &self.batches
+    }
+
+    /// Room for inner activations of `columns` numbers of all batches, in memory up to `most` bytes.
+    ///
+    /// # Errors
+    /// The disk has no room.
+    pub(super) fn keep(&self, columns: usize, most: usize) -> Result<Kept> {
+        let of = |batch: &Batch| (batch.tokens.len(), if batch.compared { batch.tokens.len() } else { 0 });
+        Kept::new(columns, self.batches.iter().map(of), most, || Scratch::open(&self.inner, 0))
     }
 
     /// How many tokens it has.
@@ -313,13 +326,9 @@ impl Stream {
 
     fn in_file(&self, file: usize, i: usize) -> Result<(States, Option<States>)> {
         let (batch, hidden, kept) = (&self.batches[i], self.frame.hidden(), self.kept[0]);
-        let bytes = self.files[file].read(batch)?;
+        let bytes = self.files[file].read(batch.offset, batch.bytes())?;
         let (own, original) = bytes.split_at(batch.section());
-        let tensor = |bytes: &[u8], columns: usize| {
-            let mut x = vec![0.0f32; batch.tokens.len() * columns];
-            llmq_kernels::convert::bf16_to_f32(&bytes[..x.len() * WIDTH], &mut x);
-            Tensor::from_vec(x, (batch.tokens.len(), columns), &Device::Cpu)
-        };
+        let tensor = |bytes: &[u8], columns: usize| from_bf16(bytes, batch.tokens.len(), columns);
         let states = |bytes: &[u8], per_layer: &Option<Arc<PerLayerInputs>>| -> Result<States> {
             let behind = &bytes[batch.tokens.len() * hidden * WIDTH..];
             Ok(States {
@@ -339,29 +348,22 @@ impl Stream {
     /// The disk refuses.
     pub fn put(&mut self, i: usize, position: &Position) -> Result<()> {
         let batch = &self.batches[i];
-        let mut bytes = vec![0; batch.bytes() as usize];
+        let mut bytes = vec![0; batch.bytes()];
         let (own, original) = bytes.split_at_mut(batch.section());
-        let fill = |bytes: &mut [u8], x: &Tensor| -> Result<()> {
-            let x = x.flatten_all()?.to_vec1::<f32>()?;
-            bytes.par_chunks_mut(WIDTH << 12).zip(x.par_chunks(1 << 12)).for_each(|(bytes, x)| {
-                bytes
-                    .chunks_exact_mut(WIDTH)
-                    .zip(x)
-                    .for_each(|(bytes, x)| bytes.copy_from_slice(&half::bf16::from_f32(*x).to_le_bytes()));
-            });
-            Ok(())
-        };
         let states = |bytes: &mut [u8], states: &States| -> Result<()> {
             let (h, behind) = bytes.split_at_mut(states.h.elem_count() * WIDTH);
-            fill(h, &states.h)?;
-            states.kept.as_ref().map_or(Ok(()), |kept| fill(&mut behind[..kept.elem_count() * WIDTH], kept))
+            to_bf16(h, &states.h)?;
+            states.kept.as_ref().map_or(Ok(()), |kept| to_bf16(&mut behind[..kept.elem_count() * WIDTH], kept))
         };
         states(own, &position.states)?;
         if let Some(other) = &position.original {
             states(original, other)?;
         }
         self.kept[1] = position.states.kept.as_ref().map_or(0, |kept| kept.dims()[1]);
-        self.files[self.write].write(i, batch, &bytes)
+        let file = &mut self.files[self.write];
+        file.write(batch.offset, &bytes)?;
+        file.hashes[i] = Some(blake3::hash(&bytes));
+        Ok(())
     }
 
     /// All batches have been moved by a half of a block that is not its last; the next one goes on from there.
@@ -393,9 +395,9 @@ impl Stream {
 
 impl Batch {
     /// Its bytes in the file.
-    fn bytes(&self) -> u64 {
+    fn bytes(&self) -> usize {
         let each = self.section();
-        (if self.compared { 2 * each } else { each }) as u64
+        if self.compared { 2 * each } else { each }
     }
 
     /// Bytes of what one model has.
@@ -415,7 +417,11 @@ fn failed(verb: &str, path: &Path) -> String {
 }
 
 impl Scratch {
-    fn open(path: &Path, batches: usize) -> Result<Scratch> {
+    /// Opens the file of so many batches, or makes it.
+    ///
+    /// # Errors
+    /// The folder cannot be written.
+    pub fn open(path: &Path, batches: usize) -> Result<Scratch> {
         let file = File::options().read(true).write(true).create(true).truncate(false).open(path);
         let file = file.map_err(|cause| {
             Error::new(failed("keep", path)).hint("choose a folder that can be written with --work-dir").because(cause)
@@ -424,7 +430,10 @@ impl Scratch {
     }
 
     /// Finds out now whether the disk has room for so many bytes.
-    fn reserve(&self, bytes: u64) -> Result<()> {
+    ///
+    /// # Errors
+    /// It has not.
+    pub fn reserve(&self, bytes: u64) -> Result<()> {
         crate::writer::atomic::reserve(&self.file, bytes).map_err(|cause| self.refused(cause, bytes))
     }
 
@@ -436,19 +445,43 @@ impl Scratch {
             .because(cause)
     }
 
-    fn read(&self, batch: &Batch) -> Result<Vec<u8>> {
-        let mut bytes = vec![0; batch.bytes() as usize];
+    /// So many bytes from `offset` on.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub fn read(&self, offset: u64, bytes: usize) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; bytes];
         let mut file = &self.file;
-        let read = file.seek(SeekFrom::Start(batch.offset)).and_then(|_| file.read_exact(&mut bytes));
+        let read = file.seek(SeekFrom::Start(offset)).and_then(|_| file.read_exact(&mut bytes));
         read.context(|| failed("read", &self.path))?;
         Ok(bytes)
     }
 
-    fn write(&mut self, i: usize, batch: &Batch, bytes: &[u8]) -> Result<()> {
+    /// Puts bytes at `offset`.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
         let mut file = &self.file;
-        let written = file.seek(SeekFrom::Start(batch.offset)).and_then(|_| file.write_all(bytes));
-        written.map_err(|cause| self.refused(cause, batch.bytes()))?;
-        self.hashes[i] = Some(blake3::hash(bytes));
-        Ok(())
+        let written = file.seek(SeekFrom::Start(offset)).and_then(|_| file.write_all(bytes));
+        written.map_err(|cause| self.refused(cause, bytes.len() as u64))
     }
+}
+
+/// Rounds numbers to bfloat16.
+pub(super) fn to_bf16(bytes: &mut [u8], x: &Tensor) -> Result<()> {
+    let x = x.flatten_all()?.to_vec1::<f32>()?;
+    bytes.par_chunks_mut(WIDTH << 12).zip(x.par_chunks(1 << 12)).for_each(|(bytes, x)| {
+        let bytes = bytes.chunks_exact_mut(WIDTH);
+        bytes.zip(x).for_each(|(bytes, x)| bytes.copy_from_slice(&half::bf16::from_f32(*x).to_le_bytes()));
+    });
+    Ok(())
+}
+
+/// The first `[tokens, columns]` numbers of bfloat16.
+pub(super) fn from_bf16(bytes: &[u8], tokens: usize, columns: usize) -> Result<Tensor> {
+    let mut x = vec![0.0; tokens * columns];
+    let (numbers, bytes) = (x.par_chunks_mut(1 << 16), bytes.par_chunks(WIDTH << 16));
+    numbers.zip(bytes).for_each(|(x, bytes)| llmq_kernels::convert::bf16_to_f32(&bytes[..x.len() * WIDTH], x));
+    Ok(Tensor::from_vec(x, (tokens, columns), &Device::Cpu)?)
 }

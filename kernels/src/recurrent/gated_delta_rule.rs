@@ -3,11 +3,11 @@
 use super::CHUNK;
 use super::chunk::{Decays, State, multiply_on, scale_rows_on};
 use super::tasks::{Task, at_once, tasks};
-use crate::blocks::Spare;
 use crate::dispatch::kernel;
 use crate::elementwise::{load, store, sum};
 use crate::gemm::{Old, Precision, View, product_on, with_micro};
 use crate::lanes::{F, LANES, whole};
+use crate::memory::Spare;
 use crate::micro::{Element, Micro};
 use crate::pack::Out;
 use rayon::prelude::*;

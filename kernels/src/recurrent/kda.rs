@@ -4,11 +4,11 @@
 use super::gated_delta_rule::unit_on;
 use super::tasks::{Task, tasks};
 use crate::Isa;
-use crate::blocks::Spare;
 use crate::dispatch::kernel;
 use crate::elementwise::{load, store};
 use crate::gemm::View;
 use crate::lanes::{F, LANES};
+use crate::memory::Spare;
 use rayon::prelude::*;
 
 /// The shape of a batch of windows for [`kda`].

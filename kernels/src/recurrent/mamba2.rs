@@ -3,9 +3,9 @@
 use super::CHUNK;
 use super::chunk::{Decays, State, multiply_on};
 use super::tasks::{Task, at_once, tasks};
-use crate::blocks::Spare;
 use crate::dispatch::kernel;
 use crate::gemm::{Old, Precision, View, product_on, with_micro};
+use crate::memory::Spare;
 use crate::micro::{Element, Micro};
 use crate::pack::Out;
 use rayon::prelude::*;

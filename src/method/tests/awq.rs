@@ -88,7 +88,7 @@ fn auto_is_no_worse_than_any_other_on_what_was_held_out() {
         for (i, cases) in cases.into_iter().enumerate() {
             let [seen, held] = [cases.0, cases.1].map(|(x, tokens)| outer(&x, &x, tokens));
             let layers = vec![layer(&w, grid), Layer { weight: 3.0, ..layer(&up, grid) }];
-            let site = Site { held: Sample { hessian: &held }, ..site(&seen, columns, layers) };
+            let site = Site { held: Some(&held), ..site(&seen, columns, layers) };
             let loss = |method: &dyn Method| -> f64 {
                 let q = own(&method.quantize(&site, &Options::default()).unwrap(), &site);
                 site.layers.iter().zip(&q).map(|(layer, q)| layer.weight * layer.loss(q, &site)).sum()

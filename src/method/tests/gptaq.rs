@@ -60,7 +60,7 @@ impl Drifted {
 /// Knows the inverse of a Hessian.
 fn factored(h: &[f32], damp: f64) -> Solver {
     let n = h.len().isqrt();
-    Solver::new(h, n, &[n], &Options { damp, ..Options::default() })
+    Solver::new(Arc::new(Damped::new(h.to_vec(), n, damp)), &[n], &Options::default())
 }
 
 fn sum(a: Vec<f32>, b: &[f32]) -> Vec<f32> {
@@ -78,7 +78,7 @@ fn the_target_is_the_least_squares_solution() {
     let seen = Drifted::new(n, rows, tokens, 40, 1.0);
     let (drift, missing, h) = seen.means();
     let damp = 1e-4;
-    let m = sum(pull(&w, n, &drift), &missing);
+    let m = sum(pull(Precision::Single, &w, n, &drift), &missing);
     let target = Target::new(&w, n, &factored(&h, damp).times_inverse(m.clone()).unwrap(), m, &h);
     // The same windows: the step is as long as damping leaves it.
     assert!((0.99..=1.0).contains(&target.alpha), "{}", target.alpha);
@@ -110,7 +110,7 @@ fn a_linear_drift_is_undone() {
         (0..tokens * n).map(|i| (0..n).map(|k| a(i % n, k) * x[i / n * n + k]).sum::<f32>()).collect();
     let drift: Vec<f32> = original.iter().zip(&x).map(|(a, b)| a - b).collect();
     let (inputs, h) = (outer(&drift, &x, tokens), outer(&x, &x, tokens));
-    let m = pull(&w, n, &inputs);
+    let m = pull(Precision::Single, &w, n, &inputs);
     let target = Target::new(&w, n, &factored(&h, 1e-6).times_inverse(m.clone()).unwrap(), m, &h);
     for r in 0..rows {
         for k in 0..n {
@@ -125,10 +125,10 @@ fn the_windows_held_out_say_how_far_to_go() {
     let (n, rows) = (12, 3);
     let w = noise(rows * n, 30);
     let (drift, _, h) = Drifted::new(n, rows, 400, 40, 1.0).means();
-    let step = factored(&h, 0.01).times_inverse(pull(&w, n, &drift)).unwrap();
+    let step = factored(&h, 0.01).times_inverse(pull(Precision::Single, &w, n, &drift)).unwrap();
     let of = |size: f32| {
         let (held, _, held_h) = Drifted::new(n, rows, 400, 50, size).means();
-        Target::new(&w, n, &step, pull(&w, n, &held), &held_h)
+        Target::new(&w, n, &step, pull(Precision::Single, &w, n, &held), &held_h)
     };
     // The same drift, half of it, none, and the opposite.
     let [whole, half, none, opposite] = [1.0, 0.5, 0.0, -1.0].map(of);
@@ -149,10 +149,10 @@ fn the_loss_of_a_layer_is_what_its_outputs_are_off_by() {
     let w = noise(rows * n, 30);
     let held = Drifted::new(n, rows, tokens, 41, 1.0);
     let (seen, other) = (Drifted::new(n, rows, 200, 40, 1.0).means(), held.means());
-    let [a, b] = [&seen, &other].map(|means| sum(pull(&w, n, &means.0), &means.1));
+    let [a, b] = [&seen, &other].map(|means| sum(pull(Precision::Single, &w, n, &means.0), &means.1));
     let target = Target::new(&w, n, &factored(&seen.2, 0.01).times_inverse(a).unwrap(), b, &other.2);
     let layer = Layer { target: Some(target), ..layer(&w, grid("Q4_0").1) };
-    let site = Site { held: Sample { hessian: &other.2 }, ..site(&seen.2, n, vec![]) };
+    let site = Site { held: Some(&other.2), ..site(&seen.2, n, vec![]) };
     let direct = |q: &[f32]| -> f64 {
         let off = |r: usize, t: usize| held.wanted(&w, n, r, t) - dot(&q[r * n..][..n], &held.x[t * n..][..n]);
         (0..rows * tokens).map(|i| off(i % rows, i / rows).powi(2)).sum::<f64>() / tokens as f64

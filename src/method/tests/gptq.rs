@@ -22,8 +22,9 @@ fn assert_by_the_paper(rounded: &QuantizedMatrix, w: &[f32], h: &[f32], order: &
     let (kind, grid) = grid("Q4_0");
     let (bytes, decoded) = (rounded.store(grid), rounded.values(grid));
     let mean = (0..n).map(|j| f64::from(h[j * n + j])).sum::<f64>() / n as f64;
-    let permuted: Vec<f32> = (0..n * n).map(|i| h[order[i / n] * n + order[i % n]]).collect();
-    let u = factor::inverse_factor(&permuted, &(0..n).collect::<Vec<_>>(), 0.01 * mean).unwrap();
+    let mut permuted: Vec<f32> = (0..n * n).map(|i| h[order[i / n] * n + order[i % n]]).collect();
+    (0..n).for_each(|j| permuted[j * n + j] += (0.01 * mean) as f32);
+    let u = factor::inverse_factor(&permuted, &(0..n).collect::<Vec<_>>()).unwrap();
     let blocks = n / kind.width();
     let mut differing = 0;
     for (r, w) in w.chunks(n).enumerate() {

@@ -5,10 +5,9 @@ use super::*;
 /// Codes of the algorithm by hand: one column after the other over the whole row, in double precision.
 fn by_hand(w: &[f32], scales: &[f32], h: &[f32], largest: f64) -> Vec<f64> {
     let n = h.len().isqrt();
-    let (mended, unit) = factor::mended(h, n, 0.01);
     let mut order: Vec<usize> = (0..n).collect();
     order.sort_by(|&a, &b| h[b * n + b].total_cmp(&h[a * n + a]));
-    let u = factor::inverse_factor(&mended, &order, unit).unwrap();
+    let u = factor::inverse_factor(&damped(h, 0.01), &order).unwrap();
     let mut codes = vec![0.0; w.len()];
     for (r, (w, &scale)) in w.chunks(n).zip(scales).enumerate() {
         let mut row: Vec<f64> = order.iter().map(|&j| f64::from(w[j])).collect();

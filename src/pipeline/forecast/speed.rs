@@ -171,7 +171,7 @@ impl Rounding {
         let (w, h, wide_h) = (numbers(rows(threads) * threads * n), hessian(n), numbers(wide * wide));
         let solvers = match kind.encoding() {
             Encoding::Grid(grid) => {
-                let solver = |sweeps| gptq().rows(&h, n, grid, &Options { sweeps, ..options }).0;
+                let solver = |sweeps| gptq().rows(h.clone(), n, grid, &Options { sweeps, ..options }).0;
                 Some([0, options.sweeps].map(solver))
             }
             _ => None,
@@ -209,7 +209,7 @@ impl Rounding {
                 std::hint::black_box(g);
             });
         });
-        self.factor.run(|| gptq().rows(h, n, grid, &self.options));
+        self.factor.run(|| gptq().rows(h.clone(), n, grid, &self.options));
         let Some([drafts, polished]) = &self.solvers else { return };
         self.walk.run(|| drafts.round(w, grid).values(grid));
         self.polished.run(|| polished.round(w, grid).values(grid));
@@ -220,9 +220,9 @@ fn gptq() -> &'static dyn Method {
     method::by_name("gptq").expect("it is one of the methods")
 }
 
-/// Products per weight and column in a polish: the gradient once, and again with each sweep.
+/// Products per weight and column in a polish: the gradient once, and again with each sweep, half of it with the last.
 pub fn polish_products(options: &Options) -> f64 {
-    if options.sweeps == 0 { 0.0 } else { 1.0 + options.sweeps as f64 }
+    if options.sweeps == 0 { 0.0 } else { 0.5 + options.sweeps as f64 }
 }
 
 /// Adds up the time of calls that are alike.

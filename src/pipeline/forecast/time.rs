@@ -170,24 +170,20 @@ impl Job<'_> {
         }
     }
 
-    /// The forward passes of a half: through its first layers for the inner site, and again for the output where the inner
-    /// activations were not kept; the norm for both sites.
+    /// The forward passes of a half: the norm for both of its sites, its first layers, and its last.
     fn passes(&self, work: &mut Work, model: &Model, block: &BlockShape, half: usize, tokens: Tokens) {
         let all = (tokens.all + tokens.compared) as f64;
         let elements = |site| block.site(site).map_or(0.0, |shape: &SiteShape| shape.all_elements() as f64);
         let [input, inner] = Place::ALL.map(|place| Site { half, place });
         let (first, last) = (elements(input), elements(inner));
-        let kept = block.site(inner).is_none_or(|site| self.keeps(site));
-        let times = if kept { 1.0 } else { 2.0 };
-        work.linear += all * (times * first + last);
+        work.linear += all * (first + last);
         let cost = &block.costs[half];
-        work.elementwise +=
-            all * ((times + 1.0) * model.hidden as f64 + times * cost.elementwise + model.hidden as f64);
+        work.elementwise += all * (3.0 * model.hidden as f64 + cost.elementwise);
         // How much an error of each first layer counts: two passes of one window behind it, and its own product.
         let layers = block.site(input).map_or(0, |site| site.layers.len()) as f64;
         let probes = layers * self.positions as f64;
         work.linear += probes * (2.0 * (first + last) + first / layers.max(1.0));
-        work.attention += (all * times + 2.0 * probes) * cost.mixing(self.positions);
+        work.attention += (all + 2.0 * probes) * cost.mixing(self.positions);
     }
 
     /// The sums of outer products of a site.
