@@ -61,7 +61,8 @@ pub fn cholesky(a: &mut [f64], n: usize) -> bool {
 
 /// `U = P·L⁻¹·P` in single precision, `P` being the reversal of all rows: an upper triangular matrix, zero below its diagonal.
 ///
-/// `l`: `[n, n]`, row-major; what lies above the diagonal is not read. `u`: `[n, n]`.
+/// `l`: `[n, n]`, row-major; what lies above the diagonal is not read. `u`: `[n, n]`, zeros, of which those below the diagonal are not
+/// written to.
 ///
 /// # Panics
 /// If the lengths do not fit.
@@ -77,8 +78,7 @@ pub fn reversed_inverse(l: &[f64], n: usize, u: &mut [f32]) {
         let solved = MatMut::from_column_major_slice_mut(&mut x, end, count);
         solve_upper_triangular_in_place(upper, solved, Par::Seq);
         for (row, x) in rows.chunks_mut(n).zip(x.chunks(end).rev()) {
-            let (zeros, values) = row.split_at_mut(n - end);
-            zeros.fill(0.0);
+            let values = &mut row[n - end..];
             values.iter_mut().zip(x.iter().rev()).for_each(|(u, &x)| *u = x as f32);
         }
     });

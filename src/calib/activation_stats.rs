@@ -71,6 +71,12 @@ impl ActivationStats {
         }
     }
 
+    /// The same with a triangle of the Hessian.
+    pub fn triangle(precision: Precision, columns: usize, drift: Option<usize>) -> ActivationStats {
+        let hessian = Hessian::triangle(precision, columns);
+        ActivationStats { hessian, drift: drift.map(|rows| Outer::new(precision, rows, columns)) }
+    }
+
     /// Adds the inputs of some tokens, `[tokens, columns]`. `off`: by how much something is off there, `[tokens, rows]`.
     ///
     /// # Errors

@@ -4,6 +4,7 @@ use crate::error::{Error, Result};
 use candle_core::{Device, Storage, Tensor};
 use llmq_kernels::elementwise::first_non_finite;
 use llmq_kernels::gemm::Precision;
+use llmq_kernels::memory::triangular;
 use llmq_kernels::syrk;
 
 /// `H = Σ x xᵀ` over the tokens that a site saw, divided by their number (Frantar et al. 2022, section 3: the Hessian of
@@ -13,12 +14,20 @@ pub struct Hessian {
     columns: usize,
     tokens: usize,
     sum: Vec<f32>,
+    triangle: bool,
 }
 
 impl Hessian {
     /// An empty sum for activations of `columns` numbers, whose products need not be more exact than `precision`.
     pub fn new(precision: Precision, columns: usize) -> Hessian {
-        Hessian { precision, columns, tokens: 0, sum: vec![0.0; columns * columns] }
+        Hessian { precision, columns, tokens: 0, sum: vec![0.0; columns * columns], triangle: false }
+    }
+
+    /// The same, of which only what [`Hessian::finish`] says of a triangle will be there, in half the memory.
+    pub fn triangle(precision: Precision, columns: usize) -> Hessian {
+        let hessian = Hessian { triangle: true, ..Hessian::new(precision, columns) };
+        triangular(&hessian.sum);
+        hessian
     }
 
     /// Adds activations, `[tokens, columns]`.
@@ -47,14 +56,26 @@ impl Hessian {
         self.columns
     }
 
-    /// The mean outer product, `[columns, columns]`, whole.
+    /// The mean outer product, `[columns, columns]`, whole; or of a triangle what lies below the diagonal and in the squares of
+    /// [`BAND`] columns along it.
     pub fn finish(mut self) -> Vec<f32> {
-        let scale = 1.0 / self.tokens.max(1) as f32;
-        self.sum.iter_mut().for_each(|x| *x *= scale);
-        syrk::mirror(self.columns, &mut self.sum);
+        let (n, scale) = (self.columns, 1.0 / self.tokens.max(1) as f32);
+        let there = |i: usize| if self.triangle { (i / BAND * BAND + BAND).min(n) } else { n };
+        let rows = self.sum.chunks_mut(n.max(1)).enumerate();
+        rows.for_each(|(i, row)| row[..there(i)].iter_mut().for_each(|x| *x *= scale));
+        if !self.triangle {
+            syrk::mirror(n, &mut self.sum);
+            return self.sum;
+        }
+        for (i, j) in (0..n).flat_map(|i| (i + 1..there(i)).map(move |j| (i, j))) {
+            self.sum[i * n + j] = self.sum[j * n + i];
+        }
         self.sum
     }
 }
+
+/// Columns that a product with a symmetric matrix takes at once: it reads what lies below the diagonal, and whole squares along it.
+pub const BAND: usize = 512;
 
 /// Hands activations, `[tokens, columns]`, to `work` as one row of numbers. `seen`: the tokens before them, for the error.
 ///
@@ -91,6 +112,21 @@ mod tests {
             h.add(&Tensor::from_slice(&row, (1, 2), &Device::Cpu).unwrap()).unwrap();
         }
         assert_eq!(h.finish(), [5.0, -0.5, -0.5, 2.5]);
+    }
+
+    #[test]
+    fn of_a_triangle_the_squares_along_the_diagonal_are_whole() {
+        let n = BAND + 40;
+        let x: Vec<f32> = (0..3 * n).map(|i| (i as f32 * 0.37).sin()).collect();
+        let of = |mut h: Hessian| {
+            h.add(&Tensor::from_slice(&x, (3, n), &Device::Cpu).unwrap()).unwrap();
+            h.finish()
+        };
+        let [whole, triangle] = [Hessian::new, Hessian::triangle].map(|new| of(new(Precision::Single, n)));
+        let there = |&(i, j): &(usize, usize)| j <= i || i / BAND == j / BAND;
+        for (i, j) in (0..n).flat_map(|i| (0..n).map(move |j| (i, j))).filter(there) {
+            assert_eq!(triangle[i * n + j], whole[i * n + j], "{i} {j}");
+        }
     }
 
     #[test]

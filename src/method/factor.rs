@@ -25,6 +25,7 @@ pub fn inverse_factor(h: &[f32], order: &[usize]) -> Option<Vec<f32>> {
         return None;
     }
     let mut u = vec![0.0; n * n];
+    triangular(&u);
     reversed_inverse(&l, n, &mut u);
     let sound = |i: usize| u[i * n + i].is_finite() && u[i * n + i] > 0.0;
     (0..n).all(sound).then_some(u)

@@ -13,6 +13,7 @@ mod polish;
 mod quantized_matrix;
 mod rtn;
 
+use crate::calib::hessian::BAND;
 use crate::error::{Error, Result};
 use crate::grid::Grid;
 pub use awq::{CANDIDATES, SAMPLE, over, times};
@@ -88,7 +89,8 @@ pub struct Site<'a> {
     pub columns: usize,
     /// What the calibration windows say: the Hessian of the layers' output error, ready to be factored.
     pub seen: Arc<Damped>,
-    /// `E[x xᵀ]` over the windows that were kept out of that: choices are made by these. `[columns, columns]`; none where no window was.
+    /// `E[x xᵀ]` over the windows that were kept out of that, its lower triangle at least, and squares of 512 columns along the diagonal: choices are made by these.
+    /// `[columns, columns]`; none where no window was.
     pub held: Option<&'a [f32]>,
     /// The layers.
     pub layers: Vec<Layer<'a>>,
@@ -254,7 +256,7 @@ fn sum(parts: &[Vec<f64>]) -> f64 {
 }
 
 /// `tr(X H Xᵀ)` of each [`PART`] rows. `x`: `[rows, columns]`; `hessian`: `[columns, columns]`, symmetric, so that what lies below its
-/// diagonal blocks is multiplied once and counts twice.
+/// diagonal blocks of [`BAND`] columns is multiplied once and counts twice, and what lies above them is not read.
 fn energies(x: &[f32], columns: usize, hessian: &[f32]) -> Vec<f64> {
     let (n, rows) = (columns, x.len() / columns);
     let mut y = vec![0.0; rows * BAND.min(n)]; // [rows, width]
@@ -283,9 +285,6 @@ fn energies(x: &[f32], columns: usize, hessian: &[f32]) -> Vec<f64> {
     }
     sums
 }
-
-/// Columns that a product with a symmetric or triangular matrix takes at once.
-const BAND: usize = 512;
 
 /// The sum of the products of numbers in the same place.
 fn inner(x: &[f32], y: &[f32]) -> f64 {

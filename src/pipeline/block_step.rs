@@ -179,8 +179,9 @@ impl Run<'_> {
         let compare = stream.batches().iter().any(|batch| batch.compared);
         // What is off: the inputs of a half's first layers; where its last one adds to the residual stream, that sum.
         let off = if site.is_inner() { self.plan.model()?.hidden } else { columns };
-        let stats = || ActivationStats::new(PRECISION, columns, compare.then_some(off));
-        let (mut seen, mut held) = (stats(), stats());
+        let drift = compare.then_some(off);
+        let mut seen = ActivationStats::new(PRECISION, columns, drift);
+        let mut held = ActivationStats::triangle(PRECISION, columns, drift);
         let mut squares = Squares::new(columns);
         for (i, batch) in stream.batches().iter().enumerate() {
             interrupt::check()?;

@@ -263,11 +263,12 @@ impl<'a> Job<'a> {
             let (kept, _) = self.kept(block, site);
             // The Hessian; and how the inputs drift, or the residual stream where the layer writes to it.
             let drifting = if site.is_inner() { model.hidden as u64 } else { n };
-            let sums = n * n + if compared { drifting * n } else { 0 };
-            let samples = 1 + u64::from(tokens.held > 0);
+            let drift = if compared { drifting * n } else { 0 };
+            let held = if tokens.held > 0 { n * n / 2 + drift } else { 0 };
+            let sums = n * n + drift + held;
             let collected = |base: &Peak| {
                 let base = base.clone().with("inner activations that are kept", kept);
-                base.with("Hessians and drifts, seen and held", sums * samples * SINGLE)
+                base.with("Hessians and drifts, seen and held", sums * SINGLE)
             };
             let activations = self.activations(model, cost, compared);
             moments.push(collected(&base).at(&place("the statistics")).with("activations of a batch", activations));
@@ -332,7 +333,7 @@ fn factorization(base: Peak, n: u64, walks: u64) -> Peak {
 
 /// A factor for each width of blocks; of each its triangle alone is ever written.
 fn solver(n: u64, walks: u64) -> u64 {
-    n * n * SINGLE * walks
+    n * n * SINGLE / 2 * walks
 }
 
 #[cfg(test)]
