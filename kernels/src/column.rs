@@ -77,6 +77,34 @@ kernel! {
     }
 }
 
+kernel! {
+    /// Solves `U·G = E` for one tile, from its last column to its first.
+    ///
+    /// `x`: `[tile]`, `E`, and `G` afterwards; `u`: the factor from the tile's own corner on, rows `stride` apart, of which what lies
+    /// below the diagonal is not read.
+    pub fn solve_upper / solve_upper_on(x: &mut [F], u: &[f32], stride: usize) {
+        let n = x.len();
+        for j in (0..n).rev() {
+            let (own, behind) = x[j..].split_first_mut().expect("the column itself");
+            let row = &u[j * stride + j..j * stride + n];
+            // Four sums, none of which waits for another.
+            let mut sums = [*own, F::ZERO, F::ZERO, F::ZERO];
+            let (fours, rest) = behind.as_chunks::<4>();
+            let (row_fours, row_rest) = row[1..].as_chunks::<4>();
+            for (x, u) in fours.iter().zip(row_fours) {
+                for i in 0..4 {
+                    sums[i] = x[i].mul_add(F::splat(-u[i]), sums[i]);
+                    whole();
+                }
+            }
+            for (x, &u) in rest.iter().zip(row_rest) {
+                sums[0] = x.mul_add(F::splat(-u), sums[0]);
+            }
+            *own = ((sums[0] + sums[1]) + (sums[2] + sums[3])) * F::splat(1.0 / row[0]);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -101,6 +129,24 @@ mod tests {
         assert_eq!(codes.map(|c| c[7]), [1, -8, 7, 0]);
         round(&w, F::ZERO, F::splat(1.0), Q4, &mut codes);
         assert_eq!(codes.map(|c| c[0]), [0, 0, 0, 0]);
+    }
+
+    #[test]
+    fn an_upper_triangle_is_solved_alike_on_all_instruction_sets() {
+        for n in [1, 2, 5, 32, 37] {
+            let (u, e) = (factor(n), numbers(n));
+            let mut g = e.clone();
+            solve_upper(&mut g, &u, n);
+            for (j, e) in e.iter().enumerate() {
+                let back = (j..n).fold(F::ZERO, |sum, k| g[k].mul_add(F::splat(u[j * n + k]), sum));
+                (0..LANES).for_each(|l| assert!((back.0[l] - e.0[l]).abs() < 1e-4, "{n}: {back:?} for {e:?}"));
+            }
+            for isa in Isa::available() {
+                let mut own = e.clone();
+                solve_upper_on(isa, &mut own, &u, n);
+                assert_eq!(own, g, "{isa:?} {n}");
+            }
+        }
     }
 
     #[test]

@@ -70,6 +70,42 @@ struct Walk {
     u: Vec<f32>,
 }
 
+impl Walk {
+    /// Half the negative gradient of the objective, `H (W − Q)ᵀ`, in the order of the file, from the errors that were fed back.
+    ///
+    /// With `W − Q = EU` and `H⁻¹ = UᵀU` it is `U⁻¹Eᵀ`, half of the product that it would otherwise be.
+    fn gradient(&self, room: &mut Room) {
+        let (n, Room { wt, g, .. }) = (self.order.len(), room);
+        let padded = g.len() / n;
+        let width = B.next_multiple_of(self.width).min(n);
+        let mut tile = vec![F::ZERO; width];
+        for first in (0..n).step_by(width).rev() {
+            let last = (first + width).min(n);
+            let tile = &mut tile[..last - first];
+            let (before, own) = g.split_at_mut(first * padded);
+            for lane in (0..padded).step_by(LANES) {
+                for (x, row) in tile.iter_mut().zip(own.chunks(padded)) {
+                    x.0.copy_from_slice(&row[lane..][..LANES]);
+                }
+                column::solve_upper(tile, &self.u[first * n + first..], n);
+                for (x, row) in tile.iter().zip(own.chunks_mut(padded)) {
+                    row[lane..][..LANES].copy_from_slice(&x.0);
+                }
+            }
+            if first > 0 {
+                // E_:,before −= G_tile · U_before,tile
+                let u = View::new(&self.u[first..], first, last - first, n);
+                let own = View::new(own, last - first, padded, padded);
+                product(Precision::Single, before, padded, Old::Kept, -1.0, u, own);
+            }
+        }
+        for (row, &j) in g.chunks(padded).zip(&self.order) {
+            wt[j * padded..][..padded].copy_from_slice(row);
+        }
+        std::mem::swap(wt, g);
+    }
+}
+
 impl Solver {
     /// Prepares layers whose blocks have one of some `widths`.
     pub fn new(hessian: Arc<Damped>, widths: &[usize], options: &Options) -> Solver {
@@ -178,7 +214,7 @@ impl Solver {
                 transpose(w, walk.order.iter().copied(), n, &mut room.wt);
                 self.rows(room, &|_| &columns, grid, walk, &mut part);
                 if self.polish.sweeps > 0 {
-                    transpose(w, 0..n, n, &mut room.wt);
+                    walk.gradient(room);
                     polish(room, &columns.s, &mut part, &self.hessian.h, n, grid, self.polish);
                 }
             });
@@ -218,8 +254,9 @@ impl Solver {
         self.walks.iter().find(|walk| walk.width == grid.width())
     }
 
-    /// Algorithm 1 for some rows. `room`: their weights, `[columns, padded]`, in the walk's order, which are lost; `columns`: what is known
-    /// of them for each sixteen rows. Returns `‖E‖²` of each sixteen rows.
+    /// Algorithm 1 for some rows. `room`: their weights, `[columns, padded]`, in the walk's order, which are lost, and their errors `E` in
+    /// the place of the gradient afterwards; `columns`: what is known of them for each sixteen rows. Returns `‖E‖²` of each sixteen
+    /// rows.
     fn rows<'c>(
         &self,
         room: &mut Room,
@@ -229,11 +266,11 @@ impl Solver {
         part: &mut Part<'_>,
     ) -> Vec<f64> {
         let n = self.width();
-        let Room { wt, moves: errors, .. } = room;
+        let Room { wt, g: errors, .. } = room;
         let padded = wt.len() / n;
         let width = B.next_multiple_of(grid.width()).min(n);
         let mut energies = vec![0.0; padded / LANES];
-        errors.resize(width * padded, 0.0); // [tile, padded]
+        errors.resize(n * padded, 0.0);
         let mut tile = vec![F::ZERO; width];
         let mut e = vec![F::ZERO; width];
         for first in (0..n).step_by(width) {
@@ -252,14 +289,14 @@ impl Solver {
                 let mut squares = F::ZERO;
                 for (j, e) in e.iter().enumerate() {
                     squares = e.mul_add(*e, squares);
-                    errors[j * padded + lane..][..LANES].copy_from_slice(&e.0);
+                    errors[(first + j) * padded + lane..][..LANES].copy_from_slice(&e.0);
                 }
                 *energy += squares.0.iter().map(|x| f64::from(*x)).sum::<f64>();
             }
             if last < n {
                 // W_:,rest −= E · U_tile,rest
                 let u = View::new(&walk.u[first * n + last..], last - first, n - last, n);
-                let e = View::new(errors, last - first, padded, padded);
+                let e = View::new(&errors[first * padded..], last - first, padded, padded);
                 product(Precision::Single, &mut wt[last * padded..], padded, Old::Kept, -1.0, u.t(), e);
             }
         }
@@ -329,9 +366,9 @@ pub(super) struct Room {
     pub wt: Vec<f32>,
     /// What they are rounded to: `[columns, padded]`.
     pub q: Vec<f32>,
-    /// Half the negative gradient: `[columns, padded]`.
+    /// The errors that are fed back, then half the negative gradient: `[columns, padded]`.
     pub g: Vec<f32>,
-    /// What moves in a tile of columns, or their errors: `[tile, padded]`.
+    /// What moves in a tile of columns: `[tile, padded]`.
     pub moves: Vec<f32>,
 }
 

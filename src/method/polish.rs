@@ -24,7 +24,7 @@ pub struct Effort {
     pub scales: bool,
 }
 
-/// Lowers the objective of some rows. `room`: the weights that they stand for, which are lost; `scales`: by what each column is
+/// Lowers the objective of some rows. `room`: half the negative gradient of what they are rounded to; `scales`: by what each column is
 /// multiplied before it is rounded, `[n]`; `h`: `[n, n]`, its diagonal above zero.
 pub fn polish(
     room: &mut Room,
@@ -35,13 +35,10 @@ pub fn polish(
     grid: &dyn Grid,
     effort: Effort,
 ) {
-    let Room { wt, q, g, moves } = room;
-    let padded = wt.len() / n;
-    [&mut *q, &mut *g].into_iter().for_each(|x| x.resize(n * padded, 0.0));
+    let Room { q, g, moves, .. } = room;
+    let padded = g.len() / n;
+    q.resize(n * padded, 0.0);
     values(part, scales, n, grid, q);
-    wt.iter_mut().zip(&*q).for_each(|(w, q)| *w -= q);
-    let whole = View::new(h, n, n, n);
-    product(Precision::Single, g, padded, Old::Replaced, 1.0, whole, View::new(wt, n, padded, padded));
     let width = TILE.next_multiple_of(grid.width()).min(n);
     moves.resize(width * padded, 0.0);
     let mut tile = Tile::new(width, grid);

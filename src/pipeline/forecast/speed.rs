@@ -220,9 +220,9 @@ fn gptq() -> &'static dyn Method {
     method::by_name("gptq").expect("it is one of the methods")
 }
 
-/// Products per weight and column in a polish: the gradient once, and again with each sweep, half of it with the last.
+/// Products per weight and column in a polish: half of one for the gradient, another with each sweep, and half of that with the last.
 pub fn polish_products(options: &Options) -> f64 {
-    if options.sweeps == 0 { 0.0 } else { 0.5 + options.sweeps as f64 }
+    options.sweeps as f64
 }
 
 /// Adds up the time of calls that are alike.
