@@ -33,7 +33,7 @@ pub(super) fn states_note(tensors: &[Planned]) -> Option<String> {
     parts.sort_unstable();
     parts.dedup();
     Some(format!(
-        "{} of all blocks ({} small layers that steer the state of recurrent mixers) get {} instead of {}, unless --pure or \
+        "{} of all blocks ({} small layers that steer the state of recurrent mixers, or choose what attention sees) get {} instead of {}, unless --pure or \
          --tensor-type says otherwise; that costs {cost} bytes",
         parts.join(", "),
         raised.len(),
