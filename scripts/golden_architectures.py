@@ -122,9 +122,9 @@ MODELS = {
     "deepseek_v3": ("deepseek_v3", usual(**MLA, q_lora_rank=48, n_routed_experts=8, num_experts_per_tok=2, n_shared_experts=1,
                                          n_group=4, topk_group=2, norm_topk_prob=True, routed_scaling_factor=2.5,
                                          num_hidden_layers=3, rope_parameters={**YARN, "mscale": 1.0, "mscale_all_dim": 1.0})),
-    # Sparse from the seventeenth position on.
+    # Sparse from the thirty-third position on, with no choice so close that eight bits change it.
     "deepseek_v32": ("deepseek_v32", usual(**MLA, q_lora_rank=48, n_routed_experts=8, num_experts_per_tok=2, n_shared_experts=1,
-                                           n_group=4, topk_group=2, num_hidden_layers=3, index_n_heads=8, index_head_dim=64, index_topk=16,
+                                           n_group=4, topk_group=2, num_hidden_layers=3, index_n_heads=8, index_head_dim=64, index_topk=32,
                                            rope_parameters={**YARN, "mscale": 1.0, "mscale_all_dim": 1.0})),
     "gpt2": ("gpt2", dict(vocab_size=VOCAB, n_embd=64, n_head=4, n_layer=2, n_positions=512, bos_token_id=2046,
                           eos_token_id=2047)),

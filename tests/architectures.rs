@@ -418,7 +418,7 @@ fn all_are_listed_with_what_applies() {
 /// What is special about experts in the other commands.
 #[test]
 fn experts_are_planned_measured_and_saved() {
-    for name in ["mixtral", "deepseek_v3", "gpt_oss"] {
+    for name in ["mixtral", "deepseek_v3", "deepseek_v32", "gpt_oss"] {
         let golden = golden::read(name);
         let out = folder();
         let [model, file, saved, measured] =

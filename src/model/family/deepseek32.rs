@@ -49,14 +49,14 @@ impl Architecture for DeepSeek32 {
     }
 
     fn read(&'static self, config: &Config) -> Result<Model> {
+        if config.maybe_size("q_lora_rank")?.is_none() {
+            return Err(config::refused(config, "no q_lora_rank is not supported"));
+        }
         let mut model = deepseek2::read(self, config)?;
         // What transformers puts the part of a head that is turned in the place of.
         config.ignore(&["head_dim"]);
         config::layer_types(config, model.blocks, &["indexed_attention", "deepseek_sparse_attention"])?;
-        let turned = match model.latent {
-            Some(latent) if latent.query.is_some() => latent.turned,
-            _ => return Err(config::refused(config, "no q_lora_rank is not supported")),
-        };
+        let turned = model.latent.map_or(0, |latent| latent.turned);
         if model.experts.is_none_or(|experts| experts.shared.is_none()) {
             return Err(config::refused(config, "no n_routed_experts, or no n_shared_experts, is not supported"));
         }
