@@ -411,6 +411,10 @@ fn all_are_listed_with_what_applies() {
     assert_eq!(of("llama")["awq"].as_array().unwrap().len(), 4);
     assert_eq!((&of("gpt2")["rotate"], &of("gpt2")["gptq"]), (&false.into(), &true.into()));
     assert_eq!(of("qwen3moe")["experts"], true);
+    assert!(lines.iter().all(|line| line["tested_with"].as_str().unwrap().starts_with("llama.cpp v")));
+    // Whole names, each once.
+    let first = of("deepseek32")["awq"][0].as_str().unwrap();
+    assert_eq!(first, "attn_q_a, attn_kv_a_mqa, indexer.attn_k, indexer.proj");
     let shown = llmq!["archs"].ok().stdout;
     assert!(ARCHITECTURES.iter().all(|architecture| shown.contains(architecture.gguf())), "{shown}");
 }
