@@ -122,7 +122,7 @@ MODELS = {
     "deepseek_v3": ("deepseek_v3", usual(**MLA, q_lora_rank=48, n_routed_experts=8, num_experts_per_tok=2, n_shared_experts=1,
                                          n_group=4, topk_group=2, norm_topk_prob=True, routed_scaling_factor=2.5,
                                          num_hidden_layers=3, rope_parameters={**YARN, "mscale": 1.0, "mscale_all_dim": 1.0})),
-    # Sparse from the thirty-third position on, with no choice so close that eight bits change it.
+    # Sparse from the thirty-third position on, with no choice so close that half precision changes it.
     "deepseek_v32": ("deepseek_v32", usual(**MLA, q_lora_rank=48, n_routed_experts=8, num_experts_per_tok=2, n_shared_experts=1,
                                            n_group=4, topk_group=2, num_hidden_layers=3, index_n_heads=8, index_head_dim=64, index_topk=32,
                                            rope_parameters={**YARN, "mscale": 1.0, "mscale_all_dim": 1.0})),

@@ -48,7 +48,9 @@ fn the_forward_pass_is_that_of_transformers() {
         let model = out.path().join("model");
         golden.checkpoint.write(&model);
         wrong.extend(differs(&golden, &model, rounding()));
-        for (kind, bound) in [("F32", rounding()), ("F16", 5e-2), ("Q8_0", 0.2)] {
+        // A position that is chosen instead of another moves a small random model further than rounding alone.
+        let eight = if golden.checkpoint.config.get("index_topk").is_some() { 0.6 } else { 0.2 };
+        for (kind, bound) in [("F32", rounding()), ("F16", 5e-2), ("Q8_0", eight)] {
             let file = out.path().join(format!("{kind}.gguf"));
             llmq!["quantize", &model, "-o", &file, "--type", kind, "--method", "rtn"].ok();
             wrong.extend(differs(&golden, &file, bound));
