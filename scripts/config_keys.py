@@ -3,7 +3,7 @@
 
   scripts/config_keys.py [FOLDER...]
 
-For each model type that is named in the Rust files of src/model (and of further folders): the keys that its class of transformers
+For each model type that is named in the Rust files of src/model/family (and of further folders): the keys that its class of transformers
 reads, with what it takes where the file does not say (`keys`), other names that it takes for them (`other_names`), and for models
 that also see or hear, the type of the text inside where the file does not say that (`text`). Keys that never change a logit are
 left out (HARMLESS). Needs a python with transformers (5 or newer); the table is committed, so that nothing else does.
@@ -98,7 +98,7 @@ def described(config):
 
 def main():
     lines = []
-    for kind in model_types([ROOT / "src/model", *sys.argv[1:]]):
+    for kind in model_types([ROOT / "src/model/family", *sys.argv[1:]]):
         found = {"keys": OWN[kind]} if kind in OWN else described(transformers.CONFIG_MAPPING[kind])
         lines.append(f"{json.dumps(kind)}: {json.dumps(found)}")
     OUT.write_text("{\n" + ",\n".join(lines) + "\n}\n")

@@ -122,6 +122,10 @@ MODELS = {
     "deepseek_v3": ("deepseek_v3", usual(**MLA, q_lora_rank=48, n_routed_experts=8, num_experts_per_tok=2, n_shared_experts=1,
                                          n_group=4, topk_group=2, norm_topk_prob=True, routed_scaling_factor=2.5,
                                          num_hidden_layers=3, rope_parameters={**YARN, "mscale": 1.0, "mscale_all_dim": 1.0})),
+    # Sparse from the thirty-third position on, with no choice so close that half precision changes it.
+    "deepseek_v32": ("deepseek_v32", usual(**MLA, q_lora_rank=48, n_routed_experts=8, num_experts_per_tok=2, n_shared_experts=1,
+                                           n_group=4, topk_group=2, num_hidden_layers=3, index_n_heads=8, index_head_dim=64, index_topk=32,
+                                           rope_parameters={**YARN, "mscale": 1.0, "mscale_all_dim": 1.0})),
     "gpt2": ("gpt2", dict(vocab_size=VOCAB, n_embd=64, n_head=4, n_layer=2, n_positions=512, bos_token_id=2046,
                           eos_token_id=2047)),
     "gpt_neox": ("gpt_neox", usual(rotary_pct=0.25, rope_parameters=dict(rope_type="default", rope_theta=10000.0,
@@ -272,7 +276,7 @@ def spread(kind, name, shape):
 
 # What llama.cpp calls each type of model, where it is another name.
 ARCHITECTURES = {"mistral": "llama", "mixtral": "llama", "qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe", "gemma3_text": "gemma3",
-                 "gpt_oss": "gpt-oss", "gpt_neox": "gptneox", "deepseek_v2": "deepseek2", "deepseek_v3": "deepseek2",
+                 "gpt_oss": "gpt-oss", "gpt_neox": "gptneox", "deepseek_v2": "deepseek2", "deepseek_v3": "deepseek2", "deepseek_v32": "deepseek32",
                  "internlm3": "llama", "ministral3": "mistral3", "qwen2_vl": "qwen2vl", "qwen2_5_vl": "qwen2vl", "qwen3_vl": "qwen3vl",
                  "qwen3_5": "qwen35", "qwen3_5_text": "qwen35", "qwen3_5_moe": "qwen35moe", "qwen3_5_moe_text": "qwen35moe",
                  "qwen3_next": "qwen3next", "exaone_moe": "exaone-moe", "sarvam_moe": "bailingmoe2", "solar_open": "glm4moe", "phi": "phi2", "mimo_v2_flash": "mimo2", "bailing_hybrid": "bailingmoe3", "gpt_bigcode": "starcoder", "gemma4_text": "gemma4",
@@ -360,12 +364,15 @@ def keys(kind, config):
         if get("shared_expert_intermediate_size"):
             found["expert_shared_feed_forward_length"] = get("shared_expert_intermediate_size")
     if mla:
-        v3, v4 = kind == "deepseek_v3", kind == "mistral4"
+        v3, v4 = kind in ("deepseek_v3", "deepseek_v32"), kind == "mistral4"
         found |= {"leading_dense_block_count": get("first_k_dense_replace"), "expert_shared_count": get("n_shared_experts"),
                   "expert_weights_scale": float(get("routed_scaling_factor")),
                   "expert_weights_norm": (v3 or v4) and get("norm_topk_prob"), "expert_gating_func": 2 if v3 else 1}
         if v3:
             found |= {"expert_group_count": get("n_group"), "expert_group_used_count": get("topk_group")}
+    if "index_topk" in own:
+        found |= {"attention.indexer.head_count": get("index_n_heads"), "attention.indexer.key_length": get("index_head_dim"),
+                  "attention.indexer.top_k": get("index_topk")}
     if rope.get("mrope_section"):
         found["rope.dimension_sections"] = (rope["mrope_section"] + [0] * 4)[:4]
     if kind == "qwen3_vl":

@@ -161,6 +161,9 @@ fn what_a_gguf_cannot_say_is_refused_by_name() {
         ("gpt_oss", json!({ "swiglu_limit": 8.0 }), "swiglu_limit"),
         ("deepseek_v3", json!({ "rope_interleave": false }), "rope_interleave"),
         ("deepseek_v3", json!({ "rope_parameters": yarn() }), "mscale"),
+        ("deepseek_v32", json!({ "index_head_dim": 96 }), "index_head_dim 96"),
+        ("deepseek_v32", json!({ "mlp_bias": true }), "mlp_bias"),
+        ("deepseek_v32", json!({ "layer_types": vec!["full_attention"; 3] }), "full_attention"),
         ("deepseek_v2", json!({ "rope_parameters": { "rope_type": "linear", "factor": 2.0 } }), "linear"),
     ] {
         let mut golden = changed(name, keys);

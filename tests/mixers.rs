@@ -146,7 +146,16 @@ fn kl(file: &Path, original: &Path) -> f64 {
 #[test]
 fn a_window_does_not_see_the_one_before_it() {
     const LENGTH: usize = 80;
-    for name in ["qwen3_5", "qwen3_next", "gemma4", "gemma4_e2b", "gemma4_moe", "mimo_v2_flash", "bailing_hybrid"] {
+    for name in [
+        "qwen3_5",
+        "qwen3_next",
+        "gemma4",
+        "gemma4_e2b",
+        "gemma4_moe",
+        "mimo_v2_flash",
+        "bailing_hybrid",
+        "deepseek_v32",
+    ] {
         let out = folder();
         golden::read(name).checkpoint.write(out.path());
         let loaded = LoadedModel::open(out.path(), None).unwrap();
@@ -245,7 +254,7 @@ fn every_command_takes_every_mixer() {
 
 #[test]
 fn a_gguf_is_as_good_a_source() {
-    for name in FAMILIES {
+    for name in FAMILIES.into_iter().chain(["deepseek_v32"]) {
         let out = folder();
         let model = written(name, out.path());
         let path = |name: &str| out.path().join(name);
@@ -280,7 +289,7 @@ fn a_gguf_is_as_good_a_source() {
 
 #[test]
 fn an_interrupted_run_goes_on_to_the_same_bytes() {
-    for name in FAMILIES {
+    for name in FAMILIES.into_iter().chain(["deepseek_v32"]) {
         let out = folder();
         let model = written(name, out.path());
         let [whole, resumed] = ["whole.gguf", "resumed.gguf"].map(|name| out.path().join(name));

@@ -188,11 +188,9 @@ fn one_that_is_not_whole_is_an_error_that_says_what_to_do() {
     llmq!["quantize", &model, "-o", out.path().join("out.gguf"), "--type", "Q8_0", "--method", "rtn", "--no-mtp"].ok();
 }
 
-/// Ling 3's has the number behind the last block's, attends, and its norm has a name of its own in llama.cpp.
-#[test]
-fn that_of_ling_attends_behind_blocks_of_both_kinds() {
-    let out = folder();
-    let mut golden = golden::read("bailing_hybrid");
+/// A golden checkpoint with a block behind the last one, of the same kind, and what predicts one more token beside it.
+fn with_numbered(name: &str, norm: &str) -> Golden {
+    let mut golden = golden::read(name);
     let own: Vec<(String, Weights)> = golden
         .checkpoint
         .tensors
@@ -203,11 +201,32 @@ fn that_of_ling_attends_behind_blocks_of_both_kinds() {
         })
         .collect();
     golden.checkpoint.tensors.extend(own);
-    let shapes = [("eh_proj", vec![64, 128]), ("enorm", vec![64]), ("hnorm", vec![64]), ("final_layernorm", vec![64])];
-    for (name, shape) in shapes {
+    for (name, shape) in [("eh_proj", vec![64, 128]), ("enorm", vec![64]), ("hnorm", vec![64]), (norm, vec![64])] {
         let numbers = (0..shape.iter().product::<usize>()).map(|i| (i as f32).sin()).collect();
         golden.checkpoint.tensors.insert(format!("model.layers.3.{name}.weight"), Weights { shape, numbers });
     }
+    golden
+}
+
+/// DeepSeek V3.2's has the number behind the last block's, and an indexer, as llama.cpp wants it.
+#[test]
+fn that_of_deepseek_has_an_indexer() {
+    let out = folder();
+    let golden = with_numbered("deepseek_v32", "shared_head.norm");
+    let file = open_gguf(&made(&golden, out.path(), "model", &["--type", "F32", "--method", "rtn"])).unwrap();
+    assert_eq!(key(&file, "block_count"), Some(Value::U32(4)));
+    assert_eq!(key(&file, "nextn_predict_layers"), Some(Value::U32(1)));
+    let mut wanted = parts(&file, 2);
+    wanted.extend(["eh_proj", "enorm", "hnorm", "shared_head_norm"].map(|part| format!("nextn.{part}.weight")));
+    assert_eq!(parts(&file, 3), wanted);
+    assert!(wanted.contains("indexer.k_norm.bias"), "{wanted:?}");
+}
+
+/// Ling 3's has the number behind the last block's, attends, and its norm has a name of its own in llama.cpp.
+#[test]
+fn that_of_ling_attends_behind_blocks_of_both_kinds() {
+    let out = folder();
+    let golden = with_numbered("bailing_hybrid", "final_layernorm");
     let file = open_gguf(&made(&golden, out.path(), "model", &["--type", "F32", "--method", "rtn"])).unwrap();
     assert_eq!(key(&file, "block_count"), Some(Value::U32(4)));
     assert_eq!(key(&file, "nextn_predict_layers"), Some(Value::U32(1)));

@@ -7,6 +7,7 @@ use common::golden::{self, Golden};
 use common::{folder, llmq, perplexity, refused};
 use llmq::format;
 use llmq::pipeline::weights::open_gguf;
+use serde_json::json;
 use std::path::Path;
 
 const EMBEDDING: &str = "model.embed_tokens.weight";
@@ -147,6 +148,24 @@ fn what_llama_cpp_cannot_load_is_refused_with_that_reason() {
         let model = out.path().join("model");
         checkpoint.write(&model);
         let wanted = [&format!("model_type '{kind}' is not supported")[..], reason];
+        refused(&model, &["--type", "Q8_0", "--method", "rtn"], 1, &wanted);
+    }
+    // Of these it computes what they say of one gate, which the type alone does not tell.
+    for (gate, reason) in [
+        (
+            json!("sigmoid"),
+            "hyper-connections, attention to chosen blocks and a table of n-grams are not supported here",
+        ),
+        (json!("silu"), "the output gate of its gated delta nets is a sigmoid, and output_gate_type, or hidden_act"),
+        (json!(null), "where there is none, says silu"),
+    ] {
+        let out = folder();
+        let Golden { mut checkpoint, .. } = tied();
+        checkpoint.config["model_type"] = "qwen4_exp_text".into();
+        checkpoint.config["output_gate_type"] = gate;
+        let model = out.path().join("model");
+        checkpoint.write(&model);
+        let wanted = ["model_type 'qwen4_exp_text' is not supported", reason];
         refused(&model, &["--type", "Q8_0", "--method", "rtn"], 1, &wanted);
     }
     // What llama.cpp stops at when it runs a file is refused before there is one.

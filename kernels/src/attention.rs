@@ -35,6 +35,8 @@ pub struct Scores {
     pub both_ways: bool,
     /// For each query head the score of nothing: it takes a share of the weights, and adds no value (gpt-oss).
     pub sinks: Vec<f32>,
+    /// Which positions each position sees of those that it could, `[windows · positions, past + positions]`; all where it is empty.
+    pub chosen: Vec<bool>,
 }
 
 impl Scores {
@@ -55,7 +57,7 @@ impl Scores {
 /// or below the diagonal (to the width of a tile) are computed. Products are of [`Precision::Split`].
 ///
 /// # Panics
-/// If the lengths do not fit.
+/// If the lengths do not fit, or nothing is chosen for a position.
 pub fn causal(q: &[f32], k: &[f32], v: &[f32], shape: Shape, how: &Scores, out: &mut [f32]) {
     let Shape { positions, past, heads, kv_heads, d } = shape;
     let (width, kv_width) = (heads * d, kv_heads * d);
@@ -67,6 +69,7 @@ pub fn causal(q: &[f32], k: &[f32], v: &[f32], shape: Shape, how: &Scores, out: 
         "keys, values, output"
     );
     assert_eq!(heads % kv_heads, 0, "query heads per key head");
+    assert!(how.chosen.is_empty() || how.chosen.len() == windows * positions * (past + positions), "chosen positions");
     let tiles: Vec<(usize, usize, &mut [f32])> = out
         .chunks_mut(positions * width)
         .enumerate()
@@ -90,12 +93,67 @@ pub fn causal(q: &[f32], k: &[f32], v: &[f32], shape: Shape, how: &Scores, out: 
                 let own = how.seen(past + first + i, all);
                 row[own.end..].fill(0.0);
                 row[..own.start].fill(0.0);
-                weigh(&mut row[own], how, how.sinks.get(h));
+                match how.chosen.get((w * positions + first + i) * all..) {
+                    None | Some([]) => weigh(&mut row[own], how, how.sinks.get(h)),
+                    Some(chosen) => {
+                        let mut few: Vec<f32> = own.clone().filter(|&u| chosen[u]).map(|u| row[u]).collect();
+                        weigh(&mut few, how, how.sinks.get(h));
+                        let mut few = few.into_iter();
+                        own.for_each(|u| row[u] = if chosen[u] { few.next().unwrap_or_default() } else { 0.0 });
+                    }
+                }
             }
             let weights = View::new(&scores, rows, seen, seen);
             product(Precision::Split, &mut out[h * d..], width, Old::Replaced, 1.0, weights, values);
         }
     });
+}
+
+/// The positions that sparse attention sees, `[windows · positions, past + positions]`: of a position itself and those before it the `top`
+/// with the largest `Σₕ wₕ·relu(qₕ·k)`, of equal ones the first (DeepSeek-AI 2025, "DeepSeek-V3.2", equations 1 and 2).
+///
+/// `q`: `[windows · positions, heads · d]`; `k`: `[windows · (past + positions), d]`, one head for all; `weights`:
+/// `[windows · positions, heads]`. All threads; products are of [`Precision::Single`], as a choice knows no small errors.
+///
+/// # Panics
+/// If the lengths do not fit.
+pub fn choose(q: &[f32], k: &[f32], weights: &[f32], shape: Shape, top: usize) -> Vec<bool> {
+    let Shape { positions, past, heads, kv_heads, d } = shape;
+    let (all, n) = (past + positions, weights.len() / heads);
+    let windows = n / positions;
+    assert_eq!((q.len(), k.len(), kv_heads), (n * heads * d, windows * all * d, 1), "queries, keys, heads of keys");
+    assert_eq!(weights.len(), windows * positions * heads, "weights");
+    let mut chosen = vec![false; n * all];
+    let tiles: Vec<(usize, usize, &mut [bool])> = chosen
+        .chunks_mut(positions * all)
+        .enumerate()
+        .flat_map(|(w, out)| out.chunks_mut(TILE * all).enumerate().map(move |(t, out)| (w, t * TILE, out)))
+        .collect();
+    tiles.into_par_iter().for_each(|(w, first, out)| {
+        let (rows, row) = (out.len() / all, w * positions + first);
+        let seen = past + first + rows;
+        let keys = View::new(&k[w * all * d..], seen, d, d);
+        let mut scores = vec![0.0; rows * seen]; // [rows, seen]
+        let mut sums = vec![0.0; rows * seen]; // [rows, seen]
+        for h in 0..heads {
+            let queries = View::new(&q[(row * heads + h) * d..], rows, d, heads * d);
+            product(Precision::Single, &mut scores, seen, Old::Replaced, 1.0, queries, keys.t());
+            for (i, (sums, scores)) in sums.chunks_mut(seen).zip(scores.chunks(seen)).enumerate() {
+                let weight = weights[(row + i) * heads + h];
+                sums.iter_mut().zip(scores).for_each(|(sum, score)| *sum += weight * score.max(0.0));
+            }
+        }
+        for (i, (out, sums)) in out.chunks_mut(all).zip(sums.chunks(seen)).enumerate() {
+            let own = past + first + i + 1;
+            let mut order: Vec<usize> = (0..own).collect();
+            if own > top {
+                order.select_nth_unstable_by(top, |&a, &b| sums[b].total_cmp(&sums[a]).then(a.cmp(&b)));
+                order.truncate(top);
+            }
+            order.into_iter().for_each(|u| out[u] = true);
+        }
+    });
+    chosen
 }
 
 /// From scores to weights.
@@ -132,7 +190,49 @@ mod tests {
                     check(windows, Shape { positions, past, heads, kv_heads, d }, &how);
                 }
             }
+            for past in [0, 3] {
+                // Each sees itself, and about a third of the others.
+                let all = past + positions;
+                let sees = |i: usize| i % all == past + i / all % positions || i % 3 == 1;
+                let chosen = (0..windows * positions * all).map(sees).collect();
+                check(windows, Shape { positions, past, heads, kv_heads, d }, &Scores { chosen, ..plain.clone() });
+            }
         }
+    }
+
+    #[test]
+    fn the_positions_with_the_largest_scores_are_chosen() {
+        let make = |len: usize, s: f32| -> Vec<f32> { (0..len).map(|i| (i as f32 * s).sin()).collect() };
+        for (windows, positions, past, heads, d, top) in [(2, 7, 0, 3, 4, 2), (1, 150, 5, 4, 8, 40), (1, 1, 9, 1, 2, 4)]
+        {
+            let (n, all) = (windows * positions, past + positions);
+            let (q, k, weights) = (make(n * heads * d, 0.7), make(windows * all * d, 1.3), make(n * heads, 0.4));
+            let chosen = choose(&q, &k, &weights, Shape { positions, past, heads, kv_heads: 1, d }, top);
+            for (row, chosen) in chosen.chunks(all).enumerate() {
+                let (w, now) = (row / positions, past + row % positions);
+                let score = |u: usize| -> f64 {
+                    let of_head = |h: usize| {
+                        let key = &k[(w * all + u) * d..][..d];
+                        let dot: f64 = q[(row * heads + h) * d..].iter().zip(key).map(|(a, b)| f64::from(a * b)).sum();
+                        f64::from(weights[row * heads + h]) * dot.max(0.0)
+                    };
+                    (0..heads).map(of_head).sum()
+                };
+                let (seen, left): (Vec<usize>, Vec<usize>) = (0..=now).partition(|&u| chosen[u]);
+                assert_eq!((seen.len(), chosen[now + 1..].contains(&true)), (top.min(now + 1), false), "row {row}");
+                let least = seen.into_iter().map(score).fold(f64::INFINITY, f64::min);
+                assert!(left.into_iter().all(|u| score(u) <= least + 1e-5), "row {row}");
+            }
+        }
+        // No head has anything to say of any.
+        let nothing = choose(
+            &[1.0; 3],
+            &[-1.0, -2.0, -3.0],
+            &[1.0; 3],
+            Shape { positions: 3, past: 0, heads: 1, kv_heads: 1, d: 1 },
+            2,
+        );
+        assert_eq!(nothing, [true, false, false, true, true, false, true, true, false]);
     }
 
     fn check(windows: usize, shape: Shape, how: &Scores) {
@@ -149,7 +249,10 @@ mod tests {
                     let at = |u: usize| ((w * (past + positions) + u) * kv_heads + kv) * d;
                     let query = &q[((w * positions + t) * heads + h) * d..][..d];
                     let now = past + t;
+                    let left_out =
+                        |u: usize| !how.chosen.is_empty() && !how.chosen[(w * positions + t) * (past + positions) + u];
                     let hidden = |u: usize| match how.both_ways {
+                        _ if left_out(u) => true,
                         false => u > now || how.window.is_some_and(|window| now - u >= window),
                         true => how.window.is_some_and(|window| now.abs_diff(u) > window / 2),
                     };

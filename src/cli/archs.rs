@@ -31,13 +31,19 @@ impl Applies {
             let specs = model.block(i);
             for site in block.sites().filter(|site| block.absorber(*site, model.hidden).is_some()) {
                 let readers = specs.iter().filter(|spec| spec.site() == Some(site));
-                let names: Vec<&str> = readers.filter_map(|spec| spec.gguf.split('.').nth(2)).collect();
+                let names: Vec<&str> = readers.filter_map(|spec| of_block(&spec.gguf)).collect();
                 awq.extend((!names.is_empty()).then(|| names.join(", ")).filter(|names| !awq.contains(names)));
             }
         }
         let experts = model.blocks.iter().flat_map(|block| block.mixers()).any(|mixer| mixer.experts().is_some());
         Applies { awq, obstacle: obstacle(&model), experts }
     }
+}
+
+/// What a tensor of a block is called, without its block and ending.
+fn of_block(name: &str) -> Option<&str> {
+    let part = name.splitn(3, '.').nth(2)?;
+    Some(part.strip_suffix(".weight").unwrap_or(part))
 }
 
 /// The llama.cpp that the tests load a file of every family into.
@@ -61,7 +67,7 @@ pub fn run(args: &Args) -> Result<()> {
         if args.json {
             let fields = json!({
                 "gguf": name, "model_types": types, "models": examples, "gptq": true, "awq": awq, "rotate": obstacle.is_none(),
-                "experts": experts, "why_not_rotate": obstacle,
+                "experts": experts, "why_not_rotate": obstacle, "tested_with": LLAMA_CPP,
             });
             output::json("architecture", fields);
         } else {

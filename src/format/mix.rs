@@ -299,11 +299,19 @@ impl Mix {
     }
 
     /// The better type of a small layer from which a recurrent mixer takes how its state decays and what is written to it and read from
-    /// it; none where `kind` is as good. llama.cpp gives it the base type, but its errors stay in the state from token to token, and eight bits of it
-    /// cost next to nothing.
-    pub fn better_for_states(&self, name: &str, kind: Type) -> Option<Type> {
-        const LAYERS: [&str; 5] =
-            [".ssm_alpha.weight", ".ssm_beta.weight", ".ssm_ba.weight", ".ssm_dt.weight", ".ssm_x.weight"];
+    /// it, or by which an indexer chooses what attention sees; none where `kind` is as good. llama.cpp gives it the base type, but errors
+    /// stay in a state from token to token, what is not chosen is lost, and eight bits of these layers cost next to nothing.
+    pub fn better_for_steering(&self, name: &str, kind: Type) -> Option<Type> {
+        const LAYERS: [&str; 8] = [
+            ".ssm_alpha.weight",
+            ".ssm_beta.weight",
+            ".ssm_ba.weight",
+            ".ssm_dt.weight",
+            ".ssm_x.weight",
+            ".indexer.attn_q_b.weight",
+            ".indexer.attn_k.weight",
+            ".indexer.proj.weight",
+        ];
         let better = by_name("Q8_0").ok()?;
         let concerned = !self.even && kind.is_quantized() && kind.bits() < better.bits();
         (concerned && LAYERS.iter().any(|layer| name.ends_with(layer))).then_some(better)

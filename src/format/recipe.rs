@@ -41,7 +41,7 @@ pub struct Choice {
     pub kind: Type,
     /// The type it should have had, where its rows do not divide into blocks of it.
     pub instead_of: Option<Type>,
-    /// The type that the mix has for it, where a state asks for a better one ([`Mix::better_for_states`]).
+    /// The type that the mix has for it, where a layer that steers others gets a better one ([`Mix::better_for_steering`]).
     pub raised_from: Option<Type>,
     /// Nothing names a type for this tensor but the mix.
     pub free: bool,
@@ -105,7 +105,7 @@ impl Recipe {
             true => self.mix.base,
             false => self.mix.choose(name, columns, shape.len() > 2, facts),
         });
-        let better = self.mix.better_for_states(name, wanted).filter(|_| free && !self.pure);
+        let better = self.mix.better_for_steering(name, wanted).filter(|_| free && !self.pure);
         let (wanted, raised_from) = better.map_or((wanted, None), |better| (better, Some(wanted)));
         let mut kind = wanted;
         while !columns.is_multiple_of(kind.width()) {

@@ -92,6 +92,7 @@ impl Model {
                 let named = |kind: &str| [Some(found.as_str()), inside.as_deref()].contains(&Some(kind));
                 let hint = match UNLOADABLE.into_iter().find(|kind| named(kind)) {
                     Some(_) => "llama.cpp cannot load models of this type yet".into(),
+                    _ if ["qwen4_exp", "qwen4_exp_text"].into_iter().any(named) => qwen4_exp(&text)?,
                     None => match COMPUTED_OTHERWISE.iter().find(|(kind, _)| named(kind)) {
                         Some((_, why)) => format!("llama.cpp computes something else with models of this type: {why}"),
                         None => format!("the supported ones are: {}; encoders are for llmq int8", known.join(", ")),
@@ -296,6 +297,23 @@ const COMPUTED_OTHERWISE: [(&str, &str); 1] = [(
     "their routers give each of a token's two experts a softmax over those alone that come within 2 % of it, nearly always 1, and llama.cpp \
      makes the two weights add up to 1",
 )];
+
+/// Why Qwen3.8-Flash-Next and its like are refused: llama.cpp's graph has no key for the gate, and takes the one that is published.
+fn qwen4_exp(text: &Config) -> Result<String> {
+    let gate = match text.maybe_string("output_gate_type")? {
+        None => text.maybe_string("hidden_act")?.unwrap_or_else(|| "silu".into()),
+        Some(gate) => gate,
+    };
+    Ok(match gate.as_str() {
+        "sigmoid" => "llama.cpp loads models of this type, and its own converter makes files of them; hyper-connections, attention to \
+                      chosen blocks and a table of n-grams are not supported here"
+            .into(),
+        other => format!(
+            "llama.cpp computes something else with this model: the output gate of its gated delta nets is a sigmoid, and \
+             output_gate_type, or hidden_act where there is none, says {other}"
+        ),
+    })
+}
 
 /// Whether two matrices hold the same numbers.
 fn same(checkpoint: &Checkpoint, a: &str, b: &str, shape: &[usize]) -> Result<bool> {

@@ -281,6 +281,7 @@ impl Decoder {
                     scale: self.attention_scale.unwrap_or(1.0 / (self.head_dim as f32).sqrt()),
                     temperature: None,
                     rope: self.rope.clone(),
+                    indexer: None,
                     eps: self.norm_eps,
                 },
             ),

@@ -301,6 +301,12 @@ mod tests {
                 close(&ours, &portable::attention(x, &k, &v, shape, &how).unwrap());
             }
         }
+        for (x, shape) in [(&x, whole), (&x.narrow(0, 7, 10).unwrap(), last)] {
+            let sees = |i: usize| i % 12 == shape.past + i / 12 % shape.positions || i.is_multiple_of(5);
+            let how = Scores { chosen: (0..x.dim(0).unwrap() * 12).map(sees).collect(), ..plain.clone() };
+            let ours = attention(x, &k, &v, shape, &how).unwrap();
+            close(&ours, &portable::attention(x, &k, &v, shape, &how).unwrap());
+        }
     }
 
     #[test]

@@ -157,9 +157,9 @@ fn rows_that_do_not_divide_fall_back_and_say_so() {
 }
 
 #[test]
-fn layers_that_steer_a_state_keep_eight_bits_in_every_mix() {
+fn layers_that_steer_others_keep_eight_bits_in_every_mix() {
     let shape = [48, 512];
-    for part in ["ssm_alpha", "ssm_beta", "ssm_ba"] {
+    for part in ["ssm_alpha", "ssm_beta", "ssm_ba", "indexer.attn_q_b", "indexer.attn_k", "indexer.proj"] {
         let name = format!("blk.1.{part}.weight");
         let choose = |recipe: &mut Recipe| recipe.choose(&name, &shape, &facts()).unwrap();
         for mix in all().filter(|mix| mix.base.is_quantized()) {

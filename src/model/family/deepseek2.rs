@@ -194,7 +194,7 @@ pub(super) fn read(architecture: &'static dyn Architecture, config: &Config) -> 
     model.rope = Some(rope);
     model.attention_scale = Some(scale);
     model.latent = Some(latent);
-    let sigmoid = ["deepseek_v3", "glm4_moe_lite"].contains(&config.string("model_type")?.as_str());
+    let sigmoid = ["deepseek_v3", "deepseek_v32", "glm4_moe_lite"].contains(&config.string("model_type")?.as_str());
     let of_shared = config.maybe_size("n_shared_experts")?.unwrap_or(0);
     model.experts = None;
     if let Some(count) = config.maybe_size("n_routed_experts")? {

@@ -34,6 +34,7 @@ architectures! {
     gpt_neox: GptNeoX;
     gpt_oss: GptOss;
     deepseek2: DeepSeek2, Glm4MoeLite;
+    deepseek32: DeepSeek32;
     olmoe: Olmoe;
     seed_oss: SeedOss;
     ernie4_5: Ernie45, Ernie45Moe;

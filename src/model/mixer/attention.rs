@@ -301,6 +301,7 @@ impl Mix for Attention {
             window: self.window,
             both_ways: self.both_ways,
             sinks: if self.sinks { layers.weight(Part::SINKS).to_vec1()? } else { Vec::new() },
+            chosen: Vec::new(),
         };
         if self.both_ways && at.state.is_some() {
             return Err(layers.missing("the positions that follow, which this model sees, too"));

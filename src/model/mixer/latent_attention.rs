@@ -1,5 +1,7 @@
 //! Attention whose keys and values come out of one narrow vector per token (DeepSeek-AI 2024, section 2.1).
 
+pub mod indexer;
+
 use super::attention::Temperature;
 use super::{At, Cost, Memory, Mix, Place};
 use crate::error::Result;
@@ -10,6 +12,7 @@ use crate::model::part::{BlockTensor, Part, Reads};
 use crate::model::rope::Rope;
 use crate::model::states::MixerState;
 use candle_core::{Device, Tensor};
+use indexer::Indexer;
 use llmq_kernels::attention::{Scores, Shape};
 
 impl Part {
@@ -56,6 +59,8 @@ pub struct LatentAttention {
     pub temperature: Option<Temperature>,
     /// Rotary embedding of the part that is turned.
     pub rope: Option<Rope>,
+    /// What chooses the positions that each position sees; they are all seen without it.
+    pub indexer: Option<Indexer>,
     /// The ε of its norms.
     pub eps: f32,
 }
@@ -94,6 +99,9 @@ impl Mix for LatentAttention {
         if self.gate {
             tensors.push(BlockTensor::linear(Part::ATTN_GATE, "self_attn.g_proj", &[self.heads, hidden], input));
         }
+        if let Some((indexer, query)) = self.indexer.zip(self.query) {
+            tensors.extend(indexer.tensors(hidden, query));
+        }
         let o = [hidden, self.heads * self.value];
         tensors.push(BlockTensor::linear(Part::O, "self_attn.o_proj", &o, Reads::Site(Place::Inner)));
         tensors
@@ -107,9 +115,13 @@ impl Mix for LatentAttention {
         let LatentAttention { heads, head_dim: d, latent, turned, value, .. } = *self;
         let (still, precision) = (d - turned, layers.frame().precision());
         let norm = |part: Part, x: &Tensor| ops::norm(Norm::Rms, x, layers.weight(part), None, self.eps);
-        let q = match self.query {
+        let narrow = match self.query {
+            None => None,
+            Some(_) => Some(norm(Part::Q_A_NORM, &layers.linear(Part::Q_A, x)?)?),
+        };
+        let q = match &narrow {
             None => layers.linear(Part::Q, x)?,
-            Some(_) => layers.linear(Part::Q_B, &norm(Part::Q_A_NORM, &layers.linear(Part::Q_A, x)?)?)?,
+            Some(narrow) => layers.linear(Part::Q_B, narrow)?,
         };
         let both = layers.linear(Part::KV_A, x)?; // [n, latent + turned]
         let n = both.dim(0)?;
@@ -148,7 +160,11 @@ impl Mix for LatentAttention {
             Some(state) => state.extended(k, v)?,
             None => (k, v),
         };
-        let scores = Scores { scale: self.scale, ..Scores::default() };
+        let chosen = match self.indexer.zip(narrow.as_ref()) {
+            Some((indexer, narrow)) => indexer.chosen(layers, (x, narrow), self.rope.as_ref(), &positions, at)?,
+            None => Vec::new(),
+        };
+        let scores = Scores { scale: self.scale, chosen, ..Scores::default() };
         let shape = Shape { positions: positions.len(), past: positions.start, heads, kv_heads: heads, d };
         let mut q = q.reshape((n, heads * d))?.contiguous()?;
         if let Some(temperature) = self.temperature {
@@ -175,14 +191,16 @@ impl Mix for LatentAttention {
     }
 
     fn state(&self, capacity: usize, device: &Device) -> Result<MixerState> {
-        MixerState::keys_values(capacity, self.heads * self.head_dim, device)
+        let numbers = self.indexer.map(|indexer| indexer.state(capacity)).unwrap_or_default();
+        Ok(MixerState { numbers, ..MixerState::keys_values(capacity, self.heads * self.head_dim, device)? })
     }
 
     fn memory(&self) -> Memory {
         // What all heads share, unless one layer makes the keys and values of each; their values are a part of their keys.
         let per_position =
             if self.joined { self.heads * (self.head_dim + self.value) } else { self.latent + self.turned };
-        Memory { per_position, ..Memory::default() }
+        let of_indexer = self.indexer.map_or(0, |indexer| indexer.head_dim);
+        Memory { per_position: per_position + of_indexer, ..Memory::default() }
     }
 
     fn cost(&self) -> Cost {

@@ -88,6 +88,10 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, shape: Windows, how: &Score
     let mask: Vec<f32> = (0..positions * seen).map(|i| if sees(i) { 0.0 } else { f32::NEG_INFINITY }).collect();
     let mask = Tensor::from_vec(mask, (positions, seen), q.device())?.to_dtype(DType::F32)?;
     let mut scores = scores.broadcast_add(&mask)?;
+    if !how.chosen.is_empty() {
+        let mask: Vec<f32> = how.chosen.iter().map(|&sees| if sees { 0.0 } else { f32::NEG_INFINITY }).collect();
+        scores = scores.broadcast_add(&Tensor::from_vec(mask, (windows, 1, positions, seen), q.device())?)?;
+    }
     if !how.sinks.is_empty() {
         let sinks = Tensor::from_slice(&how.sinks, (1, heads, 1, 1), q.device())?;
         let sinks = sinks.expand((windows, heads, positions, 1))?.contiguous()?;

@@ -24,16 +24,21 @@ pub struct Planned {
     pub free: bool,
 }
 
+/// What a tensor of a block is called, without its block and ending.
+fn part(name: &str) -> Option<&str> {
+    name.strip_prefix("blk.")?.split_once('.')?.1.strip_suffix(".weight")
+}
+
 /// What is said of the layers that get better types than the mix has for them, if there are some.
 pub(super) fn states_note(tensors: &[Planned]) -> Option<String> {
     let raised: Vec<&Planned> = tensors.iter().filter(|tensor| tensor.raised_from.is_some()).collect();
     let (first, kind) = raised.first().map(|tensor| (tensor.raised_from, tensor.kind))?;
     let cost: u64 = raised.iter().filter_map(|tensor| tensor.raised_cost()).sum();
-    let mut parts: Vec<&str> = raised.iter().filter_map(|tensor| tensor.spec.gguf.split('.').nth(2)).collect();
+    let mut parts: Vec<&str> = raised.iter().filter_map(|tensor| part(&tensor.spec.gguf)).collect();
     parts.sort_unstable();
     parts.dedup();
     Some(format!(
-        "{} of all blocks ({} small layers that steer the state of recurrent mixers) get {} instead of {}, unless --pure or \
+        "{} of all blocks ({} small layers that steer the state of recurrent mixers, or choose what attention sees) get {} instead of {}, unless --pure or \
          --tensor-type says otherwise; that costs {cost} bytes",
         parts.join(", "),
         raised.len(),
