@@ -29,7 +29,9 @@ pub mod per_layer;
 pub mod pooling;
 pub mod rope;
 pub mod rotation;
+mod sharing;
 pub mod states;
+pub mod streams;
 mod tensors;
 
 use crate::error::Result;
@@ -45,6 +47,7 @@ pub use mapping::TensorMapping;
 use mixer::{Attention, Mixer};
 pub use part::{BlockTensor, Kind, Part, Reads, RowOrder, Site, TensorRole};
 use per_layer::PerLayer;
+use streams::Streams;
 pub use tensors::TensorSpec;
 
 /// A family of checkpoints.
@@ -218,6 +221,8 @@ pub struct Model {
     pub positions: bool,
     /// Tokens have an embedding for each block, too.
     pub per_layer: Option<PerLayer>,
+    /// There are several residual streams.
+    pub streams: Option<Streams>,
     /// By what logits are multiplied.
     pub logit_scale: f32,
     /// Logits stay below this.
@@ -263,7 +268,7 @@ impl Model {
         })
     }
 
-    /// Numbers for each token that go along with the stream at the end, once all blocks have kept theirs.
+    /// Numbers for each token that blocks keep for later ones.
     pub fn kept_columns(&self) -> usize {
         self.blocks.iter().flat_map(|block| block.mixers()).map(|mixer| mixer.kept_columns()).sum()
     }

@@ -1,6 +1,6 @@
 //! Every tensor of a model: its names, its shape, and what it is for.
 
-use super::mapping::TensorMapping;
+use super::mapping::{Pick, TensorMapping};
 use super::part::{BlockTensor, Kind, Part, Reads, RowOrder, Site, TensorRole};
 use super::{Model, per_layer::PerLayer};
 
@@ -92,6 +92,7 @@ impl Model {
         let mut head = vec![self.embedding()];
         head.extend(self.position_embedding());
         head.extend(self.per_layer_tensors());
+        head.extend(self.stream_tensors());
         head
     }
 
@@ -114,13 +115,21 @@ impl Model {
 
     /// What makes the embeddings of tokens for each block.
     pub fn per_layer_tensors(&self) -> Vec<TensorSpec> {
-        let Some(PerLayer { width, .. }) = self.per_layer else { return Vec::new() };
+        let Some(PerLayer { width, rows, .. }) = self.per_layer else { return Vec::new() };
         let all = self.blocks.len() * width;
         let tensor = |part: Part, source: &str, shape: Vec<usize>| {
             self.outside(source, part.0, shape, TensorRole::PerLayer(part))
         };
+        let embedding = tensor(Part::PER_LAYER_TOKEN_EMBD, "model.embed_tokens_per_layer", vec![self.vocab, all]);
+        let mapping = match rows < self.vocab {
+            true => {
+                Pick::Rows { rows: (0..self.vocab).map(|row| if row < rows { row } else { 0 }).collect(), of: rows }
+                    .into()
+            }
+            false => embedding.mapping.clone(),
+        };
         vec![
-            tensor(Part::PER_LAYER_TOKEN_EMBD, "model.embed_tokens_per_layer", vec![self.vocab, all]),
+            TensorSpec { mapping, ..embedding },
             tensor(Part::PER_LAYER_MODEL_PROJ, "model.per_layer_model_projection", vec![all, self.hidden]),
             tensor(Part::PER_LAYER_PROJ_NORM, "model.per_layer_projection_norm", vec![width]),
         ]
@@ -168,7 +177,8 @@ impl Model {
     pub fn block(&self, i: usize) -> Vec<TensorSpec> {
         let block = &self.blocks[i];
         let mut tensors = Vec::new();
-        for (half, tensor) in block.tensors(self.hidden) {
+        let of_streams = self.streams.iter().flat_map(|streams| streams.tensors(self.hidden)).map(|tensor| (0, tensor));
+        for (half, tensor) in block.tensors(self.hidden).into_iter().chain(of_streams) {
             tensors.push(self.block_tensor(i, half, &tensor, Kind::Weight));
             if tensor.bias {
                 tensors.push(self.block_tensor(i, half, &tensor, Kind::Bias));
@@ -177,7 +187,7 @@ impl Model {
         tensors
     }
 
-    fn block_tensor(&self, i: usize, half: usize, tensor: &BlockTensor, kind: Kind) -> TensorSpec {
+    pub(super) fn block_tensor(&self, i: usize, half: usize, tensor: &BlockTensor, kind: Kind) -> TensorSpec {
         let architecture = self.architecture;
         let name = architecture.gguf_name(tensor.part);
         let ending = if kind == Kind::Bias { kind.suffix() } else { architecture.ending(tensor) };
@@ -221,7 +231,7 @@ impl Model {
         }
     }
 
-    fn outside(&self, source: &str, gguf: &str, shape: Vec<usize>, role: TensorRole) -> TensorSpec {
+    pub(super) fn outside(&self, source: &str, gguf: &str, shape: Vec<usize>, role: TensorRole) -> TensorSpec {
         let source = self.named(format!("{source}.weight"));
         let mapping = self.multiplied(role, TensorMapping::AS_IS);
         TensorSpec { mapping, ..TensorSpec::plain(source, format!("{gguf}.weight"), shape, role) }

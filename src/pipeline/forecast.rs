@@ -199,7 +199,7 @@ impl<'a> Job<'a> {
     /// Bytes on the disk, beside the output, while the run is at work: the streams of the calibration windows, twice.
     pub fn scratch(&self) -> u64 {
         let tokens = self.tokens();
-        let hidden = self.model().map_or(0, |model| (model.hidden + model.kept_columns()) as u64);
+        let hidden = self.model().map_or(0, |model| model.state_columns() as u64);
         2 * (tokens.all + tokens.compared) * hidden * stream::WIDTH as u64
     }
 

@@ -67,7 +67,7 @@ pub fn measure(
         let norm = LastNorm::new(model, |spec| loaded.read(spec))?;
         let mut squares = Squares::new(model.hidden);
         for states in &batches {
-            squares.add(&norm.apply(&states.h)?).context(|| "the last norm".into())?;
+            squares.add(&norm.apply(states)?).context(|| "the last norm".into())?;
         }
         imatrix.entries.insert(model.output().gguf, entry(&squares));
     }
