@@ -47,7 +47,8 @@ NET = dict(linear_num_key_heads=2, linear_num_value_heads=6, linear_key_head_dim
 QUARTER = dict(rope_type="default", rope_theta=1e6, partial_rotary_factor=0.25)
 SECTIONS = dict(**QUARTER, mrope_section=[2, 1, 1], mrope_interleaved=True)
 NET_MOE = dict(moe_intermediate_size=32, num_experts=4, num_experts_per_tok=2, shared_expert_intermediate_size=64)
-GEMMA3N = usual(head_dim=32, sliding_window=8, laurel_rank=64, hidden_size_per_layer_input=256)
+# Wide, because llama.cpp divides by one less than the numbers of a gate.
+GEMMA3N = usual(head_dim=32, sliding_window=8, laurel_rank=64, hidden_size_per_layer_input=256, intermediate_size=1024)
 GEMMA4 = usual(head_dim=32, global_head_dim=64, sliding_window=8, final_logit_softcapping=30.0, hidden_size_per_layer_input=0,
                rope_parameters=dict(sliding_attention=dict(rope_type="default", rope_theta=10000.0),
                                     full_attention=dict(rope_type="proportional", rope_theta=1e6, partial_rotary_factor=0.25)))
@@ -275,7 +276,7 @@ def spread(kind, name, shape):
         return 0.0, 0.3
     columns = shape[0] if kind == "gpt2" else shape[-1]
     if name.endswith("_coefs.weight"):
-        return 0.0, 0.25
+        return 0.0, 0.1
     if "modality_router" in name:
         # It reads numbers that are divided by so many.
         return 0.0, float(np.float32(np.sqrt(3.0 * columns)))
