@@ -159,6 +159,7 @@ MODELS = {
                                  "activation_sparsity_pattern": [0.95] * 4, "vocab_size_per_layer_input": VOCAB}),
     "gemma3n-shared": ("gemma3n_text", {**GEMMA3N, "num_hidden_layers": 22, "layer_types": kinds("ssssf" * 4 + "sf"),
                                         "num_kv_shared_layers": 2, "vocab_size_per_layer_input": VOCAB - 48}),
+    "hrm_text": ("hrm_text", usual(head_dim=32, H_cycles=2, L_cycles=2, embedding_scale=3.0)),
     "cohere": ("cohere", usual(logit_scale=0.5)),
     "cohere2": ("cohere2", usual(logit_scale=0.5, sliding_window=16, num_hidden_layers=4)),
     "cohere2_moe": ("cohere2_moe", usual(head_dim=32, logit_scale=0.5, sliding_window=16, num_hidden_layers=5, first_k_dense_replace=1,
@@ -432,6 +433,12 @@ def gemma3n(get):
             **({} if local == usual else {"attention.sliding_window_pattern": local})}
 
 
+def hrm_text(get):
+    return {"attention.head_count_kv": get("num_attention_heads"), "embedding_scale": get("embedding_scale"),
+            "hrm.layers_per_stack": get("num_layers_per_stack"), "hrm.h_cycles": get("H_cycles"), "hrm.l_cycles": get("L_cycles"),
+            "hrm.prefix_lm": get("prefix_lm")}
+
+
 def scaled(get):
     return {"logit_scale": float(get("logit_scale")), "rope.scaling.type": "none"}
 
@@ -519,7 +526,7 @@ OF_KIND = {"cohere": scaled, "cohere2": lambda get: {**windowed(get), **scaled(g
            "llama4_text": llama4, "minimax_m2": lambda get: {"expert_gating_func": 2}, "hy_v3": hy_v3, "granite_swa": granite_swa,
            "nemotron": lambda get: {"rope.scaling.type": "none"}, "mellum": windowed, "dots1": grouped, "exaone_moe": exaone_moe,
            "minicpm3": minicpm3, "falcon": falcon, "solar_open": grouped, "sarvam_moe": sarvam_moe,
-           "gemma3n_text": gemma3n, "mimo_v2_flash": mimo2, "bailing_hybrid": bailing_moe3}
+           "gemma3n_text": gemma3n, "hrm_text": hrm_text, "mimo_v2_flash": mimo2, "bailing_hybrid": bailing_moe3}
 
 
 def recurrent_keys(kind, get):

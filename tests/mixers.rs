@@ -148,9 +148,17 @@ fn kl(file: &Path, original: &Path) -> f64 {
 #[test]
 fn a_window_does_not_see_the_one_before_it() {
     const LENGTH: usize = 80;
-    for name in
-        ["qwen3_5", "qwen3_next", "gemma4", "gemma4_e2b", "gemma4_moe", "gemma3n", "mimo_v2_flash", "bailing_hybrid"]
-    {
+    for name in [
+        "qwen3_5",
+        "qwen3_next",
+        "gemma4",
+        "gemma4_e2b",
+        "gemma4_moe",
+        "gemma3n",
+        "mimo_v2_flash",
+        "hrm_text",
+        "bailing_hybrid",
+    ] {
         let out = folder();
         golden::read(name).checkpoint.write(out.path());
         let loaded = LoadedModel::open(out.path(), None).unwrap();
@@ -304,6 +312,27 @@ fn an_interrupted_run_goes_on_to_the_same_bytes() {
         assert!(run.lines("resumed")[0]["finished_blocks"].as_u64().unwrap() > 0, "{name}");
         assert!(std::fs::read(&resumed).unwrap() == std::fs::read(&whole).unwrap(), "{name}");
     }
+}
+
+/// An importance matrix has what they see each time, and a method that would see the first time alone is refused.
+#[test]
+fn blocks_that_run_several_times_are_measured_each_time() {
+    let out = folder();
+    let model = written("hrm_text", out.path());
+    let [file, measured] = ["out.gguf", "measured.gguf"].map(|name| out.path().join(name));
+    let options = [&WINDOWS[..], &["--type", "Q4_0", "--method", "auto"]].concat();
+    let refused = llmq!["quantize", &model, "-o", &file; options];
+    assert!(refused.code == Some(1) && refused.stderr.contains("runs its blocks several times"), "{}", refused.stderr);
+    llmq!["imatrix", &model, "-o", &measured; FEW].ok();
+    let entries = Imatrix::read(&measured).unwrap().entries;
+    // Two stacks of two blocks; the low one runs four times, the high one twice.
+    let tokens = |name: &str| entries[name].counts[0];
+    assert_eq!(entries.len(), 4 * 8);
+    assert_eq!(tokens("blk.0.attn_q.weight"), 2.0 * tokens("blk.3.ffn_down.weight"));
+    llmq!["quantize", &model, "-o", &file, "--type", "Q4_0", "--method", "rtn", "--imatrix", &measured].ok();
+    assert_eq!(rounded(&file).len(), 4 * 8);
+    let how = [&FEW[..], &["--layers=2", "--json", "--reference", model.to_str().unwrap()]].concat();
+    assert_eq!(llmq!["eval", &file; how].ok().lines("layer").len(), 12 + 2);
 }
 
 /// Layers that steer a state keep eight bits, which is said once with what it costs.

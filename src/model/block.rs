@@ -2,7 +2,7 @@
 
 use super::TensorSpec;
 use super::frame::Frame;
-use super::half::{HalfConfig, NormConfig};
+use super::half::{HalfConfig, Norm, NormConfig};
 use super::layers::Layers;
 use super::matrix::{Matrix, OnTheFly, Rows};
 use super::mixer::experts::{Experts, Routed};
@@ -163,6 +163,9 @@ impl<'a> Block<'a> {
     }
 
     fn norm(&self, norm: &NormConfig, x: &Tensor) -> Result<Tensor> {
+        if norm.kind == Norm::Bare {
+            return Ok(ops::bare_norm(x, norm.eps)?);
+        }
         let bias = self.tensors.get(&(norm.part, Kind::Bias));
         Ok(ops::norm(norm.kind, x, self.weight(norm.part), bias, norm.eps)?)
     }
@@ -187,8 +190,12 @@ impl<'a> Block<'a> {
     }
 
     /// What is in front of a half and of the block, as the halves of the block see it: the block begins by predicting its streams where
-    /// the model has several.
+    /// the model has several, and by adding what two stacks have come to where these take turns.
     fn begun(&self, half: usize, states: &States, before: &States) -> Result<(States, States)> {
+        if let (Some(looped), 0) = (&self.frame.model.looped, half) {
+            let begun = looped.begun(self.index, states)?;
+            return Ok((begun.clone(), begun));
+        }
         match &self.frame.model.streams {
             Some(streams) if half == 0 || self.config(half).looks_back() => {
                 let before = streams.predicted(self, before)?;

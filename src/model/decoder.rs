@@ -333,6 +333,7 @@ impl Decoder {
             positions: self.positions,
             per_layer: None,
             streams: None,
+            looped: None,
             logit_scale: self.logit_scale,
             logit_cap: self.logit_cap,
             tied: self.tied,
@@ -341,6 +342,7 @@ impl Decoder {
             renamed: ("", ""),
             embedding_source: None,
             output_source: None,
+            joined: false,
             expert_layout: ExpertLayout::Usual,
             factors: Vec::new(),
         }

@@ -1,11 +1,12 @@
 //! What comes before the first block: embedded tokens.
 
+use super::looped::Looped;
 use super::per_layer::FileRows;
 use super::states::States;
 use super::streams::StreamLayers;
 use super::{Model, Part};
 use crate::error::Result;
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 
 /// From rows of the embedding to the residual stream in front of the first block.
 pub struct Embedding<'a> {
@@ -13,6 +14,8 @@ pub struct Embedding<'a> {
     /// `[context, hidden]`.
     positions: Option<Vec<f32>>,
     streams: Option<StreamLayers>,
+    /// What the low one of two stacks begins with, `[hidden]`.
+    low: Option<Tensor>,
 }
 
 impl<'a> Embedding<'a> {
@@ -24,7 +27,9 @@ impl<'a> Embedding<'a> {
         let spec = model.position_embedding();
         let positions = spec.map(|spec| read(&spec, 0..positions.min(spec.shape[0]))).transpose()?;
         let streams = StreamLayers::new(model, Part::ALTUP_PROJ, |spec| read(spec, 0..spec.rows()))?;
-        Ok(Embedding { model, positions, streams })
+        let low = model.low_state().map(|spec| read(&spec, 0..1)).transpose()?;
+        let low = low.map(|low| Tensor::from_vec(low, model.hidden, &Device::Cpu)).transpose()?;
+        Ok(Embedding { model, positions, streams, low })
     }
 
     /// The states in front of the first block, without what is made for each block. `h`: the stream, `[windows · positions, hidden]`.
@@ -32,6 +37,9 @@ impl<'a> Embedding<'a> {
     /// # Errors
     /// Shapes that do not fit.
     pub fn states(&self, h: Tensor) -> Result<States> {
+        if let Some(low) = &self.low {
+            return Looped::start(h, low);
+        }
         let others = self.streams.as_ref().map(|streams| streams.spread(&h)).transpose()?;
         Ok(States { others, ..States::new(h) })
     }

@@ -13,6 +13,8 @@ pub enum Norm {
     Layer,
     /// `x · gain`.
     Gain,
+    /// `x / rms(x)`.
+    Bare,
 }
 
 /// A norm of the residual stream, or of what is added to it.
@@ -80,7 +82,7 @@ impl HalfConfig {
     /// Its tensors, in file order. A norm that an earlier half has, too, is among them.
     fn tensors(&self, hidden: usize) -> Vec<BlockTensor> {
         let norm = |norm: &NormConfig| BlockTensor::new(norm.part, norm.source, &[hidden]).bias(norm.bias);
-        let mut tensors: Vec<BlockTensor> = self.norm.iter().map(norm).collect();
+        let mut tensors: Vec<BlockTensor> = self.norm.iter().filter(|norm| norm.kind != Norm::Bare).map(norm).collect();
         tensors.extend(self.mixer.tensors(hidden));
         tensors.extend(self.post_norm.iter().map(norm));
         tensors.extend(self.output_scale.map(|part| BlockTensor::new(part, "layer_scalar", &[1]).bare("weight")));
@@ -130,7 +132,7 @@ impl BlockConfig {
             Place::Inner => half.mixer.absorber(),
             Place::Input => {
                 // The layers of two halves would have to agree on a norm's factors.
-                let norm = half.norm?.part;
+                let norm = half.norm.filter(|norm| norm.kind != Norm::Bare)?.part;
                 let readers = self.halves.iter().filter(|half| half.reads_through(norm)).count();
                 (readers == 1 && half.mixer.may_scale_input() && !half.adds_input)
                     .then(|| Absorber::of(norm, 0..hidden))

@@ -27,7 +27,7 @@ impl LastNorm {
     /// # Errors
     /// The tensor is missing or damaged.
     pub fn new(model: &Model, mut read: impl FnMut(&TensorSpec) -> Result<Vec<f32>>) -> Result<LastNorm> {
-        let (mut gain, mut bias) = (Vec::new(), None);
+        let (mut gain, mut bias) = (vec![1.0; model.hidden], None);
         for spec in model.output_norm() {
             match spec.role {
                 TensorRole::Norm(Kind::Bias) => bias = Some(read(&spec)?),

@@ -108,6 +108,11 @@ pub fn rms_norm(x: &Tensor, gain: &Tensor, eps: f32) -> Result<Tensor> {
     if x.device().is_cpu() { x.apply_op2_no_bwd(gain, &RmsNorm(eps)) } else { portable::rms_norm(x, gain, eps) }
 }
 
+/// The same without a gain.
+pub fn bare_norm(x: &Tensor, eps: f32) -> Result<Tensor> {
+    rms_norm(x, &Tensor::ones(x.dim(D::Minus1)?, x.dtype(), x.device())?, eps)
+}
+
 struct LayerNorm(f32);
 
 impl CustomOp3 for LayerNorm {
@@ -134,6 +139,7 @@ impl CustomOp3 for LayerNorm {
 pub fn norm(kind: Norm, x: &Tensor, gain: &Tensor, bias: Option<&Tensor>, eps: f32) -> Result<Tensor> {
     match (kind, bias) {
         (Norm::Gain, _) => x.broadcast_mul(gain),
+        (Norm::Bare, _) => bare_norm(x, eps),
         (Norm::Rms, _) => rms_norm(x, gain, eps),
         (Norm::Layer, Some(bias)) if x.device().is_cpu() => x.apply_op3_no_bwd(gain, bias, &LayerNorm(eps)),
         (Norm::Layer, Some(bias)) => portable::layer_norm(x, gain, bias, eps),

@@ -114,7 +114,11 @@ impl Model {
 
     /// Numbers for each token of the other streams.
     pub fn other_columns(&self) -> usize {
-        self.streams.map_or(0, |streams| (streams.count - 1) * self.hidden)
+        match (self.streams, self.looped) {
+            (Some(streams), _) => (streams.count - 1) * self.hidden,
+            (None, Some(_)) => self.hidden,
+            (None, None) => 0,
+        }
     }
 
     /// What makes several streams of one, and one of several.

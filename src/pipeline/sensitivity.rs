@@ -84,10 +84,10 @@ pub fn measure(
     let mut clean = States::cat(&batches)?.first(extent.probed * extent.length)?;
     walk.probe_embedding(&clean)?;
     walk.probe_per_layer(&clean)?;
-    for (i, tensors) in plan.blocks().enumerate() {
+    for i in 0..model.blocks.len() {
         let mut block = Block::new(&frame, i);
-        for tensor in tensors.iter().filter(|t| t.spec.role != TensorRole::Other) {
-            block.set(&tensor.spec, plan.source.read(&tensor.spec)?)?;
+        for spec in model.block(i) {
+            block.set(&spec, plan.source.read(&spec)?)?;
         }
         walk.block(&mut block, i, &mut clean, &mut batches).context(|| format!("block {i}"))?;
         progress(i + 1, model.blocks.len() + 1);

@@ -40,6 +40,7 @@ architectures! {
     ernie4_5: Ernie45, Ernie45Moe;
     hunyuan: HunyuanDense, HunyuanMoe;
     arcee: Arcee;
+    hrm_text: HrmText;
     muse_glimmer: MuseGlimmer;
     lfm2: Lfm2, Lfm2Moe;
     glm4_moe: Glm4Moe;
