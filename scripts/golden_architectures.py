@@ -47,6 +47,8 @@ NET = dict(linear_num_key_heads=2, linear_num_value_heads=6, linear_key_head_dim
 QUARTER = dict(rope_type="default", rope_theta=1e6, partial_rotary_factor=0.25)
 SECTIONS = dict(**QUARTER, mrope_section=[2, 1, 1], mrope_interleaved=True)
 NET_MOE = dict(moe_intermediate_size=32, num_experts=4, num_experts_per_tok=2, shared_expert_intermediate_size=64)
+# Wide, because llama.cpp divides by one less than the numbers of a gate.
+GEMMA3N = usual(head_dim=32, sliding_window=8, laurel_rank=64, hidden_size_per_layer_input=256, intermediate_size=1024)
 GEMMA4 = usual(head_dim=32, global_head_dim=64, sliding_window=8, final_logit_softcapping=30.0, hidden_size_per_layer_input=0,
                rope_parameters=dict(sliding_attention=dict(rope_type="default", rope_theta=10000.0),
                                     full_attention=dict(rope_type="proportional", rope_theta=1e6, partial_rotary_factor=0.25)))
@@ -157,6 +159,11 @@ MODELS = {
                                    "use_double_wide_mlp": True}),
     "gemma4_moe": ("gemma4_text", {**GEMMA4, **SHARED_KEYS, "num_hidden_layers": 2, "layer_types": kinds("sf"), "enable_moe_block": True,
                                    "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 32}),
+    "gemma3n": ("gemma3n_text", {**GEMMA3N, "num_hidden_layers": 4, "layer_types": kinds("ssfs"), "num_kv_shared_layers": 0,
+                                 "activation_sparsity_pattern": [0.95] * 4, "vocab_size_per_layer_input": VOCAB}),
+    "gemma3n-shared": ("gemma3n_text", {**GEMMA3N, "num_hidden_layers": 22, "layer_types": kinds("ssssf" * 4 + "sf"),
+                                        "num_kv_shared_layers": 2, "vocab_size_per_layer_input": VOCAB - 48}),
+    "hrm_text": ("hrm_text", usual(head_dim=32, H_cycles=2, L_cycles=2, embedding_scale=3.0)),
     "cohere": ("cohere", usual(logit_scale=0.5)),
     "cohere2": ("cohere2", usual(logit_scale=0.5, sliding_window=16, num_hidden_layers=4)),
     "cohere2_moe": ("cohere2_moe", usual(head_dim=32, logit_scale=0.5, sliding_window=16, num_hidden_layers=5, first_k_dense_replace=1,
@@ -264,12 +271,20 @@ def spread(kind, name, shape):
         return {"A_log": (0.7, 0.7), "dt_bias": (0.0, 0.5), "layer_scalar": (0.8, 0.1)}[last]
     if not shape:
         return {"beta": (0.5, 0.1), "eps": (-1e-6, 0.0)}[last]
+    if kind == "gemma3n_text" and "post_" in name:
+        # Of many blocks each adds a little, so that rounding does not grow from block to block.
+        return 0.25, 0.05
     if len(shape) == 1:
         above_one = kind in ("gemma", "gemma2", "gemma3_text") or kind.startswith(("qwen3_5", "qwen3_next", "nemotron"))
         return (0.0 if above_one and "linear_attn" not in name else 1.0), 0.2
     if VOCAB in shape or "wpe" in name:
         return 0.0, 0.3
     columns = shape[0] if kind == "gpt2" else shape[-1]
+    if name.endswith("_coefs.weight"):
+        return 0.0, 0.1
+    if "modality_router" in name:
+        # It reads numbers that are divided by so many.
+        return 0.0, float(np.float32(np.sqrt(3.0 * columns)))
     sharp = any(part in name for part in ["q_proj", "k_proj", "qkv", "c_attn", "query_key_value"])
     return 0.0, float(np.float32((2.5 if sharp else 1.0) * np.sqrt(3.0 / columns)))
 
@@ -279,7 +294,7 @@ ARCHITECTURES = {"mistral": "llama", "mixtral": "llama", "qwen2_moe": "qwen2moe"
                  "gpt_oss": "gpt-oss", "gpt_neox": "gptneox", "deepseek_v2": "deepseek2", "deepseek_v3": "deepseek2", "deepseek_v32": "deepseek32",
                  "internlm3": "llama", "ministral3": "mistral3", "qwen2_vl": "qwen2vl", "qwen2_5_vl": "qwen2vl", "qwen3_vl": "qwen3vl",
                  "qwen3_5": "qwen35", "qwen3_5_text": "qwen35", "qwen3_5_moe": "qwen35moe", "qwen3_5_moe_text": "qwen35moe",
-                 "qwen3_next": "qwen3next", "exaone_moe": "exaone-moe", "sarvam_moe": "bailingmoe2", "solar_open": "glm4moe", "phi": "phi2", "mimo_v2_flash": "mimo2", "bailing_hybrid": "bailingmoe3", "gpt_bigcode": "starcoder", "gemma4_text": "gemma4",
+                 "qwen3_next": "qwen3next", "exaone_moe": "exaone-moe", "sarvam_moe": "bailingmoe2", "solar_open": "glm4moe", "phi": "phi2", "mimo_v2_flash": "mimo2", "bailing_hybrid": "bailingmoe3", "gpt_bigcode": "starcoder", "gemma4_text": "gemma4", "gemma3n_text": "gemma3n",
                  "cohere": "command-r", "cohere2_moe": "cohere2moe", "llama4_text": "llama4", "minimax_m2": "minimax-m2"}
 LAYER_NORM = ("stablelm", "starcoder2", "gpt2", "gpt_neox", "cohere", "cohere2", "cohere2_moe", "nemotron", "jais2", "falcon",
               "gpt_bigcode", "phi")
@@ -417,6 +432,20 @@ def windowed(get):
             "attention.sliding_window_pattern": [kind == "sliding_attention" for kind in get("layer_types")]}
 
 
+def gemma3n(get):
+    local, usual = [kind == "sliding_attention" for kind in get("layer_types")], [(i + 1) % 5 != 0 for i in range(get("num_hidden_layers"))]
+    return {"feed_forward_length": get("intermediate_size")[0], "altup.active_idx": get("altup_active_idx"),
+            "altup.num_inputs": get("altup_num_inputs"), "embedding_length_per_layer_input": get("hidden_size_per_layer_input"),
+            "attention.shared_kv_layers": get("num_kv_shared_layers"), "attention.sliding_window": get("sliding_window"),
+            **({} if local == usual else {"attention.sliding_window_pattern": local})}
+
+
+def hrm_text(get):
+    return {"attention.head_count_kv": get("num_attention_heads"), "embedding_scale": get("embedding_scale"),
+            "hrm.layers_per_stack": get("num_layers_per_stack"), "hrm.h_cycles": get("H_cycles"), "hrm.l_cycles": get("L_cycles"),
+            "hrm.prefix_lm": get("prefix_lm")}
+
+
 def scaled(get):
     return {"logit_scale": float(get("logit_scale")), "rope.scaling.type": "none"}
 
@@ -504,7 +533,7 @@ OF_KIND = {"cohere": scaled, "cohere2": lambda get: {**windowed(get), **scaled(g
            "llama4_text": llama4, "minimax_m2": lambda get: {"expert_gating_func": 2}, "hy_v3": hy_v3, "granite_swa": granite_swa,
            "nemotron": lambda get: {"rope.scaling.type": "none"}, "mellum": windowed, "dots1": grouped, "exaone_moe": exaone_moe,
            "minicpm3": minicpm3, "falcon": falcon, "solar_open": grouped, "sarvam_moe": sarvam_moe,
-           "mimo_v2_flash": mimo2, "bailing_hybrid": bailing_moe3}
+           "gemma3n_text": gemma3n, "hrm_text": hrm_text, "mimo_v2_flash": mimo2, "bailing_hybrid": bailing_moe3}
 
 
 def recurrent_keys(kind, get):

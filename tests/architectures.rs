@@ -209,6 +209,7 @@ static RENAMED: &[Renamed] = &[
     Renamed { golden: "gemma4_e2b", names: INTO, kind: "gemma4", inside: Some("gemma4_text") },
     Renamed { golden: "gemma4_moe", names: INTO, kind: "gemma4_unified", inside: Some("gemma4_unified_text") },
     Renamed { golden: "gemma4", names: &[], kind: "gemma4_unified_text", inside: None },
+    Renamed { golden: "gemma3n", names: INTO, kind: "gemma3n", inside: Some("gemma3n_text") },
     Renamed { golden: "mistral3", names: NEW, kind: "mistral3", inside: Some("mistral") },
     Renamed { golden: "ministral3", names: OLD, kind: "mistral3", inside: Some("ministral3") },
     Renamed { golden: "qwen2_vl", names: INTO, kind: "qwen2_vl", inside: Some("qwen2_vl_text") },
@@ -286,7 +287,7 @@ fn older_words_of_configurations_mean_the_same() {
             None => text["rope_scaling"] = Json::Null,
         }
     }
-    let cases: [(&str, Change); 8] = [
+    let cases: [(&str, Change); 9] = [
         ("internlm3", |config| {
             moved(config, "attention_bias", "qkv_bias");
             moved(config, "mlp_bias", "bias");
@@ -298,6 +299,11 @@ fn older_words_of_configurations_mean_the_same() {
         ("gemma4_e2b", |config| {
             config.as_object_mut().unwrap().remove("per_layer_config").expect("what is said by block");
             (config["global_head_dim"], config["num_global_key_value_heads"]) = (64.into(), Json::Null);
+        }),
+        ("gemma3n", |config| {
+            config.as_object_mut().unwrap().remove("rope_parameters").expect("one for each kind of block");
+            (config["rope_theta"], config["rope_local_base_freq"]) = (1e6.into(), 1e4.into());
+            config["intermediate_size"] = config["intermediate_size"][0].clone();
         }),
         ("mistral3", |config| rope(config, None)),
         ("qwen3_next", |config| rope(config, None)),

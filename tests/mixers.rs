@@ -55,13 +55,13 @@ fn half_errors(file: &Path, original: &Path) -> BTreeMap<&'static str, f64> {
             let before = states.clone();
             for half in blocks[1].halves() {
                 let [own, wanted] = blocks.each_ref().map(|block| block.half(half, &states, &before).unwrap());
-                let square = |a: &candle_core::Tensor, b: &candle_core::Tensor| {
-                    let gap = (a - b).unwrap().sqr().unwrap().sum_all().unwrap();
+                let square = |a: &States, b: &States| {
+                    let gap = (a.streams().unwrap() - b.streams().unwrap()).unwrap().sqr().unwrap().sum_all().unwrap();
                     f64::from(gap.to_scalar::<f32>().unwrap())
                 };
                 if let Some(kind) = kind(&original.model.blocks[i].halves[half].mixer) {
                     let sum = sums.entry(kind).or_default();
-                    sum.0 += square(&own.h, &wanted.h) / square(&wanted.h, &states.h);
+                    sum.0 += square(&own, &wanted) / square(&wanted, &states);
                     sum.1 += 1.0;
                 }
                 states = wanted;
@@ -100,7 +100,9 @@ fn structured(name: &str) -> Golden {
 #[test]
 fn methods_lower_the_error_of_every_kind_of_half() {
     let (mut seen, mut wrong) = (BTreeSet::new(), Vec::new());
-    for name in ["qwen3_5", "qwen3_next", "gemma4", "gemma4_e2b", "gemma4_moe", "mimo_v2_flash", "bailing_hybrid"] {
+    for name in
+        ["qwen3_5", "qwen3_next", "gemma4", "gemma4_e2b", "gemma4_moe", "gemma3n", "mimo_v2_flash", "bailing_hybrid"]
+    {
         let out = folder();
         let model = out.path().join("model");
         structured(name).checkpoint.write(&model);
@@ -124,7 +126,7 @@ fn methods_lower_the_error_of_every_kind_of_half() {
 /// And with everything that is usual, the model is nearer to the original.
 #[test]
 fn calibration_helps_models_with_structure() {
-    for name in ["qwen3_5", "qwen3_next", "gemma4_e2b", "gemma4_moe"] {
+    for name in ["qwen3_5", "qwen3_next", "gemma4_e2b", "gemma4_moe", "gemma3n"] {
         let out = folder();
         let model = out.path().join("model");
         structured(name).checkpoint.write(&model);
@@ -152,7 +154,9 @@ fn a_window_does_not_see_the_one_before_it() {
         "gemma4",
         "gemma4_e2b",
         "gemma4_moe",
+        "gemma3n",
         "mimo_v2_flash",
+        "hrm_text",
         "bailing_hybrid",
         "deepseek_v32",
     ] {
@@ -181,7 +185,7 @@ fn a_window_does_not_see_the_one_before_it() {
     }
 }
 
-const FAMILIES: [&str; 4] = ["qwen3_5", "qwen3_5_moe", "gemma4_e2b", "gemma4_moe"];
+const FAMILIES: [&str; 5] = ["qwen3_5", "qwen3_5_moe", "gemma4_e2b", "gemma4_moe", "gemma3n"];
 const WINDOWS: [&str; 4] = ["--samples", "16", "--seq-len", "64"];
 const FEW: [&str; 4] = ["--chunks", "4", "-c", "64"];
 
@@ -231,7 +235,8 @@ fn every_command_takes_every_mixer() {
         let steers = |name: &str| name.contains("ssm_alpha") || name.contains("ssm_beta");
         for tensor in dry.lines("tensor") {
             let (name, kind) = (tensor["name"].as_str().unwrap(), tensor["to"].as_str().unwrap());
-            assert_eq!(tensor["loss_share"].is_f64(), kind.starts_with('Q') && !steers(name), "{tensor}");
+            let coded = kind.starts_with('Q') || kind.starts_with("IQ");
+            assert_eq!(tensor["loss_share"].is_f64(), coded && !steers(name), "{tensor}");
             assert!(!steers(name) || kind == "Q8_0", "{tensor}");
         }
         let bits =
@@ -308,6 +313,27 @@ fn an_interrupted_run_goes_on_to_the_same_bytes() {
         assert!(run.lines("resumed")[0]["finished_blocks"].as_u64().unwrap() > 0, "{name}");
         assert!(std::fs::read(&resumed).unwrap() == std::fs::read(&whole).unwrap(), "{name}");
     }
+}
+
+/// An importance matrix has what they see each time, and a method that would see the first time alone is refused.
+#[test]
+fn blocks_that_run_several_times_are_measured_each_time() {
+    let out = folder();
+    let model = written("hrm_text", out.path());
+    let [file, measured] = ["out.gguf", "measured.gguf"].map(|name| out.path().join(name));
+    let options = [&WINDOWS[..], &["--type", "Q4_0", "--method", "auto"]].concat();
+    let refused = llmq!["quantize", &model, "-o", &file; options];
+    assert!(refused.code == Some(1) && refused.stderr.contains("runs its blocks several times"), "{}", refused.stderr);
+    llmq!["imatrix", &model, "-o", &measured; FEW].ok();
+    let entries = Imatrix::read(&measured).unwrap().entries;
+    // Two stacks of two blocks; the low one runs four times, the high one twice.
+    let tokens = |name: &str| entries[name].counts[0];
+    assert_eq!(entries.len(), 4 * 8);
+    assert_eq!(tokens("blk.0.attn_q.weight"), 2.0 * tokens("blk.3.ffn_down.weight"));
+    llmq!["quantize", &model, "-o", &file, "--type", "Q4_0", "--method", "rtn", "--imatrix", &measured].ok();
+    assert_eq!(rounded(&file).len(), 4 * 8);
+    let how = [&FEW[..], &["--layers=2", "--json", "--reference", model.to_str().unwrap()]].concat();
+    assert_eq!(llmq!["eval", &file; how].ok().lines("layer").len(), 12 + 2);
 }
 
 /// Layers that steer a state keep eight bits, which is said once with what it costs.

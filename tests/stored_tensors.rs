@@ -133,6 +133,18 @@ fn what_is_left_out_is_said() {
     assert_eq!(notes[1], unknown);
 }
 
+/// llama.cpp's loader asks for keys and values of blocks that use those of others: what a checkpoint has is kept, and else there are zeros.
+#[test]
+fn keys_and_values_that_nothing_reads_are_kept() {
+    let out = folder();
+    let Golden { mut checkpoint, .. } = golden::read("gemma3n-shared");
+    let own = checkpoint.tensors["model.layers.18.self_attn.k_proj.weight"].clone();
+    checkpoint.tensors.insert("model.layers.20.self_attn.k_proj.weight".into(), own.clone());
+    assert_eq!(made(&checkpoint, out.path()), Vec::<String>::new());
+    assert_eq!(stored(out.path(), "blk.20.attn_v.weight"), Some(vec![0.0; own.numbers.len()]));
+    assert_eq!(stored(out.path(), "blk.20.attn_k.weight"), Some(own.numbers));
+}
+
 #[test]
 fn what_llama_cpp_cannot_load_is_refused_with_that_reason() {
     for (kind, reason) in [
@@ -169,10 +181,22 @@ fn what_llama_cpp_cannot_load_is_refused_with_that_reason() {
         refused(&model, &["--type", "Q8_0", "--method", "rtn"], 1, &wanted);
     }
     // What llama.cpp stops at when it runs a file is refused before there is one.
-    let out = folder();
-    let Golden { mut checkpoint, .. } = golden::read("gemma4_e2b");
-    checkpoint.config["num_kv_shared_layers"] = 3.into();
-    checkpoint.write(&out.path().join("model"));
-    let wanted = ["num_kv_shared_layers 3", "llama.cpp has no such variation"];
-    refused(&out.path().join("model"), &["--type", "Q8_0", "--method", "rtn"], 1, &wanted);
+    for (name, key, value) in [
+        ("gemma4_e2b", "num_kv_shared_layers", serde_json::json!(3)),
+        // What it has fixed numbers for.
+        ("gemma3n", "num_kv_shared_layers", serde_json::json!(2)),
+        ("gemma3n", "laurel_rank", serde_json::json!(32)),
+        ("gemma3n", "altup_num_inputs", serde_json::json!(2)),
+        ("gemma3n", "hidden_size_per_layer_input", serde_json::json!(128)),
+        ("gemma3n", "activation_sparsity_pattern", serde_json::json!([0.95, 0.95, 0.9, 0.95])),
+        ("gemma3n", "final_logit_softcapping", serde_json::json!(null)),
+        ("gemma3n", "intermediate_size", serde_json::json!([1024, 1024, 1024, 512])),
+    ] {
+        let out = folder();
+        let Golden { mut checkpoint, .. } = golden::read(name);
+        checkpoint.config[key] = value;
+        checkpoint.write(&out.path().join("model"));
+        let wanted = [key, "llama.cpp has no such variation"];
+        refused(&out.path().join("model"), &["--type", "Q8_0", "--method", "rtn"], 1, &wanted);
+    }
 }

@@ -43,7 +43,7 @@ impl<'a> Generation<'a> {
         Ok(Generation {
             loaded,
             frame,
-            start: Embedding::new(model, positions, |spec, rows| loaded.rows(spec, rows))?,
+            start: Embedding::new(model, positions, &|spec, rows| loaded.rows(spec, rows))?,
             blocks: (0..model.blocks.len()).map(block).collect::<Result<_>>()?,
             len: 0,
             norm: LastNorm::new(model, |spec| loaded.read(spec))?,
@@ -81,16 +81,17 @@ impl<'a> Generation<'a> {
         for tokens in tokens.chunks(BATCH) {
             last = Some(self.behind_blocks(tokens)?);
         }
-        let h = last.ok_or_else(|| Error::new("no tokens"))?;
-        let h = h.narrow(0, h.dim(0)? - 1, 1)?.contiguous()?;
-        let mut logits = self.output.linear(Precision::Single, &self.norm.apply(&h)?)?.flatten_all()?.to_vec1()?;
+        let states = last.ok_or_else(|| Error::new("no tokens"))?;
+        let n = states.h.dim(0)?;
+        let states = states.narrow(n, n - 1, 1)?;
+        let mut logits = self.output.linear(Precision::Single, &self.norm.apply(&states)?)?.flatten_all()?.to_vec1()?;
         let rows = 0..logits.len();
         self.loaded.model.finish_logits(&mut logits, rows);
         Ok(logits)
     }
 
-    /// The stream behind the last block, `[tokens, hidden]`.
-    fn behind_blocks(&mut self, tokens: &[u32]) -> Result<Tensor> {
+    /// The states behind the last block.
+    fn behind_blocks(&mut self, tokens: &[u32]) -> Result<States> {
         let model = &self.loaded.model;
         let embedding = model.embedding();
         let mut x = Vec::with_capacity(tokens.len() * model.hidden);
@@ -102,13 +103,13 @@ impl<'a> Generation<'a> {
         let read = |spec: &TensorSpec, rows| self.loaded.rows(spec, rows);
         let per_layer = PerLayerInputs::new(model, tokens.iter().copied(), &read)?;
         let per_layer = per_layer.map(|inputs| (inputs, Arc::new(tokens.to_vec())));
-        let mut states = States { per_layer, ..States::new(h) };
+        let mut states = States { per_layer, ..self.start.states(h)? };
         for (i, (block, own)) in self.blocks.iter_mut().enumerate() {
             interrupt::check()?;
             states = block.forward_behind(&states, own).context(|| format!("block {i}"))?;
         }
         self.len += tokens.len();
-        Ok(states.h)
+        Ok(states)
     }
 }
 

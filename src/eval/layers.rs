@@ -179,7 +179,7 @@ impl<'a> Side<'a> {
             let context = windows[0].len();
             let scored = stream
                 .iter()
-                .map(|states| Ok(states.with(norm.apply(&states.h)?).narrow(context, first, context - 1 - first)?.h));
+                .map(|states| Ok(States::new(norm.apply(states)?).narrow(context, first, context - 1 - first)?.h));
             Ok(Tensor::cat(&scored.collect::<Result<Vec<_>>>()?, 0)?)
         };
         let clean = Original::Hidden(original, normed(original, &self.clean)?);

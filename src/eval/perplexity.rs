@@ -295,7 +295,7 @@ pub(super) fn final_states(
         done(i + 1);
     }
     let norm = LastNorm::new(model, |spec| loaded.read(spec))?;
-    let states = batches.iter().map(|states| norm.apply(&states.h)).collect::<Result<Vec<_>>>()?;
+    let states = batches.iter().map(|states| norm.apply(states)).collect::<Result<Vec<_>>>()?;
     Ok(Tensor::cat(&states, 0)?)
 }
 

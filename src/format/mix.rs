@@ -44,7 +44,7 @@ impl Facts {
         let experts = model.blocks.iter().flat_map(|block| block.mixers()).find_map(|mixer| mixer.experts());
         Facts {
             architecture: model.architecture.gguf().into(),
-            blocks: model.blocks.len(),
+            blocks: model.own_blocks(),
             group: model.group,
             experts: experts.map_or(0, |experts| experts.count),
             tied: model.tied,

@@ -2,7 +2,7 @@
 
 use super::TensorSpec;
 use super::frame::Frame;
-use super::half::{HalfConfig, NormConfig};
+use super::half::{HalfConfig, Norm, NormConfig};
 use super::layers::Layers;
 use super::matrix::{Matrix, OnTheFly, Rows};
 use super::mixer::experts::{Experts, Routed};
@@ -10,6 +10,7 @@ use super::mixer::{At, Place};
 use super::ops;
 use super::part::{Kind, Part, TensorRole};
 use super::states::{MixerState, States};
+use super::streams::Destination;
 use crate::error::{Context, Error, Result};
 use candle_core::Tensor;
 use rand::{Rng, SeedableRng};
@@ -162,6 +163,9 @@ impl<'a> Block<'a> {
     }
 
     fn norm(&self, norm: &NormConfig, x: &Tensor) -> Result<Tensor> {
+        if norm.kind == Norm::Bare {
+            return Ok(ops::bare_norm(x, norm.eps)?);
+        }
         let bias = self.tensors.get(&(norm.part, Kind::Bias));
         Ok(ops::norm(norm.kind, x, self.weight(norm.part), bias, norm.eps)?)
     }
@@ -172,11 +176,32 @@ impl<'a> Block<'a> {
     /// # Errors
     /// Shapes that do not fit.
     pub fn input(&self, half: usize, states: &States, before: &States) -> Result<Tensor> {
+        let (states, before) = self.begun(half, states, before)?;
+        self.input_of(half, &states, &before)
+    }
+
+    fn input_of(&self, half: usize, states: &States, before: &States) -> Result<Tensor> {
         let config = self.config(half);
         let h = if config.parallel { &before.h } else { &states.h };
         match &config.norm {
             Some(norm) => self.norm(norm, h),
             None => Ok(h.clone()),
+        }
+    }
+
+    /// What is in front of a half and of the block, as the halves of the block see it: the block begins by predicting its streams where
+    /// the model has several, and by adding what two stacks have come to where these take turns.
+    fn begun(&self, half: usize, states: &States, before: &States) -> Result<(States, States)> {
+        if let (Some(looped), 0) = (&self.frame.model.looped, half) {
+            let begun = looped.begun(self.index, states)?;
+            return Ok((begun.clone(), begun));
+        }
+        match &self.frame.model.streams {
+            Some(streams) if half == 0 || self.config(half).looks_back() => {
+                let before = streams.predicted(self, before)?;
+                Ok((if half == 0 { before.clone() } else { states.clone() }, before))
+            }
+            _ => Ok((states.clone(), before.clone())),
         }
     }
 
@@ -206,12 +231,14 @@ impl<'a> Block<'a> {
     /// # Errors
     /// Shapes that do not fit.
     pub fn output(&self, half: usize, states: &States, before: &States, inner: &Tensor) -> Result<States> {
-        let added = self.added(half, &states.h, self.last(half, inner)?)?;
+        let (states, before) = self.begun(half, states, before)?;
+        let y = self.last(half, inner)?;
         if self.config(half).mixer.kept_columns() == 0 {
-            return Ok(states.with(added));
+            return self.added(half, states, &before, y);
         }
-        let x = self.input(half, states, before)?;
-        Ok(self.keeping(half, &x, &mut At { states, state: None })?.with(added))
+        let x = self.input_of(half, &states, &before)?;
+        let kept = self.keeping(half, &x, &mut At { states: &states, state: None })?;
+        self.added(half, kept, &before, y)
     }
 
     /// The states in front of a half with what it keeps for later blocks.
@@ -225,8 +252,8 @@ impl<'a> Block<'a> {
         Ok(States { kept, ..at.states.clone() })
     }
 
-    /// The residual stream with what a half makes.
-    fn added(&self, half: usize, h: &Tensor, mut y: Tensor) -> Result<Tensor> {
+    /// The states behind a half. `states`: in front of it; `y`: what comes out of its last layer, `[windows · positions, hidden]`.
+    fn added(&self, half: usize, states: States, before: &States, mut y: Tensor) -> Result<States> {
         let config = self.config(half);
         if let Some(norm) = &config.post_norm {
             y = self.norm(norm, &y)?;
@@ -234,10 +261,23 @@ impl<'a> Block<'a> {
         if config.residual_scale != 1.0 {
             y = (y * f64::from(config.residual_scale))?;
         }
-        let sum = ops::sum(h, &y)?;
-        match config.output_scale {
-            Some(part) => Ok(sum.broadcast_mul(self.weight(part))?),
-            None => Ok(sum),
+        if config.adds_input {
+            y = ops::sum(&y, &self.input_of(half, &states, before)?)?;
+        }
+        if config.destination == Destination::Others {
+            return states.with_others(&y);
+        }
+        let mut sum = ops::sum(&states.h, &y)?;
+        if let Some(part) = config.output_scale {
+            sum = sum.broadcast_mul(self.weight(part))?;
+        }
+        if config.stream_scale != 1.0 {
+            sum = (sum * f64::from(config.stream_scale))?;
+        }
+        let states = states.with(sum);
+        match &self.frame.model.streams {
+            Some(streams) if config.destination == Destination::Corrected => streams.corrected(self, before, &states),
+            _ => Ok(states),
         }
     }
 
@@ -364,12 +404,13 @@ impl<'a> Block<'a> {
         state: Option<&mut MixerState>,
     ) -> Result<States> {
         let (half, mixer) = (layers.half, &self.config(layers.half).mixer);
-        let x = self.input(half, states, before)?;
-        let mut at = At { states, state };
+        let (states, before) = self.begun(half, states, before)?;
+        let x = self.input_of(half, &states, &before)?;
+        let mut at = At { states: &states, state };
         // Before a state moves on.
         let kept = self.keeping(half, &x, &mut at)?;
         let y = mixer.output(layers, &x, &mut at)?;
-        Ok(kept.with(self.added(half, &states.h, y)?))
+        self.added(half, kept, &before, y)
     }
 
     /// What each half needs to go on with windows of up to `capacity` positions.

@@ -130,9 +130,18 @@ impl Model {
     /// model that sees, too. `has`: whether there is a tensor of a name.
     fn settle(&mut self, has: impl Fn(&str) -> bool) {
         self.renamed = ("", "");
-        let norm = self.output_norm()[0].source.clone();
-        let fits = |&(from, to): &(&str, &str)| norm.strip_prefix(from).is_some_and(|rest| has(&format!("{to}{rest}")));
+        // The embedding may be somewhere else.
+        let inside = self.output_norm().pop().unwrap_or_else(|| self.embedding()).source;
+        let fits =
+            |&(from, to): &(&str, &str)| inside.strip_prefix(from).is_some_and(|rest| has(&format!("{to}{rest}")));
         self.renamed = RENAMED.into_iter().find(fits).unwrap_or(("", ""));
+        let complete = |model: &Model| model.block(0).iter().all(|spec| has(&spec.first_source()));
+        self.joined = false;
+        if !complete(self) {
+            self.joined = true;
+            // What is missing is said under the usual name.
+            self.joined = complete(self);
+        }
     }
 
     /// Whether the output matrix is the embedding: transformers reads one that is stored, whatever the configuration says.

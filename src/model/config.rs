@@ -54,7 +54,7 @@ pub fn read(architecture: &'static dyn Architecture, config: &Config, tied: bool
     }
     let plain = architecture.decoder();
     let eps = match plain.norm {
-        Norm::Rms => config.positive("rms_norm_eps")?,
+        Norm::Rms | Norm::Gain | Norm::Bare => config.positive("rms_norm_eps")?,
         Norm::Layer => first(config, &["layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps"])?,
     };
     // Some classes do not read the key, and have biases whatever it says.

@@ -257,7 +257,7 @@ impl Decoder {
 
     /// The MLP of a block without experts.
     pub fn mlp(&self) -> Mlp {
-        Mlp { width: self.ffn, activation: self.activation, layers: self.mlp, bias: self.mlp_bias, shared: false }
+        Mlp { layers: self.mlp, bias: self.mlp_bias, ..Mlp::gated(self.ffn, self.activation) }
     }
 
     fn block(&self, block: usize, order: RowOrder) -> BlockConfig {
@@ -333,6 +333,8 @@ impl Decoder {
             embedding_norm: None,
             positions: self.positions,
             per_layer: None,
+            streams: None,
+            looped: None,
             logit_scale: self.logit_scale,
             logit_cap: self.logit_cap,
             tied: self.tied,
@@ -341,6 +343,7 @@ impl Decoder {
             renamed: ("", ""),
             embedding_source: None,
             output_source: None,
+            joined: false,
             expert_layout: ExpertLayout::Usual,
             factors: Vec::new(),
         }

@@ -1,13 +1,21 @@
 //! What comes before the first block: embedded tokens.
 
-use super::{Model, TensorSpec};
+use super::looped::Looped;
+use super::per_layer::FileRows;
+use super::states::States;
+use super::streams::StreamLayers;
+use super::{Model, Part};
 use crate::error::Result;
+use candle_core::{Device, Tensor};
 
 /// From rows of the embedding to the residual stream in front of the first block.
 pub struct Embedding<'a> {
     model: &'a Model,
     /// `[context, hidden]`.
     positions: Option<Vec<f32>>,
+    streams: Option<StreamLayers>,
+    /// What the low one of two stacks begins with, `[hidden]`.
+    low: Option<Tensor>,
 }
 
 impl<'a> Embedding<'a> {
@@ -15,14 +23,25 @@ impl<'a> Embedding<'a> {
     ///
     /// # Errors
     /// The tensor is missing or damaged.
-    pub fn new(
-        model: &'a Model,
-        positions: usize,
-        read: impl FnOnce(&TensorSpec, std::ops::Range<usize>) -> Result<Vec<f32>>,
-    ) -> Result<Embedding<'a>> {
+    pub fn new(model: &'a Model, positions: usize, read: &FileRows<'_>) -> Result<Embedding<'a>> {
         let spec = model.position_embedding();
         let positions = spec.map(|spec| read(&spec, 0..positions.min(spec.shape[0]))).transpose()?;
-        Ok(Embedding { model, positions })
+        let streams = StreamLayers::new(model, Part::ALTUP_PROJ, |spec| read(spec, 0..spec.rows()))?;
+        let low = model.low_state().map(|spec| read(&spec, 0..1)).transpose()?;
+        let low = low.map(|low| Tensor::from_vec(low, model.hidden, &Device::Cpu)).transpose()?;
+        Ok(Embedding { model, positions, streams, low })
+    }
+
+    /// The states in front of the first block, without what is made for each block. `h`: the stream, `[windows · positions, hidden]`.
+    ///
+    /// # Errors
+    /// Shapes that do not fit.
+    pub fn states(&self, h: Tensor) -> Result<States> {
+        if let Some(low) = &self.low {
+            return Looped::start(h, low);
+        }
+        let others = self.streams.as_ref().map(|streams| streams.spread(&h)).transpose()?;
+        Ok(States { others, ..States::new(h) })
     }
 
     /// Turns embedded tokens into the stream, in place. `x`: rows of the embedding, those of one window.

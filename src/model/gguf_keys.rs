@@ -88,7 +88,7 @@ pub fn metadata(model: &Decoder, architecture: &dyn Architecture) -> Metadata {
 /// Where a norm's ε is said.
 pub fn eps_key(norm: Norm) -> &'static str {
     match norm {
-        Norm::Rms => "attention.layer_norm_rms_epsilon",
+        Norm::Rms | Norm::Gain | Norm::Bare => "attention.layer_norm_rms_epsilon",
         Norm::Layer => "attention.layer_norm_epsilon",
     }
 }

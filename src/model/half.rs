@@ -2,6 +2,7 @@
 
 use super::mixer::{Mixer, Place};
 use super::part::{Absorber, BlockTensor, Part, Site};
+use super::streams::{Destination, Streams};
 
 /// A kind of norm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -10,6 +11,10 @@ pub enum Norm {
     Rms,
     /// `(x − mean(x)) / deviation(x) · gain + bias`.
     Layer,
+    /// `x · gain`.
+    Gain,
+    /// `x / rms(x)`.
+    Bare,
 }
 
 /// A norm of the residual stream, or of what is added to it.
@@ -48,8 +53,14 @@ pub struct HalfConfig {
     pub post_norm: Option<NormConfig>,
     /// By what its result is multiplied before it is added to the stream.
     pub residual_scale: f32,
+    /// Its input is added to the stream, too.
+    pub adds_input: bool,
     /// By what the stream is multiplied behind it, one number.
     pub output_scale: Option<Part>,
+    /// The same where it is no tensor.
+    pub stream_scale: f32,
+    /// Where its result goes.
+    pub destination: Destination,
 }
 
 impl HalfConfig {
@@ -61,23 +72,36 @@ impl HalfConfig {
             mixer: mixer.into(),
             post_norm: None,
             residual_scale: 1.0,
+            adds_input: false,
             output_scale: None,
+            stream_scale: 1.0,
+            destination: Destination::Stream,
         }
     }
 
     /// Its tensors, in file order. A norm that an earlier half has, too, is among them.
     fn tensors(&self, hidden: usize) -> Vec<BlockTensor> {
         let norm = |norm: &NormConfig| BlockTensor::new(norm.part, norm.source, &[hidden]).bias(norm.bias);
-        let mut tensors: Vec<BlockTensor> = self.norm.iter().map(norm).collect();
+        let mut tensors: Vec<BlockTensor> = self.norm.iter().filter(|norm| norm.kind != Norm::Bare).map(norm).collect();
         tensors.extend(self.mixer.tensors(hidden));
         tensors.extend(self.post_norm.iter().map(norm));
         tensors.extend(self.output_scale.map(|part| BlockTensor::new(part, "layer_scalar", &[1]).bare("weight")));
         tensors
     }
 
-    /// Whether a tensor's numbers are needed to run it.
-    pub fn needs(&self, part: Part) -> bool {
+    /// Whether it reads the stream through a norm.
+    fn reads_through(&self, part: Part) -> bool {
         self.norm.is_some_and(|norm| norm.part == part)
+    }
+
+    /// Whether the numbers of a tensor of another half are needed to run it.
+    pub fn needs(&self, part: Part) -> bool {
+        self.reads_through(part) || Streams::has(part)
+    }
+
+    /// Whether what was in front of the block goes into its result, besides the stream.
+    pub fn looks_back(&self) -> bool {
+        self.parallel || self.destination == Destination::Corrected
     }
 }
 
@@ -108,9 +132,10 @@ impl BlockConfig {
             Place::Inner => half.mixer.absorber(),
             Place::Input => {
                 // The layers of two halves would have to agree on a norm's factors.
-                let norm = half.norm?.part;
-                let readers = self.halves.iter().filter(|half| half.needs(norm)).count();
-                (readers == 1 && half.mixer.may_scale_input()).then(|| Absorber::of(norm, 0..hidden))
+                let norm = half.norm.filter(|norm| norm.kind != Norm::Bare)?.part;
+                let readers = self.halves.iter().filter(|half| half.reads_through(norm)).count();
+                (readers == 1 && half.mixer.may_scale_input() && !half.adds_input)
+                    .then(|| Absorber::of(norm, 0..hidden))
             }
         }
     }

@@ -10,6 +10,7 @@ use super::rope::{Rope, Scaling, Yarn};
 use super::{Model, config, gguf_keys};
 use crate::error::Result;
 use crate::source::config::Config;
+use crate::source::value::Value;
 
 /// Whether an architecture has a tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -198,6 +199,9 @@ impl Model {
     pub(super) fn differences(&self) -> Vec<String> {
         let mut notes = Vec::new();
         let limits = self.architecture.limits();
+        if self.keys.iter().any(|(key, value)| key.ends_with(".prefix_lm") && *value == Value::Bool(true)) {
+            notes.push("the model was trained to see the tokens of a prompt in both directions (prefix_lm); llama.cpp sees all text in one, and so does llmq".into());
+        }
         let mixers = || self.blocks.iter().flat_map(|block| block.mixers());
         let window = mixers().find_map(|mixer| match mixer {
             Mixer::Attention(own) => own.window.filter(|&tokens| tokens < self.context),

@@ -1,6 +1,8 @@
 //! What comes behind the last block: the last norm, logits.
 
-use super::{Kind, Model, NormConfig, TensorRole, TensorSpec, ops};
+use super::states::States;
+use super::streams::StreamLayers;
+use super::{Kind, Model, NormConfig, Part, TensorRole, TensorSpec, ops};
 use crate::error::Result;
 use crate::source::checkpoint::Checkpoint;
 use candle_core::{Device, Tensor};
@@ -16,6 +18,7 @@ pub struct LastNorm {
     config: NormConfig,
     gain: Tensor,
     bias: Option<Tensor>,
+    streams: Option<StreamLayers>,
 }
 
 impl LastNorm {
@@ -24,7 +27,7 @@ impl LastNorm {
     /// # Errors
     /// The tensor is missing or damaged.
     pub fn new(model: &Model, mut read: impl FnMut(&TensorSpec) -> Result<Vec<f32>>) -> Result<LastNorm> {
-        let (mut gain, mut bias) = (Vec::new(), None);
+        let (mut gain, mut bias) = (vec![1.0; model.hidden], None);
         for spec in model.output_norm() {
             match spec.role {
                 TensorRole::Norm(Kind::Bias) => bias = Some(read(&spec)?),
@@ -33,14 +36,17 @@ impl LastNorm {
         }
         let tensor = |x: Vec<f32>| Tensor::from_vec(x, model.hidden, &Device::Cpu);
         let bias = bias.map(tensor).transpose()?;
-        Ok(LastNorm { config: model.norm, gain: tensor(gain)?, bias })
+        let streams = StreamLayers::new(model, Part::ALTUP_UNEMBD_PROJ, read)?;
+        Ok(LastNorm { config: model.norm, gain: tensor(gain)?, bias, streams })
     }
 
-    /// The normed stream. `h`: `[n, hidden]`.
+    /// The normed stream, `[n, hidden]`; where the model has several, their mean.
     ///
     /// # Errors
     /// Shapes that do not fit.
-    pub fn apply(&self, h: &Tensor) -> Result<Tensor> {
+    pub fn apply(&self, states: &States) -> Result<Tensor> {
+        let merged = self.streams.as_ref().map(|streams| streams.merged(states)).transpose()?;
+        let h = merged.as_ref().unwrap_or(&states.h);
         Ok(ops::norm(self.config.kind, h, &self.gain, self.bias.as_ref(), self.config.eps)?)
     }
 }

@@ -17,6 +17,7 @@ pub mod half;
 pub mod layers;
 pub mod limits;
 pub mod lm_head;
+pub mod looped;
 pub mod mapping;
 pub mod matrix;
 pub mod mixer;
@@ -29,7 +30,9 @@ pub mod per_layer;
 pub mod pooling;
 pub mod rope;
 pub mod rotation;
+mod sharing;
 pub mod states;
+pub mod streams;
 mod tensors;
 
 use crate::error::Result;
@@ -41,10 +44,12 @@ pub use family::ARCHITECTURES;
 use gguf_keys::Keys;
 pub use half::{BlockConfig, HalfConfig, Norm, NormConfig};
 use limits::Limits;
+use looped::Looped;
 pub use mapping::TensorMapping;
 use mixer::{Attention, Mixer};
 pub use part::{BlockTensor, Kind, Part, Reads, RowOrder, Site, TensorRole};
 use per_layer::PerLayer;
+use streams::Streams;
 pub use tensors::TensorSpec;
 
 /// A family of checkpoints.
@@ -130,7 +135,13 @@ pub trait Architecture: Sync {
         if self.source(tensor).contains("{}") { TensorMapping::STACKED } else { TensorMapping::AS_IS }
     }
 
-    /// The same for the last norm.
+    /// Where a layer is in checkpoints that have several in one tensor: what that is called behind the block's prefix, and how the layer
+    /// is made from it.
+    fn joined(&self, _tensor: &BlockTensor) -> Option<(&'static str, TensorMapping)> {
+        None
+    }
+
+    /// How the last norm is made.
     fn norm_mapping(&self) -> TensorMapping {
         TensorMapping::AS_IS
     }
@@ -218,6 +229,10 @@ pub struct Model {
     pub positions: bool,
     /// Tokens have an embedding for each block, too.
     pub per_layer: Option<PerLayer>,
+    /// There are several residual streams.
+    pub streams: Option<Streams>,
+    /// Blocks run several times.
+    pub looped: Option<Looped>,
     /// By what logits are multiplied.
     pub logit_scale: f32,
     /// Logits stay below this.
@@ -234,6 +249,8 @@ pub struct Model {
     pub embedding_source: Option<String>,
     /// The name of the output matrix in the checkpoint, where it is known.
     pub output_source: Option<String>,
+    /// The checkpoint has some layers in one tensor ([`Architecture::joined`]).
+    pub joined: bool,
     /// How the checkpoint has its experts.
     pub expert_layout: mapping::ExpertLayout,
     /// By what the checkpoint's numbers are multiplied on their way into the file.
@@ -263,7 +280,7 @@ impl Model {
         })
     }
 
-    /// Numbers for each token that go along with the stream at the end, once all blocks have kept theirs.
+    /// Numbers for each token that blocks keep for later ones.
     pub fn kept_columns(&self) -> usize {
         self.blocks.iter().flat_map(|block| block.mixers()).map(|mixer| mixer.kept_columns()).sum()
     }

@@ -7,7 +7,7 @@ pub mod portable;
 
 use super::half::Norm;
 use crate::error;
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Storage, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, D, Layout, Result, Shape, Storage, Tensor, bail};
 use llmq_kernels::attention::{Scores, Shape as Windows, causal};
 use llmq_kernels::elementwise::{self, Activation, Pairing};
 use llmq_kernels::fused;
@@ -108,6 +108,11 @@ pub fn rms_norm(x: &Tensor, gain: &Tensor, eps: f32) -> Result<Tensor> {
     if x.device().is_cpu() { x.apply_op2_no_bwd(gain, &RmsNorm(eps)) } else { portable::rms_norm(x, gain, eps) }
 }
 
+/// The same without a gain.
+pub fn bare_norm(x: &Tensor, eps: f32) -> Result<Tensor> {
+    rms_norm(x, &Tensor::ones(x.dim(D::Minus1)?, x.dtype(), x.device())?, eps)
+}
+
 struct LayerNorm(f32);
 
 impl CustomOp3 for LayerNorm {
@@ -133,6 +138,8 @@ impl CustomOp3 for LayerNorm {
 /// A norm of each row. `x`: `[n, width]`, `gain`, `bias`: `[width]`; only a layer norm has a bias, and it may have none.
 pub fn norm(kind: Norm, x: &Tensor, gain: &Tensor, bias: Option<&Tensor>, eps: f32) -> Result<Tensor> {
     match (kind, bias) {
+        (Norm::Gain, _) => x.broadcast_mul(gain),
+        (Norm::Bare, _) => bare_norm(x, eps),
         (Norm::Rms, _) => rms_norm(x, gain, eps),
         (Norm::Layer, Some(bias)) if x.device().is_cpu() => x.apply_op3_no_bwd(gain, bias, &LayerNorm(eps)),
         (Norm::Layer, Some(bias)) => portable::layer_norm(x, gain, bias, eps),
@@ -175,6 +182,13 @@ impl CustomOp1 for Activate {
 /// `1 / (1 + exp(−x))`.
 pub fn sigmoid(x: &Tensor) -> Result<Tensor> {
     (x.neg()?.exp()? + 1.0)?.recip()
+}
+
+/// What is above the mean of its row by `deviations` standard deviations, less that; zeros elsewhere. `x`: `[n, width]`.
+pub fn above(x: &Tensor, deviations: f32) -> Result<Tensor> {
+    let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
+    let deviation = centred.sqr()?.mean_keepdim(D::Minus1)?.sqrt()?;
+    centred.broadcast_sub(&(deviation * f64::from(deviations))?)?.relu()
 }
 
 /// `activation(x)`.

@@ -45,6 +45,8 @@ pub enum TensorRole {
     Positions,
     /// Embedding of tokens for each block, and what is added to it ([`super::per_layer`]).
     PerLayer(Part),
+    /// What makes several residual streams of one, and one of several ([`super::streams`]).
+    Streams(Part),
     /// Output matrix, `[vocab, hidden]`.
     Output,
     /// The norm behind the last block.

@@ -1,4 +1,4 @@
-//! Embeddings of tokens for each block (Gemma 4 E2B and E4B): they depend on the token alone, so they are made once for each token
+//! Embeddings of tokens for each block (Gemma 3n; Gemma 4 E2B and E4B): they depend on the token alone, so they are made once for each token
 //! that occurs, and lie in a file from which each block reads its own.
 
 use super::part::{Part, TensorRole};
@@ -25,6 +25,8 @@ impl Part {
 pub struct PerLayer {
     /// Numbers for each block.
     pub width: usize,
+    /// So many tokens have one of their own; the others have that of token 0.
+    pub rows: usize,
     /// The ε of the norm.
     pub eps: f32,
 }
@@ -55,7 +57,7 @@ impl PerLayerInputs {
         tokens: impl IntoIterator<Item = u32>,
         read: &FileRows<'_>,
     ) -> Result<Option<Arc<PerLayerInputs>>> {
-        let Some(PerLayer { width, eps }) = model.per_layer else { return Ok(None) };
+        let Some(PerLayer { width, eps, .. }) = model.per_layer else { return Ok(None) };
         let mut tokens: Vec<u32> = tokens.into_iter().collect();
         tokens.sort_unstable();
         tokens.dedup();

@@ -150,7 +150,7 @@ pub fn obstacle(model: &Model) -> Option<&'static str> {
     if model.norm.kind == Norm::Layer {
         return Some("its norms subtract the mean, which a rotation does not keep");
     }
-    if model.positions || model.per_layer.is_some() || model.embedding_norm.is_some() {
+    if model.positions || model.per_layer.is_some() || model.embedding_norm.is_some() || model.looped.is_some() {
         return Some("more than the token embedding goes into the residual stream");
     }
     for half in model.blocks.iter().flat_map(|block| &block.halves) {

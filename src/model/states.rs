@@ -10,6 +10,8 @@ use std::sync::Arc;
 pub struct States {
     /// The residual stream, `[windows · positions, hidden]`.
     pub h: Tensor,
+    /// The other streams of a model that has several, `[windows · positions, (streams − 1) · hidden]`.
+    pub others: Option<Tensor>,
     /// Keys and values that later blocks share, `[windows · positions, columns]`.
     pub kept: Option<Tensor>,
     /// What each block adds for each token, where the model has that.
@@ -19,7 +21,7 @@ pub struct States {
 impl States {
     /// A stream alone.
     pub fn new(h: Tensor) -> States {
-        States { h, kept: None, per_layer: None }
+        States { h, others: None, kept: None, per_layer: None }
     }
 
     /// Several, one behind the other.
@@ -28,12 +30,16 @@ impl States {
     /// There are none, or they do not fit.
     pub fn cat(all: &[States]) -> Result<States> {
         let first = all.first().ok_or_else(|| Error::new("no windows"))?;
-        let kept: Option<Vec<&Tensor>> = all.iter().map(|states| states.kept.as_ref()).collect();
+        let joined = |of: fn(&States) -> Option<&Tensor>| -> Result<Option<Tensor>> {
+            let parts: Option<Vec<&Tensor>> = all.iter().map(of).collect();
+            Ok(parts.map(|parts| Tensor::cat(&parts, 0)).transpose()?)
+        };
         let tokens = all.iter().filter_map(|states| states.per_layer.as_ref()).flat_map(|(_, tokens)| tokens.iter());
         let tokens: Arc<Vec<u32>> = Arc::new(tokens.copied().collect());
         Ok(States {
             h: Tensor::cat(&all.iter().map(|states| &states.h).collect::<Vec<_>>(), 0)?,
-            kept: kept.map(|kept| Tensor::cat(&kept, 0)).transpose()?,
+            others: joined(|states| states.others.as_ref())?,
+            kept: joined(|states| states.kept.as_ref())?,
             per_layer: first.per_layer.as_ref().map(|(inputs, _)| (inputs.clone(), tokens)),
         })
     }
@@ -42,6 +48,38 @@ impl States {
     #[must_use]
     pub fn with(&self, h: Tensor) -> States {
         States { h, ..self.clone() }
+    }
+
+    /// All streams side by side, `[windows · positions, streams · hidden]`.
+    ///
+    /// # Errors
+    /// The device has no room.
+    pub fn streams(&self) -> Result<Tensor> {
+        match &self.others {
+            Some(others) => Ok(Tensor::cat(&[&self.h, others], 1)?),
+            None => Ok(self.h.clone()),
+        }
+    }
+
+    /// The same with all streams from such a tensor.
+    ///
+    /// # Errors
+    /// Shapes that do not fit.
+    pub fn with_streams(&self, all: Tensor, hidden: usize) -> Result<States> {
+        let part = |first: usize, count: usize| all.narrow(1, first, count)?.contiguous();
+        let others = part(hidden, all.dim(1)? - hidden)?;
+        Ok(States { h: part(0, hidden)?, others: Some(others), ..self.clone() })
+    }
+
+    /// The same with something added to each of the other streams. `y`: `[windows · positions, hidden]`.
+    ///
+    /// # Errors
+    /// Shapes that do not fit.
+    pub fn with_others(&self, y: &Tensor) -> Result<States> {
+        let Some(others) = &self.others else { return Ok(self.clone()) };
+        let (tokens, hidden) = y.dims2()?;
+        let sum = others.reshape((tokens, (), hidden))?.broadcast_add(&y.unsqueeze(1)?)?;
+        Ok(States { others: Some(sum.reshape(others.shape())?), ..self.clone() })
     }
 
     /// Those of the first `n` tokens.
@@ -69,6 +107,7 @@ impl States {
         };
         Ok(States {
             h: cut(&self.h)?,
+            others: self.others.as_ref().map(cut).transpose()?,
             kept: self.kept.as_ref().map(cut).transpose()?,
             per_layer: self.per_layer.as_ref().map(|(inputs, own)| (inputs.clone(), tokens(own))),
         })

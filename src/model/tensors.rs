@@ -1,8 +1,8 @@
 //! Every tensor of a model: its names, its shape, and what it is for.
 
-use super::mapping::TensorMapping;
+use super::mapping::{Pick, TensorMapping};
 use super::part::{BlockTensor, Kind, Part, Reads, RowOrder, Site, TensorRole};
-use super::{Model, per_layer::PerLayer};
+use super::{Model, Norm, per_layer::PerLayer};
 
 /// One tensor: where it comes from, where it goes, what it is for.
 #[derive(Debug, Clone)]
@@ -92,6 +92,8 @@ impl Model {
         let mut head = vec![self.embedding()];
         head.extend(self.position_embedding());
         head.extend(self.per_layer_tensors());
+        head.extend(self.stream_tensors());
+        head.extend(self.low_state());
         head
     }
 
@@ -114,21 +116,33 @@ impl Model {
 
     /// What makes the embeddings of tokens for each block.
     pub fn per_layer_tensors(&self) -> Vec<TensorSpec> {
-        let Some(PerLayer { width, .. }) = self.per_layer else { return Vec::new() };
+        let Some(PerLayer { width, rows, .. }) = self.per_layer else { return Vec::new() };
         let all = self.blocks.len() * width;
         let tensor = |part: Part, source: &str, shape: Vec<usize>| {
             self.outside(source, part.0, shape, TensorRole::PerLayer(part))
         };
+        let embedding = tensor(Part::PER_LAYER_TOKEN_EMBD, "model.embed_tokens_per_layer", vec![self.vocab, all]);
+        let mapping = match rows < self.vocab {
+            true => {
+                Pick::Rows { rows: (0..self.vocab).map(|row| if row < rows { row } else { 0 }).collect(), of: rows }
+                    .into()
+            }
+            false => embedding.mapping.clone(),
+        };
         vec![
-            tensor(Part::PER_LAYER_TOKEN_EMBD, "model.embed_tokens_per_layer", vec![self.vocab, all]),
+            TensorSpec { mapping, ..embedding },
             tensor(Part::PER_LAYER_MODEL_PROJ, "model.per_layer_model_projection", vec![all, self.hidden]),
             tensor(Part::PER_LAYER_PROJ_NORM, "model.per_layer_projection_norm", vec![width]),
         ]
     }
 
-    /// The last norm: its gain, and its bias if it has one.
+    /// The last norm: its gain, and its bias, if it has them.
     pub fn output_norm(&self) -> Vec<TensorSpec> {
-        let kinds: &[Kind] = if self.norm.bias { &[Kind::Weight, Kind::Bias] } else { &[Kind::Weight] };
+        let kinds: &[Kind] = match self.norm.kind {
+            Norm::Bare => &[],
+            _ if self.norm.bias => &[Kind::Weight, Kind::Bias],
+            _ => &[Kind::Weight],
+        };
         let norm = |&kind: &Kind| TensorSpec {
             mapping: if kind == Kind::Bias { TensorMapping::AS_IS } else { self.architecture.norm_mapping() },
             ..TensorSpec::plain(
@@ -164,11 +178,12 @@ impl Model {
         tail
     }
 
-    /// The tensors of block `i`, in file order.
+    /// The tensors of block `i`, in file order. They are those of another block where it repeats that.
     pub fn block(&self, i: usize) -> Vec<TensorSpec> {
         let block = &self.blocks[i];
         let mut tensors = Vec::new();
-        for (half, tensor) in block.tensors(self.hidden) {
+        let of_streams = self.streams.iter().flat_map(|streams| streams.tensors(self.hidden)).map(|tensor| (0, tensor));
+        for (half, tensor) in block.tensors(self.hidden).into_iter().chain(of_streams) {
             tensors.push(self.block_tensor(i, half, &tensor, Kind::Weight));
             if tensor.bias {
                 tensors.push(self.block_tensor(i, half, &tensor, Kind::Bias));
@@ -177,24 +192,39 @@ impl Model {
         tensors
     }
 
-    fn block_tensor(&self, i: usize, half: usize, tensor: &BlockTensor, kind: Kind) -> TensorSpec {
+    /// What names of a block's tensors begin with in the checkpoint.
+    fn block_source(&self, i: usize) -> String {
+        match self.looped {
+            None => format!("{}.{i}", self.architecture.outside().blocks),
+            Some(looped) => {
+                let stack = if looped.is_low(i) { "L" } else { "H" };
+                format!("model.{stack}_module.layers.{}", i % looped.layers)
+            }
+        }
+    }
+
+    pub(super) fn block_tensor(&self, i: usize, half: usize, tensor: &BlockTensor, kind: Kind) -> TensorSpec {
         let architecture = self.architecture;
         let name = architecture.gguf_name(tensor.part);
         let ending = if kind == Kind::Bias { kind.suffix() } else { architecture.ending(tensor) };
+        let in_file = self.looped.map_or(i, |looped| looped.in_file(i));
         let shape = match kind {
             Kind::Weight => tensor.shape.clone(),
             Kind::Bias => tensor.shape[..tensor.shape.len().max(2) - 1].to_vec(),
         };
-        let (source, suffix, mapping) = match self.expert_layout.fused(architecture.source(tensor), tensor) {
-            Some((source, mapping)) => (source, String::new(), mapping),
-            None => {
+        let experts = self.expert_layout.fused(architecture.source(tensor), tensor);
+        let joined = if self.joined { architecture.joined(tensor) } else { None };
+        let (source, suffix, mapping) = match (experts, joined) {
+            (Some((source, mapping)), _) => (source, String::new(), mapping),
+            (None, Some((source, mapping))) => (source.to_owned(), architecture.suffix(tensor, kind), mapping),
+            (None, None) => {
                 let mapping = architecture.mapping(&self.blocks[i], tensor, kind);
                 (architecture.source(tensor).to_owned(), architecture.suffix(tensor, kind), mapping)
             }
         };
         TensorSpec {
-            source: self.named(format!("{}.{i}.{source}{suffix}", architecture.outside().blocks)),
-            gguf: format!("blk.{i}.{name}{}{ending}", if ending.is_empty() { "" } else { "." }),
+            source: self.named(format!("{}.{source}{suffix}", self.block_source(i))),
+            gguf: format!("blk.{in_file}.{name}{}{ending}", if ending.is_empty() { "" } else { "." }),
             shape,
             role: TensorRole::Block(tensor.part, kind),
             block: Some(i),
@@ -209,7 +239,8 @@ impl Model {
 
     /// Every tensor, in file order; one by one, because a model may have many.
     pub fn tensors(&self) -> impl Iterator<Item = TensorSpec> {
-        let blocks = (0..self.blocks.len()).flat_map(|i| self.block(i));
+        let own = (0..self.blocks.len()).filter(|&i| self.repeats(i).is_none());
+        let blocks = own.flat_map(|i| self.block(i));
         self.head().into_iter().chain(blocks).chain(self.tail())
     }
 
@@ -221,7 +252,7 @@ impl Model {
         }
     }
 
-    fn outside(&self, source: &str, gguf: &str, shape: Vec<usize>, role: TensorRole) -> TensorSpec {
+    pub(super) fn outside(&self, source: &str, gguf: &str, shape: Vec<usize>, role: TensorRole) -> TensorSpec {
         let source = self.named(format!("{source}.weight"));
         let mapping = self.multiplied(role, TensorMapping::AS_IS);
         TensorSpec { mapping, ..TensorSpec::plain(source, format!("{gguf}.weight"), shape, role) }

@@ -206,7 +206,7 @@ impl<'a> Job<'a> {
     /// activations that are not kept in memory. `shapes`: the plan's blocks.
     pub fn scratch(&self, shapes: &[BlockShape]) -> u64 {
         let tokens = self.tokens();
-        let hidden = self.model().map_or(0, |model| (model.hidden + model.kept_columns()) as u64);
+        let hidden = self.model().map_or(0, |model| model.state_columns() as u64);
         let inner = shapes.iter().flat_map(|block| block.sites.iter().map(|site| self.kept(block, site).1));
         2 * (tokens.all + tokens.compared) * hidden * stream::WIDTH as u64 + inner.max().unwrap_or_default()
     }

@@ -16,8 +16,9 @@ use crate::model::TensorRole;
 use crate::model::block::Block;
 use crate::model::frame::Frame;
 use crate::model::lm_head::LastNorm;
+use crate::model::states::States;
 use crate::pipeline::loaded_model::{embed, pairing};
-use candle_core::{Device, Tensor};
+use candle_core::Device;
 
 /// Windows that go through the original model for a tied output matrix: one in so many.
 pub(super) const SHARE: usize = 8;
@@ -77,22 +78,22 @@ impl Run<'_> {
             }
             self.clock.forward += started.elapsed();
         }
-        self.final_hessian(batches.into_iter().map(|states| Ok(states.h)))
+        self.final_hessian(batches.into_iter().map(Ok))
     }
 
     /// The Hessian of the last hidden states behind a stream.
     pub(super) fn behind(&mut self, stream: &Stream) -> Result<Vec<f32>> {
-        self.final_hessian((0..stream.batches().len()).map(|i| Ok(stream.get(i)?.states.h)))
+        self.final_hessian((0..stream.batches().len()).map(|i| Ok(stream.get(i)?.states)))
     }
 
-    fn final_hessian(&mut self, states: impl Iterator<Item = Result<Tensor>>) -> Result<Vec<f32>> {
+    fn final_hessian(&mut self, all: impl Iterator<Item = Result<States>>) -> Result<Vec<f32>> {
         let model = self.plan.model()?;
         let norm = LastNorm::new(model, |spec| self.read(spec))?;
         let mut hessian = Hessian::new(PRECISION, model.hidden);
         let started = self.clock.start();
-        for h in states {
+        for states in all {
             interrupt::check()?;
-            hessian.add(&norm.apply(&h?)?).context(|| "behind the last norm".into())?;
+            hessian.add(&norm.apply(&states?)?).context(|| "behind the last norm".into())?;
         }
         self.clock.hessian += started.elapsed();
         Ok(hessian.finish())

@@ -57,7 +57,12 @@ pub fn measure(
             experts.into_iter().for_each(|experts| experts.finish(&specs, &mut imatrix));
             for (site, squares) in sums {
                 for spec in specs.iter().filter(|spec| spec.site() == Some(site)) {
-                    imatrix.entries.insert(spec.gguf.clone(), entry(&squares));
+                    // A block that runs several times has seen something before.
+                    let own = entry(&squares);
+                    match imatrix.entries.get_mut(&spec.gguf) {
+                        Some(entry) => entry.add(&own),
+                        None => drop(imatrix.entries.insert(spec.gguf.clone(), own)),
+                    }
                 }
             }
         }
@@ -67,7 +72,7 @@ pub fn measure(
         let norm = LastNorm::new(model, |spec| loaded.read(spec))?;
         let mut squares = Squares::new(model.hidden);
         for states in &batches {
-            squares.add(&norm.apply(&states.h)?).context(|| "the last norm".into())?;
+            squares.add(&norm.apply(states)?).context(|| "the last norm".into())?;
         }
         imatrix.entries.insert(model.output().gguf, entry(&squares));
     }

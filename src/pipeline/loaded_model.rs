@@ -87,7 +87,7 @@ pub fn pairing(weights: &Weights, model: &Model) -> Pairing {
 pub fn embed(weights: &Weights, model: &Model, windows: &[Vec<u32>], device: &Device) -> Result<Vec<States>> {
     let (embedding, hidden) = (model.embedding(), model.hidden);
     let positions = windows.first().map_or(1, Vec::len).max(1);
-    let start = Embedding::new(model, positions, |spec, rows| weights.rows(spec, rows))?;
+    let start = Embedding::new(model, positions, &|spec, rows| weights.rows(spec, rows))?;
     let tokens = windows.iter().flatten().copied();
     let per_layer = PerLayerInputs::new(model, tokens, &|spec, rows| weights.rows(spec, rows))?;
     let batches = windows.chunks((BATCH / positions).max(1)).map(|windows| {
@@ -101,7 +101,7 @@ pub fn embed(weights: &Weights, model: &Model, windows: &[Vec<u32>], device: &De
         }
         let h = Tensor::from_vec(x, (windows.len() * positions, hidden), device)?;
         let per_layer = per_layer.as_ref().map(|inputs| (inputs.clone(), Arc::new(windows.concat())));
-        Ok(States { per_layer, ..States::new(h) })
+        Ok(States { per_layer, ..start.states(h)? })
     });
     batches.collect()
 }

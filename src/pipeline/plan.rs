@@ -257,6 +257,23 @@ impl Plan {
                 (None, _) => {}
             }
         }
+        if let Some(model) = model.as_ref().ok().filter(|model| model.looped.is_some()) {
+            if request.calibrated && tensors.iter().any(|tensor| tensor.spec.block.is_some() && tensor.is_rounded()) {
+                return Err(Error::new(
+                    "this model runs its blocks several times, and calibrated methods would see the first run of a block alone",
+                )
+                .hint("measure all runs with llmq imatrix, and round with --method rtn --imatrix FILE"));
+            }
+            // Later runs of a block have no tensors of their own.
+            let mut own = blocks.into_iter();
+            let mut end = 0;
+            blocks = Vec::new();
+            for i in 0..model.blocks.len() {
+                let range = if model.repeats(i).is_some() { None } else { own.next() };
+                blocks.push(range.unwrap_or(end..end));
+                end = blocks[i].end;
+            }
+        }
         let (mix, pre) = (request.recipe.mix().name, request.pre.map(str::to_owned));
         let notes = planned::states_note(&tensors).into_iter().collect();
         Ok(Plan { source, metadata, tensors, mix, extra, notes, facts, model, tokenizer, pre, blocks })
@@ -350,7 +367,7 @@ impl Plan {
         &self.tensors[..self.blocks.first().map_or(self.tensors.len(), |b| b.start)]
     }
 
-    /// The tensors of each block.
+    /// The tensors of each block; none where it repeats an earlier one.
     pub fn blocks(&self) -> impl ExactSizeIterator<Item = &[Planned]> {
         self.blocks.iter().map(|range| &self.tensors[range.clone()])
     }

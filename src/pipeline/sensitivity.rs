@@ -84,10 +84,10 @@ pub fn measure(
     let mut clean = States::cat(&batches)?.first(extent.probed * extent.length)?;
     walk.probe_embedding(&clean)?;
     walk.probe_per_layer(&clean)?;
-    for (i, tensors) in plan.blocks().enumerate() {
+    for i in 0..model.blocks.len() {
         let mut block = Block::new(&frame, i);
-        for tensor in tensors.iter().filter(|t| t.spec.role != TensorRole::Other) {
-            block.set(&tensor.spec, plan.source.read(&tensor.spec)?)?;
+        for spec in model.block(i) {
+            block.set(&spec, plan.source.read(&spec)?)?;
         }
         walk.block(&mut block, i, &mut clean, &mut batches).context(|| format!("block {i}"))?;
         progress(i + 1, model.blocks.len() + 1);
@@ -227,9 +227,10 @@ impl<'a> Walk<'a> {
         let probed = clean.h.dims2()?;
         let rows = self.rows_of_tokens(&tensor.spec, &self.tokens[..probed.0])?;
         let mut rounded = self.rounded(tensor, errors.probe.0, &rows, &self.plain(tensor, None));
-        let start = Embedding::new(self.model, self.length, |spec, rows| self.plan.source.rows(spec, rows))?;
+        let start = Embedding::new(self.model, self.length, &|spec, rows| self.plan.source.rows(spec, rows))?;
         rounded.chunks_mut(self.length * probed.1).for_each(|window| start.apply(window));
-        let states = clean.with(Tensor::from_vec(rounded, probed, &Device::Cpu)?);
+        let own = start.states(Tensor::from_vec(rounded, probed, &Device::Cpu)?)?;
+        let states = States { per_layer: clean.per_layer.clone(), ..own };
         self.probes.push(Probe { tensor: at, errors, left: 1.0, states });
         Ok(())
     }
@@ -292,9 +293,9 @@ impl<'a> Walk<'a> {
         probes.map(|(probe, found)| probe.sensitivity(&self.plan.tensors[probe.tensor], found)).collect()
     }
 
-    /// The last norm of a residual stream, `[n, hidden]`.
+    /// What the last norm makes of the last states, `[n, hidden]`.
     fn normed(&self, states: &States) -> Result<Tensor> {
-        LastNorm::new(self.model, |spec| self.plan.source.read(spec))?.apply(&states.h)
+        LastNorm::new(self.model, |spec| self.plan.source.read(spec))?.apply(states)
     }
 
     /// The rows of some tokens, as often as the text has them.

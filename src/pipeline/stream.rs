@@ -50,7 +50,9 @@ pub struct Stream {
     /// Where inner activations go that are too many for memory.
     inner: PathBuf,
     /// Halves of some blocks read what was in front of the block.
-    parallel: bool,
+    looks_back: bool,
+    /// Numbers of a token of the other streams, where the model has several.
+    others: usize,
     /// Numbers of a token that earlier blocks keep for later ones, in what is read and in what is written.
     kept: [usize; 2],
     /// What each block adds for each token, where the model has that: as the file has it, and as the source does.
@@ -66,7 +68,7 @@ pub struct Batch {
     pub compared: bool,
     windows: usize,
     tokens: Arc<Vec<u32>>,
-    /// Numbers of a token: those of the stream, and those that blocks keep.
+    /// Numbers of a token: those of all streams, and those that blocks keep.
     columns: usize,
     offset: u64,
 }
@@ -193,7 +195,7 @@ impl Stream {
     ) -> Result<Stream> {
         let (model, positions) = (plan.model()?, windows.first().map_or(1, Vec::len).max(1));
         let hidden = model.hidden;
-        let start = Embedding::new(model, positions, |spec, rows| plan.source.rows(spec, rows))?;
+        let start = Embedding::new(model, positions, &|spec, rows| plan.source.rows(spec, rows))?;
         let mut stream = Stream::laid_out(plan, windows, wants, in_file, folder)?;
         let size = stream.batches.iter().map(|batch| batch.bytes() as u64).sum();
         for file in &stream.files {
@@ -205,7 +207,7 @@ impl Stream {
             let batch = stream.batches[i].clone();
             let windows = &order[first..first + batch.windows];
             first += batch.windows;
-            let embed = |rows: &[f32]| -> Result<Tensor> {
+            let embed = |rows: &[f32]| -> Result<States> {
                 let mut x = Vec::with_capacity(batch.tokens.len() * hidden);
                 for window in windows {
                     let first = x.len();
@@ -215,10 +217,10 @@ impl Stream {
                     }
                     start.apply(&mut x[first..]);
                 }
-                Ok(Tensor::from_vec(x, (batch.tokens.len(), hidden), &Device::Cpu)?)
+                start.states(Tensor::from_vec(x, (batch.tokens.len(), hidden), &Device::Cpu)?)
             };
-            let original = if batch.compared { Some(States::new(embed(&rows.original)?)) } else { None };
-            let states = States::new(embed(&rows.quantized)?);
+            let original = if batch.compared { Some(embed(&rows.original)?) } else { None };
+            let states = embed(&rows.quantized)?;
             stream.put(i, &Position { states, original, before: None })?;
         }
         stream.end_of_block();
@@ -272,20 +274,20 @@ impl Stream {
             let offset = batches.last().map_or(0, |batch| batch.offset + batch.bytes() as u64);
             let first: usize = batches.iter().map(|batch| batch.windows).sum();
             let tokens = order[first..first + windows].iter().flat_map(|window| window.iter()).copied().collect();
-            let (tokens, columns) = (Arc::new(tokens), model.hidden + model.kept_columns());
+            let (tokens, columns) = (Arc::new(tokens), model.state_columns());
             batches.push(Batch { held, compared, windows, tokens, columns, offset });
         }
         let [a, b, inner] = NAMES.map(|name| named(folder.0, folder.1, name));
         let files = [Scratch::open(&a, batches.len())?, Scratch::open(&b, batches.len())?];
-        let parallel = model.blocks.iter().flat_map(|block| &block.halves).any(|half| half.parallel);
+        let looks_back = model.blocks.iter().flat_map(|block| &block.halves).any(|half| half.looks_back());
         let tokens = || windows.iter().flatten().copied();
         let own = PerLayerInputs::new(model, tokens(), in_file)?;
         let original = match wants.compare {
             true => PerLayerInputs::new(model, tokens(), &|spec, rows| plan.source.rows(spec, rows))?,
             false => None,
         };
-        let per_layer = [own, original];
-        Ok(Stream { frame, batches, files, read: 1, write: 0, inner, parallel, kept: [0; 2], per_layer })
+        let (per_layer, others) = ([own, original], model.other_columns());
+        Ok(Stream { frame, batches, files, read: 1, write: 0, inner, looks_back, others, kept: [0; 2], per_layer })
     }
 
     /// What its blocks share.
@@ -320,20 +322,27 @@ impl Stream {
         let (states, original) = self.in_file(self.read, i)?;
         // Behind the first half of a block, what is written is what is read, and the other file has what was before.
         let second = self.read == self.write;
-        let before = (second && self.parallel).then(|| self.in_file(1 - self.read, i)).transpose()?;
+        let before = (second && self.looks_back).then(|| self.in_file(1 - self.read, i)).transpose()?;
         Ok(Position { states, original, before })
     }
 
     fn in_file(&self, file: usize, i: usize) -> Result<(States, Option<States>)> {
-        let (batch, hidden, kept) = (&self.batches[i], self.frame.hidden(), self.kept[0]);
+        let (batch, hidden, others, kept) = (&self.batches[i], self.frame.hidden(), self.others, self.kept[0]);
         let bytes = self.files[file].read(batch.offset, batch.bytes())?;
         let (own, original) = bytes.split_at(batch.section());
         let tensor = |bytes: &[u8], columns: usize| from_bf16(bytes, batch.tokens.len(), columns);
         let states = |bytes: &[u8], per_layer: &Option<Arc<PerLayerInputs>>| -> Result<States> {
-            let behind = &bytes[batch.tokens.len() * hidden * WIDTH..];
+            // One behind the other.
+            let mut rest = &bytes[batch.tokens.len() * hidden * WIDTH..];
+            let mut next = |columns: usize| {
+                let (own, behind) = rest.split_at(batch.tokens.len() * columns * WIDTH);
+                rest = behind;
+                (columns > 0).then(|| tensor(own, columns)).transpose()
+            };
             Ok(States {
                 h: tensor(bytes, hidden)?,
-                kept: if kept > 0 { Some(tensor(behind, kept)?) } else { None },
+                others: next(others)?,
+                kept: next(kept)?,
                 per_layer: per_layer.as_ref().map(|inputs| (inputs.clone(), batch.tokens.clone())),
             })
         };
@@ -351,9 +360,13 @@ impl Stream {
         let mut bytes = vec![0; batch.bytes()];
         let (own, original) = bytes.split_at_mut(batch.section());
         let states = |bytes: &mut [u8], states: &States| -> Result<()> {
-            let (h, behind) = bytes.split_at_mut(states.h.elem_count() * WIDTH);
-            to_bf16(h, &states.h)?;
-            states.kept.as_ref().map_or(Ok(()), |kept| to_bf16(&mut behind[..kept.elem_count() * WIDTH], kept))
+            let mut rest = bytes;
+            for x in [Some(&states.h), states.others.as_ref(), states.kept.as_ref()].into_iter().flatten() {
+                let (own, behind) = rest.split_at_mut(x.elem_count() * WIDTH);
+                to_bf16(own, x)?;
+                rest = behind;
+            }
+            Ok(())
         };
         states(own, &position.states)?;
         if let Some(other) = &position.original {

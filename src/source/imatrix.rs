@@ -45,6 +45,12 @@ pub struct Entry {
 }
 
 impl Entry {
+    /// Adds what the same matrices saw elsewhere.
+    pub fn add(&mut self, other: &Entry) {
+        self.sums.iter_mut().zip(&other.sums).for_each(|(sum, other)| *sum += other);
+        self.counts.iter_mut().zip(&other.counts).for_each(|(count, other)| *count += other);
+    }
+
     /// The mean square of each column of matrix `matrix`, or `None` where it saw no token: `[columns]`.
     pub fn means(&self, matrix: usize) -> Option<Vec<f32>> {
         let columns = self.sums.len() / self.counts.len();

@@ -97,7 +97,8 @@ fn layers_for_multi_token_prediction_are_known() {
 #[test]
 fn quantized_files_of_every_mixer_give_the_same_loss() {
     let out = folder();
-    let all = ["qwen3_5", "qwen3_5_moe", "qwen3_next", "gemma4", "gemma4_e2b", "gemma4_moe"].map(golden::read);
+    let all =
+        ["qwen3_5", "qwen3_5_moe", "qwen3_next", "gemma4", "gemma4_e2b", "gemma4_moe", "gemma3n"].map(golden::read);
     let quantized = |golden: &Golden| {
         let [model, file] = ["", ".gguf"].map(|end| out.path().join(format!("{}{end}", golden.name)));
         golden.checkpoint.write(&model);

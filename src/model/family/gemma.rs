@@ -274,6 +274,15 @@ pub(super) fn read_3(architecture: &'static dyn Architecture, config: &Config, l
     };
     let tokens = config.maybe_size("sliding_window")?.unwrap_or(4096);
     config::put_windows(&layered, &mut model, tokens, PERIOD)?;
+    put_ropes(config, &mut model)?;
+    if let Some(cap) = model.logit_cap {
+        model.key("final_logit_softcapping", Value::F32(cap));
+    }
+    Ok(model)
+}
+
+/// The rotary embeddings of blocks with a window and of the others.
+pub(super) fn put_ropes(config: &Config, model: &mut Decoder) -> Result<()> {
     let bases = [
         config.maybe_positive("rope_theta")?.unwrap_or(1e6),
         config.maybe_positive("rope_local_base_freq")?.unwrap_or(1e4),
@@ -290,11 +299,8 @@ pub(super) fn read_3(architecture: &'static dyn Architecture, config: &Config, l
         return Err(config::refused(config, what));
     }
     (model.rope, model.local_rope) = (Some(rope), Some(local.clone()));
-    if let Some(cap) = model.logit_cap {
-        model.key("final_logit_softcapping", Value::F32(cap));
-    }
     model.key("rope.freq_base_swa", Value::F32(local.base as f32));
-    Ok(model)
+    Ok(())
 }
 
 /// The same of files.

@@ -70,12 +70,7 @@ fn proportional(base: f64, head_dim: usize, part: f64) -> Rope {
 
 fn build(mut decoder: Decoder, blocks: &Blocks, architecture: &'static dyn Architecture) -> Model {
     decoder.embedding_scale = (decoder.hidden as f32).sqrt();
-    let (eps, activation, n) = (decoder.norm_eps, decoder.activation, decoder.blocks);
-    // Which blocks keep their keys and values: the last of each kind before the shared ones begin.
-    let first_shared = n - blocks.shared;
-    let keepers = [true, false].map(|local| (0..first_shared).rev().find(|&i| blocks.local[i] == local));
-    let keeps = |i: usize| blocks.shared > 0 && keepers.contains(&Some(i));
-    let columns = |i: usize| 2 * blocks.kind(i).kv_heads * blocks.kind(i).head_dim;
+    let (eps, activation, rows) = (decoder.norm_eps, decoder.activation, decoder.vocab);
     let mut model = decoder.build(architecture);
     for (i, block) in model.blocks.iter_mut().enumerate() {
         let kind = blocks.kind(i);
@@ -85,14 +80,8 @@ fn build(mut decoder: Decoder, blocks: &Blocks, architecture: &'static dyn Archi
                     (own.head_dim, own.kv_heads, own.rope) = (kind.head_dim, kind.kv_heads, Some(kind.rope.clone()));
                     own.window = blocks.local[i].then_some(blocks.window);
                     own.value_norm = true;
-                    own.keeps = keeps(i);
                     if kind.same {
                         own.keys_values = KeysValues::Same;
-                    }
-                    let keeper = keepers[usize::from(!blocks.local[i])];
-                    if let Some(keeper) = keeper.filter(|_| i >= first_shared) {
-                        let first = (0..keeper).filter(|&earlier| keeps(earlier)).map(columns).sum();
-                        own.keys_values = KeysValues::Shared { first };
                     }
                 }
                 Mixer::Mlp(mlp) => mlp.width = blocks.ffn[i],
@@ -115,7 +104,8 @@ fn build(mut decoder: Decoder, blocks: &Blocks, architecture: &'static dyn Archi
             last.output_scale = blocks.scaled.then_some(Part::LAYER_OUTPUT_SCALE);
         }
     }
-    model.per_layer = blocks.per_layer.map(|width| PerLayer { width, eps });
+    model.share_keys_values(blocks.shared);
+    model.per_layer = blocks.per_layer.map(|width| PerLayer { width, rows, eps });
     let of_full = blocks.local.iter().any(|local| !local);
     if let (true, Scaling::Factors(factors)) = (of_full, &blocks.kinds[1].rope.scaling) {
         model.vectors = vec![(gguf_keys::ROPE_FACTORS, factors.clone())];

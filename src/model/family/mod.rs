@@ -21,6 +21,7 @@ architectures! {
     qwen35: Qwen35, Qwen35Moe, Qwen3Next;
     gemma: Gemma, Gemma2, Gemma3;
     embedding_gemma: EmbeddingGemma;
+    gemma3n: Gemma3n;
     gemma4: Gemma4;
     phi2: Phi2;
     phi3: Phi3;
@@ -40,6 +41,7 @@ architectures! {
     ernie4_5: Ernie45, Ernie45Moe;
     hunyuan: HunyuanDense, HunyuanMoe;
     arcee: Arcee;
+    hrm_text: HrmText;
     muse_glimmer: MuseGlimmer;
     lfm2: Lfm2, Lfm2Moe;
     glm4_moe: Glm4Moe;

@@ -24,7 +24,7 @@ impl Part {
 }
 
 /// An MLP.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Mlp {
     /// Width inside.
     pub width: usize,
@@ -36,6 +36,8 @@ pub struct Mlp {
     pub bias: bool,
     /// It is the expert of a mixture that every token goes to.
     pub shared: bool,
+    /// Of the gate only what is above its mean by so many of its standard deviations is left, less that (Gemma 3n).
+    pub cutoff: Option<f32>,
 }
 
 /// How the layers of an MLP are arranged.
@@ -59,7 +61,7 @@ impl MlpLayers {
 impl Mlp {
     /// Llama's.
     pub fn gated(width: usize, activation: Activation) -> Mlp {
-        Mlp { width, activation, layers: MlpLayers::Gated, bias: false, shared: false }
+        Mlp { width, activation, layers: MlpLayers::Gated, bias: false, shared: false, cutoff: None }
     }
 
     fn parts(&self) -> [(Part, &'static str); 3] {
@@ -109,7 +111,10 @@ impl Mix for Mlp {
 
     fn inner(&self, layers: &Layers, x: &Tensor, _: &mut At) -> Result<Tensor> {
         let [gate, up, _] = self.parts();
-        let gate = (self.layers == MlpLayers::Gated).then(|| layers.linear(gate.0, x)).transpose()?;
+        let mut gate = (self.layers == MlpLayers::Gated).then(|| layers.linear(gate.0, x)).transpose()?;
+        if let (Some(gate), Some(cutoff)) = (&mut gate, self.cutoff) {
+            *gate = ops::above(gate, cutoff)?;
+        }
         self.between(gate.as_ref(), &layers.linear(up.0, x)?)
     }
 

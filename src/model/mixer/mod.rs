@@ -193,4 +193,4 @@ macro_rules! mixers {
 
 mixers!(attention Attention, latent_attention LatentAttention, gated_delta_net GatedDeltaNet,
     kimi_delta_attention KimiDeltaAttention, mamba Mamba, mamba2 Mamba2,
-    short_conv ShortConv, mlp Mlp, xielu Xielu, experts Experts, per_layer_gate PerLayerGate);
+    short_conv ShortConv, mlp Mlp, xielu Xielu, experts Experts, laurel Laurel, per_layer_gate PerLayerGate);

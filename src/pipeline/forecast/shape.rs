@@ -128,7 +128,7 @@ impl BlockShape {
     /// The blocks of a plan, those that are alike together.
     pub fn all(plan: &Plan) -> Vec<BlockShape> {
         let mut shapes: Vec<BlockShape> = Vec::new();
-        for tensors in plan.blocks() {
+        for tensors in plan.blocks().filter(|tensors| !tensors.is_empty()) {
             let config = tensors[0].spec.block.and_then(|block| plan.model().ok()?.blocks.get(block));
             let costs: Vec<Cost> = config.iter().flat_map(|block| block.mixers()).map(|mixer| mixer.cost()).collect();
             let halves = (0..costs.len()).flat_map(|half| Place::ALL.map(|place| Site { half, place }));
