@@ -15,6 +15,9 @@ use llmq_kernels::elementwise::Activation;
 /// Norms without a gain, and a gate behind attention.
 pub struct HrmText;
 
+/// No model runs more blocks.
+const MOST_RUNS: usize = 65_536;
+
 fn build(mut decoder: Decoder, looped: Looped, architecture: &'static dyn Architecture) -> Model {
     decoder.blocks = looped.runs();
     let mut model = decoder.build(architecture);
@@ -70,6 +73,12 @@ impl Architecture for HrmText {
         // Training has another name for it.
         let layers = config.maybe_size("num_layers_per_stack")?.unwrap_or(model.blocks);
         let (high, low) = (config.size("H_cycles")?, config.size("L_cycles")?);
+        let runs = [high, low.saturating_add(1)].iter().fold(layers, |runs, n| runs.saturating_mul(*n));
+        if runs > MOST_RUNS {
+            return Err(config.unsupported(&format!(
+                "{layers} blocks of a stack, {high} H_cycles and {low} L_cycles make more than {MOST_RUNS} runs of blocks"
+            )));
+        }
         model.embedding_scale = match config.maybe_positive("embedding_scale")? {
             Some(scale) => scale as f32,
             None => (1.0 / config.maybe_positive("initializer_range")?.unwrap_or(0.02)) as f32,
