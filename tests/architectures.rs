@@ -394,6 +394,12 @@ fn calibration_helps_every_architecture() {
         let out = folder();
         let model = out.path().join("model");
         golden.checkpoint.write(&model);
+        if golden.name == "hrm_text" {
+            // Each of its blocks runs several times.
+            let auto = llmq!["quantize", &model, "-o", out.path().join("auto.gguf"), "--type", "Q4_0"];
+            auto.failed(1, &["hint: ", "--method rtn"]);
+            continue;
+        }
         let divergence = |method: &str| {
             let file = out.path().join(format!("{method}.gguf"));
             let calibration = ["--samples", "16", "--seq-len", "64"];

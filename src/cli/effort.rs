@@ -38,7 +38,7 @@ impl Effort {
     pub fn preset(self) -> Preset {
         match self {
             Effort::Fast => Preset { method: "gptq", samples: 32, sweeps: 1 },
-            Effort::Balanced => Preset { method: "auto", samples: 128, sweeps: 2 },
+            Effort::Balanced => Preset { method: "auto", samples: 128, sweeps: 3 },
             Effort::Best => Preset { method: "auto", samples: 256, sweeps: 8 },
         }
     }

@@ -32,7 +32,7 @@ pub struct How {
     #[arg(long)]
     no_order: bool,
 
-    /// Sweeps of coordinate descent over the codes that GPTQ has chosen [default: 2; 1 with --effort fast, 8 with --effort best]
+    /// Sweeps of coordinate descent over the codes that GPTQ has chosen [default: 3; 1 with --effort fast, 8 with --effort best]
     #[arg(long, value_name = "N")]
     sweeps: Option<usize>,
 

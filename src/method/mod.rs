@@ -48,7 +48,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Options { damp: 0.01, order: true, sweeps: 2, scales: true }
+        Options { damp: 0.01, order: true, sweeps: 3, scales: true }
     }
 }
 
