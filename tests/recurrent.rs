@@ -96,15 +96,15 @@ fn scales_go_into_what_makes_the_inputs_of_the_last_layer() {
         let out = folder();
         let [model, plain, file] = ["model", "plain.gguf", "file.gguf"].map(|name| out.path().join(name));
         let original = write(&correlated(name), &model);
-        quantize(&model, &plain, "Q8_0", "rtn");
-        quantize(&model, &file, "Q8_0", "awq");
+        quantize(&model, &plain, "Q5_0", "rtn");
+        quantize(&model, &file, "Q5_0", "awq");
         let spec = original.model.block(block).into_iter().find(|spec| spec.gguf.contains(absorber)).unwrap();
         let [own, scaled] = [&model, &file].map(|path| LoadedModel::open(path, None).unwrap().read(&spec).unwrap());
         let most = own.iter().zip(&scaled).map(|(a, b)| (a / b - 1.0).abs()).fold(0.0, f32::max);
         assert!(most > 0.02, "{name}: {absorber} has changed by {most} at most");
         let [rtn, awq] = [&plain, &file].map(|file| off(&original, file, block + 1)[block]);
         eprintln!("{name}, block {block}: rtn {rtn}, awq {awq}");
-        assert!(awq < 1.5 * rtn && rtn < 1e-3, "{name}, block {block}: rtn {rtn}, awq {awq}");
+        assert!(awq < 1.5 * rtn && rtn < 0.02, "{name}, block {block}: rtn {rtn}, awq {awq}");
     }
 }
 

@@ -113,7 +113,7 @@ mod tests {
             // Nothing above the diagonal may matter.
             (0..n).for_each(|i| l[i * n + i + 1..(i + 1) * n].fill(f64::NAN));
             assert!(cholesky(&mut l, n));
-            let mut u = vec![f32::NAN; n * n];
+            let mut u: Vec<f32> = (0..n * n).map(|at| if at % n < at / n { 0.0 } else { f32::NAN }).collect();
             reversed_inverse(&l, n, &mut u);
             for i in 0..n {
                 for j in 0..=i {

@@ -8,7 +8,7 @@
 
 use super::gptq::Solver;
 use super::rtn::Plain;
-use super::{Layer, Method, Options, Rows, Site, Solution, Solved, energies, few};
+use super::{Layer, Method, Options, Rows, Site, Solution, Solved, few};
 use crate::error::Result;
 use crate::grid::Grid;
 use rayon::prelude::*;
@@ -82,7 +82,6 @@ pub fn weighed(squares: &[f32], scales: Option<&[f32]>) -> Plain {
 
 /// The scales that suit rounding to nearest best.
 pub fn plain_scales(site: &Site) -> Option<Vec<f32>> {
-    let n = site.columns;
     search(site, |layer, w, candidates| {
         let loss = |scales: &Option<Vec<f32>>| -> f64 {
             let plain = weighed(&site.seen.diagonal, scales.as_deref());
@@ -91,7 +90,7 @@ pub fn plain_scales(site: &Site) -> Option<Vec<f32>> {
                 None => plain.round(w, layer.grid).values(layer.grid),
             };
             let error: Vec<f32> = w.iter().zip(&q).map(|(w, q)| w - q).collect();
-            energies(&error, n, &site.seen.h).iter().sum()
+            site.seen.energy(&error)
         };
         Some(candidates.par_iter().map(loss).collect())
     })

@@ -105,10 +105,23 @@ impl Damped {
         (self.damp * self.times, self.damp)
     }
 
+    /// What was mended and added: `[columns]`.
+    fn added(&self) -> Vec<f32> {
+        let n = self.columns();
+        self.diagonal.iter().enumerate().map(|(j, own)| self.h[j * n + j] - own).collect()
+    }
+
+    /// `tr(E H Eᵀ)` without what was mended and added. `e`: `[rows, columns]`.
+    pub fn energy(&self, e: &[f32]) -> f64 {
+        let (n, added) = (self.columns(), self.added());
+        let squares = |row: &[f32]| row.iter().zip(&added).map(|(e, h)| f64::from(e * e * h)).sum::<f64>();
+        let less: f64 = e.chunks(n).map(squares).sum();
+        (super::energies(e, n, &self.h).iter().sum::<f64>() - less).max(0.0)
+    }
+
     /// As [`output_error`](super::output_error), without what was mended and added. `w`, `q`: `[rows, columns]`.
     pub fn output_error(&self, w: &[f32], q: &[f32]) -> (f64, f64) {
-        let n = self.columns();
-        let added: Vec<f32> = self.diagonal.iter().enumerate().map(|(j, own)| self.h[j * n + j] - own).collect();
+        let (n, added) = (self.columns(), self.added());
         let (error, whole) = super::output_error(w, q, n, &self.h);
         let (less, less_whole) = super::weight_error((0.0, 0.0), w, q, n, Some(&added));
         ((error - less).max(0.0), (whole - less_whole).max(0.0))
