@@ -43,7 +43,7 @@ pub fn size(hessian: &[f32], n: usize) -> f32 {
     if mean > 0.0 && mean.is_finite() { mean.log2().round().clamp(-149.0, 127.0).exp2() as f32 } else { 1.0 }
 }
 
-/// A Hessian that can be factored: divided by its [`size`], with dead inputs mended, and damped.
+/// A Hessian that can be factored: divided by its size, with dead inputs mended, and damped.
 pub struct Damped {
     /// By what it was divided.
     pub size: f32,
