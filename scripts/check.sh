@@ -17,7 +17,8 @@ rustup target add $targets
 for target in $targets; do
     cargo clippy --workspace --no-default-features --features int8,parquet --locked --target "$target" -- -D warnings
 done
-# What fuzzing feeds is no member of the workspace.
+# What fuzzing feeds is no member of the workspace; it takes the versions that the program is built with.
+cp Cargo.lock tests/fuzz/Cargo.lock
 cargo check --manifest-path tests/fuzz/Cargo.toml --target-dir target
 cargo test --workspace --all-features --locked
 RUSTDOCFLAGS="-D warnings" cargo doc --workspace --all-features --no-deps --locked
