@@ -4,6 +4,7 @@ use super::diagonal;
 use llmq_kernels::cholesky::{cholesky, reversed_inverse};
 use llmq_kernels::memory::triangular;
 use rayon::prelude::*;
+use std::sync::Arc;
 
 /// `U`, upper triangular, with `H⁻¹ = UᵀU` (Frantar et al. 2022, section 3.3, step 3), or `None` where `H` is not positive definite in
 /// double precision.
@@ -32,7 +33,21 @@ pub fn inverse_factor(h: &[f32], order: &[usize]) -> Option<Vec<f32>> {
 }
 
 /// By how much damping grows when a Hessian is not positive definite, and how often.
-pub const LADDER: [f64; 3] = [10.0, 100.0, 1000.0];
+const LADDER: [f64; 3] = [10.0, 100.0, 1000.0];
+
+/// What `factor` makes of a Hessian, with more damping where it finds that it is not positive definite; and the Hessian with the damping
+/// that was tried last.
+pub fn factored<T>(mut hessian: Arc<Damped>, factor: impl Fn(&Damped) -> Option<T>) -> (Arc<Damped>, Option<T>) {
+    let mut found = factor(&hessian);
+    for times in LADDER {
+        if found.is_some() {
+            break;
+        }
+        hessian = Arc::new(hessian.times(times));
+        found = factor(&hessian);
+    }
+    (hessian, found)
+}
 
 /// The power of two next to the mean of a Hessian's diagonal; one where that is zero.
 ///

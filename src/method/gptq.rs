@@ -7,7 +7,7 @@
 //! (act-order, as far as a format without column indices allows it). [`polish`] then improves what came out.
 
 use super::awq::{times, weighed};
-use super::factor::{Damped, LADDER, inverse_factor};
+use super::factor::{Damped, factored, inverse_factor};
 use super::polish::{self, polish};
 use super::quantized_matrix::{Part, QuantizedMatrix};
 use super::{BAND, Method, Options, Rows, Site, Solution, Solved, at_once};
@@ -118,17 +118,8 @@ impl Solver {
             };
             widths.iter().map(walk).collect::<Option<Vec<Walk>>>()
         };
-        if let Some(walks) = walks(&hessian) {
-            return Solver { hessian, polish, walks };
-        }
-        for times in LADDER {
-            let hessian = Arc::new(hessian.times(times));
-            if let Some(walks) = walks(&hessian) {
-                return Solver { hessian, polish, walks };
-            }
-        }
-        let last = LADDER[LADDER.len() - 1];
-        Solver { hessian: Arc::new(hessian.times(last)), polish, walks: Vec::new() }
+        let (hessian, walks) = factored(hessian, walks);
+        Solver { hessian, polish, walks: walks.unwrap_or_default() }
     }
 
     fn width(&self) -> usize {

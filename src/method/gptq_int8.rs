@@ -2,10 +2,11 @@
 //! channel (Frantar et al. 2022, algorithm 1, with the scales taken as given).
 
 use super::at_once;
-use super::factor::{Damped, LADDER, inverse_factor};
+use super::factor::{Damped, factored, inverse_factor};
 use super::gptq::B;
 use llmq_kernels::gemm::{Old, Precision, View, product};
 use rayon::prelude::*;
+use std::sync::Arc;
 
 /// The damping of the Hessian, as a part of its mean diagonal.
 const DAMP: f64 = 0.01;
@@ -22,11 +23,10 @@ impl GptqInt8 {
     /// Factors a Hessian, `[columns, columns]`; none where no damping makes it positive definite.
     pub fn new(hessian: &[f32], columns: usize) -> Option<GptqInt8> {
         let n = columns;
-        let damped = Damped::new(hessian.to_vec(), n, DAMP);
+        let damped = Arc::new(Damped::new(hessian.to_vec(), n, DAMP));
         let mut order: Vec<usize> = (0..n).collect();
         order.sort_by(|&a, &b| damped.h[b * n + b].total_cmp(&damped.h[a * n + a]));
-        let more = || LADDER.into_iter().find_map(|times| inverse_factor(&damped.times(times).h, &order));
-        let u = inverse_factor(&damped.h, &order).or_else(more)?;
+        let u = factored(damped, |damped| inverse_factor(&damped.h, &order)).1?;
         Some(GptqInt8 { order, u })
     }
 

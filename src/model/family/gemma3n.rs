@@ -4,7 +4,7 @@ use super::gemma;
 use crate::error::Result;
 use crate::model::gguf_keys::Keys;
 use crate::model::half::{HalfConfig, Norm, NormConfig};
-use crate::model::mixer::attention::{HeadNorms, KeysValues};
+use crate::model::mixer::attention::KeysValues;
 use crate::model::mixer::laurel::Laurel;
 use crate::model::mixer::per_layer_gate::PerLayerGate;
 use crate::model::mixer::{Attention, Mix, Mixer};
@@ -126,15 +126,7 @@ impl Architecture for Gemma3n {
     }
 
     fn decoder(&self) -> Decoder {
-        Decoder {
-            activation: Activation::GeluTanh,
-            post_norms: true,
-            head_norms: HeadNorms::PerHead,
-            attention_scale: Some(1.0),
-            explicit_head_dim: true,
-            logit_cap: Some(CAP),
-            ..Decoder::PLAIN
-        }
+        Decoder { logit_cap: Some(CAP), ..super::gemma4::plain() }
     }
 
     fn sample(&'static self) -> Model {

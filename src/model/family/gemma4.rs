@@ -50,7 +50,8 @@ struct Kinds {
     same: bool,
 }
 
-fn plain() -> Decoder {
+/// What Gemma 3n and 4 have in common.
+pub(super) fn plain() -> Decoder {
     Decoder {
         activation: Activation::GeluTanh,
         post_norms: true,
