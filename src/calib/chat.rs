@@ -79,7 +79,7 @@ impl Chat {
     /// A template in Jinja, as transformers understands it, and the special tokens that it may name, as `("bos_token", "<s>")`.
     ///
     /// # Errors
-    /// It is no valid template; its line is named.
+    /// It is no valid template (its line is named), or `SOURCE_DATE_EPOCH` is no time.
     pub fn new(template: &str, tokens: impl Iterator<Item = (String, String)>, adds_bos: bool) -> Result<Chat> {
         let mut environment = Environment::new();
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
@@ -89,7 +89,8 @@ impl Chat {
         filters::add_to(&mut environment);
         environment.add_function("cycler", cycler);
         environment.add_function("joiner", joiner);
-        environment.add_function("strftime_now", |format: &str| date::today(format));
+        let now = date::now()?;
+        environment.add_function("strftime_now", move |format: &str| date::strftime(format, now));
         environment.add_function("raise_exception", |text: String| -> Result<String, minijinja::Error> {
             Err(minijinja::Error::new(ErrorKind::InvalidOperation, text))
         });

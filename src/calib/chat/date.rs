@@ -1,38 +1,55 @@
-//! The day on which every template runs: 26 July 2024, at midnight.
+//! The day on which every template runs: 26 July 2024, at midnight, unless `SOURCE_DATE_EPOCH` says another.
 //!
 //! With the day of the calendar the same input would give other bytes tomorrow. This one is what the templates of Llama 3 write where
-//! there is no clock.
+//! there is no clock; the variable is what reproducible builds agreed on (reproducible-builds.org).
 
-/// What each of `strftime`'s directives gives on that day.
-#[rustfmt::skip]
-const DIRECTIVES: [(char, &str); 41] = [
-    ('a', "Fri"), ('A', "Friday"), ('b', "Jul"), ('B', "July"), ('c', "Fri Jul 26 00:00:00 2024"), ('C', "20"),
-    ('d', "26"), ('D', "07/26/24"), ('e', "26"), ('F', "2024-07-26"), ('g', "24"), ('G', "2024"), ('h', "Jul"),
-    ('H', "00"), ('I', "12"), ('j', "208"), ('k', " 0"), ('l', "12"), ('m', "07"), ('M', "00"), ('n', "\n"),
-    ('p', "AM"), ('P', "am"), ('r', "12:00:00 AM"), ('R', "00:00"), ('S', "00"), ('t', "\t"), ('T', "00:00:00"),
-    ('u', "5"), ('U', "29"), ('V', "30"), ('w', "5"), ('W', "30"), ('x', "07/26/24"), ('X', "00:00:00"), ('y', "24"),
-    ('Y', "2024"), ('f', "000000"), ('z', ""), ('Z', ""), ('%', "%"),
-];
+use std::env;
 
-/// Python's `strftime` on that day; what it does not know stays as it is.
-pub(super) fn today(format: &str) -> String {
+use chrono::format::{Item, StrftimeItems};
+use chrono::{DateTime, Utc};
+
+use crate::error::{Error, Result};
+
+/// 26 July 2024, in seconds.
+const USUAL: i64 = 1_721_952_000;
+
+/// The day that templates are told.
+///
+/// # Errors
+/// `SOURCE_DATE_EPOCH` is set, and no number of seconds since 1970.
+pub(super) fn now() -> Result<DateTime<Utc>> {
+    let Some(given) = env::var_os("SOURCE_DATE_EPOCH") else { return Ok(at(USUAL).unwrap_or_default()) };
+    given.to_str().and_then(|seconds| seconds.parse().ok()).and_then(at).ok_or_else(|| {
+        Error::new(format!("SOURCE_DATE_EPOCH is {given:?}, which is no number of seconds since 1970"))
+            .hint("unset it: templates that ask for the date are told 26 July 2024")
+    })
+}
+
+fn at(seconds: i64) -> Option<DateTime<Utc>> {
+    DateTime::from_timestamp(seconds, 0)
+}
+
+/// Python's `strftime` of a time without a zone; what it does not know stays as it is.
+pub(super) fn strftime(format: &str, time: DateTime<Utc>) -> String {
     let mut out = String::new();
-    let mut rest = format.chars();
-    while let Some(c) = rest.next() {
-        if c != '%' {
-            out.push(c);
-            continue;
-        }
-        let directive = rest.next();
+    let mut rest = format;
+    while let Some((before, directive)) = rest.split_once('%') {
+        out.push_str(before);
         // Without the zero in front, or with a space instead.
-        let (bare, directive) =
-            if matches!(directive, Some('-' | '_')) { (directive, rest.next()) } else { (None, directive) };
-        let known = DIRECTIVES.iter().find(|(letter, _)| Some(*letter) == directive);
-        match (known, bare) {
-            (Some((_, text)), Some('-')) => out.push_str(text.strip_prefix('0').unwrap_or(text)),
-            (Some((_, text)), _) => out.push_str(text),
-            (None, _) => out.extend(['%'].into_iter().chain(bare).chain(directive)),
+        let length = 1 + usize::from(directive.starts_with(['-', '_']));
+        let end = directive.char_indices().nth(length).map_or(directive.len(), |(at, _)| at);
+        let (directive, behind) = directive.split_at(end);
+        rest = behind;
+        match directive {
+            "f" => out.push_str("000000"),
+            "z" | "Z" => {}
+            "c" => out.push_str(&time.format("%a %b %e %H:%M:%S %Y").to_string()),
+            _ => {
+                let directive = format!("%{directive}");
+                let unknown = StrftimeItems::new(&directive).any(|item| item == Item::Error);
+                out.push_str(&if unknown { directive.clone() } else { time.format(&directive).to_string() });
+            }
         }
     }
-    out
+    out + rest
 }
