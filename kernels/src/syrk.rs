@@ -57,12 +57,23 @@ fn sums_of<E: Element>(micro: Micro<E>, (a, m): (&[f32], usize), (b, n): (&[f32]
     }
 }
 
-/// Copies the lower triangle of `h` (`[k, k]`) to the upper one.
+/// Copies the lower triangle of `h` (`[k, k]`) to the upper one, on all threads.
 pub fn mirror(k: usize, h: &mut [f32]) {
-    for i in 0..k {
-        for j in i + 1..k {
+    /// Rows that are filled at once, and those of them that one task fills: what it reads of a row below is one line of the caches.
+    const BAND: usize = 128;
+    const TASK: usize = 16;
+    for first in (0..k).step_by(BAND) {
+        let last = (first + BAND).min(k);
+        for (i, j) in (first..last).flat_map(|i| (i + 1..last).map(move |j| (i, j))) {
             h[i * k + j] = h[j * k + i];
         }
+        let (above, below) = h.split_at_mut(last * k);
+        above[first * k..].par_chunks_mut(TASK * k).enumerate().for_each(|(task, rows)| {
+            let from = first + task * TASK;
+            for (j, row) in (last..).zip(below.chunks(k)) {
+                rows.chunks_mut(k).zip(&row[from..]).for_each(|(to, x)| to[j] = *x);
+            }
+        });
     }
 }
 
@@ -86,6 +97,17 @@ mod tests {
                     assert!((h[i * k + j] - want).abs() < 1e-4, "{n} {k} at {i} {j}");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn the_upper_triangle_becomes_the_lower_one() {
+        for k in [0, 1, 2, 17, 128, 129, 300] {
+            let lower = |i: usize, j: usize| (i * 1000 + j) as f32;
+            let mut h: Vec<f32> =
+                (0..k * k).map(|at| if at % k <= at / k { lower(at / k, at % k) } else { f32::NAN }).collect();
+            mirror(k, &mut h);
+            (0..k * k).for_each(|at| assert_eq!(h[at], lower((at / k).max(at % k), (at / k).min(at % k)), "{k} {at}"));
         }
     }
 

@@ -7,6 +7,7 @@ use candle_core::Tensor;
 use llmq_kernels::elementwise::first_non_finite;
 use llmq_kernels::gemm::Precision;
 use llmq_kernels::syrk;
+use rayon::prelude::*;
 
 /// `E[a bᵀ]` over tokens.
 pub struct Outer {
@@ -41,7 +42,7 @@ impl Outer {
     /// The mean: `[rows, columns]`.
     pub fn finish(mut self) -> Vec<f32> {
         let scale = 1.0 / self.tokens.max(1) as f32;
-        self.sum.iter_mut().for_each(|x| *x *= scale);
+        self.sum.par_iter_mut().for_each(|x| *x *= scale);
         self.sum
     }
 }

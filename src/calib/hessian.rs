@@ -6,6 +6,7 @@ use llmq_kernels::elementwise::first_non_finite;
 use llmq_kernels::gemm::Precision;
 use llmq_kernels::memory::triangular;
 use llmq_kernels::syrk;
+use rayon::prelude::*;
 
 /// `H = Σ x xᵀ` over the tokens that a site saw, divided by their number (Frantar et al. 2022, section 3: the Hessian of
 /// `‖WX − QX‖²`, up to a factor).
@@ -61,7 +62,7 @@ impl Hessian {
     pub fn finish(mut self) -> Vec<f32> {
         let (n, scale) = (self.columns, 1.0 / self.tokens.max(1) as f32);
         let there = |i: usize| if self.triangle { (i / BAND * BAND + BAND).min(n) } else { n };
-        let rows = self.sum.chunks_mut(n.max(1)).enumerate();
+        let rows = self.sum.par_chunks_mut(n.max(1)).enumerate();
         rows.for_each(|(i, row)| row[..there(i)].iter_mut().for_each(|x| *x *= scale));
         if !self.triangle {
             syrk::mirror(n, &mut self.sum);
