@@ -1,7 +1,7 @@
 //! The factor of the inverse Hessian that GPTQ walks along.
 
 use super::diagonal;
-use llmq_kernels::cholesky::{cholesky, reversed_inverse};
+use llmq_kernels::cholesky::{Real, cholesky, reversed_inverse};
 use llmq_kernels::memory::triangular;
 use rayon::prelude::*;
 use std::sync::Arc;
@@ -14,15 +14,40 @@ use std::sync::Arc;
 ///
 /// With the order of rows and columns reversed, `H = LLᵀ` is a factorization `H = RRᵀ` into an *upper* triangular `R`,
 /// and `U = R⁻¹`: one Cholesky factorization and one triangular inverse, where the paper inverts `H` first.
+///
+/// In single precision where that is exact enough: where of each channel remains, once it is told from those before it, a part of the
+/// mean that rounding errors are small against. Channels with massive activations are in double precision anyway.
 pub fn inverse_factor(h: &[f32], order: &[usize]) -> Option<Vec<f32>> {
     let n = order.len();
-    let mut l = vec![0.0; n * n];
+    let mean = diagonal(h, n).iter().map(|h| f64::from(*h)).sum::<f64>() / n as f64;
+    let is_heavy = |i: &usize| f64::from(h[order[n - 1 - i] * (n + 1)]) > HEAVY * mean;
+    let heavy: Vec<usize> = (0..n).filter(is_heavy).collect();
+    let remains = |i: usize, l: f32| heavy.binary_search(&i).is_ok() || f64::from(l).powi(2) > LEAST * mean;
+    let single = factor_in(h, order, heavy.clone(), remains);
+    single.or_else(|| factor_in::<f64>(h, order, Vec::new(), |_, _| true))
+}
+
+/// How many times the mean of the diagonal an entry may be in single precision.
+const HEAVY: f64 = 16.0;
+
+/// What has to remain of one, as a part of the mean: a thousand times the rounding errors of those that are not [`HEAVY`].
+const LEAST: f64 = 2e-3;
+
+/// The same in a given precision. `heavy`: see [`cholesky`]; `remains`: whether the factor's diagonal is as it has to be.
+fn factor_in<T: Real>(
+    h: &[f32],
+    order: &[usize],
+    heavy: Vec<usize>,
+    remains: impl Fn(usize, T) -> bool,
+) -> Option<Vec<f32>> {
+    let n = order.len();
+    let mut l = vec![T::default(); n * n];
     triangular(&l);
     l.par_chunks_mut(n).enumerate().for_each(|(i, to)| {
         let row = &h[order[n - 1 - i] * n..][..n];
-        to[..=i].iter_mut().zip(order.iter().rev()).for_each(|(to, &column)| *to = f64::from(row[column]));
+        to[..=i].iter_mut().zip(order.iter().rev()).for_each(|(to, &column)| *to = T::of(f64::from(row[column])));
     });
-    if !cholesky(&mut l, n) {
+    if !cholesky(&mut l, n, heavy) || !(0..n).all(|i| remains(i, l[i * n + i])) {
         return None;
     }
     let mut u = vec![0.0; n * n];
@@ -166,6 +191,29 @@ mod tests {
                 assert!((got - if i == j { 1.0 } else { 0.0 }).abs() < 1e-3, "{i} {j}: {got}");
                 assert!(j >= i || u[i * n + j] == 0.0);
             }
+        }
+    }
+
+    /// Little of each channel remains where damping is small; with more it is single precision that is asked.
+    #[test]
+    fn either_precision_gives_the_same_factor() {
+        let n = 40;
+        let x: Vec<f32> = (0..n * 30).map(|i| (i as f32 * 0.77).sin() * if i % n == 7 { 30.0 } else { 1.0 }).collect(); // [30, n]
+        let mut h = vec![0.0; n * n];
+        llmq_kernels::syrk::syrk(llmq_kernels::gemm::Precision::Single, &x, n, &mut h);
+        llmq_kernels::syrk::mirror(n, &mut h);
+        let order: Vec<usize> = (0..n).map(|i| i * 7 % n).collect();
+        for (damping, single) in [(1e-3, false), (10.0, true)] {
+            let mut h = h.clone();
+            (0..n).for_each(|j| h[j * n + j] += damping);
+            let heavy = |i: &usize| order[n - 1 - i] == 7;
+            let one = factor_in::<f32>(&h, &order, (0..n).filter(heavy).collect(), |_, l| l * l > 2.0);
+            assert_eq!(one.is_some(), single);
+            let exact = factor_in::<f64>(&h, &order, vec![], |_, _| true).unwrap();
+            let u = inverse_factor(&h, &order).unwrap();
+            let size = exact.iter().fold(0.0f32, |a, u| a.max(u.abs()));
+            assert!(u.iter().zip(&exact).all(|(a, b)| (a - b).abs() < 1e-4 * size));
+            assert_eq!(u == exact, !single, "which of the two it was");
         }
     }
 
