@@ -105,9 +105,8 @@ impl Peak {
     }
 }
 
-/// Bytes of a number in single and in double precision.
+/// Bytes of a number in single precision.
 const SINGLE: u64 = 4;
-const DOUBLE: u64 = 8;
 
 /// What a thread's stack, its allocator's free lists and scratch for products take.
 const PER_THREAD: u64 = 3 << 20;
@@ -325,10 +324,10 @@ impl<'a> Job<'a> {
 /// glibc gives what is larger than this back to the system at once; what is smaller leaves holes.
 const MAPPED: u64 = 32 << 20;
 
-/// A Hessian while it is factored: the factor in single precision for each `walk`, and the triangle of the matrix that becomes its
-/// Cholesky factor in double precision.
+/// A Hessian while it is factored: the factor for each `walk`, and the triangle of the matrix that becomes its Cholesky factor, in single
+/// precision; where damping is next to nothing it may become double.
 fn factorization(base: Peak, n: u64, walks: u64) -> Peak {
-    base.with("the solver's factors", solver(n, walks)).with("factorization workspace", n * n * DOUBLE / 2)
+    base.with("the solver's factors", solver(n, walks)).with("factorization workspace", n * n * SINGLE / 2)
 }
 
 /// A factor for each width of blocks; of each its triangle alone is ever written.
