@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """How fast llmq is against the others, and in how much memory, side by side on this machine.
 
-  scripts/bench.py [--only products,eval,rtn,gptq,memory,seven,eight] [--model DIR] [--calib FILE]
+  scripts/bench.py [--only products,eval,rtn,gptq,memory,seven,eight,real] [--model DIR] [--calib FILE]
                    [--text FILE] [--blocks N] [--long] [--out FILE]
 
 Writes a table, by default eval/results/bench.md. Each pair is timed in turns, each figure is the best of three runs. What a
@@ -14,6 +14,8 @@ comparison needs and this machine lacks is named in the table instead of a figur
   memory    scripts/setup-consumers.sh (numpy): peak memory against the number of blocks
   eight     the same, LLAMA_IMATRIX and LLAMA_QUANTIZE: llmq's default on one block of 2048 / 8192, and with --long of 4096 / 14336,
             with outliers; --windows x 512 tokens
+  real      LLAMA_IMATRIX and LLAMA_QUANTIZE, --factors and --dither: two folders of one pretrained checkpoint, whole; processor seconds, and
+            beside them KL divergence from the original on --chunks windows of the text that is built in
   seven     the same: --blocks of a 7B model, 4096 / 11008; 8 x 512 tokens, and with --long 128 x 2048
 
 --model is by default the embedded checkpoint, which is too small to say much. Needs `cargo build --release`.
@@ -22,7 +24,7 @@ import argparse, json, os, re, shlex, subprocess, sys, tempfile, time
 from machine import CORES, LLMQ, ROOT, header
 
 PYTHON = os.path.join(ROOT, ".consumers", "python", "bin", "python")
-SECTIONS = ["products", "eval", "rtn", "gptq", "memory", "seven", "eight"]
+SECTIONS = ["products", "eval", "rtn", "gptq", "memory", "seven", "eight", "real"]
 
 
 def run(command):
@@ -241,14 +243,44 @@ def eight(a, work):
     return lines
 
 
+def real(a, work):
+    """Whole runs on a pretrained checkpoint, against llama.cpp's imatrix and quantizer: time, and what it buys."""
+    imatrix, quantize = os.environ.get("LLAMA_IMATRIX"), os.environ.get("LLAMA_QUANTIZE")
+    source, matrix, out = (os.path.join(work, name) for name in ("f16.gguf", "imatrix.gguf", "out.gguf"))
+    judge = ["-f", a.judge] if a.judge else []
+    far = lambda model: summary("eval", out, "--reference", model, "-c", "512", "--chunks", str(a.chunks), *judge)["kl_divergence"]
+    calib = ["--calib", a.text] if a.text else []
+    lines = []
+    for variant, model, kind in [("factors", a.factors, "Q4_K_M"), ("dither", a.dither, "Q4_0")]:
+        what = f"{variant}, {kind}, {a.windows} x 512"
+        if not (imatrix and quantize and a.text and model):
+            lines.append(row(what, "", missing=f"LLAMA_IMATRIX, LLAMA_QUANTIZE, --text or --{variant}"))
+            continue
+        run([LLMQ, "quantize", model, "--type", "F16", "--method", "rtn", "-o", source, "--force"])
+        theirs = busy([imatrix, "-m", source, "-f", a.text, "-o", matrix, "-c", "512", "--chunks", str(a.windows), "-t", str(CORES), "-ngl", "0"])
+        theirs += busy([quantize, "--imatrix", matrix, source, out, kind, str(CORES)])
+        their_kl = far(model)
+        for how, target in [([], "≤ 1.0"), (["--effort", "fast"], "")]:
+            ours = busy([LLMQ, "quantize", model, "--type", kind, "--samples", str(a.windows), "--seq-len", "512", *calib, *how,
+                         "-o", out, "--force"])
+            name, kl = f"{what}, {' '.join(how) or 'default'}", far(model)
+            lines.append(row(f"{name}, processor seconds", target, ours, theirs, "s", ours / theirs))
+            lines.append(row(f"{name}, KL divergence", "", kl, their_kl, "", kl / their_kl))
+    return lines
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--only", type=lambda text: text.split(","), default=SECTIONS)
     p.add_argument("--model", default=os.path.join(ROOT, "eval", "tiny"))
     p.add_argument("--calib", help="calibration text [default: the one that is built in]")
     p.add_argument("--text", help="text to read [default: the one that is built in]")
+    p.add_argument("--factors", help="real: a checkpoint whose channels have made-up factors")
+    p.add_argument("--dither", help="real: one whose weights moved by a part of a step")
+    p.add_argument("--judge", help="real: text to judge on [default: the one that is built in]")
+    p.add_argument("--chunks", type=int, default=24, help="real: windows to judge on")
     p.add_argument("--blocks", type=int, default=2, help="of seven; the whole model has 32")
-    p.add_argument("--windows", type=int, default=16, help="of eight")
+    p.add_argument("--windows", type=int, default=16, help="of eight and real")
     p.add_argument("--long", action="store_true", help="seven: with 128 x 2048 tokens, too; eight: the larger block, too")
     p.add_argument("--out", default=os.path.join(ROOT, "eval", "results", "bench.md"))
     a = p.parse_args()
@@ -264,7 +296,7 @@ def main():
         for name in a.only:
             of = dict(products=lambda: products(a), eval=lambda: evaluation(a, work), rtn=lambda: rtn(a, work),
                       gptq=lambda: gptq(a, work), memory=lambda: memory(a, work), seven=lambda: seven(a, work),
-                      eight=lambda: eight(a, work))[name]
+                      eight=lambda: eight(a, work), real=lambda: real(a, work))[name]
             for line in of():
                 print(line, flush=True)
                 lines.append(line)
