@@ -9,6 +9,7 @@ use llmq::source::imatrix::Imatrix;
 use llmq::source::value::Value;
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 const SHORT: [&str; 4] = ["-c", "128", "--chunks", "8"];
 
@@ -241,4 +242,44 @@ fn conversations_become_text_with_the_models_template() {
     assert!(wanted == of(&model, &chat) && of(&gguf, &text) == of(&gguf, &chat));
     let none = tiny();
     llmq!["imatrix", &none, "-f", &chat, "-o", out.path().join("x.gguf")].failed(1, &["no chat template", "hint: "]);
+}
+
+/// Templates that ask for the date are told the same day every time, or the one that reproducible builds name.
+#[test]
+fn the_date_of_a_conversation_is_not_the_calendars() {
+    let out = folder();
+    let [model, chat, text] = ["model", "chat.jsonl", "text.jsonl"].map(|name| out.path().join(name));
+    Shape::default().write(&model);
+    let config = model.join("tokenizer_config.json");
+    let mut keys: serde_json::Value = serde_json::from_slice(&fs::read(&config).unwrap()).unwrap();
+    keys["chat_template"] = "{{ strftime_now('%d %b %Y, ') }}{{ messages[0].content }}".into();
+    fs::write(&config, keys.to_string()).unwrap();
+    let words = "The quick brown fox jumps over the lazy dog. ".repeat(40);
+    let message = serde_json::json!({ "messages": [{ "role": "user", "content": words }] });
+    fs::write(&chat, message.to_string()).unwrap();
+    let file = out.path().join("imatrix.gguf");
+    let command = |text: &Path, epoch: Option<&str>| {
+        let mut command = Command::new(common::BINARY);
+        command
+            .env_remove("SOURCE_DATE_EPOCH")
+            .args(["imatrix", "-c", "64", "--force"])
+            .arg(&model)
+            .arg("-f")
+            .arg(text)
+            .arg("-o")
+            .arg(&file)
+            .envs(epoch.map(|epoch| ("SOURCE_DATE_EPOCH", epoch)));
+        common::run(&mut command)
+    };
+    let sums = || Imatrix::read(&file).unwrap().entries["blk.1.ffn_down.weight"].sums.clone();
+    for (epoch, day) in [(None, "26 Jul 2024, "), (Some("1795900000"), "28 Nov 2026, ")] {
+        command(&chat, epoch).ok();
+        let got = sums();
+        fs::write(&text, serde_json::json!({ "text": format!("{day}{words}") }).to_string()).unwrap();
+        command(&text, None).ok();
+        assert!(got == sums(), "{day}");
+    }
+    for epoch in ["yesterday", "", "99999999999999999999"] {
+        command(&chat, Some(epoch)).failed(1, &["SOURCE_DATE_EPOCH", "no number of seconds since 1970"]);
+    }
 }
