@@ -49,6 +49,10 @@ pub struct Args {
     #[arg(long, value_name = "SIZE", value_parser = quantize::ram::size)]
     vram: Option<u64>,
 
+    /// Every type and every part of the memory, not only the nearest and the largest
+    #[arg(long)]
+    all: bool,
+
     #[command(flatten)]
     run: quantize::Args,
 }

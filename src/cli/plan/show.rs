@@ -3,12 +3,19 @@
 use super::{Forecast, Report};
 use crate::cli::fallbacks;
 use crate::cli::output::{self, bytes, time};
+use crate::pipeline::forecast::Part;
 use crate::pipeline::forecast::memory_advice::MemoryAdvice;
 use crate::pipeline::forecast::sizes::{Size, source_type};
 use crate::pipeline::plan::{Planned, size_label};
 use crate::source::value::{Value, get};
 use serde_json::{Map, json};
 use std::time::Duration;
+
+/// Types that are shown on either side of the one that was asked for.
+const NEAR: usize = 5;
+
+/// Parts of the memory that are shown are at least that part of it.
+const SMALL: u64 = 25;
 
 impl Report<'_> {
     fn fits(&self, size: &Size) -> Option<bool> {
@@ -50,7 +57,8 @@ impl Report<'_> {
         let fits = self.vram.map_or(String::new(), |vram| format!("   fits {}", bytes(vram)));
         let on_gpu = if gpu { "   on the GPU" } else { "" };
         output::line(format!("\n{:10} {:>11} {:>10}{on_gpu}{fits}", "type", "bits/weight", "size"));
-        for (i, size) in self.sizes.iter().enumerate() {
+        let near = |i: usize| self.args.all || i.abs_diff(self.chosen) <= NEAR || self.largest == Some(i);
+        for (i, size) in self.sizes.iter().enumerate().filter(|(i, _)| near(*i)) {
             let on_gpu = self.needs.map_or(String::new(), |needs| format!("{:>13}", bytes(needs.with(size.on_gpu))));
             let fits = match (self.fits(size), self.largest == Some(i)) {
                 (None, _) => "",
@@ -61,6 +69,10 @@ impl Report<'_> {
             let mark = if i == self.chosen { "  <- asked for" } else { "" };
             let (name, bits) = (size.mix.name, size.bits_per_weight);
             output::line(format!("{name:10} {bits:11.2} {:>10}{on_gpu}{fits}{mark}", bytes(size.bytes)));
+        }
+        let others = (0..self.sizes.len()).filter(|i| !near(*i)).count();
+        if others > 0 {
+            output::line(format!("and {others} other types: --all"));
         }
         match self.needs {
             Some(needs) => output::line(format!(
@@ -92,8 +104,13 @@ impl Report<'_> {
         let peak = &self.forecasts[0].peak;
         let total = peak.bytes();
         output::line(format!("\nmost memory at once, as asked for, while {}:", peak.moment));
-        for part in &peak.parts {
+        let shown = |part: &&Part| self.args.all || part.bytes >= total / SMALL;
+        for part in peak.parts.iter().filter(shown) {
             output::line(format!("  {:>10}  {}", bytes(part.bytes), part.name));
+        }
+        let rest: u64 = peak.parts.iter().filter(|part| !shown(part)).map(|part| part.bytes).sum();
+        if rest > 0 {
+            output::line(format!("  {:>10}  everything else: --all", bytes(rest)));
         }
         output::line(format!("  {:>10}  together; mapped files of the model come and go beside that", bytes(total)));
         let scratch = self.forecasts[0].scratch;
