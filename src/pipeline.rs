@@ -230,13 +230,18 @@ impl Run<'_> {
             plan.blocks().skip(i + 1).take(1).flatten().for_each(|tensor| plan.source.expect(&tensor.spec));
             match &mut stream {
                 Some(stream) => {
+                    self.phase(Some(i), "reading");
                     self.calibrated_block(i, tensors, stream)?;
                     self.record(i + 1, stream)?;
                 }
-                None => tensors.iter().try_for_each(|tensor| self.whole_or_stream(tensor))?,
+                None => {
+                    self.phase(Some(i), "rounding to nearest");
+                    tensors.iter().try_for_each(|tensor| self.whole_or_stream(tensor))?;
+                }
             }
         }
         for tensor in plan.tail() {
+            self.phase(None, tensor.spec.gguf.trim_end_matches(".weight"));
             match stream.as_ref().filter(|_| self.calibrates_output(tensor)) {
                 Some(stream) => {
                     let hessian = self.behind(stream)?;
@@ -250,6 +255,11 @@ impl Run<'_> {
             Some(stream) => self.record(plan.blocks().len(), stream),
             None => Ok(()),
         }
+    }
+
+    /// Says what begins.
+    fn phase(&self, block: Option<usize>, what: &str) {
+        self.observer.phase(block, self.plan.blocks().len(), what);
     }
 
     /// Everything before the first block; and the stream in front of it, for a calibrated run.

@@ -45,6 +45,27 @@ fn the_usual_command_makes_a_file_that_inspect_and_eval_read() {
     assert!((0.95..1.05).contains(&quality), "{quality}");
 }
 
+/// Where a run is, for programs that watch one.
+#[test]
+fn a_run_says_which_block_it_is_in_and_what_it_does_there() {
+    let out = folder();
+    let run = llmq!["quantize", tiny(), "-o", out.path().join("tiny.gguf"), "--json"; LITTLE].ok();
+    let lines = run.lines("progress");
+    let block = |line: &serde_json::Value| line["block"].as_u64();
+    let blocks: Vec<u64> = lines.iter().filter_map(block).collect();
+    assert!(blocks.is_sorted() && (0..4).all(|i| blocks.contains(&i)), "{blocks:?}");
+    let done: Vec<f64> = lines.iter().map(|line| line["done"].as_f64().unwrap()).collect();
+    assert!(done.is_sorted() && done[0] < 0.1 && (0.5..=1.0).contains(done.last().unwrap()), "{done:?}");
+    let of_second = lines.iter().filter(|line| block(line) == Some(1)).map(|line| line["what"].as_str().unwrap());
+    let sites = ["attn_q, attn_k, attn_v", "attn_output", "ffn_gate, ffn_up", "ffn_down"];
+    let wanted: Vec<String> =
+        sites.iter().flat_map(|of| [format!("calibrating {of}"), format!("rounding {of}")]).collect();
+    let told: Vec<&str> = of_second.filter(|what| !what.starts_with("r") || what.starts_with("rounding")).collect();
+    assert_eq!(told, wanted);
+    assert!(lines.iter().all(|line| line["blocks"] == 4));
+    assert!(lines.iter().any(|line| line["seconds_a_block"].as_f64().is_some_and(|seconds| seconds > 0.0)));
+}
+
 #[test]
 fn every_type_and_method_makes_a_file_as_good_as_its_bits() {
     let out = folder();

@@ -2,7 +2,7 @@
 
 use super::Color;
 use crate::error::{Error, Kind};
-use crate::pipeline::report::{Observer, TensorReport, Work};
+use crate::pipeline::report::{Observer, TensorReport, Work, peak_memory};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::borrow::Cow;
 use std::io::{ErrorKind, IsTerminal, Write};
@@ -136,6 +136,8 @@ pub struct Progress {
     started: Mutex<(Instant, u64)>,
     /// What comes next was done earlier.
     restarts: AtomicBool,
+    /// The block that was the first here, and when it began.
+    first_block: Mutex<Option<(usize, Instant)>>,
     /// How the work stands.
     said: Mutex<String>,
     total: AtomicU64,
@@ -151,7 +153,8 @@ impl Progress {
     pub fn new(verbose: bool, json: bool) -> Progress {
         let bar = std::io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
-            let style = ProgressStyle::with_template("{bar:40} {percent:>3}%  {elapsed} gone, about {eta} left  {msg}");
+            let style =
+                ProgressStyle::with_template("{bar:12} {percent:>3}%, {elapsed} gone, about {eta} left; {wide_msg}");
             bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
             bar.enable_steady_tick(Duration::from_millis(250));
             bar
@@ -162,6 +165,7 @@ impl Progress {
             json,
             started: Mutex::new((Instant::now(), 0)),
             restarts: AtomicBool::new(false),
+            first_block: Mutex::default(),
             said: Mutex::default(),
             total: AtomicU64::new(0),
             done: AtomicU64::new(0),
@@ -268,10 +272,32 @@ impl Observer for Progress {
         self.set(done, self.total.load(Ordering::Relaxed));
     }
 
-    fn tensor(&self, report: &TensorReport) {
-        if let Some(bar) = &self.bar {
-            bar.set_message(harmless(&report.name).into_owned());
+    fn phase(&self, block: Option<usize>, blocks: usize, what: &str) {
+        let peak = peak_memory();
+        let memory = peak.map_or(String::new(), |peak| format!(", {}", bytes(peak)));
+        let mut text = format!("{what}{memory}");
+        let mut each = None;
+        if let (Some(block), Ok(mut first)) = (block, self.first_block.lock()) {
+            let (from, began) = *first.get_or_insert((block, Instant::now()));
+            each = (block > from).then(|| began.elapsed() / (block - from) as u32);
+            let speed = each.map_or(String::new(), |each| format!(", {} a block", time(each)));
+            text = format!("block {} of {blocks}{speed}{memory}: {what}", block + 1);
         }
+        self.say(&text);
+        if self.json {
+            let fields = serde_json::json!({
+                "block": block,
+                "blocks": blocks,
+                "what": what,
+                "seconds_a_block": each.map(|each| each.as_secs_f64()),
+                "peak_memory_bytes": peak,
+                "done": self.done.load(Ordering::Relaxed) as f64 / self.total.load(Ordering::Relaxed).max(1) as f64,
+            });
+            json("progress", fields);
+        }
+    }
+
+    fn tensor(&self, report: &TensorReport) {
         if self.json {
             json("tensor", super::summary::tensor_json(report));
         }

@@ -59,6 +59,8 @@ impl Run<'_> {
             for site in Place::ALL.map(|place| Site { half, place }) {
                 let place = || format!("block {i}, input of {}", readers(tensors, site).join(", "));
                 let is_inner = site.is_inner();
+                let what = layers(tensors, site).join(", ");
+                self.phase(Some(i), &format!("calibrating {what}"));
                 let keep = is_inner && goes_on && !routed;
                 let keep = keep.then(|| stream.keep(width(tensors, site), self.rounding.keep)).transpose()?;
                 let kept = self.see(site, tensors, &block, &original, stream, keep, (unit, &mut done));
@@ -72,6 +74,7 @@ impl Run<'_> {
                     true => vec![1.0],
                     false => responses(half, tensors, &block, &stream.get(0)?, frame.positions())?,
                 };
+                self.phase(Some(i), &format!("rounding {what}"));
                 let scales =
                     self.solve(site, statistics, &weights, tensors, &mut block, &mut finished, &mut pending)?;
                 inner = kept.map(|kept| (kept, scales));
@@ -81,6 +84,7 @@ impl Run<'_> {
                 finished.insert(name, self.finish(tensor, &pending)?);
             }
             if routed {
+                self.phase(Some(i), "calibrating and rounding experts");
                 self.experts(i, half, tensors, (&block, &original), stream, &mut finished)?;
                 if half == last_half {
                     stream.end_of_block()
@@ -91,6 +95,7 @@ impl Run<'_> {
                 continue;
             }
             if goes_on {
+                self.phase(Some(i), "running what was rounded");
                 for batch in 0..stream.batches().len() {
                     interrupt::check()?;
                     let mut position = stream.get(batch)?;
@@ -272,6 +277,15 @@ pub(super) fn is_grid(tensor: &Planned) -> bool {
 
 fn readers(tensors: &[Planned], site: Site) -> Vec<&str> {
     tensors.iter().filter(|t| t.spec.site() == Some(site)).map(|t| t.spec.source.as_str()).collect()
+}
+
+/// The parts of a block that read a site, as GGUF calls them.
+fn layers(tensors: &[Planned], site: Site) -> Vec<&str> {
+    let short = |t: &Planned| {
+        let name = t.spec.gguf.strip_suffix(".weight").unwrap_or(&t.spec.gguf);
+        name.rfind('.').map_or(0, |dot| dot + 1)..name.len()
+    };
+    tensors.iter().filter(|t| t.spec.site() == Some(site)).map(|t| &t.spec.gguf[short(t)]).collect()
 }
 
 fn width(tensors: &[Planned], site: Site) -> usize {

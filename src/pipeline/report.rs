@@ -20,6 +20,8 @@ pub trait Observer {
     fn begin(&self, work: Work);
     /// The run goes on behind so many of its blocks, which an earlier one has finished.
     fn resumed(&self, finished: usize, blocks: usize);
+    /// Something else begins, as "rounding ffn_down", in one of so many blocks, which are counted from zero, or beside them.
+    fn phase(&self, block: Option<usize>, blocks: usize, what: &str);
     /// Some of the work is done.
     fn advance(&self, work: u64);
     /// A tensor has been written.
