@@ -3,6 +3,7 @@
 mod archs;
 mod budget;
 mod compare;
+mod completions;
 mod effort;
 mod eval;
 mod eval_progress;
@@ -66,6 +67,11 @@ enum Command {
     /// Quantize models that are no LLMs to INT8: BERT, ResNet, ViT and the like
     #[cfg(feature = "int8")]
     Int8(Box<int8::Args>),
+    /// Print what completes llmq's commands in a shell
+    Completions(completions::Args),
+    /// Write a manual page for each command
+    #[command(hide = true)]
+    Man(completions::ManArgs),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -98,6 +104,8 @@ pub fn run(cli: Cli) -> ExitCode {
                 Command::Archs(args) => archs::run(args),
                 #[cfg(feature = "int8")]
                 Command::Int8(args) => int8::run(args),
+                Command::Completions(args) => completions::run(args),
+                Command::Man(args) => completions::man(args),
             }
         });
     match result {
