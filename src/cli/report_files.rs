@@ -6,7 +6,7 @@ use super::shell;
 use crate::error::{Error, Result};
 use crate::eval::divergence::Reference;
 use crate::eval::layers::Layer;
-use crate::eval::report::{self, Facts, Hash, Judged, Maker, Original, Provenance, Report};
+use crate::eval::report::{self, Facts, Hash, Judged, Maker, Original, Provenance, Report, Usage};
 use crate::eval::speed::Speed;
 use crate::eval::statistics::Statistics;
 use crate::eval::tensors::{self, TensorError};
@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
 #[derive(Debug, clap::Args)]
-pub struct Publish {
+pub struct ReportFiles {
     /// Write a report: one page of HTML that needs no network, with the verdict, plots, settings, hashes, and how to get the
     /// same numbers
     #[arg(long, value_name = "FILE.html")]
@@ -63,7 +63,7 @@ pub struct Basis<'a> {
     pub speed: Option<Speed>,
 }
 
-impl Publish {
+impl ReportFiles {
     /// Whether anything is to be written.
     pub fn any(&self) -> bool {
         self.report.is_some() || self.model_card.is_some()
@@ -133,6 +133,7 @@ impl Publish {
                 peer: file.peer,
                 size: report::Size { bytes: size.bytes, bits: size.bits },
                 made,
+                usage: usage(file.loaded),
                 statistics: file.statistics.clone(),
                 verdict: *file.verdict,
                 tensors: file.tensors,
@@ -202,6 +203,13 @@ fn files_of(basis: &Basis) -> Vec<PathBuf> {
         Reference::Model(loaded) => loaded.weights().files(),
         Reference::Saved(_) => vec![basis.path.to_path_buf()],
     }
+}
+
+/// What a GGUF says about how it is run.
+fn usage(loaded: &LoadedModel) -> Option<Usage> {
+    let file = loaded.weights().gguf()?;
+    let chat = file.get("tokenizer.chat_template").is_some();
+    Some(Usage { chat, context: loaded.model.context, shards: loaded.weights().files().len() > 1 })
 }
 
 fn original(basis: &Basis, statistics: &Statistics, digests: Vec<Hash>) -> Original {
