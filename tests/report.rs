@@ -182,7 +182,10 @@ fn hashes_and_commands_lead_back_to_the_files() {
         assert!(text.contains("llmq quantize ") && text.contains("--type Q8_0 --method rtn"), "{text}");
     }
     assert!(card.starts_with("---\npipeline_tag: text-generation\nquantized_by: llmq\ntags:\n- gguf\n"), "{card}");
-    assert!(card.contains("llama-cli -m Q8_0.gguf") && card.contains("| Q8_0.gguf | Q8_0 |"), "{card}");
+    assert!(
+        card.contains("llama-completion -m Q8_0.gguf -no-cnv -c 512 -p") && card.contains("| Q8_0.gguf | Q8_0 |"),
+        "{card}"
+    );
 }
 
 #[test]
@@ -202,6 +205,36 @@ fn a_card_takes_over_what_the_original_says() {
                   - \"no\"\npipeline_tag: ";
     assert!(card.starts_with(matter), "{card}");
     assert!(card.contains("# tiny-1.0 in GGUF") && card.contains("https://huggingface.co/some-org/tiny-1.0"), "{card}");
+}
+
+#[test]
+fn a_card_runs_the_file_as_the_original_wants_it() {
+    let out = folder();
+    let model = out.path().join("Tiny Chat");
+    fs::create_dir_all(&model).unwrap();
+    for name in ["config.json", "model.safetensors", "tokenizer.json"] {
+        fs::copy(tiny().join(name), model.join(name)).unwrap();
+    }
+    let mut tokenizer: Value =
+        serde_json::from_slice(&fs::read(tiny().join("tokenizer_config.json")).unwrap()).unwrap();
+    tokenizer["chat_template"] = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}".into();
+    fs::write(model.join("tokenizer_config.json"), tokenizer.to_string()).unwrap();
+    let generation = r#"{"do_sample": true, "temperature": 0.6, "top_k": 20, "top_p": 0.95}"#;
+    fs::write(model.join("generation_config.json"), generation).unwrap();
+    let [file, card] = ["Tiny Chat.gguf", "README.md"].map(|name| out.path().join(name));
+    llmq!["quantize", &model, "-o", &file, "--type", "Q8_0", "--method", "rtn"].ok();
+    llmq!["eval", &file, "--reference", &model, "--model-card", &card; SHORT].ok();
+    let card = fs::read_to_string(card).unwrap();
+    for wanted in [
+        "llama-cli -m 'Tiny Chat.gguf' --jinja -c 512 --temp 0.6 --top-k 20 --top-p 0.95\n",
+        "llama-server -m 'Tiny Chat.gguf' --jinja -c 512 --temp 0.6 --top-k 20 --top-p 0.95 --port",
+        "FROM ./Tiny Chat.gguf\nPARAMETER num_ctx 512\nPARAMETER temperature 0.6\nPARAMETER top_k 20\nPARAMETER top_p 0.95\nEND\n",
+        "ollama run tiny-chat\n",
+        "lms import 'Tiny Chat.gguf'\n",
+        "recommends temperature 0.6, top k 20, top p 0.95.",
+    ] {
+        assert!(card.contains(wanted), "no {wanted:?} in\n{card}");
+    }
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use super::eval_progress::{EvalProgress, Keeping};
 use super::output::{self, Progress, line};
-use super::publish::{self, Basis, Entry, Publish};
+use super::report_files::{Basis, Entry, ReportFiles, weight_lines};
 use super::scoring::{self, Setting, Size, Text};
 use crate::error::{Context, Error, Result};
 use crate::eval::divergence::{self, Candidate, Reference};
@@ -30,7 +30,7 @@ pub struct Args {
     peer: Vec<PathBuf>,
 
     #[command(flatten)]
-    publish: Publish,
+    report_files: ReportFiles,
 
     #[command(flatten)]
     text: Text,
@@ -74,7 +74,7 @@ pub fn run(args: &Args) -> Result<()> {
         )));
     }
     let inputs = paths.iter().copied().chain([args.reference.as_path()]).chain(args.text.file.as_deref());
-    args.publish.check(&inputs.collect::<Vec<_>>(), args.force)?;
+    args.report_files.check(&inputs.collect::<Vec<_>>(), args.force)?;
     super::use_threads(args.threads)?;
     let started = Instant::now();
     let pre = args.pre.as_deref();
@@ -113,13 +113,13 @@ pub fn run(args: &Args) -> Result<()> {
     let pairs = pairs(&scored, windows.len());
     let entry = |&at: &usize| -> Result<Entry> {
         let (Row { peer, statistics, verdict, .. }, loaded) = (&rows[at], &all_loaded[at]);
-        let tensors = args.publish.weights(loaded, &reference, &progress).context(|| rows[at].name.clone())?;
+        let tensors = args.report_files.weights(loaded, &reference, &progress).context(|| rows[at].name.clone())?;
         Ok(Entry { path: paths[at], loaded, peer: *peer, statistics, verdict, tensors, speed: None })
     };
     let entries = order.iter().map(entry).collect::<Result<Vec<_>>>()?;
     progress.finish();
     let mut lines = tell(args, &setting, &rows, &order, &pairs, started.elapsed().as_secs_f64());
-    let weights = entries.iter().flat_map(|entry| publish::weight_lines(entry.path, &entry.tensors));
+    let weights = entries.iter().flat_map(|entry| weight_lines(entry.path, &entry.tensors));
     lines.splice(..0, weights);
     if args.json {
         lines.iter().for_each(line);
@@ -129,7 +129,7 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let (text, tokens) = (args.text.name(), digest_of_tokens(&windows));
     let basis = Basis { path: &args.reference, reference: &reference, setting, text, tokens: &tokens, speed: None };
-    args.publish.write(&basis, entries, None, lines, &Progress::new(false, args.json))
+    args.report_files.write(&basis, entries, None, lines, &Progress::new(false, args.json))
 }
 
 fn show_table(setting: &Setting, rows: &[Row], order: &[usize]) {

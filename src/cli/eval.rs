@@ -9,7 +9,7 @@ mod tasks;
 
 use super::eval_progress::{EvalProgress, Keeping};
 use super::output::{self, Progress};
-use super::publish::{self, Basis, Entry, Publish};
+use super::report_files::{Basis, Entry, ReportFiles, weight_lines};
 use super::scoring::{self, Setting, Size, Text};
 use crate::error::{Context, Error, Result};
 use crate::eval::divergence::{self, Candidate, Reference};
@@ -59,7 +59,7 @@ pub struct Args {
     layers: Option<usize>,
 
     #[command(flatten)]
-    publish: Publish,
+    report_files: ReportFiles,
 
     #[command(flatten)]
     text: Text,
@@ -103,7 +103,7 @@ fn percent(text: &str) -> std::result::Result<f64, String> {
 impl Args {
     /// Whether perplexity is told: a report without it would lack its verdict.
     fn tells_perplexity(&self) -> bool {
-        self.perplexity || self.publish.any()
+        self.perplexity || self.report_files.any()
     }
 }
 
@@ -127,11 +127,11 @@ pub fn run(args: &Args) -> Result<()> {
         false => None,
     };
     let weights = match &reference {
-        Some(reference) => args.publish.weights(&loaded, reference, &progress)?,
+        Some(reference) => args.report_files.weights(&loaded, reference, &progress)?,
         None => Vec::new(),
     };
     progress.finish();
-    let mut lines = publish::weight_lines(&args.model, &weights);
+    let mut lines = weight_lines(&args.model, &weights);
     lines.extend(results.iter().filter_map(|results| results.layers.as_deref()).flat_map(layers::lines));
     let mut fields = results.as_ref().map_or_else(|| serde_json::json!({ "model": args.model }), json::summary);
     if args.tasks.any() {
@@ -157,7 +157,7 @@ pub fn run(args: &Args) -> Result<()> {
         let basis = Basis { path, reference, setting, text, tokens: &results.tokens, speed: original };
         let path = &args.model;
         let file = Entry { path, loaded: &loaded, peer: false, statistics, verdict, tensors: weights, speed: own };
-        args.publish.write(&basis, vec![file], results.layers.clone(), lines, &Progress::new(false, args.json))?;
+        args.report_files.write(&basis, vec![file], results.layers.clone(), lines, &Progress::new(false, args.json))?;
     }
     results.as_ref().and_then(Results::exceeded).map_or(Ok(()), Err)
 }
@@ -247,11 +247,11 @@ fn check(args: &Args) -> Result<()> {
         .flatten()
         .map(PathBuf::as_path)
         .collect();
-    if args.publish.any() && args.reference.is_none() {
+    if args.report_files.any() && args.reference.is_none() {
         return Err(Error::usage("a report and a model card tell how far a file is from its original")
             .hint("add --reference MODEL, the model that the file was made from"));
     }
-    args.publish.check(&inputs, args.force)?;
+    args.report_files.check(&inputs, args.force)?;
     let Some(path) = &args.save_logits else { return Ok(()) };
     if args.keeping.resumes() {
         return Err(Error::usage("--save-logits has to see all windows: it does not go with --resume"));

@@ -3,6 +3,7 @@
 mod archs;
 mod budget;
 mod compare;
+mod completions;
 mod effort;
 mod eval;
 mod eval_progress;
@@ -16,8 +17,10 @@ mod int8;
 mod output;
 mod override_kv;
 mod plan;
+#[cfg(feature = "hub")]
 mod publish;
 mod quantize;
+mod report_files;
 mod rounding;
 mod scoring;
 mod shell;
@@ -27,6 +30,7 @@ use crate::error::{Error, Kind, Result};
 use crate::{interrupt, writer};
 use clap::{Parser, Subcommand, ValueEnum};
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The first commands to type.
 const BEGIN: &str = "\
@@ -59,6 +63,9 @@ enum Command {
     Eval(eval::Args),
     /// Rank several files by how near they are to their original
     Compare(compare::Args),
+    /// Put files with their model card on the Hugging Face Hub
+    #[cfg(feature = "hub")]
+    Publish(publish::Args),
     /// Show what is in a GGUF or a checkpoint
     Inspect(inspect::Args),
     /// List the architectures that can be quantized, and what applies to each
@@ -66,6 +73,11 @@ enum Command {
     /// Quantize models that are no LLMs to INT8: BERT, ResNet, ViT and the like
     #[cfg(feature = "int8")]
     Int8(Box<int8::Args>),
+    /// Print what completes llmq's commands in a shell
+    Completions(completions::Args),
+    /// Write a manual page for each command
+    #[command(hide = true)]
+    Man(completions::ManArgs),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -86,20 +98,8 @@ pub fn run(cli: Cli) -> ExitCode {
         }
         output::note("stopping; press Ctrl-C again to stop at once");
     });
-    let result =
-        handler.map_err(|cause| Error::new("cannot listen for Ctrl-C").because(cause)).and_then(|()| {
-            match &cli.command {
-                Command::Quantize(args) => quantize::run(args),
-                Command::Plan(args) => plan::run(args),
-                Command::Imatrix(args) => imatrix::run(args),
-                Command::Eval(args) => eval::run(args),
-                Command::Compare(args) => compare::run(args),
-                Command::Inspect(args) => inspect::run(args),
-                Command::Archs(args) => archs::run(args),
-                #[cfg(feature = "int8")]
-                Command::Int8(args) => int8::run(args),
-            }
-        });
+    let handler = handler.map_err(|cause| Error::new("cannot listen for Ctrl-C").because(cause));
+    let result = handler.and_then(|()| dispatch(&cli.command));
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -113,13 +113,43 @@ pub fn run(cli: Cli) -> ExitCode {
     }
 }
 
-/// Sets the number of threads for everything that follows.
+fn dispatch(command: &Command) -> Result<()> {
+    match command {
+        Command::Quantize(args) => quantize::run(args),
+        Command::Plan(args) => plan::run(args),
+        Command::Imatrix(args) => imatrix::run(args),
+        Command::Eval(args) => eval::run(args),
+        Command::Compare(args) => compare::run(args),
+        #[cfg(feature = "hub")]
+        Command::Publish(args) => publish::run(args),
+        Command::Inspect(args) => inspect::run(args),
+        Command::Archs(args) => archs::run(args),
+        #[cfg(feature = "int8")]
+        Command::Int8(args) => int8::run(args),
+        Command::Completions(args) => completions::run(args),
+        Command::Man(args) => completions::man(args),
+    }
+}
+
+/// A command that another one runs as a part of its own.
+#[cfg(feature = "hub")]
+fn parse(words: &[String]) -> Result<Command> {
+    let words = ["llmq"].into_iter().chain(words.iter().map(String::as_str));
+    let cli = Cli::try_parse_from(words).map_err(|cause| Error::new("cannot go on").because(cause))?;
+    Ok(cli.command)
+}
+
+/// Sets the number of threads for everything that follows. Where one command runs others, the first one's holds.
 fn use_threads(threads: Option<usize>) -> Result<()> {
+    static SET: AtomicBool = AtomicBool::new(false);
     let threads = match threads {
         Some(0) => return Err(Error::usage("--threads must be at least 1")),
         Some(n) => n,
         None => 0,
     };
+    if SET.swap(true, Ordering::Relaxed) {
+        return Ok(());
+    }
     rayon::ThreadPoolBuilder::new()
         .num_threads(threads)
         .build_global()

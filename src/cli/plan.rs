@@ -38,11 +38,16 @@ use std::path::Path;
     mut_arg("target_bpw", |arg| arg.hide(true)),
     mut_arg("target_size", |arg| arg.hide(true)),
     mut_arg("save_imatrix", |arg| arg.hide(true)),
+    mut_arg("types", |arg| arg.hide(true)),
     mut_arg("max_shard_size", |arg| arg.hide(true)),
     mut_arg("dry_run", |arg| arg.hide(true)),
     mut_arg("force", |arg| arg.hide(true)),
     mut_arg("verbose", |arg| arg.hide(true)),
     mut_arg("json", |arg| arg.help("One JSON object a line on standard output: each type, then a summary")),
+)]
+#[cfg_attr(
+    feature = "hub",
+    command(mut_arg("publish", |arg| arg.hide(true)), mut_arg("yes", |arg| arg.hide(true)))
 )]
 pub struct Args {
     /// The memory of the GPU that is to run the file, for example 8G: what is free of it
@@ -106,6 +111,7 @@ pub fn run(args: &Args) -> Result<()> {
         return Err(Error::usage("which types a target asks for has to be measured, and a plan reads headers only")
             .hint("`llmq quantize --dry-run` with the same options measures it; or plan for a --type"));
     }
+    asked.check_plan()?;
     if asked.outputs()?.beside().is_some() {
         return Err(Error::usage("--format is for `llmq quantize`: a plan is made for a GGUF")
             .hint("plan for --type Q4_0: a folder takes about as much time and memory"));

@@ -1,243 +1,230 @@
-//! `--report` and `--model-card`: what is published with a file.
+//! `llmq publish`: files, their model card, report and importance matrix into a repository of the hub, in one commit.
 
-use super::output::{self, Progress};
-use super::scoring::{Setting, Size};
-use super::shell;
-use crate::error::{Error, Result};
-use crate::eval::divergence::Reference;
-use crate::eval::layers::Layer;
-use crate::eval::report::{self, Facts, Hash, Judged, Maker, Original, Provenance, Report};
-use crate::eval::speed::Speed;
-use crate::eval::statistics::Statistics;
-use crate::eval::tensors::{self, TensorError};
-use crate::eval::verdict::Verdict;
-use crate::pipeline::loaded_model::LoadedModel;
-use crate::source::hub::name_of;
-use crate::writer::atomic::{AtomicFile, check_destination};
-use serde_json::{Value, json};
+use super::hub::Download;
+use super::output::{self, Progress, bytes};
+use crate::error::{Context, Error, Result};
+use crate::eval::report::{Hash, judged};
+use crate::source::hub::Repository;
+use crate::source::hub::upload::{LocalFile, Remote, Status, Upload};
+use crate::source::imatrix::Imatrix;
+use serde_json::json;
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
+/// Bytes of a text that may be a model card.
+const MOST: u64 = 1 << 20;
+
 #[derive(Debug, clap::Args)]
-pub struct Publish {
-    /// Write a report: one page of HTML that needs no network, with the verdict, plots, settings, hashes, and how to get the
-    /// same numbers
-    #[arg(long, value_name = "FILE.html")]
-    report: Option<PathBuf>,
+pub struct Args {
+    /// The files: GGUFs, the model card (README.md) and the report that `llmq eval` or `llmq compare` wrote of them, importance
+    /// matrices
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
 
-    /// Write a model card for the Hugging Face Hub
-    #[arg(long, value_name = "README.md")]
-    model_card: Option<PathBuf>,
+    /// Where to: org/name, or org/name@branch; a repository that is not there is made
+    #[arg(required = true, value_name = "ORG/NAME")]
+    repository: String,
+
+    /// Show what would be done, and do nothing
+    #[arg(long)]
+    dry_run: bool,
+
+    /// Do it without asking
+    #[arg(short, long)]
+    yes: bool,
+
+    /// Publish also weights that no model card among the files judges against their original
+    #[arg(long)]
+    unproven: bool,
+
+    /// Where the repository has to be made, make a private one
+    #[arg(long)]
+    private: bool,
+
+    /// What the commit says [default: the names of the files]
+    #[arg(short, long, value_name = "TEXT")]
+    message: Option<String>,
+
+    /// One JSON object a line on standard output: each file, then a summary
+    #[arg(long)]
+    json: bool,
 }
 
-/// One file that was judged.
-pub struct Entry<'a> {
-    /// Where it is, as it was named.
-    pub path: &'a Path,
-    /// The file.
-    pub loaded: &'a LoadedModel,
-    /// Whether others made it.
-    pub peer: bool,
-    /// What was measured.
-    pub statistics: &'a Statistics,
-    /// What that means.
-    pub verdict: &'a Verdict,
-    /// The errors of its weights.
-    pub tensors: Vec<TensorError>,
-    /// How fast it is here, if that was measured.
-    pub speed: Option<Speed>,
-}
-
-/// What all files were judged by.
-pub struct Basis<'a> {
-    /// The reference as it was named.
-    pub path: &'a Path,
-    /// The reference.
-    pub reference: &'a Reference,
-    /// The setting.
-    pub setting: Setting,
-    /// What the text is called; none if it is the built-in sample.
-    pub text: Option<String>,
-    /// SHA-256 of the scored windows.
-    pub tokens: &'a str,
-    /// How fast the reference is here, if that was measured.
-    pub speed: Option<Speed>,
-}
-
-impl Publish {
-    /// Whether anything is to be written.
-    pub fn any(&self) -> bool {
-        self.report.is_some() || self.model_card.is_some()
+/// Whether a run that ends in this command can end so.
+///
+/// # Errors
+/// It could not publish anything: a name that is none, no token, or nobody to ask.
+pub fn check(repository: &str, yes: bool) -> Result<()> {
+    let repository = named(repository)?;
+    Upload::new(&repository, &Download::default())?.check_token()?;
+    if yes || can_ask() {
+        return Ok(());
     }
+    Err(Error::usage("there is no terminal to ask whether this shall be published")
+        .hint("add --yes to do it, or --dry-run to see what would be done"))
+}
 
-    /// Refuses, before anything is measured, what could not be written afterwards.
-    ///
-    /// # Errors
-    /// A destination that is there already, an input, or cannot be written.
-    pub fn check(&self, inputs: &[&Path], force: bool) -> Result<()> {
-        if let (Some(a), Some(b)) = (&self.report, &self.model_card)
-            && a == b
-        {
-            return Err(Error::usage(format!("--report and --model-card both name {}", a.display()))
-                .hint("give each a file of its own"));
-        }
-        self.report.iter().chain(&self.model_card).try_for_each(|path| check_destination(path, inputs, force))
+/// Publishes files that were just judged.
+///
+/// # Errors
+/// As of the command.
+pub fn publish(files: Vec<PathBuf>, repository: String, yes: bool, json: bool) -> Result<()> {
+    run(&Args { files, repository, yes, json, dry_run: false, unproven: false, private: false, message: None })
+}
+
+fn named(repository: &str) -> Result<Repository> {
+    Repository::model(repository).ok_or_else(|| {
+        Error::usage(format!("'{repository}' is not the name of a repository"))
+            .hint("name it as the hub does, for example: llmq publish model.gguf README.md org/name")
+    })
+}
+
+pub fn run(args: &Args) -> Result<()> {
+    let repository = named(&args.repository)?;
+    if !args.dry_run {
+        check(&args.repository, args.yes)?;
     }
-
-    /// The errors of a file's weights, if they are to be shown.
-    ///
-    /// # Errors
-    /// As [`tensors::errors`].
-    pub fn weights(
-        &self,
-        loaded: &LoadedModel,
-        reference: &Reference,
-        progress: &Progress,
-    ) -> Result<Vec<TensorError>> {
-        match reference {
-            Reference::Model(original) if self.report.is_some() => {
-                tensors::errors(loaded, original, &|done, total| progress.set(done, total))
+    let watch = Download::default();
+    let upload = Upload::new(&repository, &watch)?;
+    let files = local_files(&args.files)?;
+    check_proof(&files, args.unproven)?;
+    let found = upload.remote(&files)?;
+    show(args, &upload.page(), &files, found.as_ref());
+    let changed = found.as_ref().is_none_or(|remote| remote.files.iter().any(|status| *status != Status::Same));
+    let mut summary = json!({ "repository": repository.id, "dry_run": args.dry_run, "commit": null, "sent": 0 });
+    if !changed {
+        output::note("all of it is there already");
+    } else if args.dry_run {
+        output::note("nothing was sent: --dry-run");
+    } else if args.yes || asked(&repository.id)? {
+        let remote = match found {
+            Some(remote) => remote,
+            None => {
+                upload.create(args.private)?;
+                let missing = || Error::new(format!("{} was made, and is not there", repository.id));
+                upload.remote(&files)?.ok_or_else(missing)?
             }
-            _ => Ok(Vec::new()),
-        }
-    }
-
-    /// Writes what was asked for. `files`: the best one first; `lines`: what `--json` prints.
-    ///
-    /// # Errors
-    /// A file cannot be hashed, or the output cannot be written.
-    pub fn write(
-        &self,
-        basis: &Basis,
-        files: Vec<Entry>,
-        layers: Option<Vec<Layer>>,
-        lines: Vec<Value>,
-        progress: &Progress,
-    ) -> Result<()> {
-        if !self.any() {
-            return Ok(());
-        }
-        let mut hashing = Hashing::new(basis, &files, progress);
-        let digests = |hashing: &mut Hashing, paths: &[PathBuf]| {
-            paths.iter().map(|path| hashing.hash(path)).collect::<Result<Vec<Hash>>>()
         };
-        let original = original(basis, files[0].statistics, digests(&mut hashing, &files_of(basis))?);
-        let mut commands: Vec<String> = Vec::new();
-        let mut judged = Vec::new();
-        for file in files {
-            let made = Provenance::of(file.loaded);
-            commands.extend(made_by(&made, basis.path, file.path));
-            let size = Size::of(file.loaded);
-            judged.push(Judged {
-                name: shown(file.path),
-                label: String::new(),
-                peer: file.peer,
-                size: report::Size { bytes: size.bytes, bits: size.bits },
-                made,
-                statistics: file.statistics.clone(),
-                verdict: *file.verdict,
-                tensors: file.tensors,
-                digests: digests(&mut hashing, &file.loaded.weights().files())?,
-                speed: file.speed,
-            });
+        let names: Vec<&str> = files.iter().map(|file| file.name.as_str()).collect();
+        let message = args.message.clone().unwrap_or_else(|| format!("Upload {} with llmq", names.join(", ")));
+        let commit = upload.commit(&files, &remote, &message)?;
+        output::note(&format!("published, and checked: {}", commit.url));
+        summary["commit"] = commit.url.into();
+        summary["sent"] = commit.sent.into();
+    } else {
+        output::note("nothing was sent");
+    }
+    if args.json {
+        output::json("summary", summary);
+    }
+    Ok(())
+}
+
+/// The files with their hashes. A model card is called `README.md` there, for only so the hub shows it.
+fn local_files(paths: &[PathBuf]) -> Result<Vec<LocalFile>> {
+    let size = |path: &PathBuf| -> Result<u64> {
+        let found = path.metadata().context(|| format!("cannot read {}", path.display()))?;
+        match found.is_file() {
+            true => Ok(found.len()),
+            false => Err(Error::usage(format!("{} is not a file", path.display()))
+                .hint("name each file that is to be published")),
         }
-        commands.push(shell::own_command());
-        report::label(&mut judged);
-        let setting = report::Setting {
-            protocol: basis.setting.protocol.name(),
-            context: basis.setting.context,
-            text: basis.text.clone().map_or("a sample that is built in".into(), |text| shown(Path::new(&text))),
-            tokens: basis.tokens.into(),
+    };
+    let sizes = paths.iter().map(size).collect::<Result<Vec<u64>>>()?;
+    let (progress, total) = (Progress::new(false, false), sizes.iter().sum());
+    let done = std::cell::Cell::new(0);
+    let mut files: Vec<LocalFile> = Vec::new();
+    for (path, size) in paths.iter().zip(sizes) {
+        let Hash { name, sha256 } = Hash::of(path, &|n| {
+            done.set(done.get() + n);
+            progress.set(done.get(), total);
+        })?;
+        let name = if card(path, size).is_some() { "README.md".into() } else { name };
+        if let Some(other) = files.iter().find(|file| file.name == name) {
+            let what = format!("{} and {} would both be {name} there", other.path.display(), path.display());
+            return Err(Error::usage(what).hint("leave one of them out; one model card can judge several files"));
+        }
+        files.push(LocalFile { path: path.clone(), name, size, sha256 });
+    }
+    progress.finish();
+    Ok(files)
+}
+
+/// The files that a model card judges, if this is one.
+fn card(path: &Path, size: u64) -> Option<Vec<Hash>> {
+    let text = path.extension().is_some_and(|end| end.eq_ignore_ascii_case("md")) && size <= MOST;
+    judged(&text.then(|| std::fs::read_to_string(path).ok()).flatten()?)
+}
+
+/// Refuses weights that were not compared with their original, which shows in the model card: it names the SHA-256 of what it judges.
+fn check_proof(files: &[LocalFile], unproven: bool) -> Result<()> {
+    let proven: Vec<Hash> = files.iter().filter_map(|file| card(&file.path, file.size)).flatten().collect();
+    let is_weights = |file: &&LocalFile| {
+        let name = file.name.to_lowercase();
+        name.ends_with(".safetensors") || name.ends_with(".gguf") && Imatrix::read(&file.path).is_err()
+    };
+    for file in files.iter().filter(is_weights).filter(|file| proven.iter().all(|hash| hash.sha256 != file.sha256)) {
+        let why = match proven.iter().find(|hash| hash.name == file.name) {
+            Some(hash) => {
+                format!("the model card judges another {}, with SHA-256 {}, and this has", file.name, hash.sha256)
+            }
+            None => "no model card among these files judges it against its original; its SHA-256 is".into(),
         };
-        let report = Report { original, files: judged, setting, layers, commands, lines };
-        progress.finish();
-        for (path, render) in [(&self.report, report::page as fn(&Report) -> String), (&self.model_card, report::card)]
-        {
-            let Some(path) = path else { continue };
-            let text = render(&report);
-            let mut file = AtomicFile::create(path)?;
-            file.write(text.as_bytes())?;
-            file.commit()?;
-            output::note(&format!("{}: {}", path.display(), output::bytes(text.len() as u64)));
+        let what = format!("{}: {why} {}", file.path.display(), file.sha256);
+        if !unproven {
+            return Err(Error::usage(what).hint(format!(
+                "llmq eval {} --reference ORIGINAL --model-card README.md --report report.html, and publish these with it; or add \
+                 --unproven",
+                super::shell::word(&file.path)
+            )));
         }
-        Ok(())
+        output::note(&format!("note: {what}"));
     }
+    Ok(())
 }
 
-/// The errors of a file's weights as JSON lines.
-pub fn weight_lines(path: &Path, tensors: &[TensorError]) -> Vec<Value> {
-    let line = |tensor: &TensorError| {
-        let TensorError { name, kind, block, part: _, error, rescaled } = tensor;
-        let fields = json!({ "model": path, "tensor": name, "kind": kind, "block": block, "error": error, "rescaled": rescaled });
-        output::tagged("weights", fields)
-    };
-    tensors.iter().map(line).collect()
-}
-
-/// Hashes files one after the other, and shows how that goes.
-struct Hashing<'a> {
-    progress: &'a Progress,
-    done: std::cell::Cell<u64>,
-    total: u64,
-}
-
-impl<'a> Hashing<'a> {
-    fn new(basis: &Basis, files: &[Entry], progress: &'a Progress) -> Hashing<'a> {
-        let own = files.iter().flat_map(|file| file.loaded.weights().files());
-        let size = |path: PathBuf| path.metadata().map_or(0, |found| found.len());
-        let total = own.chain(files_of(basis)).map(size).sum();
-        Hashing { progress, done: std::cell::Cell::new(0), total }
+/// Shows what there is to do.
+fn show(args: &Args, page: &str, files: &[LocalFile], remote: Option<&Remote>) {
+    let statuses = |i: usize| remote.and_then(|remote| remote.files.get(i).copied()).unwrap_or(Status::New);
+    if !args.json {
+        let made = match (remote, args.private) {
+            (Some(_), _) => "",
+            (None, false) => ", which is not there and would be made, public",
+            (None, true) => ", which is not there and would be made, private",
+        };
+        output::line(format!("in one commit to {page}{made}:"));
     }
-
-    fn hash(&mut self, path: &Path) -> Result<Hash> {
-        Hash::of(path, &|n| {
-            self.done.set(self.done.get() + n);
-            self.progress.set(self.done.get(), self.total.max(self.done.get()));
-        })
-    }
-}
-
-/// The files of a reference.
-fn files_of(basis: &Basis) -> Vec<PathBuf> {
-    match basis.reference {
-        Reference::Model(loaded) => loaded.weights().files(),
-        Reference::Saved(_) => vec![basis.path.to_path_buf()],
-    }
-}
-
-fn original(basis: &Basis, statistics: &Statistics, digests: Vec<Hash>) -> Original {
-    let (size, facts) = match basis.reference {
-        Reference::Model(loaded) => {
-            let size = Size::of(loaded);
-            // Where the files are, fetched ones included.
-            let files = loaded.weights().files();
-            let folder = files.first().and_then(|file| file.parent()).filter(|_| loaded.weights().gguf().is_none());
-            let size = report::Size { bytes: size.bytes, bits: size.bits };
-            (Some(size), Facts::of(basis.path, folder.unwrap_or(basis.path)))
+    let width = files.iter().map(|file| file.name.chars().count()).max().unwrap_or(0);
+    for (i, file) in files.iter().enumerate() {
+        let status = statuses(i);
+        if args.json {
+            let word = match status {
+                Status::New => "new",
+                Status::Differs(_) => "differs",
+                Status::Same => "same",
+            };
+            let LocalFile { path, name, size, sha256 } = file;
+            let fields = json!({ "path": path, "name": name, "bytes": size, "sha256": sha256, "status": word });
+            output::json("file", fields);
+            continue;
         }
-        Reference::Saved(_) => (None, Facts::default()),
-    };
-    Original {
-        name: shown(basis.path),
-        size,
-        perplexity: statistics.reference,
-        digests,
-        facts,
-        speed: basis.speed.clone(),
+        let word = match status {
+            Status::New => "new".into(),
+            Status::Differs(size) => format!("replaces {}", bytes(size)),
+            Status::Same => "there already".into(),
+        };
+        output::line(format!("  {:width$}  {:>10}  {word}", file.name, bytes(file.size)));
     }
 }
 
-/// A name without folders.
-fn shown(path: &Path) -> String {
-    let full = path.canonicalize().unwrap_or_else(|_| path.into());
-    let own = || full.file_name().map(|name| name.to_string_lossy().into_owned());
-    name_of(path).or_else(own).unwrap_or_else(|| path.display().to_string())
+fn can_ask() -> bool {
+    std::io::stdin().is_terminal() && std::io::stderr().is_terminal()
 }
 
-/// The command that made a file, as far as it says.
-fn made_by(made: &Provenance, original: &Path, file: &Path) -> Option<String> {
-    let options = made.key("llmq.options").filter(|text| made.maker == Maker::Llmq && shell::is_words(text))?;
-    let budget = options.contains("--target-");
-    let kind = made.mix.as_ref().filter(|_| !budget).map_or(String::new(), |mix| format!(" --type {mix}"));
-    let (original, file) = (shell::word(original), shell::word(shown(file)));
-    Some(format!("llmq quantize {original}{kind} {options} -o {file}"))
+/// Asks whether to go on.
+fn asked(id: &str) -> Result<bool> {
+    output::note(&format!("publish this to {id}? [y/N]"));
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer).context(|| "cannot read the answer".into())?;
+    Ok(["y", "yes"].contains(&answer.trim().to_lowercase().as_str()))
 }

@@ -6,6 +6,7 @@ mod outputs;
 mod provenance;
 mod quantize_options;
 pub(super) mod ram;
+mod types;
 
 use super::budget::{self, Target};
 use super::fallbacks;
@@ -48,6 +49,25 @@ pub struct Args {
     /// W4A16_ASYM (the default for awq) or W8A16, or Q4_0 or Q8_0 for the codes of a GGUF
     #[arg(long = "type", value_name = "TYPE", conflicts_with = "target")]
     kind: Option<String>,
+
+    /// Several types, with commas between them: a file of each, as one run after the other makes them
+    #[arg(
+        long,
+        value_name = "TYPE,TYPE",
+        value_delimiter = ',',
+        conflicts_with_all = ["kind", "target", "output", "format", "save_imatrix", "resume"]
+    )]
+    types: Vec<String>,
+
+    /// Judge the files against the model with what is built in, and put them on the hub with their model card and report
+    #[cfg(feature = "hub")]
+    #[arg(long, value_name = "ORG/NAME", conflicts_with_all = ["target", "output", "format", "resume"])]
+    publish: Option<String>,
+
+    /// Publish without asking
+    #[cfg(feature = "hub")]
+    #[arg(long, requires = "publish")]
+    yes: bool,
 
     /// Make a folder of safetensors instead, as transformers and vLLM load it: gptq, awq or compressed-tensors. Repeatable, each
     /// with its -o
@@ -176,9 +196,19 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<()> {
-    if args.list_types {
-        return list_types();
+    #[cfg(feature = "hub")]
+    let published = args.publish.is_some();
+    #[cfg(not(feature = "hub"))]
+    let published = false;
+    match args {
+        _ if args.list_types => list_types(),
+        _ if published || !args.types.is_empty() => types::run(args),
+        _ => one(args).map(|_| ()),
     }
+}
+
+/// One run. Returns the files that it made.
+fn one(args: &Args) -> Result<Vec<PathBuf>> {
     let given = args.model.as_deref().unwrap_or(Path::new(""));
     super::use_threads(args.threads)?;
     let started = Instant::now();
@@ -267,7 +297,8 @@ pub fn run(args: &Args) -> Result<()> {
     let paths: Vec<PathBuf> =
         paths.map(Path::to_path_buf).chain(folders.iter().map(|folder| folder.path.clone())).collect();
     if args.dry_run {
-        return dry_run(args, &plan, chosen.as_ref(), &paths, files.size()?);
+        dry_run(args, &plan, chosen.as_ref(), &paths, files.size()?)?;
+        return Ok(paths);
     }
     // Other types may mean other shards.
     check(&plan, force)?;
@@ -290,7 +321,7 @@ pub fn run(args: &Args) -> Result<()> {
     if args.json {
         output::json("summary", summary_json(&summary, &paths, took));
     }
-    Ok(())
+    Ok(paths)
 }
 
 /// The model, fetched if it is on the hub. An output that is in the way is better known before gigabytes have come.

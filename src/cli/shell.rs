@@ -1,6 +1,7 @@
 //! Commands as a shell takes them.
 
 use std::ffi::OsStr;
+use std::sync::OnceLock;
 
 /// A word of a command, quoted where a shell would take it for something else.
 pub fn word(text: impl AsRef<OsStr>) -> String {
@@ -8,8 +9,19 @@ pub fn word(text: impl AsRef<OsStr>) -> String {
     if !text.is_empty() && text.chars().all(is_plain) { text } else { format!("'{}'", text.replace('\'', r"'\''")) }
 }
 
+static OWN: OnceLock<String> = OnceLock::new();
+
+/// Lets [`own_command`] be one that this process runs as a part of its own.
+#[cfg(feature = "hub")]
+pub fn stand_for(words: &[String]) {
+    OWN.get_or_init(|| ["llmq".to_owned()].into_iter().chain(words.iter().map(word)).collect::<Vec<_>>().join(" "));
+}
+
 /// The command that this process runs.
 pub fn own_command() -> String {
+    if let Some(command) = OWN.get() {
+        return command.clone();
+    }
     let words = std::env::args_os().skip(1).filter(|word| word != "--force").map(word);
     ["llmq".to_owned()].into_iter().chain(words).collect::<Vec<_>>().join(" ")
 }

@@ -2,6 +2,8 @@
 
 #[cfg(feature = "hub")]
 mod fetch;
+#[cfg(feature = "hub")]
+pub mod upload;
 #[cfg(not(feature = "hub"))]
 mod without;
 

@@ -1,20 +1,20 @@
 //! A small hub on the loopback interface: one server that answers as huggingface.co does, and a second one for large files, to which it
-//! redirects.
+//! redirects, and which stores those that are uploaded.
 
-use super::{BINARY, Run, run};
+use super::{BINARY, Run, run, upload};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::Command;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-/// The token that opens gated repositories.
+/// The token that opens gated repositories, and may write.
 pub const TOKEN: &str = "hf_good";
 
 /// One revision of a repository.
@@ -43,6 +43,8 @@ pub enum Fault {
     Stall(usize),
     /// The server knows no ranges.
     NoRanges,
+    /// It is done, and nobody hears of it.
+    Lost,
 }
 
 /// A request that arrived.
@@ -56,15 +58,23 @@ pub struct Request {
     pub authorization: Option<String>,
     /// Bytes of the body that was sent.
     pub served: usize,
+    /// Bytes of the body that arrived.
+    pub received: usize,
 }
 
 #[derive(Default)]
-struct State {
-    repos: Vec<Repo>,
+pub struct State {
+    pub repos: Vec<Repo>,
+    /// Large files that were uploaded, by SHA-256.
+    pub objects: BTreeMap<String, Vec<u8>>,
+    /// Parts of such files, by SHA-256 and number.
+    pub parts: BTreeMap<(String, usize), Vec<u8>>,
     /// A part of a path, what happens there, and how often.
     faults: Vec<(String, Fault, usize)>,
     requests: Vec<Request>,
-    cdn: String,
+    pub cdn: String,
+    /// This server.
+    pub own: String,
 }
 
 /// The hub.
@@ -101,7 +111,9 @@ impl Hub {
         let state = Arc::new(Mutex::new(State { repos, ..State::default() }));
         let cdn = serve(state.clone(), true);
         state.lock().unwrap().cdn = cdn;
-        Hub { endpoint: serve(state.clone(), false), state }
+        let endpoint = serve(state.clone(), false);
+        state.lock().unwrap().own = endpoint.clone();
+        Hub { endpoint, state }
     }
 
     /// Something goes wrong at the next `times` requests whose path holds `path`.
@@ -112,6 +124,16 @@ impl Hub {
     /// Nothing goes wrong any more.
     pub fn mend(&self) {
         lock(&self.state).faults.clear();
+    }
+
+    /// A repository as it is now.
+    pub fn repo(&self, id: &str) -> Option<Repo> {
+        lock(&self.state).repos.iter().find(|repo| repo.id == id).cloned()
+    }
+
+    /// Changes what is stored.
+    pub fn change(&self, how: impl FnOnce(&mut State)) {
+        how(&mut lock(&self.state));
     }
 
     /// The requests since the last call.
@@ -150,23 +172,23 @@ fn serve(state: Arc<Mutex<State>>, cdn: bool) -> String {
 }
 
 /// An answer in the making.
-struct Answer {
+pub struct Answer {
     code: u16,
     headers: Vec<(String, String)>,
     body: Vec<u8>,
 }
 
 impl Answer {
-    fn new(code: u16, body: Vec<u8>) -> Answer {
+    pub fn new(code: u16, body: Vec<u8>) -> Answer {
         Answer { code, headers: vec![], body }
     }
 
-    fn with(mut self, name: &str, value: impl ToString) -> Answer {
+    pub fn with(mut self, name: &str, value: impl ToString) -> Answer {
         self.headers.push((name.into(), value.to_string()));
         self
     }
 
-    fn refused(code: u16, name: &str, message: &str) -> Answer {
+    pub fn refused(code: u16, name: &str, message: &str) -> Answer {
         Answer::new(code, json!({ "error": message }).to_string().into_bytes())
             .with("X-Error-Code", name)
             .with("X-Error-Message", message)
@@ -174,44 +196,64 @@ impl Answer {
 }
 
 fn answer(mut stream: TcpStream, state: &Mutex<State>, cdn: bool) {
-    let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
+    let mut reader = BufReader::new(stream.try_clone().unwrap());
+    let mut lines = reader.by_ref().lines();
     let Some(Ok(first)) = lines.next() else { return };
     let mut words = first.split(' ');
     let (method, path) = (words.next().unwrap().to_owned(), words.next().unwrap().to_owned());
-    let (mut range, mut authorization) = (None, None);
+    let (mut range, mut authorization, mut length) = (None, None, None);
     for line in lines.map_while(Result::ok).take_while(|line| !line.is_empty()) {
         let (name, value) = line.split_once(':').unwrap();
         match name.to_lowercase().as_str() {
             "range" => range = Some(value.trim().to_owned()),
             "authorization" => authorization = Some(value.trim().to_owned()),
+            "content-length" => length = Some(value.trim().parse::<usize>().unwrap()),
             _ => {}
         }
     }
-    let (answer, fault) = {
+    let fault = {
         let mut state = lock(state);
         let fault = state.faults.iter_mut().find(|(part, _, left)| *left > 0 && path.contains(part.as_str()));
         // What ends a body does nothing to an answer without one.
         let fault = fault.filter(|(_, fault, _)| {
-            matches!(fault, Fault::Status(..)) || (method == "GET" && (cdn || path.contains("/api/resolve-cache")))
+            matches!(fault, Fault::Status(..) | Fault::Lost)
+                || method == "PUT"
+                || (method == "GET" && (cdn || path.contains("/api/resolve-cache")))
         });
-        let fault = fault.map(|(_, fault, left)| {
+        fault.map(|(_, fault, left)| {
             *left -= 1;
             fault.clone()
-        });
-        let answer = match &fault {
-            Some(Fault::Status(code, headers)) => {
-                headers.iter().fold(Answer::new(*code, vec![]), |answer, (name, value)| answer.with(name, value))
-            }
-            _ => respond(&state, cdn, &path, authorization.as_deref()),
-        };
-        (ranged(answer, range.as_deref().filter(|_| !matches!(fault, Some(Fault::NoRanges)))), fault)
+        })
     };
+    let cut = match fault {
+        Some(Fault::Cut(bytes)) if method == "PUT" => Some(bytes),
+        _ => None,
+    };
+    let mut body = vec![0; length.unwrap_or(0).min(cut.unwrap_or(usize::MAX))];
+    if reader.read_exact(&mut body).is_err() {
+        return;
+    }
+    let answer = match &fault {
+        Some(Fault::Status(code, headers)) => {
+            headers.iter().fold(Answer::new(*code, vec![]), |answer, (name, value)| answer.with(name, value))
+        }
+        _ if method == "POST" || method == "PUT" => {
+            let sent = upload::Sent { path: &path, authorization: authorization.as_deref(), body: &body, length };
+            if cut.is_some() { Answer::new(0, vec![]) } else { upload::respond(&mut lock(state), cdn, &sent) }
+        }
+        _ => respond(&lock(state), cdn, &path, authorization.as_deref()),
+    };
+    let answer = ranged(answer, range.as_deref().filter(|_| !matches!(fault, Some(Fault::NoRanges))));
     let end = match fault {
         Some(Fault::Cut(bytes) | Fault::Stall(bytes)) => bytes.min(answer.body.len()),
         _ => answer.body.len(),
     };
     let served = if method == "HEAD" { 0 } else { end };
-    lock(state).requests.push(Request { cdn, method, path, range, authorization, served });
+    let received = body.len();
+    lock(state).requests.push(Request { cdn, method, path, range, authorization, served, received });
+    if cut.is_some() || matches!(fault, Some(Fault::Lost)) {
+        return;
+    }
     let mut head =
         format!("HTTP/1.1 {} x\r\nContent-Length: {}\r\nConnection: close\r\n", answer.code, answer.body.len());
     for (name, value) in &answer.headers {

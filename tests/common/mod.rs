@@ -10,6 +10,7 @@ pub mod npz;
 pub mod onnx;
 pub mod packing;
 pub mod torch;
+pub mod upload;
 
 use serde_json::Value;
 use std::ffi::OsStr;

@@ -54,6 +54,18 @@ impl Args {
         })
     }
 
+    /// Refuses what a plan, which is made for one type, cannot tell.
+    ///
+    /// # Errors
+    /// There are several types.
+    pub(in crate::cli) fn check_plan(&self) -> Result<()> {
+        if self.types.is_empty() {
+            return Ok(());
+        }
+        Err(Error::usage("--types is for `llmq quantize`: a plan is made for one type")
+            .hint("name one of them with --type; the plan lists the sizes of all"))
+    }
+
     /// A mix and what overrides it.
     ///
     /// # Errors

@@ -1,8 +1,9 @@
 //! The model card: `README.md` of a repository on the hub, with its front matter.
 
 use super::escape::{Markdown, code, yaml};
+use super::usage::section;
 use super::words::{bytes, grouped, headline, sentence, short, signed_percent};
-use super::{Judged, Report};
+use super::{Hash, Judged, Report};
 use std::fmt::Write;
 
 /// The card.
@@ -33,21 +34,48 @@ pub fn card(report: &Report) -> String {
         Markdown(&report.setting.text),
         report.setting.protocol
     );
-    text += "## Use\n\n```sh\n";
-    let _ = writeln!(text, "llama-cli -m {} -p \"Once upon a time\" -n 128", shell(&best.name));
-    let _ = writeln!(text, "llama-server -m {} --port 8080", shell(&best.name));
-    text += "```\n\n## How it was made\n\n";
+    let usage = section(best, &report.original.facts.sampling);
+    if !usage.is_empty() {
+        text += &usage;
+        text.push('\n');
+    }
+    text += "## How it was made\n\n";
     for file in report.files.iter() {
         made(&mut text, file);
     }
     text += "\nTo get the numbers of the table again:\n\n```sh\n";
     report.commands.iter().for_each(|line| text += &format!("{}\n", code(line)));
-    text += "```\n\nSHA-256 of the files:\n\n```\n";
-    for hash in report.files.iter().flat_map(|file| &file.digests).chain(&report.original.digests) {
-        let _ = writeln!(text, "{}  {}", hash.sha256, code(&hash.name));
-    }
-    text + "```\n"
+    text += "```\n\n";
+    hashes(&mut text, JUDGED, report.files.iter().flat_map(|file| &file.digests));
+    hashes(&mut text, "SHA-256 of the original:", &report.original.digests);
+    text
 }
+
+/// Stands before the hashes of the files that the card judges.
+const JUDGED: &str = "SHA-256 of the files:";
+
+fn hashes<'a>(text: &mut String, heading: &str, hashes: impl IntoIterator<Item = &'a Hash>) {
+    let _ = write!(text, "{heading}\n\n```\n");
+    hashes.into_iter().for_each(|hash| *text += &format!("{}  {}\n", hash.sha256, code(&hash.name)));
+    *text += "```\n";
+}
+
+/// The files that a card of [`card`] judges against their original; none if the text is no such card.
+pub fn judged(card: &str) -> Option<Vec<Hash>> {
+    let (matter, text) = card.strip_prefix("---\n")?.split_once("\n---\n")?;
+    matter.lines().find(|line| *line == MADE_BY)?;
+    let (_, list) = text.split_once(&format!("\n{JUDGED}\n\n```\n"))?;
+    let (list, _) = list.split_once("```\n")?;
+    let hash = |line: &str| {
+        let (sha256, name) = line.split_once("  ")?;
+        let hexadecimal = sha256.len() == 64 && sha256.bytes().all(|b| b.is_ascii_hexdigit());
+        hexadecimal.then(|| Hash { name: name.into(), sha256: sha256.into() })
+    };
+    list.lines().map(hash).collect()
+}
+
+/// Line of the front matter that only cards from here have.
+const MADE_BY: &str = "quantized_by: llmq";
 
 fn front_matter(report: &Report) -> String {
     let facts = &report.original.facts;
@@ -72,7 +100,7 @@ fn front_matter(report: &Report) -> String {
     if facts.get("pipeline_tag").is_none() {
         text += "pipeline_tag: text-generation\n";
     }
-    text + "quantized_by: llmq\ntags:\n- gguf\n- llmq\n- llama.cpp\n- quantized\n---\n"
+    text + MADE_BY + "\ntags:\n- gguf\n- llmq\n- llama.cpp\n- quantized\n---\n"
 }
 
 fn table(text: &mut String, report: &Report) {
@@ -120,9 +148,22 @@ fn made(text: &mut String, file: &Judged) {
     }
 }
 
-/// A name as a shell takes it.
-fn shell(name: &str) -> String {
-    let name = code(name);
-    let plain = name.chars().all(|c| c.is_alphanumeric() || "/._-+@:,=%".contains(c));
-    if plain { name } else { format!("'{}'", name.replace('\'', r"'\''")) }
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_cards_from_here_say_what_was_judged() {
+        let own = Hash { name: "a b.gguf".into(), sha256: "0f".repeat(32) };
+        let other = Hash { name: "model.safetensors".into(), sha256: "1e".repeat(32) };
+        let mut card = format!("---\nlicense: mit\n{MADE_BY}\n---\n\n# Tiny\n\n");
+        hashes(&mut card, JUDGED, [&own]);
+        hashes(&mut card, "SHA-256 of the original:", [&other]);
+        assert_eq!(judged(&card), Some(vec![own]));
+        for no_card in
+            [&card.replace(MADE_BY, "quantized_by: me"), &card.replace("0f0f", "0g"), &card[..card.len() / 2], ""]
+        {
+            assert_eq!(judged(no_card), None, "{no_card}");
+        }
+    }
 }

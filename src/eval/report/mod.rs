@@ -9,12 +9,14 @@ mod original;
 mod page;
 mod plots;
 mod provenance;
+mod usage;
 mod words;
 
-pub use card::card;
+pub use card::{card, judged};
 pub use original::Facts;
 pub use page::page;
 pub use provenance::{Maker, Provenance};
+pub use usage::Usage;
 
 use super::layers::Layer;
 use super::perplexity::Perplexity;
@@ -74,6 +76,8 @@ pub struct Judged {
     pub size: Size,
     /// What it says about how it was made.
     pub made: Provenance,
+    /// What it says about how it is run; none for what is no GGUF.
+    pub usage: Option<Usage>,
     /// All measures.
     pub statistics: Statistics,
     /// What they mean.
@@ -109,7 +113,7 @@ pub struct Setting {
 }
 
 /// A file and its SHA-256, as `sha256sum` shows it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hash {
     /// The name of the file, without folders.
     pub name: String,

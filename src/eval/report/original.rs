@@ -1,5 +1,6 @@
 //! What the card of an original says: the front matter of its `README.md`, of which cards made from it take some over.
 
+use super::usage::{Sampling, sampling};
 use crate::source::hub::Repository;
 use serde_json::Value;
 use std::path::Path;
@@ -17,6 +18,8 @@ pub struct Facts {
     pub repository: Option<String>,
     /// Front matter that is taken over: keys of `TAKEN`, and one value or several.
     pub matter: Vec<(String, Vec<String>)>,
+    /// How its `generation_config.json` wants it to be sampled.
+    pub sampling: Vec<Sampling>,
 }
 
 impl Facts {
@@ -25,11 +28,16 @@ impl Facts {
         let folder = path.canonicalize().unwrap_or_else(|_| path.into());
         let text = |name: &str| std::fs::read(folder.join(name)).ok().filter(|bytes| bytes.len() <= MOST);
         let card = text("README.md").and_then(|bytes| String::from_utf8(bytes).ok()).unwrap_or_default();
-        let config: Option<Value> = text("config.json").and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        let json = |name: &str| text(name).and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
+        let config = json("config.json");
         let hub = |text: &str| Repository::model(text).map(|repository| repository.id);
         let named = if named.exists() { None } else { named.to_str().and_then(hub) };
         let by_config = || hub(config.as_ref()?["_name_or_path"].as_str()?);
-        Facts { repository: named.or_else(|| cached(&folder)).or_else(by_config), matter: matter(&card) }
+        Facts {
+            repository: named.or_else(|| cached(&folder)).or_else(by_config),
+            matter: matter(&card),
+            sampling: json("generation_config.json").as_ref().map(sampling).unwrap_or_default(),
+        }
     }
 
     /// The values of a key.

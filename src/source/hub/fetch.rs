@@ -5,14 +5,14 @@
 //! on to wherever the hub redirects to, know neither `HF_TOKEN` nor `HF_HUB_OFFLINE`, and take an error page for a file.
 
 mod cache;
-mod client;
+pub(super) mod client;
 mod digest;
 mod environment;
-mod failure;
+pub(super) mod failure;
 mod files;
 mod headers;
 mod part;
-mod transfer;
+pub(super) mod transfer;
 
 pub use environment::Environment;
 pub use part::{Part, whole};
@@ -38,7 +38,7 @@ impl Repository {
     }
 
     /// The address of a file. `revision`: a commit, or this revision's own name.
-    fn url(&self, endpoint: &str, revision: &str, file: &str) -> String {
+    pub(super) fn url(&self, endpoint: &str, revision: &str, file: &str) -> String {
         format!("{endpoint}/{}/resolve/{}/{file}", self.path(), revision.replace('/', "%2F"))
     }
 }

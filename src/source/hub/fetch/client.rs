@@ -5,11 +5,13 @@ use super::environment::Environment;
 use super::failure::Failure;
 use crate::error::Error;
 use crate::interrupt;
-use std::io::Read;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom, Take};
+use std::path::Path;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::Duration;
 use ureq::http::{HeaderMap, Response};
-use ureq::{Agent, Body};
+use ureq::{Agent, Body, SendBody};
 
 /// Bytes that are handed on at once, and how many such pieces may wait.
 const PIECE: usize = 1 << 18;
@@ -20,6 +22,9 @@ const LOOK: Duration = Duration::from_millis(50);
 
 /// More redirects than this lead nowhere.
 const HOPS: usize = 10;
+
+/// What answers may be written in.
+const ACCEPTED: &str = "application/vnd.git-lfs+json, application/json";
 
 /// Asks a hub.
 #[derive(Clone)]
@@ -56,6 +61,8 @@ enum Message {
     Begins(u64, Option<u64>),
     Piece(Vec<u8>),
     Facts(Facts),
+    /// So many bytes more of a file have left.
+    Sent(u64),
     End,
 }
 
@@ -139,6 +146,75 @@ impl Client {
             }
         }
         Ok(bytes)
+    }
+
+    /// Sends a small body, and gives the whole answer. `kind`: its media type.
+    ///
+    /// # Errors
+    /// The server refuses, or there is no answer.
+    pub fn post(&self, url: &str, kind: &'static str, body: Vec<u8>) -> Result<Vec<u8>, Failure> {
+        let (client, mut url) = (self.clone(), url.to_owned());
+        let messages = spawn(move |send| {
+            for _ in 0..HOPS {
+                let mut request = client.agent.post(&url).header("Content-Type", kind).header("Accept", ACCEPTED);
+                if let Some(token) = client.token_for(&url) {
+                    request = request.header("Authorization", format!("Bearer {token}"));
+                }
+                let response = request.send(&body).map_err(network)?;
+                match location(&url, &response)? {
+                    Some(target) => url = target,
+                    None if response.status().is_success() => {
+                        let answer = response.into_body().read_to_vec().map_err(network)?;
+                        send.send(Ok(Message::Piece(answer))).ok();
+                        return Ok(());
+                    }
+                    None => return Err(refused(response)),
+                }
+            }
+            Err(circle(&url))
+        })?;
+        match wait(&messages)? {
+            Message::Piece(answer) => Ok(answer),
+            _ => Err(early()),
+        }
+    }
+
+    /// Sends a part of a file, `length` bytes from `from` on, to an address that needs no token. `sent` is told how many bytes more
+    /// have left. Returns the ETag that the server gives the part.
+    ///
+    /// # Errors
+    /// The file cannot be read, the server refuses, or the connection breaks.
+    pub fn put(
+        &self,
+        url: &str,
+        path: &Path,
+        from: u64,
+        length: u64,
+        sent: &dyn Fn(u64),
+    ) -> Result<Option<String>, Failure> {
+        let unreadable = |cause| Error::new(format!("cannot read {}", path.display())).because(cause);
+        let mut file = File::open(path).map_err(unreadable)?;
+        file.seek(SeekFrom::Start(from)).map_err(unreadable)?;
+        let (client, url) = (self.clone(), url.to_owned());
+        let messages = spawn(move |send| {
+            let mut part = Leaving { file: file.take(length), send };
+            // Storage refuses bodies whose length it is not told first.
+            let request = client.agent.put(&url).header("Content-Length", length);
+            let response = request.send(SendBody::from_reader(&mut part)).map_err(network)?;
+            if !response.status().is_success() {
+                return Err(refused(response));
+            }
+            let etag = text(response.headers(), "etag");
+            send.send(Ok(Message::Facts(Facts { etag, ..Facts::default() }))).ok();
+            Ok(())
+        })?;
+        loop {
+            match wait(&messages)? {
+                Message::Sent(bytes) => sent(bytes),
+                Message::Facts(facts) => return Ok(facts.etag),
+                _ => return Err(early()),
+            }
+        }
     }
 
     /// Follows redirects on the same server only: behind another one, there is just the content.
@@ -241,6 +317,21 @@ impl Stream {
             Message::End => Ok(None),
             _ => Err(early()),
         }
+    }
+}
+
+/// A part of a file on its way out: each piece is told, and nothing more leaves when nobody listens.
+struct Leaving<'a> {
+    file: Take<File>,
+    send: &'a Sender,
+}
+
+impl Read for Leaving<'_> {
+    fn read(&mut self, bytes: &mut [u8]) -> std::io::Result<usize> {
+        let n = self.file.read(bytes)?;
+        let told = self.send.send(Ok(Message::Sent(n as u64)));
+        told.map_err(|_| std::io::Error::other("given up"))?;
+        Ok(n)
     }
 }
 

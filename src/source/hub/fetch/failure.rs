@@ -78,9 +78,10 @@ impl Failure {
                 .hint(format!("accept the licence at {page} with that account, or set HF_TOKEN to another's token")),
             401 if token && !absent => error("the hub refuses the token".into())
                 .hint(format!("set HF_TOKEN to a valid token from {tokens}, or unset it for public repositories")),
-            403 => {
-                error("the token does not allow that".into()).hint(format!("give it read access to {id} at {tokens}"))
-            }
+            403 => error("the token does not allow that".into())
+                .hint(format!("give it access to {id} at {tokens}: to read, and to publish also to write")),
+            412 => error(format!("{id} has changed meanwhile"))
+                .hint("look at what is there now, and run the same command again"),
             404 if name == "RevisionNotFound" => {
                 error(format!("{id} has no revision '{}'", repository.revision)).hint(format!(
                     "the branches and tags are listed at {page}/tree/main; without @{} it is the main branch",

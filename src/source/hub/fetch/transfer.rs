@@ -177,7 +177,7 @@ pub fn abreast<T: Sync, U: Send>(
             None => missing = true,
         }
     }
-    if missing { Err(Error::new("a download was left unfinished").into()) } else { Ok(done) }
+    if missing { Err(Error::new("a transfer was left unfinished").into()) } else { Ok(done) }
 }
 
 /// What the hub says about files of a commit.
