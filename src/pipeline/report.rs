@@ -180,6 +180,10 @@ pub fn anonymous_memory() -> Option<u64> {
 }
 
 fn status(key: &str) -> Option<u64> {
+    // Wine shows Windows programs the files of Linux, in which this process is another.
+    if !cfg!(target_os = "linux") {
+        return None;
+    }
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|l| l.strip_prefix(key))?;
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
