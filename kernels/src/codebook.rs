@@ -120,7 +120,17 @@ impl Codebook {
         let digits = (0..half).map(digits).collect();
         let padded = |entry: &[i8; W]| std::array::from_fn(|j| entry.get(j).map_or(0, |level| level * times));
         let run = if signs == Signs::Even { RUN } else { W };
-        Codebook { width: W, run, signs, levels, halves, sorted, digits, entries: entries.iter().map(padded).collect(), places }
+        Codebook {
+            width: W,
+            run,
+            signs,
+            levels,
+            halves,
+            sorted,
+            digits,
+            entries: entries.iter().map(padded).collect(),
+            places,
+        }
     }
 
     /// Columns of an entry.
@@ -136,7 +146,8 @@ impl Codebook {
     /// The magnitudes that codes have, rising.
     pub fn magnitudes(&self) -> Vec<f32> {
         let shifts: &[f32] = if self.signs == Signs::Shifted { &[-1.0, 1.0] } else { &[0.0] };
-        let mut all: Vec<f32> = self.levels.iter().flat_map(|level| shifts.iter().map(move |s| (level + s).abs())).collect();
+        let mut all: Vec<f32> =
+            self.levels.iter().flat_map(|level| shifts.iter().map(move |s| (level + s).abs())).collect();
         all.sort_by(f32::total_cmp);
         all.dedup();
         all

@@ -289,10 +289,7 @@ pub fn all() -> impl Iterator<Item = Mix> {
 }
 
 /// llama.cpp's numbers of files that are only read here.
-const READ_ONLY: [(&str, u32); 2] = [
-    ("NVFP4", 39),
-    ("guessed", 1024),
-];
+const READ_ONLY: [(&str, u32); 2] = [("NVFP4", 39), ("guessed", 1024)];
 
 /// What llama.cpp calls a number of `general.file_type`, whether llmq writes such files or not.
 pub fn file_type_name(number: u64) -> Option<&'static str> {
@@ -329,7 +326,10 @@ impl Mix {
             return self.output(columns, facts);
         }
         if category == Category::Embedding && self.name != "MXFP4_MOE" {
-            return embedding(self.name).filter(|_| !self.even).and_then(|name| by_name(name).ok()).unwrap_or(self.base);
+            return embedding(self.name)
+                .filter(|_| !self.even)
+                .and_then(|name| by_name(name).ok())
+                .unwrap_or(self.base);
         }
         let place = Place { category, facts, i: block(name).unwrap_or_default(), stacked };
         let mut chosen = (self.raise)(&place).unwrap_or(self.base.name());
@@ -378,7 +378,14 @@ impl Mix {
             || facts.architecture == "falcon"
             || !columns.is_multiple_of(self.base.width());
         let five = self.has_two_bits() || self.name == "IQ3_XXS" && !self.even;
-        by_name(if eight { "Q8_0" } else if five { "Q5_K" } else { "Q6_K" }).unwrap_or(self.base)
+        by_name(if eight {
+            "Q8_0"
+        } else if five {
+            "Q5_K"
+        } else {
+            "Q6_K"
+        })
+        .unwrap_or(self.base)
     }
 }
 

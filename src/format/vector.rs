@@ -46,7 +46,8 @@ pub fn fit(grid: &dyn Grid, w: &[F], h: &[F], effort: Effort) -> Steps {
     let (free, width, groups) = (grid.freedom(), grid.group(), grid.groups());
     let shifts: &[f32] = if free.one_super { &[SHIFT, -SHIFT] } else { &[0.0] };
     let part = |g: usize| (&w[g * width..(g + 1) * width], &h[g * width..(g + 1) * width]);
-    let best: Vec<Group> = (0..groups).map(|g| best_scale(book, part(g), grid.levels().highest(), shifts, effort)).collect();
+    let best: Vec<Group> =
+        (0..groups).map(|g| best_scale(book, part(g), grid.levels().highest(), shifts, effort)).collect();
     let mut d = super_scale(&best, &free);
     let inverse = d.recip();
     let (mut scales, mut signs, mut errors) = ([F::ZERO; GROUPS], [F::ZERO; GROUPS], [F::ZERO; GROUPS]);

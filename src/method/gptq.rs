@@ -13,9 +13,9 @@ use super::quantized_matrix::{Part, QuantizedMatrix};
 use super::{BAND, Method, Options, Rows, Site, Solution, Solved, at_once};
 use crate::error::Result;
 use crate::grid::{Effort, F, GROUPS, Grid, LANES};
-use llmq_kernels::{codebook, column};
 use llmq_kernels::gemm::{Old, Precision, View, product};
 use llmq_kernels::memory::Spare;
+use llmq_kernels::{codebook, column};
 use rayon::prelude::*;
 use std::sync::Arc;
 

@@ -9,8 +9,8 @@
 use super::gptq::Room;
 use super::quantized_matrix::Part;
 use crate::grid::{Codes, F, Freedom, Grid, LANES, Steps};
-use llmq_kernels::{codebook, descent};
 use llmq_kernels::gemm::{Old, Precision, View, product};
+use llmq_kernels::{codebook, descent};
 
 /// Columns that are moved before the rest of the gradient follows.
 const TILE: usize = 128;

@@ -146,7 +146,8 @@ fn how_many_rows_a_task_takes_changes_nothing() {
     let on = |threads| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| {
-            let solver = Solver::new(seen(&h), &[Span { width: 32, run: 1 }], &Options { sweeps: 2, scales: true, ..PAPER });
+            let solver =
+                Solver::new(seen(&h), &[Span { width: 32, run: 1 }], &Options { sweeps: 2, scales: true, ..PAPER });
             let m = pull(Precision::Single, &w, n, &drift);
             let step = solver.times_inverse(m.clone()).unwrap();
             let target = Target::new(&w, n, &step, few(&m, n, JUDGED).into_owned(), &h);

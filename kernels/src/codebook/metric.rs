@@ -54,13 +54,7 @@ fn grow(
 
 /// The place of the best entry for given signs, and its cost. `b`: `[run]`.
 #[inline(always)]
-fn entry<const W: usize>(
-    b: &[F; RUN],
-    a: &Metric,
-    signs: &[F; RUN],
-    book: &Codebook,
-    room: &mut Room,
-) -> (F, F) {
+fn entry<const W: usize>(b: &[F; RUN], a: &Metric, signs: &[F; RUN], book: &Codebook, room: &mut Room) -> (F, F) {
     let half = W / 2;
     let Room { low, high, ahead, .. } = room;
     low[0] = F::ZERO;

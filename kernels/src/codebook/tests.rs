@@ -46,9 +46,7 @@ fn all_codes(signs: Signs, entries: &[Vec<i8>]) -> Vec<Vec<f32>> {
         let own: Vec<f32> = entry.iter().map(|&x| f32::from(x)).collect();
         match signs {
             Signs::None => all.push(own),
-            Signs::Shifted => {
-                [-1.0, 1.0].into_iter().for_each(|s| all.push(own.iter().map(|x| 8.0 * x + s).collect()))
-            }
+            Signs::Shifted => [-1.0, 1.0].into_iter().for_each(|s| all.push(own.iter().map(|x| 8.0 * x + s).collect())),
             Signs::Each | Signs::Even => {
                 for bits in 0..1u32 << entry.len() {
                     if signs == Signs::Each || bits.count_ones() % 2 == 0 {
@@ -206,7 +204,8 @@ fn all_instruction_sets_agree_to_the_last_bit() {
             let mut single = codes[..run].to_vec();
             refine_on(isa, &metric(run, 0.6), &w[..run], &book, &mut single);
             let (mut left, mut fed, mut e) = (w.clone(), codes.clone(), vec![F::ZERO; n]);
-            let u: Vec<f32> = (0..n * n).map(|i| if i % n == i / n { 1.5 } else { (i as f32 * 0.3).cos() * 0.2 }).collect();
+            let u: Vec<f32> =
+                (0..n * n).map(|i| if i % n == i / n { 1.5 } else { (i as f32 * 0.3).cos() * 0.2 }).collect();
             let metrics: Vec<f32> = (0..n / run).flat_map(|_| metric(run, 0.6)).collect();
             let (lines, groups, scales) = ([(F::splat(0.8), F::ZERO)], vec![0; n], vec![1.1; n]);
             feedback_on(isa, &mut left, 0, &u, n, &lines, &groups, &scales, &metrics, &book, &mut fed, &mut e);

@@ -141,10 +141,13 @@ fn dates_are_always_the_same_day() {
     );
     assert_eq!(today("%-m/%m 100%% %Q %"), "7/07 100% %Q %");
     // As Python's `datetime(2024, 7, 26).strftime`.
-    assert_eq!(today("%a %e %h %k %l|%I %p %r %R %T|%u %w %U %V %W %G %g %C|%x %X %D %F|%f%z%Z|%c%n%t-%é"), concat!(
-        "Fri 26 Jul  0 12|12 AM 12:00:00 AM 00:00 00:00:00|5 5 29 30 30 2024 24 20|",
-        "07/26/24 00:00:00 07/26/24 2024-07-26|000000|Fri Jul 26 00:00:00 2024\n\t-%é"
-    ));
+    assert_eq!(
+        today("%a %e %h %k %l|%I %p %r %R %T|%u %w %U %V %W %G %g %C|%x %X %D %F|%f%z%Z|%c%n%t-%é"),
+        concat!(
+            "Fri 26 Jul  0 12|12 AM 12:00:00 AM 00:00 00:00:00|5 5 29 30 30 2024 24 20|",
+            "07/26/24 00:00:00 07/26/24 2024-07-26|000000|Fri Jul 26 00:00:00 2024\n\t-%é"
+        )
+    );
 }
 
 #[test]
