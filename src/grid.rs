@@ -227,8 +227,8 @@ impl dyn Grid + '_ {
     }
 
     /// The magnitude up to which every block can be held, whatever its signs: the largest scale times the largest code; where there
-    /// are minima, these have to reach as far, and zero points lie in the middle. Larger powers of two exist than the ones that count
-    /// here: squares of numbers have to stay in single precision.
+    /// are minima, these have to reach as far, zero points lie in the middle, and codebooks have few runs of largest codes. Larger
+    /// powers of two exist than the ones that count here: squares of numbers have to stay in single precision.
     pub fn largest(&self) -> f32 {
         let Freedom { supers, scales, mins, one_super, .. } = self.freedom();
         let super_scale = match supers {
@@ -236,7 +236,7 @@ impl dyn Grid + '_ {
             Supers::PowerOfTwo => 2f32.powi(40),
         };
         let codes = super_scale * scales.1 * self.levels().highest();
-        match (one_super, mins.1 > 0.0) {
+        match (one_super || self.codebook().is_some(), mins.1 > 0.0) {
             (true, _) => codes / 2.0,
             (false, true) => codes.min(super_scale * mins.1),
             (false, false) => codes,

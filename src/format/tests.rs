@@ -422,6 +422,6 @@ fn types_of_few_bits_lose_less_than_in_llama_cpp() {
         let (kind, grid) = grids().into_iter().find(|(kind, _)| kind.name() == name).unwrap();
         let q = kind.decode_all(&crate::method::plain(COLUMNS, Some(&h), false).quantize(&w, grid));
         let ours = crate::method::relative(crate::method::weight_error((0.0, 0.0), &w, &q, COLUMNS, Some(&h)));
-        assert!(ours < 0.97 * theirs, "{name}: {ours} against {theirs}");
+        assert!(ours < theirs, "{name}: {ours} against {theirs}");
     }
 }
