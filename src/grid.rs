@@ -5,9 +5,11 @@
 //! and all, so a method can only ever round onto the values that llama.cpp will decode. One that changes them itself keeps
 //! to the grid's [`Freedom`].
 
+pub use llmq_kernels::codebook::Codebook;
 pub use llmq_kernels::column::Codes;
 pub use llmq_kernels::search::Effort;
 pub use llmq_kernels::{F, LANES, Levels};
+use llmq_kernels::{codebook, column};
 
 /// The most groups that a block has.
 pub const GROUPS: usize = 16;
@@ -34,9 +36,9 @@ pub struct Steps {
     pub d: F,
     /// What all minima are multiples of.
     pub dmin: F,
-    /// Integers, one per group.
+    /// One per group: integers, but where codes come from a codebook.
     pub scales: [F; GROUPS],
-    /// Integers, one per group.
+    /// Integers, one per group; likewise.
     pub mins: [F; GROUPS],
 }
 
@@ -100,11 +102,13 @@ impl RowSteps {
 pub struct Freedom {
     /// How `d` and `dmin` are stored.
     pub supers: Supers,
-    /// The integers that sub-scales may be, lowest and highest; one where there are none.
+    /// What sub-scales may be, lowest and highest; one where there are none.
     pub scales: (f32, f32),
+    /// How far neighbouring sub-scales are apart.
+    pub apart: f32,
     /// The same for minima: zero where there are no minima, one where `dmin` alone is the minimum.
     pub mins: (f32, f32),
-    /// There is one super-scale: `dmin` is `d`, and minima are zero points.
+    /// There is one super-scale: `dmin` is `d`, and minima are zero points, or parts of their scales.
     pub one_super: bool,
 }
 
@@ -119,7 +123,15 @@ pub enum Supers {
 
 impl Freedom {
     /// One scale in half precision, and no minimum.
-    pub const PLAIN: Freedom = Freedom { supers: Supers::Half, scales: (1.0, 1.0), mins: (0.0, 0.0), one_super: false };
+    pub const PLAIN: Freedom =
+        Freedom { supers: Supers::Half, scales: (1.0, 1.0), apart: 1.0, mins: (0.0, 0.0), one_super: false };
+
+    /// The nearest sub-scale.
+    pub fn round_scale(&self, x: F) -> F {
+        let ((lowest, highest), apart) = (self.scales, self.apart);
+        let steps = (x - F::splat(lowest)) * F::splat(1.0 / apart);
+        steps.round().mul_add(F::splat(apart), F::splat(lowest)).clamp(lowest, highest)
+    }
 
     /// The nearest number that the file can hold for `d` or `dmin`.
     pub fn round_super(&self, x: F) -> F {
@@ -148,6 +160,11 @@ pub trait Grid: Sync {
 
     /// The scales that exist.
     fn freedom(&self) -> Freedom;
+
+    /// The runs of codes that exist, where they do not all: columns are then rounded several at a time.
+    fn codebook(&self) -> Option<&'static Codebook> {
+        None
+    }
 
     /// Chooses scales and offsets that keep `Σ h·(w − ŵ)²` small.
     ///
@@ -187,17 +204,39 @@ impl dyn Grid + '_ {
         self.shape().bytes
     }
 
+    /// Columns that are rounded together.
+    pub fn run(&self) -> usize {
+        self.codebook().map_or(1, Codebook::run)
+    }
+
+    /// Rounds a block to the nearest: every column by itself, or runs of them by what their errors count together.
+    ///
+    /// `w`, `h`, `codes`: `[width]`.
+    pub fn round(&self, w: &[F], h: &[F], steps: &Steps, codes: &mut [Codes]) {
+        let group = self.group();
+        for (g, (w, codes)) in w.chunks(group).zip(codes.chunks_mut(group)).enumerate() {
+            let (scale, offset) = steps.step(g);
+            match self.codebook() {
+                None => column::round(w, scale, offset, self.levels(), codes),
+                Some(book) => {
+                    let h = &h[g * group..(g + 1) * group];
+                    codebook::round(w, h, scale, offset.div_or_zero(scale), book, codes);
+                }
+            }
+        }
+    }
+
     /// The magnitude up to which every block can be held, whatever its signs: the largest scale times the largest code; where there
-    /// are minima, these have to reach as far, and zero points lie in the middle. Larger powers of two exist than the ones that count
-    /// here: squares of numbers have to stay in single precision.
+    /// are minima, these have to reach as far, zero points lie in the middle, and codebooks have few runs of largest codes. Larger
+    /// powers of two exist than the ones that count here: squares of numbers have to stay in single precision.
     pub fn largest(&self) -> f32 {
-        let Freedom { supers, scales, mins, one_super } = self.freedom();
+        let Freedom { supers, scales, mins, one_super, .. } = self.freedom();
         let super_scale = match supers {
             Supers::Half => 65504.0,
             Supers::PowerOfTwo => 2f32.powi(40),
         };
         let codes = super_scale * scales.1 * self.levels().highest();
-        match (one_super, mins.1 > 0.0) {
+        match (one_super || self.codebook().is_some(), mins.1 > 0.0) {
             (true, _) => codes / 2.0,
             (false, true) => codes.min(super_scale * mins.1),
             (false, false) => codes,

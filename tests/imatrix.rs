@@ -214,7 +214,7 @@ fn types_come_from_a_file_too_and_mixes_are_case_insensitive() {
     fs::write(&types, "nothing_like_it=Q8_0").unwrap();
     let path = types.to_str().unwrap();
     refused(&tiny(), &["-m", "rtn", "--tensor-type-file", path], 2, &["nothing_like_it", "matches no tensor"]);
-    refused(&tiny(), &["-m", "rtn", "--tensor-type", "attn_v=IQ2_XS"], 2, &["reads tensors of type IQ2_XS"]);
+    refused(&tiny(), &["-m", "rtn", "--tensor-type", "attn_v=NVFP4"], 2, &["reads tensors of type NVFP4"]);
 }
 
 /// Conversations in a text are written with the model's own template, from a checkpoint and from a GGUF.

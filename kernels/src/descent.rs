@@ -10,7 +10,7 @@ use crate::levels::{Levels, Nearest, for_levels};
 
 /// `g −= δ·H_j` for one column `j` of the tile.
 #[inline(always)]
-fn follow(g: &mut [F], delta: F, row: &[f32]) {
+pub(crate) fn follow(g: &mut [F], delta: F, row: &[f32]) {
     for (g, &h) in g.iter_mut().zip(row) {
         *g = delta.mul_add(F::splat(-h), *g);
         whole();
@@ -18,7 +18,7 @@ fn follow(g: &mut [F], delta: F, row: &[f32]) {
 }
 
 #[inline(always)]
-fn is_zero(x: F) -> bool {
+pub(crate) fn is_zero(x: F) -> bool {
     let mut all = 0;
     for l in 0..LANES {
         all |= x.0[l].to_bits();

@@ -15,6 +15,8 @@ pub enum Levels {
     },
     /// Sixteen integers, rising; a code is a place in the table.
     Table(&'static [i8; 16]),
+    /// Minus one and one; a code is its own level.
+    Signs,
 }
 
 impl Levels {
@@ -23,6 +25,7 @@ impl Levels {
         match self {
             Levels::Uniform { lo, .. } => f32::from(lo),
             Levels::Table(table) => f32::from(table[0]),
+            Levels::Signs => -1.0,
         }
     }
 
@@ -31,13 +34,14 @@ impl Levels {
         match self {
             Levels::Uniform { hi, .. } => f32::from(hi),
             Levels::Table(table) => f32::from(table[15]),
+            Levels::Signs => 1.0,
         }
     }
 
     /// The level of a code.
     pub fn level(self, code: i8) -> f32 {
         match self {
-            Levels::Uniform { .. } => f32::from(code),
+            Levels::Uniform { .. } | Levels::Signs => f32::from(code),
             Levels::Table(table) => f32::from(table[code as usize]),
         }
     }
@@ -119,6 +123,30 @@ impl Nearest for Table {
     }
 }
 
+#[derive(Clone, Copy)]
+pub(crate) struct Signs;
+
+impl Nearest for Signs {
+    #[inline(always)]
+    fn is_even(self) -> bool {
+        true
+    }
+
+    #[inline(always)]
+    fn level(self, x: F) -> F {
+        x.less(F::ZERO, F::splat(-1.0), F::splat(1.0))
+    }
+
+    #[inline(always)]
+    fn code(self, x: F, codes: &mut Codes) -> F {
+        let q = self.level(x);
+        for l in 0..LANES {
+            codes[l] = q.0[l] as i8;
+        }
+        q
+    }
+}
+
 /// Calls a generic function with the kind of `levels`, so that its loops are compiled for that kind.
 macro_rules! for_levels {
     ($levels:expr, $kind:ident => $call:expr) => {
@@ -129,6 +157,10 @@ macro_rules! for_levels {
             }
             $crate::levels::Levels::Table(table) => {
                 let $kind = $crate::levels::Table(table);
+                $call
+            }
+            $crate::levels::Levels::Signs => {
+                let $kind = $crate::levels::Signs;
                 $call
             }
         }

@@ -1,7 +1,7 @@
 //! CPU kernels of llmq: safe functions on slices, without any llmq types.
 //!
 //! Two kinds live here. Products ([`gemm`], [`fused`], [`syrk`], [`attention`], [`recurrent`], [`mod@cholesky`]) cut their output into tiles of a fixed size, so
-//! that the result does not depend on the number of threads. Lane kernels ([`search`], [`mod@column`], [`descent`], [`elementwise`]) are
+//! that the result does not depend on the number of threads. Lane kernels ([`search`], [`mod@column`], [`codebook`], [`descent`], [`elementwise`]) are
 //! written once on [`lanes::F`], sixteen numbers side by side, and compiled for every instruction set in [`dispatch`];
 //! they contain no operation whose result depends on the instruction set, so all of them agree to the last bit.
 
@@ -10,6 +10,7 @@ mod amx;
 pub mod attention;
 mod blocks;
 pub mod cholesky;
+pub mod codebook;
 pub mod column;
 pub mod convert;
 pub mod descent;

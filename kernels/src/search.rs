@@ -69,9 +69,11 @@ fn improve(w: &[F], h: &[F], inverse: F, levels: impl Nearest, best: &mut F, gai
 fn symmetric_in(w: &[F], h: &[F], levels: impl Nearest, reach: f32, effort: Effort) -> F {
     let unit = extreme(w).recip();
     let (mut best, mut gain) = (F::ZERO, F::ZERO);
-    // A tenth of a level apart at four bits; as many of them for finer levels, which are closer already.
-    let apart = 0.1 * (reach / 8.0).min(1.0).max(reach / 80.0);
+    // A tenth of a level apart at four bits; as many of them for finer levels, which are closer already. With a level or two, most
+    // entries are best clipped: those of a block of 256 normal numbers at two fifths of the largest.
+    let apart = if reach < 2.0 { 0.06 } else { 0.1 * (reach / 8.0).min(1.0).max(reach / 80.0) };
     let steps = match effort {
+        Effort::Quick if reach < 2.0 => 0..=36,
         Effort::Quick if levels.is_even() && (32.0..100.0).contains(&reach) => -3..=6,
         Effort::Quick => 0..=0,
         Effort::Full if levels.is_even() && reach > 100.0 => -2..=8,

@@ -21,15 +21,16 @@ pub struct Cost {
 
 /// The types that a matrix with rows of `columns` numbers may be given when llmq chooses, in ggml's order.
 ///
-/// Where rows divide into super-blocks of 256, the older types of 32 have nothing to offer but `Q8_0`. `MXFP4` is left out:
-/// its scales are powers of two, made for models that were trained with them.
+/// Where rows divide into super-blocks of 256, the older types of 32 have nothing to offer but `Q8_0`. Left out is what was made for models
+/// that were trained with it: `MXFP4`, whose scales are powers of two, and types of one scale for two codes, or three, or four.
 pub fn candidates(columns: usize) -> Vec<Type> {
     let wide = columns.is_multiple_of(256);
     let fits = |t: &Type| match t.encoding() {
         Encoding::Grid(_) => columns.is_multiple_of(t.width()) && (t.width() == 256 || !wide || t.name() == "Q8_0"),
         Encoding::Each(_) | Encoding::ReadOnly => false,
     };
-    writable().filter(fits).filter(|t| t.name() != "MXFP4").collect()
+    const TRAINED: [&str; 5] = ["MXFP4", "TQ1_0", "TQ2_0", "Q1_0", "Q2_0"];
+    writable().filter(fits).filter(|t| !TRAINED.contains(&t.name())).collect()
 }
 
 /// The choice of least loss within `budget` bytes: for each tensor, which of its options. Of options that cost the same,
@@ -296,7 +297,8 @@ mod tests {
     #[test]
     fn the_candidates_are_what_rows_divide_into() {
         let names = |columns| candidates(columns).iter().map(|t| t.name()).collect::<Vec<_>>();
-        assert_eq!(names(512), ["Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS"]);
+        let wide = "Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K IQ2_XXS IQ2_XS IQ3_XXS IQ1_S IQ3_S IQ2_S IQ4_XS IQ1_M";
+        assert_eq!(names(512).join(" "), wide);
         assert_eq!(names(96), ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL"]);
         assert_eq!(names(33), [""; 0]);
     }

@@ -1,8 +1,12 @@
 //! IQ1_S: 256 columns in groups of 32, eight at a time from a ternary codebook, shifted. `d·(1 + 2s)·(C[q] ± ⅛)`.
 
-use super::bits::half_at;
+use super::bits::{half_at, put_halves};
 use super::codebook::IQ1;
+use super::vector::{self, odd_scales};
 use super::{Encoding, Format, Spec};
+use crate::grid::{Codebook, Codes, Effort, F, Freedom, Grid, Levels, RowSteps, Shape, Steps};
+use llmq_kernels::codebook::Signs;
+use std::sync::LazyLock;
 
 /// Ternary super-blocks of eleven-bit places in a codebook, 1.5625 bits per weight.
 pub struct Iq1S;
@@ -21,6 +25,11 @@ pub fn put_shifted(d: f32, levels: &[i8; 8], down: bool, out: &mut [f32]) {
     }
 }
 
+/// Scales are odd multiples of it.
+const UNIT: f32 = 1.0;
+
+static BOOK: LazyLock<Codebook> = LazyLock::new(|| Codebook::new(&IQ1, Signs::None));
+
 impl Format for Iq1S {
     fn spec(&self) -> Spec {
         Spec { name: "IQ1_S", id: 19, width: WIDTH, bytes: BYTES }
@@ -37,6 +46,45 @@ impl Format for Iq1S {
         }
     }
     fn encoding(&self) -> Encoding {
-        Encoding::ReadOnly
+        Encoding::Grid(&Iq1S)
+    }
+}
+
+impl Grid for Iq1S {
+    fn shape(&self) -> Shape {
+        Shape { width: WIDTH, group: GROUP, bytes: BYTES }
+    }
+    fn levels(&self) -> Levels {
+        Levels::Uniform { lo: -1, hi: 1 }
+    }
+    fn freedom(&self) -> Freedom {
+        Freedom { one_super: true, ..odd_scales(UNIT, 8) }
+    }
+    fn codebook(&self) -> Option<&'static Codebook> {
+        Some(&BOOK)
+    }
+    fn fit(&self, w: &[F], h: &[F], effort: Effort) -> Steps {
+        vector::fit(self, w, h, effort)
+    }
+    fn recognize(&self, x: &[f32]) -> Option<RowSteps> {
+        vector::recognize(self, x)
+    }
+    fn store(&self, steps: &Steps, codes: &[Codes], blocks: &mut [u8]) {
+        put_halves(blocks, 0, steps.d);
+        for (l, block) in blocks.chunks_mut(BYTES).enumerate() {
+            block[HIGH..].fill(0);
+            for (e, found) in vector::entries(&BOOK, codes, l).enumerate() {
+                block[2 + e] = found.place as u8;
+                let high = (found.place >> 8) << (3 * (e % 4));
+                let at = HIGH + e / 4 * 2;
+                block[at] |= high as u8;
+                block[at + 1] |= (high >> 8) as u8;
+            }
+            for (g, word) in block[HIGH..].chunks_mut(2).enumerate() {
+                // A minimum above zero is a shift down.
+                let down = u8::from(steps.mins[g].0[l] > 0.0);
+                word[1] |= vector::odd_place(UNIT, &steps.scales[g], l) << 4 | down << 7;
+            }
+        }
     }
 }

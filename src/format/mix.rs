@@ -64,6 +64,8 @@ enum Category {
     V,
     O,
     Down,
+    /// What widens an MLP: its gate, or what is gated.
+    Up,
     Other,
 }
 
@@ -78,8 +80,8 @@ impl Category {
             ("attn_k.weight", Category::K),
             ("attn_q.weight", Category::Q),
             ("attn_output.weight", Category::O),
-            ("ffn_up", Category::Other),
-            ("ffn_gate", Category::Other),
+            ("ffn_up", Category::Up),
+            ("ffn_gate", Category::Up),
             ("ffn_down", Category::Down),
         ];
         match name {
@@ -136,6 +138,19 @@ fn attention_output(p: &Place, otherwise: Option<&'static str>) -> Option<&'stat
         (true, _) => None,
         (false, true) => Some("Q5_K"),
         (false, false) => otherwise,
+    }
+}
+
+/// The mixes of two bits and fewer; `better` is what some of them have for values and the first layers.
+fn two_bits(p: &Place, better: &'static str, output: Option<&'static str>) -> Option<&'static str> {
+    match p.category {
+        Category::V if p.grouped() || p.facts.experts >= 4 => Some("Q4_K"),
+        Category::V => Some(better),
+        Category::K if p.eight_experts() => Some("Q4_K"),
+        Category::Down if p.first_eighth() => Some(better),
+        Category::O if p.eight_experts() => Some("Q5_K"),
+        Category::O => output,
+        _ => None,
     }
 }
 
@@ -198,6 +213,32 @@ static MIXES: &[Row] = &[
         Category::O => attention_output(p, None),
         _ => None,
     }),
+    ("IQ3_M", 27, "IQ3_S", |p| match p.category {
+        Category::V => Some("Q4_K"),
+        Category::Down if p.first_eighth() || p.eight_experts() && p.more() => Some("Q4_K"),
+        Category::O => attention_output(p, Some("Q4_K")),
+        _ => None,
+    }),
+    ("IQ3_S", 26, "IQ3_S", |p| match p.category {
+        Category::V if p.grouped() => Some("Q4_K"),
+        Category::O => attention_output(p, None),
+        _ => None,
+    }),
+    ("IQ3_XS", 22, "IQ3_S", |p| match p.category {
+        Category::V if p.grouped() => Some("Q4_K"),
+        Category::Q | Category::K => Some("IQ3_XXS"),
+        Category::Up if !p.first_eighth() && p.i < 7 * p.facts.blocks / 8 => Some("IQ3_XXS"),
+        Category::O => attention_output(p, None),
+        _ => None,
+    }),
+    ("IQ3_XXS", 23, "IQ3_XXS", |p| match p.category {
+        Category::V if p.grouped() => Some("Q4_K"),
+        Category::V if !p.facts.importance => Some("IQ3_S"),
+        Category::Q | Category::K => Some("IQ2_S"),
+        Category::Down if !p.facts.importance => Some(if p.first_eighth() { "Q4_K" } else { "Q3_K" }),
+        Category::O => attention_output(p, Some("IQ3_S")),
+        _ => None,
+    }),
     ("Q2_K", 10, "Q2_K", |p| match p.category {
         Category::V => Some(if p.grouped() { "Q4_K" } else { "Q3_K" }),
         Category::Down => Some("Q3_K"),
@@ -209,7 +250,27 @@ static MIXES: &[Row] = &[
         Category::Down if p.first_eighth() => Some("Q4_K"),
         _ => None,
     }),
+    ("IQ2_M", 29, "IQ2_S", |p| two_bits(p, "IQ3_S", Some("IQ3_S"))),
+    ("IQ2_S", 28, "IQ2_XS", |p| two_bits(p, "IQ3_S", Some("IQ3_S"))),
+    ("IQ2_XS", 20, "IQ2_XS", |p| two_bits(p, "Q2_K", None)),
+    ("Q2_0", 41, "Q2_0", |_| None),
+    ("IQ2_XXS", 19, "IQ2_XXS", |p| two_bits(p, "Q2_K", None)),
+    ("TQ2_0", 37, "TQ2_0", |_| None),
+    ("IQ1_M", 31, "IQ1_M", |p| two_bits(p, "Q2_K", Some("IQ2_XXS"))),
+    ("TQ1_0", 36, "TQ1_0", |_| None),
+    ("IQ1_S", 24, "IQ1_S", |p| two_bits(p, "Q2_K", Some("IQ2_XXS"))),
+    ("Q1_0", 40, "Q1_0", |_| None),
 ];
+
+/// What the mixes of few bits have for an embedding that is no output matrix, where that is not their base type.
+fn embedding(mix: &str) -> Option<&'static str> {
+    match mix {
+        "IQ2_XXS" | "IQ2_XS" | "IQ1_S" | "IQ1_M" => Some("Q2_K"),
+        "IQ2_S" | "IQ2_M" | "IQ3_XXS" => Some("IQ3_S"),
+        "TQ1_0" | "TQ2_0" | "Q2_0" => Some("Q4_K"),
+        _ => None,
+    }
+}
 
 fn four_bit_tables(p: &Place) -> Option<&'static str> {
     match p.category {
@@ -227,25 +288,8 @@ pub fn all() -> impl Iterator<Item = Mix> {
     })
 }
 
-/// llama.cpp's numbers of files of types that are only read here.
-const READ_ONLY: [(&str, u32); 16] = [
-    ("IQ2_XXS", 19),
-    ("IQ2_XS", 20),
-    ("IQ3_XS", 22),
-    ("IQ3_XXS", 23),
-    ("IQ1_S", 24),
-    ("IQ3_S", 26),
-    ("IQ3_M", 27),
-    ("IQ2_S", 28),
-    ("IQ2_M", 29),
-    ("IQ1_M", 31),
-    ("TQ1_0", 36),
-    ("TQ2_0", 37),
-    ("NVFP4", 39),
-    ("Q1_0", 40),
-    ("Q2_0", 41),
-    ("guessed", 1024),
-];
+/// llama.cpp's numbers of files that are only read here.
+const READ_ONLY: [(&str, u32); 2] = [("NVFP4", 39), ("guessed", 1024)];
 
 /// What llama.cpp calls a number of `general.file_type`, whether llmq writes such files or not.
 pub fn file_type_name(number: u64) -> Option<&'static str> {
@@ -282,17 +326,22 @@ impl Mix {
             return self.output(columns, facts);
         }
         if category == Category::Embedding && self.name != "MXFP4_MOE" {
-            return self.base;
+            return embedding(self.name)
+                .filter(|_| !self.even)
+                .and_then(|name| by_name(name).ok())
+                .unwrap_or(self.base);
         }
         let place = Place { category, facts, i: block(name).unwrap_or_default(), stacked };
         let mut chosen = (self.raise)(&place).unwrap_or(self.base.name());
-        if category == Category::V && self.name != "MXFP4_MOE" {
+        // The mixes of two bits and fewer are made for themselves.
+        let two_bits = self.has_two_bits();
+        if category == Category::V && self.name != "MXFP4_MOE" && !two_bits {
             // Llama-2-70B and its like: eight query heads share their values, which makes good ones cheap.
             if facts.blocks == 80 && facts.group > 1 && ["Q3_K", "Q4_K"].contains(&chosen) {
                 chosen = "Q5_K";
             }
         }
-        if matches!(category, Category::V | Category::K) && place.eight_experts() {
+        if matches!(category, Category::V | Category::K) && place.eight_experts() && !two_bits {
             chosen = "Q8_0";
         }
         by_name(chosen).unwrap_or(self.base)
@@ -317,13 +366,26 @@ impl Mix {
         (concerned && LAYERS.iter().any(|layer| name.ends_with(layer))).then_some(better)
     }
 
+    /// One of llama.cpp's mixes of the types with codebooks of two bits and fewer.
+    fn has_two_bits(&self) -> bool {
+        !self.even && (self.name.starts_with("IQ1") || self.name.starts_with("IQ2"))
+    }
+
     /// The type of the output matrix, a tied embedding included: its errors reach the logits undamped.
     fn output(&self, columns: usize, facts: &Facts) -> Type {
         let eight = self.base.name() == "MXFP4"
             || self.base.name() == "Q8_0"
             || facts.architecture == "falcon"
             || !columns.is_multiple_of(self.base.width());
-        by_name(if eight { "Q8_0" } else { "Q6_K" }).unwrap_or(self.base)
+        let five = self.has_two_bits() || self.name == "IQ3_XXS" && !self.even;
+        by_name(if eight {
+            "Q8_0"
+        } else if five {
+            "Q5_K"
+        } else {
+            "Q6_K"
+        })
+        .unwrap_or(self.base)
     }
 }
 
@@ -335,8 +397,8 @@ pub fn block(name: &str) -> Option<usize> {
 /// What a type falls back to where rows do not divide into its blocks.
 pub fn fallback(kind: Type) -> Type {
     let other = match kind.name() {
-        "IQ4_XS" => "IQ4_NL",
-        "Q2_K" | "Q3_K" => "Q4_0",
+        "IQ1_S" | "IQ1_M" | "IQ2_XXS" | "IQ2_XS" | "IQ2_S" | "IQ3_XXS" | "IQ3_S" | "IQ4_XS" => "IQ4_NL",
+        "Q2_0" | "Q2_K" | "Q3_K" | "TQ1_0" | "TQ2_0" => "Q4_0",
         "Q4_K" => "Q5_0",
         "Q5_K" => "Q5_1",
         "Q6_K" => "Q8_0",

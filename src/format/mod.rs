@@ -41,6 +41,7 @@ mod signs;
 mod superblock;
 mod tq1_0;
 mod tq2_0;
+mod vector;
 
 use crate::error::{Error, Result};
 use crate::grid::Grid;

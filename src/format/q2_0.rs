@@ -1,7 +1,8 @@
 //! Q2_0: 64 columns, a half-precision scale, four levels in two bits, side by side. `d·(q − 1)`.
 
-use super::bits::half_at;
-use super::{Encoding, Format, Spec};
+use super::bits::{half_at, put_halves};
+use super::{Encoding, Format, Spec, regrid, superblock};
+use crate::grid::{Codes, Effort, F, Freedom, Grid, Levels, RowSteps, Shape, Steps};
 
 /// Two-bit blocks, 2.25 bits per weight.
 pub struct Q2_0;
@@ -21,6 +22,32 @@ impl Format for Q2_0 {
         }
     }
     fn encoding(&self) -> Encoding {
-        Encoding::ReadOnly
+        Encoding::Grid(&Q2_0)
+    }
+}
+
+impl Grid for Q2_0 {
+    fn shape(&self) -> Shape {
+        Shape { width: WIDTH, group: WIDTH, bytes: BYTES }
+    }
+    fn levels(&self) -> Levels {
+        Levels::Uniform { lo: -1, hi: 2 }
+    }
+    fn freedom(&self) -> Freedom {
+        Freedom::PLAIN
+    }
+    fn fit(&self, w: &[F], h: &[F], effort: Effort) -> Steps {
+        superblock::fit_plain(self, w, h, effort)
+    }
+    fn recognize(&self, x: &[f32]) -> Option<RowSteps> {
+        regrid::plain(self, x)
+    }
+    fn store(&self, steps: &Steps, codes: &[Codes], blocks: &mut [u8]) {
+        put_halves(blocks, 0, steps.d);
+        for (l, block) in blocks.chunks_mut(BYTES).enumerate() {
+            for (byte, codes) in block[2..].iter_mut().zip(codes.chunks(4)) {
+                *byte = (0..4).fold(0, |bits, k| bits | ((codes[k][l] + 1) as u8) << (2 * k));
+            }
+        }
     }
 }

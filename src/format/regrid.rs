@@ -44,6 +44,7 @@ pub fn plain(grid: &dyn Grid, x: &[f32]) -> Option<RowSteps> {
     let d = match grid.levels() {
         Levels::Uniform { lo, hi } => symmetric(x, lo.into(), hi.into()),
         Levels::Table(entries) => table(x, entries),
+        Levels::Signs => as_half(f64::from(x[0].abs())).filter(|d| x.iter().all(|x| x.abs() == *d)),
     };
     d.map(RowSteps::plain)
 }
@@ -160,6 +161,7 @@ pub fn super_symmetric(grid: &dyn Grid, x: &[f32]) -> Option<RowSteps> {
         steps.push(match levels {
             Levels::Uniform { lo, .. } => vec![step(x, 0.0, lo.unsigned_abs().into())?],
             Levels::Table(table) => table_steps(x, table),
+            Levels::Signs => Vec::new(),
         });
         if steps.last().is_some_and(Vec::is_empty) {
             return None;
@@ -167,7 +169,7 @@ pub fn super_symmetric(grid: &dyn Grid, x: &[f32]) -> Option<RowSteps> {
     }
     let multiples = match levels {
         Levels::Uniform { lo, .. } => -i64::from(lo),
-        Levels::Table(_) => 1,
+        Levels::Table(_) | Levels::Signs => 1,
     };
     let Some(first) = steps.iter().position(|s| s[0] != 0.0) else {
         return Some(RowSteps { scales: [0.0; GROUPS], ..RowSteps::plain(0.0) });
@@ -180,6 +182,7 @@ pub fn super_symmetric(grid: &dyn Grid, x: &[f32]) -> Option<RowSteps> {
                 (f32::from(lo)..=f32::from(hi)).contains(&q) && step * q == x
             }
             Levels::Table(table) => table.iter().any(|&t| step * f32::from(t) == x),
+            Levels::Signs => step.abs() == x.abs(),
         })
     };
     let scale_of = |g: usize, d: f32| -> Option<i64> {

@@ -14,6 +14,12 @@ pub fn signs_and_scale(bytes: &[u8]) -> ([u8; 4], f32) {
     (std::array::from_fn(|l| even(word >> (7 * l))), 0.5 + (word >> 28) as f32)
 }
 
+/// Adds the first seven of eight signs to such bits, as the `l`-th of four.
+pub fn put_signs(bytes: &mut [u8], l: usize, signs: u8) {
+    let word = u32::from(signs & 127) << (7 * l);
+    bytes.iter_mut().zip(word.to_le_bytes()).for_each(|(byte, bits)| *byte |= bits);
+}
+
 /// Writes `±d·level` for an entry of a codebook; bit `j` of `signs` belongs to column `j`.
 pub fn put(d: f32, levels: &[i8], signs: u8, out: &mut [f32]) {
     for (j, (x, &level)) in out.iter_mut().zip(levels).enumerate() {

@@ -1,7 +1,8 @@
 //! TQ1_0: 256 columns, a half-precision scale, three levels, five to a byte. `d·(q − 1)`.
 
-use super::bits::half_at;
-use super::{Encoding, Format, Spec};
+use super::bits::{half_at, put_halves};
+use super::{Encoding, Format, Spec, regrid, superblock};
+use crate::grid::{Codes, Effort, F, Freedom, Grid, Levels, RowSteps, Shape, Steps};
 
 /// Packed ternary blocks, 1.6875 bits per weight.
 pub struct Tq1_0;
@@ -40,6 +41,38 @@ impl Format for Tq1_0 {
         }
     }
     fn encoding(&self) -> Encoding {
-        Encoding::ReadOnly
+        Encoding::Grid(&Tq1_0)
+    }
+}
+
+impl Grid for Tq1_0 {
+    fn shape(&self) -> Shape {
+        Shape { width: WIDTH, group: WIDTH, bytes: BYTES }
+    }
+    fn levels(&self) -> Levels {
+        Levels::Uniform { lo: -1, hi: 1 }
+    }
+    fn freedom(&self) -> Freedom {
+        Freedom::PLAIN
+    }
+    fn fit(&self, w: &[F], h: &[F], effort: Effort) -> Steps {
+        superblock::fit_plain(self, w, h, effort)
+    }
+    fn recognize(&self, x: &[f32]) -> Option<RowSteps> {
+        regrid::plain(self, x)
+    }
+    fn store(&self, steps: &Steps, codes: &[Codes], blocks: &mut [u8]) {
+        put_halves(blocks, D, steps.d);
+        for (l, block) in blocks.chunks_mut(BYTES).enumerate() {
+            let mut numbers = [0u16; D];
+            for (i, codes) in codes.iter().enumerate() {
+                let (byte, digit) = place(i);
+                // The first digit is the highest of five, also where the last ones are not used.
+                numbers[byte] += (codes[l] + 1) as u16 * 3u16.pow(4 - digit);
+            }
+            for (byte, number) in block[..D].iter_mut().zip(numbers) {
+                *byte = (number * 256).div_ceil(243) as u8;
+            }
+        }
     }
 }

@@ -1,7 +1,8 @@
 //! TQ2_0: 256 columns, a half-precision scale, three levels in two bits. `d·(q − 1)`.
 
-use super::bits::{crumb, half_at};
-use super::{Encoding, Format, Spec};
+use super::bits::{crumb, half_at, put_crumbs, put_halves};
+use super::{Encoding, Format, Spec, regrid, superblock};
+use crate::grid::{Codes, Effort, F, Freedom, Grid, Levels, RowSteps, Shape, Steps};
 
 /// Two-bit ternary blocks, 2.0625 bits per weight.
 pub struct Tq2_0;
@@ -21,6 +22,28 @@ impl Format for Tq2_0 {
         }
     }
     fn encoding(&self) -> Encoding {
-        Encoding::ReadOnly
+        Encoding::Grid(&Tq2_0)
+    }
+}
+
+impl Grid for Tq2_0 {
+    fn shape(&self) -> Shape {
+        Shape { width: WIDTH, group: WIDTH, bytes: BYTES }
+    }
+    fn levels(&self) -> Levels {
+        Levels::Uniform { lo: -1, hi: 1 }
+    }
+    fn freedom(&self) -> Freedom {
+        Freedom::PLAIN
+    }
+    fn fit(&self, w: &[F], h: &[F], effort: Effort) -> Steps {
+        superblock::fit_plain(self, w, h, effort)
+    }
+    fn recognize(&self, x: &[f32]) -> Option<RowSteps> {
+        regrid::plain(self, x)
+    }
+    fn store(&self, steps: &Steps, codes: &[Codes], blocks: &mut [u8]) {
+        put_halves(blocks, 64, steps.d);
+        put_crumbs(codes, 1, 0, blocks, 0);
     }
 }

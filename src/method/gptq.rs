@@ -13,9 +13,9 @@ use super::quantized_matrix::{Part, QuantizedMatrix};
 use super::{BAND, Method, Options, Rows, Site, Solution, Solved, at_once};
 use crate::error::Result;
 use crate::grid::{Effort, F, GROUPS, Grid, LANES};
-use llmq_kernels::column;
 use llmq_kernels::gemm::{Old, Precision, View, product};
 use llmq_kernels::memory::Spare;
+use llmq_kernels::{codebook, column};
 use rayon::prelude::*;
 use std::sync::Arc;
 
@@ -48,7 +48,7 @@ impl Method for Gptq {
 pub struct Solver {
     hessian: Arc<Damped>,
     polish: polish::Effort,
-    /// One for each width of blocks; none if no damping made the Hessian positive definite.
+    /// One for each [`Span`]; none if no damping made the Hessian positive definite.
     walks: Vec<Walk>,
 }
 
@@ -60,14 +60,32 @@ struct Columns {
     importance: Vec<F>,
 }
 
+/// Which columns have to stay together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Span {
+    /// Columns of a block.
+    pub width: usize,
+    /// Columns that are rounded together, and in the file's order where they are several.
+    pub run: usize,
+}
+
+impl Span {
+    /// That of a grid.
+    pub fn of(grid: &dyn Grid) -> Span {
+        Span { width: grid.width(), run: grid.run() }
+    }
+}
+
 /// The order in which columns are rounded, and the factor of the inverse Hessian in that order.
 struct Walk {
-    /// Columns of a block.
-    width: usize,
-    /// `[columns]`; those of a block are together.
+    span: Span,
+    /// `[columns]`; those of a block are together, and so are those of a run.
     order: Vec<usize>,
     /// `U` of the inverse Hessian: `[columns, columns]`.
     u: Vec<f32>,
+    /// `(U_BBᵀU_BB)⁻¹` of each run `B` of several columns, in which its error is measured: `‖E_B‖² = (w − q)(U_BBᵀU_BB)⁻¹(w − q)ᵀ`.
+    /// `[columns / run, run, run]`.
+    metrics: Vec<f32>,
 }
 
 impl Walk {
@@ -77,7 +95,7 @@ impl Walk {
     fn gradient(&self, room: &mut Room) {
         let (n, Room { wt, g, .. }) = (self.order.len(), room);
         let padded = g.len() / n;
-        let width = B.next_multiple_of(self.width).min(n);
+        let width = B.next_multiple_of(self.span.width).min(n);
         let mut tile = vec![F::ZERO; width];
         for first in (0..n).step_by(width).rev() {
             let last = (first + width).min(n);
@@ -107,16 +125,16 @@ impl Walk {
 }
 
 impl Solver {
-    /// Prepares layers whose blocks have one of some `widths`.
-    pub fn new(hessian: Arc<Damped>, widths: &[usize], options: &Options) -> Solver {
+    /// Prepares layers whose grids have one of some `spans`.
+    pub fn new(hessian: Arc<Damped>, spans: &[Span], options: &Options) -> Solver {
         let polish = polish::Effort { sweeps: options.sweeps, scales: options.scales };
         let walks = |hessian: &Damped| {
             let (h, n) = (&hessian.h, hessian.columns());
-            let walk = |&width: &usize| {
-                let order = if options.order { by_activation(h, n, width) } else { (0..n).collect() };
-                inverse_factor(h, &order).map(|u| Walk { width, order, u })
+            let walk = |&span: &Span| {
+                let order = if options.order { by_activation(h, n, span) } else { (0..n).collect() };
+                inverse_factor(h, &order).map(|u| Walk { span, order, metrics: metrics(&u, n, span.run), u })
             };
-            widths.iter().map(walk).collect::<Option<Vec<Walk>>>()
+            spans.iter().map(walk).collect::<Option<Vec<Walk>>>()
         };
         let (hessian, walks) = factored(hessian, walks);
         Solver { hessian, polish, walks: walks.unwrap_or_default() }
@@ -242,7 +260,7 @@ impl Solver {
 
     /// That for the blocks of a grid.
     fn walk(&self, grid: &dyn Grid) -> Option<&Walk> {
-        self.walks.iter().find(|walk| walk.width == grid.width())
+        self.walks.iter().find(|walk| walk.span == Span::of(grid))
     }
 
     /// Algorithm 1 for some rows. `room`: their weights, `[columns, padded]`, in the walk's order, which are lost, and their errors `E` in
@@ -274,7 +292,7 @@ impl Solver {
                 }
                 let part = Part {
                     codes: &mut part.codes[lanes * n..(lanes + 1) * n],
-                    steps: &mut part.steps[lanes * n / walk.width..(lanes + 1) * n / walk.width],
+                    steps: &mut part.steps[lanes * n / grid.width()..(lanes + 1) * n / grid.width()],
                 };
                 self.tile(first, tile, e, columns(lanes), grid, walk, part);
                 let mut squares = F::ZERO;
@@ -325,9 +343,15 @@ impl Solver {
             for (g, line) in lines[..width / group].iter_mut().enumerate() {
                 *line = steps.step(g);
             }
-            let levels = grid.levels();
             let e = &mut e[at..at + width];
-            column::feedback(w, at, corner, n, &lines, &groups, &scales, levels, &mut codes, e);
+            match grid.codebook() {
+                None => column::feedback(w, at, corner, n, &lines, &groups, &scales, grid.levels(), &mut codes, e),
+                Some(book) => {
+                    let run = book.run();
+                    let metrics = &walk.metrics[(first + at) * run..(first + at + width) * run];
+                    codebook::feedback(w, at, corner, n, &lines, &groups, &scales, metrics, book, &mut codes, e);
+                }
+            }
             part.steps[block / width] = steps;
             for (codes, &j) in codes.iter().zip(order) {
                 part.codes[j] = *codes;
@@ -336,18 +360,39 @@ impl Solver {
     }
 }
 
-/// Blocks of `width` columns in the order of their largest diagonal entry, the columns of each in that of their own.
-fn by_activation(h: &[f32], n: usize, width: usize) -> Vec<usize> {
-    let size = |j: usize| h[j * n + j];
-    let largest = |block: &usize| (block * width..(block + 1) * width).map(size).fold(0.0, f32::max);
-    let mut blocks: Vec<usize> = (0..n / width).collect();
-    blocks.sort_by(|a, b| largest(b).total_cmp(&largest(a)));
-    let columns = blocks.into_iter().flat_map(|block| {
-        let mut columns: Vec<usize> = (block * width..(block + 1) * width).collect();
-        columns.sort_by(|&a, &b| size(b).total_cmp(&size(a)));
-        columns
-    });
-    columns.collect()
+/// Blocks of columns in the order of their largest diagonal entry, the runs of each in that of theirs.
+fn by_activation(h: &[f32], n: usize, Span { width, run }: Span) -> Vec<usize> {
+    let largest = |at: usize, many: usize| (at..at + many).map(|j| h[j * n + j]).fold(0.0, f32::max);
+    let sorted = |from: usize, to: usize, many: usize| {
+        let mut all: Vec<usize> = (from..to).step_by(many).collect();
+        all.sort_by(|&a, &b| largest(b, many).total_cmp(&largest(a, many)));
+        all.into_iter()
+    };
+    let runs = sorted(0, n, width).flat_map(|block| sorted(block, block + width, run));
+    runs.flat_map(|at| at..at + run).collect()
+}
+
+/// [`Walk::metrics`]. `u`: `[n, n]`, upper triangular.
+fn metrics(u: &[f32], n: usize, run: usize) -> Vec<f32> {
+    if run == 1 {
+        return Vec::new();
+    }
+    let mut out = Vec::with_capacity(n * run);
+    for at in (0..n).step_by(run) {
+        let u = |i: usize, j: usize| f64::from(u[(at + i) * n + at + j]);
+        // V = U_BB⁻¹, column by column.
+        let mut v = vec![0.0; run * run];
+        for j in 0..run {
+            v[j * run + j] = 1.0 / u(j, j);
+            for i in (0..j).rev() {
+                let sum: f64 = (i + 1..=j).map(|k| u(i, k) * v[k * run + j]).sum();
+                v[i * run + j] = -sum / u(i, i);
+            }
+        }
+        let dot = |i: usize, k: usize| (0..run).map(|j| v[i * run + j] * v[k * run + j]).sum::<f64>() as f32;
+        out.extend((0..run * run).map(|at| dot(at / run, at % run)));
+    }
+    out
 }
 
 /// What some rows are rounded in, kept for the next ones.

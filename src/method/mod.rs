@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::grid::Grid;
 pub use awq::{CANDIDATES, SAMPLE, over, times};
 pub use factor::Damped;
-pub use gptq::Solver;
+pub use gptq::{Solver, Span};
 pub use gptq_int8::GptqInt8;
 use llmq_kernels::gemm::{Old, Precision, View, product};
 use llmq_kernels::squares;
@@ -104,10 +104,10 @@ impl Site<'_> {
     /// The calibration windows' Hessian, factored by whoever asks first.
     pub fn solver(&self, options: &Options) -> &Solver {
         self.factored.get_or_init(|| {
-            let mut widths: Vec<usize> = self.layers.iter().map(|layer| layer.grid.width()).collect();
-            widths.sort_unstable();
-            widths.dedup();
-            Solver::new(self.seen.clone(), &widths, options)
+            let mut spans: Vec<Span> = self.layers.iter().map(|layer| Span::of(layer.grid)).collect();
+            spans.sort_unstable();
+            spans.dedup();
+            Solver::new(self.seen.clone(), &spans, options)
         })
     }
 }
@@ -174,7 +174,7 @@ impl Rows {
     /// With error feedback on a given Hessian, and what the user should know about that.
     fn fed(hessian: Vec<f32>, columns: usize, grid: &dyn Grid, options: &Options) -> (Rows, Option<String>) {
         let hessian = Arc::new(Damped::new(hessian, columns, options.damp));
-        let solver = Solver::new(hessian, &[grid.width()], options);
+        let solver = Solver::new(hessian, &[Span::of(grid)], options);
         let note = solver.note();
         (Rows::Fed(Box::new(solver)), note)
     }

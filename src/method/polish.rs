@@ -1,4 +1,4 @@
-//! Coordinate descent on what GPTQ has left: each code, then each scale, moves to where the layer's output error is
+//! Coordinate descent on what GPTQ has left: each code, or run of codes, then each scale, moves to where the layer's output error is
 //! smallest with everything else held.
 //!
 //! The objective is that of GPTQ, `tr((W−Q) H (W−Q)ᵀ)` (Frantar et al. 2022, equation 1); the sweeps over codes are those of
@@ -9,8 +9,8 @@
 use super::gptq::Room;
 use super::quantized_matrix::Part;
 use crate::grid::{Codes, F, Freedom, Grid, LANES, Steps};
-use llmq_kernels::descent;
 use llmq_kernels::gemm::{Old, Precision, View, product};
+use llmq_kernels::{codebook, descent};
 
 /// Columns that are moved before the rest of the gradient follows.
 const TILE: usize = 128;
@@ -132,9 +132,11 @@ impl Tile<'_> {
         let group = self.grid.group();
         self.lines.clear();
         self.lines.extend(steps.iter().flat_map(|s| (0..self.grid.width() / group).map(|g| s.step(g))));
-        let levels = self.grid.levels();
         let (g, q, moved) = (&mut self.g, &mut self.q, &mut self.moved);
-        descent::codes(g, q, moved, h, stride, &self.lines, group, scales, levels, codes);
+        match self.grid.codebook() {
+            None => descent::codes(g, q, moved, h, stride, &self.lines, group, scales, self.grid.levels(), codes),
+            Some(book) => codebook::sweep(g, q, moved, h, stride, &self.lines, group, scales, book, codes),
+        }
     }
 
     fn scales(&mut self, codes: &[Codes], steps: &mut [Steps], scales: &[f32], h: &[f32], stride: usize) {
@@ -147,11 +149,15 @@ impl Tile<'_> {
             for g in 0..width / group {
                 let at = g * group;
                 if free.scales.0 < free.scales.1 {
+                    // A minimum that is a part of its scale moves with it.
+                    let shift = if free.one_super { s.mins[g].div_or_zero(s.scales[g]) } else { F::ZERO };
                     for (i, u) in self.u[..group].iter_mut().enumerate() {
-                        *u = s.d * level(&codes[at + i]) * t(at + i);
+                        *u = s.d * (level(&codes[at + i]) - shift) * t(at + i);
                     }
-                    let limit = |x: F| x.round().clamp(free.scales.0, free.scales.1);
-                    s.scales[g] = self.step(first + at, group, s.scales[g], limit, h, stride);
+                    s.scales[g] = self.step(first + at, group, s.scales[g], |x| free.round_scale(x), h, stride);
+                    if free.one_super {
+                        s.mins[g] = shift * s.scales[g];
+                    }
                 }
                 if free.mins.0 < free.mins.1 {
                     self.u[..group].iter_mut().enumerate().for_each(|(i, u)| *u = -s.dmin * t(at + i));

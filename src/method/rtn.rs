@@ -3,7 +3,7 @@
 use super::{Method, Options, QuantizedMatrix, Site, Solution, Solved};
 use crate::error::Result;
 use crate::grid::{Codes, Effort, F, Grid, LANES, Steps};
-use llmq_kernels::{column, lanes};
+use llmq_kernels::lanes;
 use rayon::prelude::*;
 
 /// Round to nearest.
@@ -87,11 +87,12 @@ impl Plain {
 
     /// Rounds block `b` of up to sixteen rows. `w`: `[rows, columns]`; `codes`: `[width]`.
     fn block(&self, w: &[f32], b: usize, grid: &dyn Grid, codes: &mut [Codes]) -> Steps {
-        let (columns, width, group) = (self.columns, grid.width(), grid.group());
+        let (columns, width) = (self.columns, grid.width());
         let first = b * width;
         let mut block = vec![F::ZERO; width];
         lanes::gather(w, columns, first, &mut block);
-        let mut steps = grid.fit(&block, &self.importance[first..first + width], self.effort);
+        let importance = &self.importance[first..first + width];
+        let mut steps = grid.fit(&block, importance, self.effort);
         if self.recognize {
             for (l, row) in w.chunks(columns).enumerate() {
                 if let Some(found) = grid.recognize(&row[first..first + width]) {
@@ -99,10 +100,7 @@ impl Plain {
                 }
             }
         }
-        for (g, (w, codes)) in block.chunks(group).zip(codes.chunks_mut(group)).enumerate() {
-            let (scale, offset) = steps.step(g);
-            column::round(w, scale, offset, grid.levels(), codes);
-        }
+        grid.round(&block, importance, &steps, codes);
         steps
     }
 }

@@ -121,7 +121,7 @@ fn what_is_symmetric_or_triangular_is_multiplied_in_bands() {
     assert!((energy / whole - 1.0).abs() < 1e-5, "{energy} {whole}");
     // M·H⁻¹·H = M, with what damping adds to H.
     for order in [false, true] {
-        let solver = Solver::new(seen(&h), &[32], &Options { order, ..PAPER });
+        let solver = Solver::new(seen(&h), &[Span { width: 32, run: 1 }], &Options { order, ..PAPER });
         let damped = 0.01 * (0..n).map(|j| f64::from(h[j * n + j])).sum::<f64>() / n as f64;
         let solved = solver.times_inverse(y.iter().map(|y| *y as f32).collect()).unwrap();
         let mut off = 0.0;
@@ -146,7 +146,8 @@ fn how_many_rows_a_task_takes_changes_nothing() {
     let on = |threads| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| {
-            let solver = Solver::new(seen(&h), &[32], &Options { sweeps: 2, scales: true, ..PAPER });
+            let solver =
+                Solver::new(seen(&h), &[Span { width: 32, run: 1 }], &Options { sweeps: 2, scales: true, ..PAPER });
             let m = pull(Precision::Single, &w, n, &drift);
             let step = solver.times_inverse(m.clone()).unwrap();
             let target = Target::new(&w, n, &step, few(&m, n, JUDGED).into_owned(), &h);

@@ -275,7 +275,8 @@ impl Plan {
             }
         }
         let (mix, pre) = (request.recipe.mix().name, request.pre.map(str::to_owned));
-        let notes = planned::states_note(&tensors).into_iter().collect();
+        let notes = [planned::states_note(&tensors), planned::importance_note(&tensors, facts.importance)];
+        let notes = notes.into_iter().flatten().collect();
         Ok(Plan { source, metadata, tensors, mix, extra, notes, facts, model, tokenizer, pre, blocks })
     }
 

@@ -9,14 +9,15 @@ use serde_json::Value;
 
 #[test]
 fn every_type_rounded_to_nearest_reads_alike() {
-    for kind in writable() {
+    // The package knows only the names of two.
+    for kind in writable().filter(|kind| !["Q1_0", "Q2_0"].contains(&kind.name())) {
         reads_alike(kind.name(), "rtn");
     }
 }
 
 #[test]
 fn types_quantized_with_gptq_read_alike() {
-    for kind in ["Q4_0", "Q5_1"] {
+    for kind in ["Q4_0", "Q5_1", "IQ1_S", "IQ1_M", "IQ2_XS", "IQ2_S", "IQ3_XXS"] {
         reads_alike(kind, "gptq");
     }
 }

@@ -13,7 +13,8 @@ fn outliers(columns: usize, tokens: usize, seed: u64) -> Vec<f32> {
 
 #[test]
 fn awq_lowers_the_output_error_where_a_few_channels_are_huge() {
-    for (kind, grid) in grids() {
+    // With one scale for signs, or for one level and zero, a factor has no finer steps to win.
+    for (kind, grid) in grids().filter(|(_, grid)| grid.levels().highest() > 1.0 || grid.codebook().is_some()) {
         let columns = if grid.width() > 64 { 256 } else { 320 };
         let (x, w) = (outliers(columns, 900, 12), noise(48 * columns, 13));
         let h = outer(&x, &x, 900);

@@ -60,7 +60,7 @@ impl Drifted {
 /// Knows the inverse of a Hessian.
 fn factored(h: &[f32], damp: f64) -> Solver {
     let n = h.len().isqrt();
-    Solver::new(Arc::new(Damped::new(h.to_vec(), n, damp)), &[n], &Options::default())
+    Solver::new(Arc::new(Damped::new(h.to_vec(), n, damp)), &[Span { width: n, run: 1 }], &Options::default())
 }
 
 fn sum(a: Vec<f32>, b: &[f32]) -> Vec<f32> {

@@ -47,6 +47,19 @@ pub(super) fn states_note(tensors: &[Planned]) -> Option<String> {
     ))
 }
 
+/// What is said where types of so few bits that llama.cpp refuses it are rounded without knowing which inputs count.
+pub(super) fn importance_note(tensors: &[Planned], known: bool) -> Option<String> {
+    const REFUSED: [&str; 6] = ["IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS"];
+    let low = |tensor: &&Planned| tensor.spec.block.is_some() && REFUSED.contains(&tensor.kind.name());
+    let count = tensors.iter().filter(low).count();
+    (count > 0 && !known).then(|| {
+        format!(
+            "{count} tensors get types of so few bits that llama.cpp refuses them without an importance matrix; give one (--imatrix, from \
+             `llmq imatrix`), or a calibrated --method"
+        )
+    })
+}
+
 /// A vector of single-precision numbers that GGUF wants and the checkpoint does not have.
 pub struct Extra {
     /// Its name.
