@@ -183,7 +183,7 @@ fn the_file_says_the_type_that_most_weights_have() {
         open_gguf(&file).unwrap().get("general.file_type").cloned()
     };
     assert_eq!(file_type(&["--target-bpw", "9"]), Some(Key::U32(7)), "Q8_0");
-    assert_eq!(file_type(&["--target-bpw", "2.66"]), Some(Key::U32(10)), "Q2_K");
+    assert_eq!(file_type(&["--target-bpw", "2"]), Some(Key::U32(24)), "IQ1_S");
     let own = ["--target-bpw", "9", "--override-kv", "general.file_type=int:1"];
     assert_ne!(file_type(&own), Some(Key::U32(7)));
 }
@@ -209,7 +209,7 @@ fn impossible_and_contradictory_targets_are_refused() {
     let refuse = |options: &[&str], wanted: &[&str]| {
         refused(&tiny(), &[options, &SHORT].concat(), 2, wanted);
     };
-    refuse(&["--target-bpw", "2"], &["--target-bpw 2 is too little", "hint: give at least --target-bpw 2.6"]);
+    refuse(&["--target-bpw", "1.5"], &["--target-bpw 1.5 is too little", "hint: give at least --target-bpw 1.5"]);
     refuse(&["--target-size", "500K"], &["--target-size 500000 is too little", "bytes", "hint: give at least"]);
     refuse(&["--target-size", "10"], &["is too little"]);
     refuse(&["--target-bpw", "0"], &["above zero"]);
