@@ -226,7 +226,6 @@ def eight(a, work):
     """The default run on one large block, against llama.cpp's imatrix and quantizer on the same file and as many tokens."""
     imatrix, quantize = os.environ.get("LLAMA_IMATRIX"), os.environ.get("LLAMA_QUANTIZE")
     model, source, matrix, out = (os.path.join(work, name) for name in ("eight", "f16.gguf", "imatrix.gguf", "out.gguf"))
-    lines = []
     for hidden, ffn, heads, kv in [(2048, 8192, 16, 4), (4096, 14336, 32, 8)][: 1 + a.long]:
         shape = ["--blocks", "1", "--hidden", str(hidden), "--ffn", str(ffn), "--heads", str(heads), "--kv-heads", str(kv), "--vocab", "2048"]
         run([PYTHON, os.path.join(ROOT, "scripts", "random_checkpoint.py"), model, *shape, "--outliers"])
@@ -239,8 +238,7 @@ def eight(a, work):
             ours = busy([LLMQ, "quantize", model, "--type", "Q4_K_M", "--samples", str(a.windows), "--seq-len", "512", *how,
                          "-o", out, "--force"])
             what = f"one block of {hidden} / {ffn}, Q4_K_M, {a.windows} x 512, {' '.join(how) or 'default'}, processor seconds"
-            lines.append(row(what, target, ours, theirs, "s", theirs and ours / theirs))
-    return lines
+            yield row(what, target, ours, theirs, "s", theirs and ours / theirs)
 
 
 def real(a, work):
@@ -250,11 +248,10 @@ def real(a, work):
     judge = ["-f", a.judge] if a.judge else []
     far = lambda model: summary("eval", out, "--reference", model, "-c", "512", "--chunks", str(a.chunks), *judge)["kl_divergence"]
     calib = ["--calib", a.text] if a.text else []
-    lines = []
     for variant, model, kind in [("factors", a.factors, "Q4_K_M"), ("dither", a.dither, "Q4_0")]:
         what = f"{variant}, {kind}, {a.windows} x 512"
         if not (imatrix and quantize and a.text and model):
-            lines.append(row(what, "", missing=f"LLAMA_IMATRIX, LLAMA_QUANTIZE, --text or --{variant}"))
+            yield row(what, "", missing=f"LLAMA_IMATRIX, LLAMA_QUANTIZE, --text or --{variant}")
             continue
         run([LLMQ, "quantize", model, "--type", "F16", "--method", "rtn", "-o", source, "--force"])
         theirs = busy([imatrix, "-m", source, "-f", a.text, "-o", matrix, "-c", "512", "--chunks", str(a.windows), "-t", str(CORES), "-ngl", "0"])
@@ -264,9 +261,8 @@ def real(a, work):
             ours = busy([LLMQ, "quantize", model, "--type", kind, "--samples", str(a.windows), "--seq-len", "512", *calib, *how,
                          "-o", out, "--force"])
             name, kl = f"{what}, {' '.join(how) or 'default'}", far(model)
-            lines.append(row(f"{name}, processor seconds", target, ours, theirs, "s", ours / theirs))
-            lines.append(row(f"{name}, KL divergence", "", kl, their_kl, "", kl / their_kl))
-    return lines
+            yield row(f"{name}, processor seconds", target, ours, theirs, "s", ours / theirs)
+            yield row(f"{name}, KL divergence", "", kl, their_kl, "", kl / their_kl)
 
 
 def main():
