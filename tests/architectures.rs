@@ -388,7 +388,8 @@ fn every_architecture_has_a_golden_file() {
 /// router that changes its mind makes figures more uncertain (four seeds gave one model from 0.96 to 1.11).
 #[test]
 fn calibration_helps_every_architecture() {
-    let mut ratios = Vec::new();
+    // Whose answers rounding changes by less than the errors of a forward pass in single precision.
+    let (mut ratios, mut lost) = (Vec::new(), Vec::new());
     // What has a dash in its name is a variation of another.
     for golden in golden::all().into_iter().filter(|golden| !golden.name.contains('-')) {
         let out = folder();
@@ -408,9 +409,14 @@ fn calibration_helps_every_architecture() {
             llmq!["eval", &file, "--reference", &model; how].ok().summary()["kl_divergence"].as_f64().unwrap()
         };
         let [rtn, auto] = ["rtn", "auto"].map(divergence);
+        if rtn < 1e-7 {
+            lost.push((golden.name, rtn));
+            continue;
+        }
         let most = if golden.checkpoint.config.to_string().contains("expert") { 1.15 } else { 1.03 };
         ratios.push((auto / rtn, most, golden.name));
     }
+    assert!(lost.len() <= 2, "{lost:?}");
     ratios.sort_by(|a, b| a.0.total_cmp(&b.0));
     let gains = ratios.iter().filter(|(ratio, ..)| *ratio <= 0.97).count();
     assert!(ratios.iter().all(|(ratio, most, _)| ratio <= most) && 10 * gains >= 9 * ratios.len(), "{ratios:?}");
