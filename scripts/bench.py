@@ -133,6 +133,15 @@ def rtn(a, work):
     return [row(what, "≤ 0.5 with the converter", ours, theirs, "s", ours / theirs)]
 
 
+def peer(source, matrix, out, kind, text, chunks):
+    """llama.cpp's two commands that make a file of a type from some windows of text."""
+    imatrix, quantize = os.environ["LLAMA_IMATRIX"], os.environ["LLAMA_QUANTIZE"]
+    return [
+        [imatrix, "-m", source, "-f", text, "-o", matrix, "-c", "512", "--chunks", str(chunks), "-t", str(CORES), "-ngl", "0"],
+        [quantize, "--imatrix", matrix, source, out, kind, str(CORES)],
+    ]
+
+
 def gptq(a, work):
     """Calibrated runs, against llama.cpp's imatrix and quantizer on as many tokens."""
     imatrix, quantize = os.environ.get("LLAMA_IMATRIX"), os.environ.get("LLAMA_QUANTIZE")
@@ -148,12 +157,10 @@ def gptq(a, work):
                     "LLAMA_QUANTIZE or --text") for name in runs]
     run([LLMQ, "quantize", a.model, "--type", "F16", "--method", "rtn", "-o", source, "--force"])
 
-    def peer():
-        run([imatrix, "-m", source, "-f", a.text, "-o", matrix, "-c", "512", "--chunks", "128", "-t", str(CORES), "-ngl", "0"])
-        run([quantize, "--imatrix", matrix, source, out, "Q4_K_M", str(CORES)])
+    both = peer(source, matrix, out, "Q4_K_M", a.text, 128)
     calls = [lambda options=options: run([*common, *options]) and None for options in runs.values()]
     peak = torch_rate(2048, 2048, 2048)
-    *ours, theirs = in_turns(*calls, peer, rounds=1)
+    *ours, theirs = in_turns(*calls, lambda: [run(command) for command in both] and None, rounds=1)
     lines = [row(f"{name}, 128 x 512, against llama-imatrix and llama-quantize", "≤ 1.5", seconds, theirs, "s", seconds / theirs)
              for name, seconds in zip(runs, ours)]
     for (name, options), seconds in zip(runs.items(), ours):
@@ -232,8 +239,7 @@ def eight(a, work):
         theirs = None
         if imatrix and quantize and a.text:
             run([LLMQ, "quantize", model, "--type", "F16", "--method", "rtn", "-o", source, "--force"])
-            theirs = busy([imatrix, "-m", source, "-f", a.text, "-o", matrix, "-c", "512", "--chunks", str(a.windows), "-t", str(CORES), "-ngl", "0"])
-            theirs += busy([quantize, "--imatrix", matrix, source, out, "Q4_K_M", str(CORES)])
+            theirs = sum(map(busy, peer(source, matrix, out, "Q4_K_M", a.text, a.windows)))
         for how, target in [([], "≤ 2.0"), (["--effort", "fast"], "≤ 1.3")]:
             ours = busy([LLMQ, "quantize", model, "--type", "Q4_K_M", "--samples", str(a.windows), "--seq-len", "512", *how,
                          "-o", out, "--force"])
@@ -254,8 +260,7 @@ def real(a, work):
             yield row(what, "", missing=f"LLAMA_IMATRIX, LLAMA_QUANTIZE, --text or --{variant}")
             continue
         run([LLMQ, "quantize", model, "--type", "F16", "--method", "rtn", "-o", source, "--force"])
-        theirs = busy([imatrix, "-m", source, "-f", a.text, "-o", matrix, "-c", "512", "--chunks", str(a.windows), "-t", str(CORES), "-ngl", "0"])
-        theirs += busy([quantize, "--imatrix", matrix, source, out, kind, str(CORES)])
+        theirs = sum(map(busy, peer(source, matrix, out, kind, a.text, a.windows)))
         their_kl = far(model)
         for how, target in [([], "≤ 1.0"), (["--effort", "fast"], "")]:
             ours = busy([LLMQ, "quantize", model, "--type", kind, "--samples", str(a.windows), "--seq-len", "512", *calib, *how,

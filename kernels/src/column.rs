@@ -1,5 +1,6 @@
 //! Rounding column by column: plainly, and with error feedback.
 
+use crate::descent::follow;
 use crate::dispatch::kernel;
 use crate::lanes::{F, LANES, whole};
 use crate::levels::{Levels, Nearest, for_levels};
@@ -45,10 +46,7 @@ fn feedback_in(
         let q = levels.code((w[j] * s - offset) * scale.recip(), codes).mul_add(scale, offset) * t;
         let error = (w[j] - q) * F::splat(1.0 / row[0]);
         *e = error;
-        for (w, &u) in w[j + 1..].iter_mut().zip(&row[1..]) {
-            *w = error.mul_add(F::splat(-u), *w);
-            whole();
-        }
+        follow(&mut w[j + 1..], error, &row[1..]);
     }
 }
 

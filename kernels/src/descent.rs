@@ -8,7 +8,7 @@ use crate::dispatch::kernel;
 use crate::lanes::{F, LANES, whole};
 use crate::levels::{Levels, Nearest, for_levels};
 
-/// `g −= δ·H_j` for one column `j` of the tile.
+/// `g −= δ·H_j` for one column `j` of the tile; or what error feedback does to the columns behind one, `w −= e·U_j`.
 #[inline(always)]
 pub(crate) fn follow(g: &mut [F], delta: F, row: &[f32]) {
     for (g, &h) in g.iter_mut().zip(row) {

@@ -273,10 +273,7 @@ kernel! {
                 let q = level(&codes[i]).mul_add(scale, offset) * F::splat(1.0 / scales[at + i]);
                 let error = (w[j] - q) * F::splat(1.0 / row[0]);
                 e[at + i] = error;
-                for (w, &u) in w[j + 1..].iter_mut().zip(&row[1..]) {
-                    *w = error.mul_add(F::splat(-u), *w);
-                    whole();
-                }
+                follow(&mut w[j + 1..], error, &row[1..]);
             }
         }
     }
