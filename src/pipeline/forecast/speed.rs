@@ -45,15 +45,14 @@ const ROUNDS: usize = 3;
 /// How long each part of it takes at least, each time.
 const LEAST: Duration = Duration::from_millis(4);
 
-/// Widths beyond these tell nothing new.
-const WIDEST: usize = 1024;
+/// Widths beyond these tell little that is new: of layers, of sums of outer products and what is factored, and of Hessians that rows
+/// are rounded with.
+const WIDEST: usize = 4096;
+const WIDEST_SQUARE: usize = 2048;
 const WIDEST_SOLVED: usize = 512;
 
 /// Positions of the windows that attention is measured on.
 const POSITIONS: usize = 512;
-
-/// Products of two numbers that a sum of outer products is measured on.
-const SUMMED: usize = 1 << 29;
 
 impl Speed {
     /// Measures on all threads of the current pool. `hidden`, `ffn`: widths of the model; `kind`: the type of most weights;
@@ -62,11 +61,12 @@ impl Speed {
         // A run without sweeps may be compared with one that has some.
         let options = &Options { sweeps: options.sweeps.max(2), ..*options };
         let threads = rayon::current_num_threads();
-        let (k, m) = (hidden.clamp(1, WIDEST), ffn.clamp(1, WIDEST / 4));
+        let (k, m) = (hidden.clamp(1, WIDEST), ffn.clamp(1, WIDEST / 2));
         // As many tokens as go through a layer at once, so that there are as many tasks.
         let tokens = BATCH;
         let (x, w, gate) = (numbers(tokens * k), numbers(m * k), numbers(tokens * m));
-        let (mut sum, summed) = (vec![0.0; k * k], (SUMMED / (k * k)).clamp(1, tokens));
+        let square = k.min(WIDEST_SQUARE);
+        let (mut y, mut sum) = (vec![0.0; tokens * m], vec![0.0; square * square]);
         let (heads, d) = (2, 64);
         let q = numbers(tokens * heads * d);
         let shape = Shape { positions: POSITIONS, past: 0, heads, kv_heads: heads, d };
@@ -74,12 +74,8 @@ impl Speed {
         let how = Scores { scale: 0.125, ..Scores::default() };
         let [mut linear, mut outer, mut attention, mut elementwise] = [Timer::default(); 4];
         for _ in 0..ROUNDS {
-            linear.run(|| {
-                let mut y = vec![0.0; tokens * m];
-                gemm::linear(PRECISION, &x, &w, k, &mut y);
-                y
-            });
-            outer.run(|| syrk::syrk(PRECISION, &x[..summed * k], k, &mut sum));
+            linear.run(|| gemm::linear(PRECISION, &x, &w, k, &mut y));
+            outer.run(|| syrk::syrk(PRECISION, &x[..tokens * square], square, &mut sum));
             attention.run(|| {
                 let mut out = vec![0.0; q.len()];
                 attention::causal(&q, &q, &q, shape, &how, &mut out);
@@ -101,12 +97,12 @@ impl Speed {
         let (walk, polished) = (rounding.walk.seconds(), rounding.polished.seconds());
         Speed {
             linear: (tokens * k * m) as f64 / linear.seconds(),
-            outer: summed as f64 * lower_triangle(k) / outer.seconds(),
+            outer: tokens as f64 * lower_triangle(square) / outer.seconds(),
             attention: (tokens * POSITIONS * heads * d) as f64 / attention.seconds(),
             elementwise: gate.len() as f64 / elementwise.seconds(),
             product: 1.0 / product,
             tile,
-            factor: factorization(n) / rounding.factor.seconds(),
+            factor: factorization(rounding.factored.0) / rounding.factor.seconds(),
             quick: weights / rounding.quick.seconds(),
             plain: weights / rounding.plain.seconds(),
             walk: without(walk, WALK),
@@ -152,6 +148,8 @@ struct Rounding {
     /// Columns of the matrix that products of tiles are measured on.
     wide: usize,
     wide_h: Vec<f32>,
+    /// Columns of the Hessian whose factorization is measured, and that Hessian.
+    factored: (usize, Vec<f32>),
     /// GPTQ without polish, and with it; none for types without a grid.
     solvers: Option<[Rows; 2]>,
     product: Timer,
@@ -166,7 +164,9 @@ struct Rounding {
 impl Rounding {
     fn new(hidden: usize, kind: Type, options: Options, threads: usize) -> Rounding {
         let n = (hidden.min(WIDEST_SOLVED) / 256 * 256).max(256);
-        let wide = hidden.clamp(TILE, WIDEST);
+        let wide = hidden.clamp(TILE, WIDEST / 4);
+        let factored = (hidden / 256 * 256).clamp(256, WIDEST_SQUARE);
+        let factored = (factored, spiked(factored));
         let [product, tile, factor, quick, plain, walk, polished] = [Timer::default(); 7];
         let (w, h, wide_h) = (numbers(rows(threads) * threads * n), hessian(n), numbers(wide * wide));
         let solvers = match kind.encoding() {
@@ -176,11 +176,28 @@ impl Rounding {
             }
             _ => None,
         };
-        Rounding { kind, options, n, w, h, wide, wide_h, solvers, product, tile, factor, quick, plain, walk, polished }
+        Rounding {
+            kind,
+            options,
+            n,
+            w,
+            h,
+            wide,
+            wide_h,
+            factored,
+            solvers,
+            product,
+            tile,
+            factor,
+            quick,
+            plain,
+            walk,
+            polished,
+        }
     }
 
     fn round(&mut self) {
-        let Rounding { kind, n, w, h, wide, wide_h, .. } = self;
+        let Rounding { kind, n, w, h, wide, wide_h, factored, .. } = self;
         let n = *n;
         let Encoding::Grid(grid) = kind.encoding() else {
             // Numbers are stored one by one.
@@ -209,7 +226,8 @@ impl Rounding {
                 std::hint::black_box(g);
             });
         });
-        self.factor.run(|| gptq().rows(h.clone(), n, grid, &self.options));
+        let (columns, hessian) = factored;
+        self.factor.run(|| gptq().rows(hessian.clone(), *columns, grid, &self.options));
         let Some([drafts, polished]) = &self.solvers else { return };
         self.walk.run(|| drafts.round(w, grid).values(grid));
         self.polished.run(|| polished.round(w, grid).values(grid));
@@ -264,6 +282,14 @@ fn numbers(n: usize) -> Vec<f32> {
     };
     // The sum of a few is nearly normal, as weights are.
     (0..n).map(|_| next() + next() + next()).collect()
+}
+
+/// A Hessian whose inputs have one direction in common, made without a sum: `I + vvᵀ/n`.
+fn spiked(n: usize) -> Vec<f32> {
+    let v = numbers(n);
+    let mut h: Vec<f32> = v.iter().flat_map(|x| v.iter().map(move |y| x * y / n as f32)).collect();
+    h.iter_mut().step_by(n + 1).for_each(|h| *h += 1.0);
+    h
 }
 
 /// A Hessian of inputs that go together somewhat.
