@@ -2,7 +2,7 @@
 import datetime, os, platform, re, shlex, subprocess, sys
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-LLMQ = os.path.join(ROOT, "target", "release", "llmq")
+LLMQ = os.environ.get("LLMQ", os.path.join(ROOT, "target", "release", "llmq"))
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 

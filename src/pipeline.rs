@@ -252,7 +252,10 @@ impl Run<'_> {
             }
         }
         match &stream {
-            Some(stream) => self.record(plan.blocks().len(), stream),
+            Some(stream) => {
+                self.clock.multiplications += stream.frame().multiplications();
+                self.record(plan.blocks().len(), stream)
+            }
             None => Ok(()),
         }
     }

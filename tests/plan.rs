@@ -98,6 +98,28 @@ fn memory_and_time_grow_with_windows_and_rtn_needs_next_to_none() {
     assert_eq!((&rtn["samples"], &rtn["method"]), (&Value::Null, &json!("rtn")));
 }
 
+/// As many passes as the plan says: activations that are needed twice are computed once, and the original model runs beside the
+/// quantized one on some of the windows alone.
+#[test]
+fn a_run_multiplies_as_often_as_its_plan_says() {
+    let root = folder();
+    let untied = root.path().join("untied");
+    Shape { tied: false, ..Shape::default() }.write(&untied);
+    let once = |model: &Path, options: &[&str]| {
+        let options = [&["--type", "Q4_0", "--samples", "12", "--seq-len", "128"], options].concat();
+        let planned = plan(model, &options).summary()["forecasts"][0]["linear_multiplications"].as_f64().unwrap();
+        let file = root.path().join("out.gguf");
+        let summary = llmq!["quantize", model, "-o", &file, "--force", "--json"; options.iter()].ok().summary();
+        let done = summary["linear_multiplications"].as_f64().unwrap();
+        assert!((done / planned - 1.0).abs() < 0.001, "{options:?}: {done} multiplications, {planned} planned");
+        done
+    };
+    for model in [tiny(), untied] {
+        let [auto, plain] = [&[][..], &["--method", "gptq", "--no-gptaq"]].map(|options| once(&model, options));
+        assert!(plain < auto, "{plain} without the original model beside, {auto} with it");
+    }
+}
+
 #[test]
 fn what_does_not_fit_main_memory_says_how_many_windows_do() {
     let fitting = plan(&tiny(), &["--ram", "16G"]).summary();

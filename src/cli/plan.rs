@@ -93,7 +93,8 @@ struct Forecast {
     /// Windows of calibration text.
     samples: usize,
     times: Times,
-    multiplications: f64,
+    /// Of everything, and of linear layers in forward passes alone.
+    multiplications: [f64; 2],
     peak: Peak,
     /// Bytes on the disk beside the output, while it is at work.
     scratch: u64,
@@ -160,7 +161,7 @@ pub fn run(args: &Args) -> Result<()> {
             method: job.method.name(),
             samples: job.samples,
             times: work.at(&speed),
-            multiplications: work.multiplications(),
+            multiplications: [work.multiplications(), work.linear],
             peak: job.peak(&shapes, own),
             scratch: job.scratch(&shapes),
         }

@@ -52,6 +52,7 @@ pub fn summary_json(summary: &Summary, paths: &[PathBuf], took: Duration) -> ser
         "bits_per_weight": bits_per_weight(summary),
         "seconds": took.as_secs_f64(),
         "seconds_in": seconds,
+        "linear_multiplications": summary.clock.multiplications,
         "peak_memory_bytes": report::peak_memory(),
         "calibration_tokens": summary.tokens,
         "mean_relative_error": mean_error(summary),

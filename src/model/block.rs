@@ -130,6 +130,7 @@ impl<'a> Block<'a> {
             Some(weight) => weight.linear(precision, x)?,
             None => ops::linear(precision, x, self.weight(part))?,
         };
+        self.frame.count(x, &y)?;
         match self.tensors.get(&(part, Kind::Bias)) {
             Some(bias) => Ok(y.broadcast_add(bias)?),
             None => Ok(y),
@@ -307,7 +308,9 @@ impl<'a> Block<'a> {
     /// Shapes that do not fit.
     pub fn difference(&self, half: usize, inner: &Tensor) -> Result<Tensor> {
         let last = self.config(half).mixer.last().ok_or_else(|| self.layers(half).missing("a last layer"))?;
-        Ok(ops::linear(self.frame.precision(), inner, self.weight(last))?)
+        let y = ops::linear(self.frame.precision(), inner, self.weight(last))?;
+        self.frame.count(inner, &y)?;
+        Ok(y)
     }
 
     /// What goes to the experts of a half, and which of it to which. `x`: the half's input; none without experts.

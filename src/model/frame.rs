@@ -4,10 +4,12 @@ use super::Model;
 use super::mixer::Mixer;
 use super::rope::Rope;
 use crate::error::{Error, Result};
-use candle_core::{Device, Tensor};
+use candle_core::{D, Device, Tensor};
 use llmq_kernels::elementwise::Pairing;
 use llmq_kernels::gemm::Precision;
 use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What all blocks of a model share: sizes and rotary tables.
 #[derive(Clone)]
@@ -19,6 +21,8 @@ pub struct Frame {
     tables: Vec<(Rope, Tensor, Tensor)>,
     device: Device,
     precision: Precision,
+    /// See [`Frame::multiplications`].
+    multiplied: Arc<AtomicU64>,
 }
 
 impl Frame {
@@ -37,7 +41,8 @@ impl Frame {
             }
         }
         let (model, device) = (model.clone(), device.clone());
-        Ok(Frame { model, pairing, positions, tables, device, precision: Precision::Split })
+        let (precision, multiplied) = (Precision::Split, Arc::default());
+        Ok(Frame { model, pairing, positions, tables, device, precision, multiplied })
     }
 
     /// The same with linear layers that need not be more exact than this.
@@ -64,6 +69,18 @@ impl Frame {
     /// How exact linear layers are.
     pub fn precision(&self) -> Precision {
         self.precision
+    }
+
+    /// Multiplications that linear layers of all blocks on this frame and its clones have done so far, each with its addition.
+    pub fn multiplications(&self) -> u64 {
+        self.multiplied.load(Ordering::Relaxed)
+    }
+
+    /// Counts those of a layer with inputs `x`, `[n, columns]`, and outputs `y`, `[n, rows]`.
+    pub(super) fn count(&self, x: &Tensor, y: &Tensor) -> Result<()> {
+        let done = x.elem_count() * y.dim(D::Minus1)?;
+        self.multiplied.fetch_add(done as u64, Ordering::Relaxed);
+        Ok(())
     }
 
     /// In which order the rows of queries and keys come.

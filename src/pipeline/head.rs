@@ -78,6 +78,7 @@ impl Run<'_> {
             }
             self.clock.forward += started.elapsed();
         }
+        self.clock.multiplications += frame.multiplications();
         self.final_hessian(batches.into_iter().map(Ok))
     }
 

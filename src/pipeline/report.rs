@@ -134,6 +134,8 @@ pub struct Clock {
     pub reading: Duration,
     /// Forward passes of the calibration windows.
     pub forward: Duration,
+    /// Multiplications of linear layers in these passes.
+    pub multiplications: u64,
     /// Sums of outer products.
     pub hessian: Duration,
     /// Factoring, scale searches, rounding, decoding, errors.
