@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::grid::Grid;
 pub use awq::{CANDIDATES, SAMPLE, over, times};
 pub use factor::Damped;
-pub use gptq::{Solver, Span};
+pub use gptq::{FEEDBACK, Solver, Span};
 pub use gptq_int8::GptqInt8;
 use llmq_kernels::gemm::{Old, Precision, View, product};
 use llmq_kernels::squares;

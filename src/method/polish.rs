@@ -6,10 +6,10 @@
 //! the best step rounded to what the file can hold: integer sub-scales, then the super-scale in half precision. No move is
 //! made unless it lowers the objective.
 
-use super::gptq::Room;
+use super::gptq::{FEEDBACK, Room};
 use super::quantized_matrix::Part;
 use crate::grid::{Codes, F, Freedom, Grid, LANES, Steps};
-use llmq_kernels::gemm::{Old, Precision, View, product};
+use llmq_kernels::gemm::{Old, View, product};
 use llmq_kernels::{codebook, descent};
 
 /// Columns that are moved before the rest of the gradient follows.
@@ -65,7 +65,7 @@ pub fn polish(
             if from < n {
                 let moves = View::new(moves, last - first, padded, padded);
                 let columns = View::new(&h[from * n + first..], n - from, last - first, n);
-                product(Precision::Single, &mut g[from * padded..], padded, Old::Kept, -1.0, columns, moves);
+                product(FEEDBACK, &mut g[from * padded..], padded, Old::Kept, -1.0, columns, moves);
             }
         }
         if !moved {

@@ -222,7 +222,7 @@ impl Rounding {
             (0..threads).into_par_iter().for_each(|_| {
                 let mut g = vec![0.0; wide * rows];
                 let (columns, moves) = (View::new(wide_h, wide, TILE, wide), View::new(part, TILE, rows, rows));
-                product(Precision::Single, &mut g, rows, Old::Kept, -1.0, columns, moves);
+                product(method::FEEDBACK, &mut g, rows, Old::Kept, -1.0, columns, moves);
                 std::hint::black_box(g);
             });
         });
