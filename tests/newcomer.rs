@@ -13,7 +13,7 @@ const LITTLE: [&str; 4] = ["--samples", "2", "--seq-len", "64"];
 
 #[test]
 fn a_command_without_anything_to_do_says_what_to_type_in_ten_lines() {
-    let run = llmq![];
+    let run = llmq![; [] as [&str; 0]];
     assert_eq!((run.code, run.stdout.as_str()), (Some(2), ""));
     let lines: Vec<&str> = run.stderr.lines().collect();
     assert!(lines.len() <= 10, "{}", run.stderr);
