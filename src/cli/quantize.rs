@@ -278,7 +278,7 @@ fn one(args: &Args) -> Result<Vec<PathBuf>> {
     calibration.iter().for_each(|text| provenance::calibrated(&mut plan.metadata, text));
     let decided = {
         let mix = target.is_none().then_some(plan.mix);
-        decisions::line(args, method, mix.map(|mix| &*mix), calibration.as_ref().filter(|_| calibrated))
+        decisions::line(args, method, mix, calibration.as_ref().filter(|_| calibrated))
     };
     let rounding = Rounding {
         method,

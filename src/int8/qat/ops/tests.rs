@@ -1,6 +1,6 @@
 //! Each operator against the engine, and its gradient against differences.
 
-use super::super::operand::{TestInput, float};
+use super::super::operand::{Operand, float};
 use super::*;
 use crate::int8::engine::{Engine, Value};
 use crate::int8::onnx::Tensor as Array;
@@ -66,7 +66,7 @@ fn check(op: &str, attributes: Vec<AttributeProto>, given: &[TestInput], outputs
                 graph.input.push(declare(name, DataType::Float, &fixed));
                 fed.push((name.as_str(), Value::F32(x.clone())));
                 points.push((operands.len(), x.clone()));
-                operands.push(Some(TestInput::Float(float(x).unwrap())));
+                operands.push(Some(Operand::Float(float(x).unwrap())));
                 continue;
             }
             C(dims, x) => Array::new(dims, x.to_vec()).proto(name),
@@ -78,7 +78,7 @@ fn check(op: &str, attributes: Vec<AttributeProto>, given: &[TestInput], outputs
                 tensor
             }
         };
-        operands.push(TestInput::constant(&constant).unwrap());
+        operands.push(Operand::constant(&constant).unwrap());
         graph.initializer.push(constant);
     }
     let model = ModelProto {
@@ -104,14 +104,14 @@ fn check(op: &str, attributes: Vec<AttributeProto>, given: &[TestInput], outputs
 fn gradient(
     op: &str,
     node: &NodeProto,
-    operands: &[Option<TestInput>],
+    operands: &[Option<Operand>],
     points: &[(usize, Array<f32>)],
     random: &mut ChaCha8Rng,
 ) {
     let sizes: Vec<usize> = apply(node, operands.to_vec()).unwrap().iter().map(Tensor::elem_count).collect();
     let weights: Vec<Vec<f32>> =
         sizes.iter().map(|&n| (0..n).map(|_| random.random_range(-1.0f32..1.0)).collect()).collect();
-    let total = |operands: Vec<Option<TestInput>>| -> f64 {
+    let total = |operands: Vec<Option<Operand>>| -> f64 {
         let outputs = apply(node, operands).unwrap();
         let one = |(y, w): (&Tensor, &Vec<f32>)| -> f64 {
             let y = y.flatten_all().unwrap().to_vec1::<f32>().unwrap();
@@ -123,7 +123,7 @@ fn gradient(
     let mut leaves = Vec::new();
     for (at, x) in points {
         let var = Var::from_tensor(&float(x.clone()).unwrap()).unwrap();
-        traced[*at] = Some(TestInput::Float(var.as_tensor().clone()));
+        traced[*at] = Some(Operand::Float(var.as_tensor().clone()));
         leaves.push(var);
     }
     let mut loss = Tensor::new(0f32, &Device::Cpu).unwrap();
@@ -142,7 +142,7 @@ fn gradient(
             let moved = |sign: f32| {
                 let data = x.data.iter().zip(&direction).map(|(x, d)| x + sign * step * d).collect();
                 let mut operands = operands.to_vec();
-                operands[*at] = Some(TestInput::Float(float(Array::new(x.dims.clone(), data)).unwrap()));
+                operands[*at] = Some(Operand::Float(float(Array::new(x.dims.clone(), data)).unwrap()));
                 total(operands)
             };
             let measured = (moved(1.0) - moved(-1.0)) / (2.0 * f64::from(step));
@@ -282,7 +282,7 @@ fn convolutions() {
 #[test]
 fn same_lower_has_the_odd_row_above() {
     let ones =
-        |dims: &[usize]| Some(TestInput::Float(Tensor::ones(dims, candle_core::DType::F32, &Device::Cpu).unwrap()));
+        |dims: &[usize]| Some(Operand::Float(Tensor::ones(dims, candle_core::DType::F32, &Device::Cpu).unwrap()));
     let convolved = |attribute| {
         let node = node::node("Conv", "conv", &["x", "w"], &["y"], window(&[3, 3], &[2, 2], vec![attribute]));
         let y = apply(&node, vec![ones(&[1, 1, 6, 5]), ones(&[1, 1, 3, 3])]).unwrap();
@@ -311,7 +311,7 @@ fn what_is_equal_shares_no_gradient() {
     // Both numbers of the window are the largest; the first gets all.
     let x = Var::new(&[[[[2f32, 2.0]]]], &Device::Cpu).unwrap();
     let node = node::node("MaxPool", "pool", &["x"], &["y"], vec![ints("kernel_shape", &[1, 2])]);
-    let y = apply(&node, vec![Some(TestInput::Float(x.as_tensor().clone()))]).unwrap();
+    let y = apply(&node, vec![Some(Operand::Float(x.as_tensor().clone()))]).unwrap();
     let gradients = y[0].sum_all().unwrap().backward().unwrap();
     let gradient = gradients.get(&x).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
     assert_eq!(gradient, [1.0, 0.0]);
@@ -321,7 +321,7 @@ fn what_is_equal_shares_no_gradient() {
 fn what_is_not_supported_names_the_node() {
     let refused = |op: &str, attributes| {
         let node = node::node(op, "the node", &["x"], &["y"], attributes);
-        let x = TestInput::Float(Tensor::zeros((1, 1, 4, 4), candle_core::DType::F32, &Device::Cpu).unwrap());
+        let x = Operand::Float(Tensor::zeros((1, 1, 4, 4), candle_core::DType::F32, &Device::Cpu).unwrap());
         apply(&node, vec![Some(x)]).unwrap_err().chain().join(": ")
     };
     assert!(refused("Wonder", vec![]).starts_with("training cannot go through node 'the node' (Wonder)"));
