@@ -2,7 +2,7 @@
 //!
 //! Every value has a place in one list and refers to others by theirs. So a hostile file costs memory in proportion to its
 //! size, however deeply its values are nested and however often they are repeated. That is why candle-core's reader does not do:
-//! it copies what is repeated, so that a hundred bytes ask for terabytes, and its values nest in each other.
+//! it copies what is repeated, so that three hundred bytes (40 doublings) ask for terabytes, and its values nest in each other.
 
 use crate::error::{Error, Result};
 use std::collections::HashMap;
