@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The main job as a Windows program under wine: quantize, eval, inspect, an interrupted run and --resume, odd and long paths.
-# Installs mingw-w64 and wine from apt-get, as root, where there are none. Some ten minutes, most of them for the build.
+# The main job as a Windows program under wine: quantize, eval, inspect, a run that is killed or stopped by Ctrl-C and --resume, odd and
+# long paths, a full disk. Not part of check.sh: it takes some ten minutes, most of them for the build.
+# Needs root: installs mingw-w64 and wine from apt-get where there are none, and mounts the full disk.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 target=x86_64-pc-windows-gnu
@@ -11,7 +12,7 @@ if ! command -v x86_64-w64-mingw32-gcc > /dev/null || [ ! -x /usr/lib/wine/wine6
 fi
 rustup target add $target
 cargo build --locked --target $target
-folder=target/$target/debug
+folder=${CARGO_TARGET_DIR:-target}/$target/debug
 
 # Rust's library asks this one for random numbers; wine has it from version 9 on.
 if [ ! -e $folder/bcryptprimitives.dll ]; then
@@ -23,7 +24,7 @@ EOF
 fi
 
 work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
+trap 'umount "$work/full" 2> /dev/null; rm -rf "$work"' EXIT
 export WINEDEBUG=-all WINEPREFIX=$work/wine
 llmq() { /usr/lib/wine/wine64 $folder/llmq.exe "$@"; }
 little=(--samples 16 --seq-len 256)
@@ -67,4 +68,33 @@ test -d "$again.unfinished"
 test ! -e "$again"
 llmq quantize eval/tiny -o "$again" "${little[@]}" --resume
 cmp "$out" "$again"
+
+echo "== Ctrl-C at a terminal stops a run, which goes on to the same bytes"
+stopped="$work/stopped.gguf"
+arguments=$(printf '%q ' /usr/lib/wine/wine64 "$folder/llmq.exe" quantize eval/tiny -o "$stopped" "${little[@]}")
+{
+    for _ in $(seq 600); do
+        if [ -d "$stopped.unfinished" ]; then break; fi
+        sleep 0.1
+    done
+    sleep 4
+    printf '\003'
+    sleep 20
+} | script -qec "$arguments" /dev/null > "$work/terminal" || code=$?
+grep -q "interrupted" "$work/terminal" || { cat "$work/terminal"; echo "exit code ${code:-0}" >&2; exit 1; }
+test "${code:-0}" = 130
+test ! -e "$stopped"
+llmq quantize eval/tiny -o "$stopped" "${little[@]}" --resume
+cmp "$out" "$stopped"
+
+echo "== a full disk is said, and nothing is left on it"
+mkdir "$work/full"
+mount -t tmpfs -o size=1M llmq "$work/full"
+if llmq quantize eval/tiny -o "$work/full/tiny.gguf" "${little[@]}" --work-dir "$work/scratch" 2> "$work/told"; then
+    echo "it claims to have written more than there is room for" >&2
+    exit 1
+fi
+cat "$work/told"
+grep -Eqi "room|space|free" "$work/told"
+test -z "$(ls -A "$work/full")"
 echo "Windows: all well"

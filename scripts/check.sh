@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # The one check command: sets up what the tests need, then format, lints, tests and documentation, all denied on warning.
 # Needs: Rust, python3 with venv, node 20 or newer. The first run takes some minutes, most of them for dependencies.
+# Slower ones, each by itself: check-windows.sh (the program under wine), check-aarch64.sh (the kernels in an emulator), release.sh
+# with wheel/test.sh and wheel/debian.sh (what is published, in a fresh environment and in a bare Debian).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

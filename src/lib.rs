@@ -1,5 +1,10 @@
 //! llmq turns a Hugging Face checkpoint into the best GGUF of its size, on the machine a hobbyist has, and proves it.
 //!
+//! ```text
+//! llmq quantize org/model --type Q4_K_M                       a GGUF that llama.cpp loads, block by block, resumable
+//! llmq eval model.Q4_K_M.gguf --reference org/model           how far its answers are from the original's
+//! ```
+//!
 //! Data flows one way:
 //!
 //! ```text

@@ -130,6 +130,12 @@ fn weights_that_nobody_compared_are_refused() {
     // The original's own hash proves nothing.
     let original = tiny().join("model.safetensors");
     publish(&hub, &[original, card], TOKEN, &["--yes"]).failed(2, &["model.safetensors", "no model card"]);
+    // Weights in another format.
+    for name in ["model.onnx", "pytorch_model.bin"] {
+        let other = out.path().join(name);
+        fs::write(&other, "weights").unwrap();
+        publish(&hub, &[other], TOKEN, &["--yes"]).failed(2, &[name, "no model card", HINT, "--unproven"]);
+    }
     assert_eq!(hub.requests().len(), 0);
     let run = publish(&hub, &alone, TOKEN, &["--yes", "--unproven"]).ok();
     assert!(run.stderr.contains("note: ") && run.stderr.contains("no model card"), "{}", run.stderr);
@@ -210,6 +216,55 @@ fn a_commit_is_tried_again_and_not_made_twice() {
     publish(&hub, &[file.clone(), card.clone(), report.clone()], TOKEN, &["--yes"]).ok();
     assert_eq!(commits(&hub), 1);
     has(&hub, &[("Q4_0.gguf", &file), ("README.md", &card), ("report.html", &report)]);
+}
+
+#[test]
+fn a_file_that_changes_meanwhile_is_not_committed() {
+    // Before it is sent, behind its last part, and while the answer to the only question about a small file is on its way.
+    for (name, at) in [
+        ("Q4_0.gguf", "/preupload/"),
+        ("Q4_0.gguf", "part-3"),
+        ("imatrix.gguf", "part-0"),
+        ("README.md", "/preupload/"),
+    ] {
+        let hub = Hub::new(vec![]);
+        let place = folder();
+        let files = ["Q4_0.gguf", "README.md", "imatrix.gguf"].map(|name| place.path().join(name));
+        for (from, to) in [0, 1, 3].map(|i| all()[i].clone()).iter().zip(&files) {
+            fs::copy(from, to).unwrap();
+        }
+        let changed = place.path().join(name);
+        let mut bytes = fs::read(&changed).unwrap();
+        bytes.push(0);
+        hub.meanwhile(at, move || fs::write(changed, bytes).unwrap());
+        publish(&hub, &files, TOKEN, &["--yes"]).failed(1, &[name, "was written to", "there is no commit", HINT]);
+        assert_eq!(hub.repo(TO).unwrap().files.len(), 0, "{name} at {at}");
+    }
+}
+
+#[test]
+fn addresses_that_hold_no_longer_are_told_apart_from_a_token_without_rights() {
+    let hub = Hub::new(vec![]);
+    let [file, card, ..] = all();
+    let files = [file.clone(), card.clone()];
+    hub.fault("part-2", Fault::Status(403, vec![]), 1);
+    publish(&hub, &files, TOKEN, &["--yes"]).failed(1, &["storage", "Q4_0.gguf", "HTTP 403", HINT, "the same command"]);
+    assert_eq!(hub.repo(TO).unwrap().files.len(), 0);
+    publish(&hub, &files, TOKEN, &["--yes"]).ok();
+    has(&hub, &[("Q4_0.gguf", &file), ("README.md", &card)]);
+}
+
+#[test]
+fn one_content_under_two_names_is_sent_once() {
+    let hub = Hub::new(vec![]);
+    let place = folder();
+    let [file, card, ..] = all();
+    let copy = place.path().join("copy.gguf");
+    fs::copy(&file, &copy).unwrap();
+    publish(&hub, &[file.clone(), card.clone(), copy.clone()], TOKEN, &["--yes"]).ok();
+    has(&hub, &[("Q4_0.gguf", &file), ("README.md", &card), ("copy.gguf", &copy)]);
+    let size = file.metadata().unwrap().len() as usize;
+    assert_eq!(puts(&hub.requests()).iter().map(|r| r.received).sum::<usize>(), size);
 }
 
 #[test]

@@ -1,9 +1,14 @@
 //! What the system is told about memory: large pages for large buffers, and what goes back at once.
 
-use std::alloc::{GlobalAlloc, Layout, System};
+#[cfg(all(target_env = "musl", feature = "mimalloc"))]
+use mimalloc::MiMalloc as Heap;
+#[cfg(not(all(target_env = "musl", feature = "mimalloc")))]
+use std::alloc::System as Heap;
+use std::alloc::{GlobalAlloc, Layout};
 use std::sync::{Mutex, PoisonError};
 
-/// The system's allocator, but for one thing: Linux is told that buffers of 4 MiB or more are worth pages of 2 MiB.
+/// The system's allocator, or mimalloc where that is musl's, which gives every buffer back at once; but for one thing: Linux is told that
+/// buffers of 4 MiB or more are worth pages of 2 MiB.
 ///
 /// Matrices are read in strides of many kilobytes, so that small pages cost a look-up for each few numbers; and what a layer gives
 /// is new memory each time, of which every small page costs a fault. Nothing else changes: what is freed goes back as before.
@@ -13,29 +18,29 @@ pub struct LargePages;
 /// From here on the advice is worth a call.
 const LARGE: usize = 4 << 20;
 
-/// glibc never takes buffers larger than this from its heap.
+/// Neither glibc nor mimalloc takes buffers larger than this from its heap.
 const MAPPED: usize = 32 << 20;
 
-// SAFETY: all memory is the system allocator's, by the same layouts.
+// SAFETY: all memory is the heap's, by the same layouts.
 unsafe impl GlobalAlloc for LargePages {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the caller's.
-        advised(unsafe { System.alloc(layout) }, layout.size())
+        advised(unsafe { Heap.alloc(layout) }, layout.size())
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the caller's.
-        advised(unsafe { System.alloc_zeroed(layout) }, layout.size())
+        advised(unsafe { Heap.alloc_zeroed(layout) }, layout.size())
     }
 
     unsafe fn realloc(&self, old: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         // SAFETY: the caller's.
-        advised(unsafe { System.realloc(old, layout, size) }, size)
+        advised(unsafe { Heap.realloc(old, layout, size) }, size)
     }
 
     unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
         // SAFETY: the caller's.
-        unsafe { System.dealloc(at, layout) }
+        unsafe { Heap.dealloc(at, layout) }
     }
 }
 

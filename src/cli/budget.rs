@@ -24,7 +24,7 @@ pub struct Target {
 }
 
 /// What one of them asks for.
-pub struct Given {
+pub struct SizeBudget {
     /// The limit.
     pub target: choice::Target,
     /// What a file made for it is called after.
@@ -36,19 +36,19 @@ impl Target {
     ///
     /// # Errors
     /// No number, or none that a file could have.
-    pub fn given(&self) -> Result<Option<Given>> {
+    pub fn budget(&self) -> Result<Option<SizeBudget>> {
         if let Some(bits) = self.target_bpw {
             if !(bits.is_finite() && bits > 0.0) {
                 return Err(Error::usage(format!("--target-bpw must be above zero, not {bits}")));
             }
-            return Ok(Some(Given { target: choice::Target::Bits(bits), name: format!("{bits:.2}bpw") }));
+            return Ok(Some(SizeBudget { target: choice::Target::Bits(bits), name: format!("{bits:.2}bpw") }));
         }
         let Some(text) = &self.target_size else { return Ok(None) };
         let bytes = size(text).ok_or_else(|| {
             Error::usage(format!("--target-size '{text}' is no size"))
                 .hint("write a number with K, M or G behind it, for example 5.2GB or 700M")
         })?;
-        Ok(Some(Given { target: choice::Target::Size(bytes), name: text.to_ascii_uppercase() }))
+        Ok(Some(SizeBudget { target: choice::Target::Size(bytes), name: text.to_ascii_uppercase() }))
     }
 
     /// The options as they are typed.
@@ -97,7 +97,7 @@ pub fn spend(
     plan: &mut Plan,
     rounding: &Rounding,
     text: &Calibration,
-    given: &Given,
+    budget: &SizeBudget,
     requantize: bool,
     size: &dyn Fn(&Plan) -> Result<u64>,
     json: bool,
@@ -117,7 +117,7 @@ pub fn spend(
     let show = |done: usize, total: usize| progress.set(done as u64, total as u64);
     let measured = sensitivity::measure(plan, rounding, text, &|tensor| tensor.free, &show)?;
     progress.finish();
-    let choice = choice::decide(plan, &measured, given.target, size)?;
+    let choice = choice::decide(plan, &measured, budget.target, size)?;
     let took = started.elapsed();
     let mut counts: Vec<(Type, usize)> = Vec::new();
     for (tensor, _) in &choice.losses {

@@ -78,7 +78,7 @@ pub struct Args {
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
 
-    /// Show also how the measures depend on the position in the window
+    /// Show also how the measures depend on the position in the window, and every part that --layers measures
     #[arg(short, long)]
     verbose: bool,
 

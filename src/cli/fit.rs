@@ -1,6 +1,6 @@
 //! `--fit`: the best file for the memory of a GPU, beside which its context and all else have to fit, too.
 
-use super::budget::{Given, size};
+use super::budget::{SizeBudget, size};
 use super::output::bytes;
 use crate::error::{Error, Result};
 use crate::format::{self, Type};
@@ -74,11 +74,11 @@ impl Fit {
     ///
     /// # Errors
     /// As [`Fit::gpu`].
-    pub fn given(&self) -> Result<Option<Given>> {
+    pub fn budget(&self) -> Result<Option<SizeBudget>> {
         let Some(gpu) = self.gpu()? else { return Ok(None) };
         let context = self.context.map(|n| n.to_string());
         let name = self.fit.iter().chain(&context).map(|word| word.to_ascii_uppercase());
-        Ok(Some(Given { target: Target::Gpu(gpu), name: name.collect::<Vec<_>>().join("-") }))
+        Ok(Some(SizeBudget { target: Target::Gpu(gpu), name: name.collect::<Vec<_>>().join("-") }))
     }
 
     /// The bytes of weights on the GPU for which there is room.

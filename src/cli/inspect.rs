@@ -17,7 +17,7 @@ pub struct Args {
     /// A .gguf, a checkpoint folder, or org/name[@revision] on the Hugging Face Hub, of which only headers are fetched
     model: PathBuf,
 
-    /// Every tensor by itself, not those of all blocks in one line
+    /// Every tensor by itself, not those of all blocks in one line, and every key
     #[arg(long)]
     all: bool,
 
@@ -147,7 +147,13 @@ fn checkpoint(model: &Path) -> Result<Vec<Row>> {
 fn gguf(args: &Args, model: &Path) -> Result<(Vec<Row>, Option<&'static str>)> {
     let file = open_gguf(model)?;
     let file_type = file.get("general.file_type").and_then(Value::as_u64).and_then(mix::file_type_name);
-    for (key, value) in &file.metadata {
+    // What a tokenizer consists of are lists, and texts of many lines.
+    let shown = |key: &str| match key.strip_prefix("tokenizer.") {
+        Some(rest) => args.all || args.json || ["ggml.model", "ggml.pre"].contains(&rest),
+        None => true,
+    };
+    let (shown, left): (Vec<_>, Vec<_>) = file.metadata.iter().partition(|(key, _)| shown(key));
+    for (key, value) in shown {
         if args.json {
             output::json("metadata", json!({ "key": key, "value_type": value.type_name(), "value": plain(value) }));
         } else {
@@ -155,6 +161,9 @@ fn gguf(args: &Args, model: &Path) -> Result<(Vec<Row>, Option<&'static str>)> {
                 file_type.filter(|_| key == "general.file_type").map_or(String::new(), |name| format!(" ({name})"));
             output::line(format!("{key:45} {:8} {value}{name}", value.type_name()));
         }
+    }
+    if !left.is_empty() {
+        output::line(format!("tokenizer.*: {} other keys: --all", left.len()));
     }
     let rows = file.tensors.iter().map(|t| Row {
         name: t.name.clone(),

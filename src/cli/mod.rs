@@ -39,12 +39,24 @@ To begin:
   llmq quantize Qwen/Qwen3-0.6B                            a Q4_K_M in this folder
   llmq eval Qwen3-0.6B.Q4_K_M.gguf --perplexity --reference Qwen/Qwen3-0.6B";
 
+/// What a command is told that was given nothing to do.
+const NOTHING: &str = "\
+llmq turns a Hugging Face checkpoint into the best GGUF of its size, and proves it. The first command to type:
+  llmq quantize Qwen/Qwen3-0.6B                            a Q4_K_M in this folder
+Then, or instead:
+  llmq plan Qwen/Qwen3-0.6B --vram 8G                      what it takes, and what fits
+  llmq eval FILE --reference MODEL --perplexity            how near the file is to its original
+  llmq compare FILE FILE... --reference MODEL              which of several files is best
+  llmq publish FILE... ORG/NAME                            files and their model card on the hub
+  llmq inspect FILE                                        what is in a file
+llmq --help lists all commands, and llmq COMMAND --help what one of them can do.";
+
 /// Turns a Hugging Face checkpoint into the best GGUF of its size, and proves it.
 #[derive(Debug, Parser)]
 #[command(version, max_term_width = 110, propagate_version = true, after_help = BEGIN)]
 pub struct Cli {
     #[command(subcommand)]
-    command: Command,
+    command: Option<Command>,
 
     /// When to use colour
     #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]
@@ -90,6 +102,10 @@ enum Color {
 /// Runs a command and says how it ended: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
 pub fn run(cli: Cli) -> ExitCode {
     output::set_color(cli.color);
+    let Some(command) = &cli.command else {
+        output::note(NOTHING);
+        return ExitCode::from(2);
+    };
     fail_at_file_size_limits();
     let handler = ctrlc::set_handler(|| {
         if interrupt::request() {
@@ -99,7 +115,7 @@ pub fn run(cli: Cli) -> ExitCode {
         output::note("stopping; press Ctrl-C again to stop at once");
     });
     let handler = handler.map_err(|cause| Error::new("cannot listen for Ctrl-C").because(cause));
-    let result = handler.and_then(|()| dispatch(&cli.command));
+    let result = handler.and_then(|()| dispatch(command));
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -136,7 +152,7 @@ fn dispatch(command: &Command) -> Result<()> {
 fn parse(words: &[String]) -> Result<Command> {
     let words = ["llmq"].into_iter().chain(words.iter().map(String::as_str));
     let cli = Cli::try_parse_from(words).map_err(|cause| Error::new("cannot go on").because(cause))?;
-    Ok(cli.command)
+    cli.command.ok_or_else(|| Error::new("cannot go on without a command"))
 }
 
 /// Sets the number of threads for everything that follows. Where one command runs others, the first one's holds.

@@ -102,6 +102,11 @@ pub fn bytes(n: u64) -> String {
     format!("{scaled:.2} {unit}")
 }
 
+/// The same where there is little room.
+fn short(n: u64) -> String {
+    if n >= 1_000_000_000 { format!("{:.1} GB", n as f64 / 1e9) } else { format!("{} MB", n / 1_000_000) }
+}
+
 /// A number of things, rounded up to two digits, for more would pretend to be known.
 pub fn rounded(n: f64) -> u64 {
     let unit = 10f64.powf((n.max(1.0).log10().floor() - 1.0).max(0.0));
@@ -153,8 +158,8 @@ impl Progress {
     pub fn new(verbose: bool, json: bool) -> Progress {
         let bar = std::io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
-            let style =
-                ProgressStyle::with_template("{bar:12} {percent:>3}%, {elapsed} gone, about {eta} left; {wide_msg}");
+            // What matters most comes first, and all of it fits 80 columns.
+            let style = ProgressStyle::with_template("{percent:>3}% {bar:6} {elapsed}, {eta} left; {wide_msg}");
             bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
             bar.enable_steady_tick(Duration::from_millis(250));
             bar
@@ -274,14 +279,17 @@ impl Observer for Progress {
 
     fn phase(&self, block: Option<usize>, blocks: usize, what: &str) {
         let peak = peak_memory();
-        let memory = peak.map_or(String::new(), |peak| format!(", {}", bytes(peak)));
-        let mut text = format!("{what}{memory}");
+        let mut costs: Vec<String> = peak.map(short).into_iter().collect();
+        let mut text = what.to_owned();
         let mut each = None;
         if let (Some(block), Ok(mut first)) = (block, self.first_block.lock()) {
             let (from, began) = *first.get_or_insert((block, Instant::now()));
             each = (block > from).then(|| began.elapsed() / (block - from) as u32);
-            let speed = each.map_or(String::new(), |each| format!(", {} a block", time(each)));
-            text = format!("block {} of {blocks}{speed}{memory}: {what}", block + 1);
+            costs.splice(0..0, each.map(|each| format!("{} each", time(each))));
+            text = format!("block {}/{blocks}: {what}", block + 1);
+        }
+        if !costs.is_empty() {
+            text = format!("{text}; {}", costs.join(", "));
         }
         self.say(&text);
         if self.json {

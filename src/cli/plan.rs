@@ -108,7 +108,7 @@ pub fn run(args: &Args) -> Result<()> {
     if asked.list_types {
         return quantize::list_types();
     }
-    if asked.target.given()?.is_some() {
+    if asked.target.budget()?.is_some() {
         return Err(Error::usage("which types a target asks for has to be measured, and a plan reads headers only")
             .hint("`llmq quantize --dry-run` with the same options measures it; or plan for a --type"));
     }

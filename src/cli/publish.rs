@@ -4,15 +4,22 @@ use super::hub::Download;
 use super::output::{self, Progress, bytes};
 use crate::error::{Context, Error, Result};
 use crate::eval::report::{Hash, judged};
+use crate::interrupt;
 use crate::source::hub::Repository;
 use crate::source::hub::upload::{LocalFile, Remote, Status, Upload};
 use crate::source::imatrix::Imatrix;
 use serde_json::json;
+use std::fs::Metadata;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::Duration;
 
 /// Bytes of a text that may be a model card.
 const MOST: u64 = 1 << 20;
+
+/// How files end that hold weights.
+const WEIGHTS: [&str; 7] = ["gguf", "safetensors", "onnx", "bin", "pt", "pth", "ckpt"];
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -96,7 +103,7 @@ pub fn run(args: &Args) -> Result<()> {
         output::note("all of it is there already");
     } else if args.dry_run {
         output::note("nothing was sent: --dry-run");
-    } else if args.yes || asked(&repository.id)? {
+    } else if args.yes || confirmed(&repository.id)? {
         let remote = match found {
             Some(remote) => remote,
             None => {
@@ -122,19 +129,20 @@ pub fn run(args: &Args) -> Result<()> {
 
 /// The files with their hashes. A model card is called `README.md` there, for only so the hub shows it.
 fn local_files(paths: &[PathBuf]) -> Result<Vec<LocalFile>> {
-    let size = |path: &PathBuf| -> Result<u64> {
+    let metadata = |path: &PathBuf| -> Result<Metadata> {
         let found = path.metadata().context(|| format!("cannot read {}", path.display()))?;
         match found.is_file() {
-            true => Ok(found.len()),
+            true => Ok(found),
             false => Err(Error::usage(format!("{} is not a file", path.display()))
                 .hint("name each file that is to be published")),
         }
     };
-    let sizes = paths.iter().map(size).collect::<Result<Vec<u64>>>()?;
-    let (progress, total) = (Progress::new(false, false), sizes.iter().sum());
+    let found = paths.iter().map(metadata).collect::<Result<Vec<Metadata>>>()?;
+    let (progress, total) = (Progress::new(false, false), found.iter().map(Metadata::len).sum());
     let done = std::cell::Cell::new(0);
     let mut files: Vec<LocalFile> = Vec::new();
-    for (path, size) in paths.iter().zip(sizes) {
+    for (path, found) in paths.iter().zip(found) {
+        let (size, modified) = (found.len(), found.modified().ok());
         let Hash { name, sha256 } = Hash::of(path, &|n| {
             done.set(done.get() + n);
             progress.set(done.get(), total);
@@ -144,7 +152,7 @@ fn local_files(paths: &[PathBuf]) -> Result<Vec<LocalFile>> {
             let what = format!("{} and {} would both be {name} there", other.path.display(), path.display());
             return Err(Error::usage(what).hint("leave one of them out; one model card can judge several files"));
         }
-        files.push(LocalFile { path: path.clone(), name, size, sha256 });
+        files.push(LocalFile { path: path.clone(), name, size, sha256, modified });
     }
     progress.finish();
     Ok(files)
@@ -160,8 +168,8 @@ fn card(path: &Path, size: u64) -> Option<Vec<Hash>> {
 fn check_proof(files: &[LocalFile], unproven: bool) -> Result<()> {
     let proven: Vec<Hash> = files.iter().filter_map(|file| card(&file.path, file.size)).flatten().collect();
     let is_weights = |file: &&LocalFile| {
-        let name = file.name.to_lowercase();
-        name.ends_with(".safetensors") || name.ends_with(".gguf") && Imatrix::read(&file.path).is_err()
+        let end = file.path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
+        WEIGHTS.contains(&&*end) && (end != "gguf" || Imatrix::read(&file.path).is_err())
     };
     for file in files.iter().filter(is_weights).filter(|file| proven.iter().all(|hash| hash.sha256 != file.sha256)) {
         let why = match proven.iter().find(|hash| hash.name == file.name) {
@@ -172,11 +180,15 @@ fn check_proof(files: &[LocalFile], unproven: bool) -> Result<()> {
         };
         let what = format!("{}: {why} {}", file.path.display(), file.sha256);
         if !unproven {
-            return Err(Error::usage(what).hint(format!(
-                "llmq eval {} --reference ORIGINAL --model-card README.md --report report.html, and publish these with it; or add \
-                 --unproven",
-                super::shell::word(&file.path)
-            )));
+            let hint = match file.name.to_lowercase().ends_with(".gguf") {
+                true => format!(
+                    "llmq eval {} --reference ORIGINAL --model-card README.md --report report.html, and publish these with it; or add \
+                     --unproven",
+                    super::shell::word(&file.path)
+                ),
+                false => "model cards judge GGUFs; add --unproven to publish it all the same".into(),
+            };
+            return Err(Error::usage(what).hint(hint));
         }
         output::note(&format!("note: {what}"));
     }
@@ -203,7 +215,7 @@ fn show(args: &Args, page: &str, files: &[LocalFile], remote: Option<&Remote>) {
                 Status::Differs(_) => "differs",
                 Status::Same => "same",
             };
-            let LocalFile { path, name, size, sha256 } = file;
+            let LocalFile { path, name, size, sha256, .. } = file;
             let fields = json!({ "path": path, "name": name, "bytes": size, "sha256": sha256, "status": word });
             output::json("file", fields);
             continue;
@@ -221,10 +233,21 @@ fn can_ask() -> bool {
     std::io::stdin().is_terminal() && std::io::stderr().is_terminal()
 }
 
-/// Asks whether to go on.
-fn asked(id: &str) -> Result<bool> {
+/// Asks whether to go on. The answer is read on a thread of its own, so that Ctrl-C need not wait for it.
+fn confirmed(id: &str) -> Result<bool> {
     output::note(&format!("publish this to {id}? [y/N]"));
-    let mut answer = String::new();
-    std::io::stdin().read_line(&mut answer).context(|| "cannot read the answer".into())?;
+    let (send, receive) = mpsc::channel();
+    std::thread::spawn(move || {
+        let mut answer = String::new();
+        send.send(std::io::stdin().read_line(&mut answer).map(|_| answer))
+    });
+    let answer = loop {
+        interrupt::check()?;
+        match receive.recv_timeout(Duration::from_millis(50)) {
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => break String::new(),
+            Ok(answer) => break answer.context(|| "cannot read the answer".into())?,
+        }
+    };
     Ok(["y", "yes"].contains(&answer.trim().to_lowercase().as_str()))
 }

@@ -2,6 +2,7 @@
 
 pub(super) mod corpus;
 pub(super) mod deadline;
+mod decisions;
 mod outputs;
 mod provenance;
 mod quantize_options;
@@ -275,6 +276,10 @@ fn one(args: &Args) -> Result<Vec<PathBuf>> {
         false => None,
     };
     calibration.iter().for_each(|text| provenance::calibrated(&mut plan.metadata, text));
+    let decided = {
+        let mix = target.is_none().then_some(plan.mix);
+        decisions::line(args, method, mix, calibration.as_ref().filter(|_| calibrated))
+    };
     let rounding = Rounding {
         method,
         options,
@@ -305,7 +310,7 @@ fn one(args: &Args) -> Result<Vec<PathBuf>> {
     if calibration.is_none() && !args.calib.is_empty() {
         output::note("note: --calib is not used: nothing here is calibrated");
     }
-    for line in fallbacks::planned(plan.tensors.iter()) {
+    for line in decided.iter().chain(&fallbacks::planned(plan.tensors.iter())) {
         output::note(&format!("note: {line}"));
     }
     let progress = Progress::new(args.verbose, args.json);
@@ -317,15 +322,15 @@ fn one(args: &Args) -> Result<Vec<PathBuf>> {
         output::note(&format!("{}: the inputs of {} layers", path.display(), statistics.entries.len()));
     }
     let took = started.elapsed();
-    show(&summary, &paths, took);
+    show(&summary, decided.as_deref(), &paths, took);
     if args.json {
-        output::json("summary", summary_json(&summary, &paths, took));
+        output::json("summary", summary_json(&summary, decided.as_deref(), &paths, took));
     }
     Ok(paths)
 }
 
 /// The model, fetched if it is on the hub. An output that is in the way is better known before gigabytes have come.
-fn find(args: &Args, given: &Path, target: Option<&budget::Given>) -> Result<Found> {
+fn find(args: &Args, given: &Path, target: Option<&budget::SizeBudget>) -> Result<Found> {
     let need = if args.dry_run && target.is_none() { Need::Headers } else { Need::Weights };
     if let (Some(repository), false, None) = (hub::named(given), args.dry_run, args.max_shard_size) {
         let wanted = args.outputs()?;

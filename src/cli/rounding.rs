@@ -8,7 +8,7 @@ use crate::method::{self, Method, Options};
 pub struct How {
     /// How much time goes into the quality of the file: decides about whatever of --method, --samples and --sweeps is not given
     #[arg(long, value_enum, default_value_t = Effort::Balanced)]
-    effort: Effort,
+    pub(super) effort: Effort,
 
     /// Take the best --method, --samples and --sweeps that fit this time, for example 90m or 2h, by this machine's speed; they are said,
     /// so that the same file can be made again
@@ -76,6 +76,18 @@ impl How {
             && self.samples.is_none()
             && self.sweeps.is_none()
             && !self.no_gptaq
+    }
+
+    /// What is left to the effort.
+    pub fn decided(&self, method: &dyn Method) -> Vec<String> {
+        let Preset { samples, sweeps, .. } = self.effort.preset();
+        let calibrated = method.calibrated();
+        let left = [
+            (self.method.is_none(), format!("method {}", method.name())),
+            (calibrated && self.samples.is_none(), format!("{samples} windows")),
+            (calibrated && self.sweeps.is_none(), format!("{sweeps} sweeps")),
+        ];
+        left.into_iter().filter(|(open, _)| *open).map(|(_, what)| what).collect()
     }
 
     /// How many windows of calibration text.

@@ -1,4 +1,5 @@
-//! Commands as a shell takes them.
+//! Commands as a shell takes them. The crate shlex quotes more than is needed (`ffn_down=Q6_K`, `c4:0.7`, umlauts), and takes operators
+//! for words.
 
 use std::ffi::OsStr;
 use std::sync::OnceLock;

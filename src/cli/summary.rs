@@ -40,8 +40,8 @@ pub fn tensor_json(report: &TensorReport) -> serde_json::Value {
     })
 }
 
-/// A run's fields.
-pub fn summary_json(summary: &Summary, paths: &[PathBuf], took: Duration) -> serde_json::Value {
+/// A run's fields. `decided`: what no option has decided.
+pub fn summary_json(summary: &Summary, decided: Option<&str>, paths: &[PathBuf], took: Duration) -> serde_json::Value {
     let parts = summary.clock.parts();
     let seconds: serde_json::Map<_, _> = parts.iter().map(|(k, t)| (k.to_string(), t.as_secs_f64().into())).collect();
     json!({
@@ -56,6 +56,7 @@ pub fn summary_json(summary: &Summary, paths: &[PathBuf], took: Duration) -> ser
         "peak_memory_bytes": report::peak_memory(),
         "calibration_tokens": summary.tokens,
         "mean_relative_error": mean_error(summary),
+        "decided": decided,
         "notes": summary.notes,
         "fallbacks": summary.fallbacks(),
         "fallback_bytes": summary.fallback_bytes(),
@@ -81,8 +82,8 @@ pub fn shown(paths: &[PathBuf]) -> String {
     }
 }
 
-/// A run in a few lines.
-pub fn show(summary: &Summary, paths: &[PathBuf], took: Duration) {
+/// A run in a few lines. `decided`: what no option has decided.
+pub fn show(summary: &Summary, decided: Option<&str>, paths: &[PathBuf], took: Duration) {
     let bits = bits_per_weight(summary);
     output::note(&format!("{}: {}, {bits:.2} bits per weight", shown(paths), bytes(summary.bytes)));
     let mut worst: Vec<&TensorReport> = summary.tensors.iter().filter(|t| t.error.is_some()).collect();
@@ -108,7 +109,8 @@ pub fn show(summary: &Summary, paths: &[PathBuf], took: Duration) {
     if summary.tokens > 0 {
         output::note(&format!("calibrated on {} tokens", summary.tokens));
     }
-    for note in fallbacks::lines(summary.tensors.iter()).iter().chain(&summary.notes) {
+    let fallbacks = fallbacks::lines(summary.tensors.iter());
+    for note in decided.into_iter().chain(fallbacks.iter().chain(&summary.notes).map(String::as_str)) {
         output::note(&format!("note: {note}"));
     }
 }

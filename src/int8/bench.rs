@@ -17,7 +17,7 @@ use super::onnx::shape::{Dim, shown};
 use super::onnx::tensor::Tensor;
 use crate::error::{Context, Error, Result};
 use crate::interrupt;
-use bench_inputs::{Given, Kind};
+use bench_inputs::{BenchInput, Kind};
 use std::time::{Duration, Instant};
 
 pub use kernels::{Kernels, kernels};
@@ -97,7 +97,7 @@ fn in_turn(models: usize, runs: usize, mut run: impl FnMut(usize) -> Result<Dura
 }
 
 /// As rten takes it.
-fn value(given: &Given) -> Value {
+fn value(given: &BenchInput) -> Value {
     let dims = given.dims.clone();
     match given.kind {
         Kind::Float32 => Value::F32(Tensor::new(dims, given.noise())),
@@ -114,7 +114,7 @@ pub fn with_rten(files: &[&OnnxFile], sizes: &Sizes, runs: usize) -> Result<Vec<
     let mut engines = Vec::new();
     for file in files {
         let engine = Engine::new(&file.model).context(|| what(file))?;
-        let inputs = engine.inputs().iter().map(|input| Given::of(input, sizes));
+        let inputs = engine.inputs().iter().map(|input| BenchInput::of(input, sizes));
         let inputs = inputs.collect::<Result<Vec<_>>>().context(|| what(file))?;
         let inputs: Vec<_> = inputs.into_iter().map(|given| (value(&given), given.name)).collect();
         engines.push((engine, inputs));

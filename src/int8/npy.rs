@@ -2,6 +2,9 @@
 //!
 //! The format is described in `numpy/lib/_format_impl.py`: the magic bytes, a version, the header's length, and the header
 //! as text. Nothing is executed: only the three keys that NumPy writes, with the values that it writes, are understood.
+//!
+//! The crates npyz and ndarray-npy read that text by py_literal's grammar of Python: 12 further crates, one of which assembles code, and
+//! the larger part of this file would stay: the limits, the types that become two, and what is said of each fault.
 
 use super::samples::Values;
 use half::f16;

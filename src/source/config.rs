@@ -17,7 +17,7 @@ pub struct Config {
     within: String,
     json: Value,
     class: Option<&'static Class>,
-    asked: Arc<Mutex<Asked>>,
+    keys_read: Arc<Mutex<KeysRead>>,
 }
 
 /// What a class of transformers knows of a configuration.
@@ -40,9 +40,9 @@ impl Class {
     }
 }
 
-/// What was asked of a file. Keys have the names of the objects around them in front.
+/// What was read of a file. Keys have the names of the objects around them in front.
 #[derive(Debug, Default)]
-struct Asked {
+struct KeysRead {
     keys: BTreeSet<String>,
     /// Those that the file does not have, and the class has a value for.
     assumed: BTreeSet<String>,
@@ -74,7 +74,7 @@ impl Config {
         if !json.is_object() {
             return Err(Error::new(format!("{} is not a JSON object", path.display())));
         }
-        Ok(Config { path, within: String::new(), json, class: None, asked: Arc::default() })
+        Ok(Config { path, within: String::new(), json, class: None, keys_read: Arc::default() })
     }
 
     /// The same with what a class of transformers takes where the file does not say.
@@ -110,7 +110,7 @@ impl Config {
             None => {
                 let usual = self.class.and_then(|class| class.keys.get(class.name(key)));
                 if usual.is_some() {
-                    self.asked().assumed.insert(self.named(key));
+                    self.keys_read().assumed.insert(self.named(key));
                 }
                 usual
             }
@@ -125,22 +125,22 @@ impl Config {
 
     /// Marks keys as understood that mean nothing here.
     pub fn ignore(&self, keys: &[&str]) {
-        self.asked().keys.extend(keys.iter().map(|key| self.named(key)));
+        self.keys_read().keys.extend(keys.iter().map(|key| self.named(key)));
     }
 
     /// Whether a key was asked for.
     pub fn was_asked(&self, key: &str) -> bool {
-        self.asked().keys.contains(&self.named(key))
+        self.keys_read().keys.contains(&self.named(key))
     }
 
     /// The keys for which the class's value was taken.
     pub fn assumed(&self) -> Vec<String> {
-        self.asked().assumed.iter().filter_map(|key| key.strip_prefix(&self.within)).map(str::to_owned).collect()
+        self.keys_read().assumed.iter().filter_map(|key| key.strip_prefix(&self.within)).map(str::to_owned).collect()
     }
 
     /// The file's value, `null` included, under the key or another of its names.
     fn own(&self, key: &str) -> Option<&Value> {
-        self.asked().keys.insert(self.named(key));
+        self.keys_read().keys.insert(self.named(key));
         if let Some(value) = self.json.get(key) {
             return Some(value);
         }
@@ -150,7 +150,7 @@ impl Config {
             class.other_names.iter().filter(|(_, own)| own.as_str() == Some(name)).map(|(other, _)| other.as_str());
         others.chain([name]).find_map(|other| {
             let value = self.json.get(other)?;
-            self.asked().keys.insert(self.named(other));
+            self.keys_read().keys.insert(self.named(other));
             Some(value)
         })
     }
@@ -159,8 +159,8 @@ impl Config {
         format!("{}{key}", self.within)
     }
 
-    fn asked(&self) -> MutexGuard<'_, Asked> {
-        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
+    fn keys_read(&self) -> MutexGuard<'_, KeysRead> {
+        self.keys_read.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The object under a key.

@@ -71,6 +71,8 @@ pub struct State {
     pub parts: BTreeMap<(String, usize), Vec<u8>>,
     /// A part of a path, what happens there, and how often.
     faults: Vec<(String, Fault, usize)>,
+    /// A part of a path, and what is done when a request for one that holds it has arrived; once.
+    events: Vec<(String, Box<dyn FnOnce() + Send>)>,
     requests: Vec<Request>,
     pub cdn: String,
     /// This server.
@@ -119,6 +121,11 @@ impl Hub {
     /// Something goes wrong at the next `times` requests whose path holds `path`.
     pub fn fault(&self, path: &str, fault: Fault, times: usize) {
         lock(&self.state).faults.push((path.into(), fault, times));
+    }
+
+    /// Does something when the next request whose path holds `path` has arrived, and before it is answered.
+    pub fn meanwhile(&self, path: &str, event: impl FnOnce() + Send + 'static) {
+        lock(&self.state).events.push((path.into(), Box::new(event)));
     }
 
     /// Nothing goes wrong any more.
@@ -225,6 +232,14 @@ fn answer(mut stream: TcpStream, state: &Mutex<State>, cdn: bool) {
             fault.clone()
         })
     };
+    let event = {
+        let mut state = lock(state);
+        let found = state.events.iter().position(|(part, _)| path.contains(part.as_str()));
+        found.map(|at| state.events.swap_remove(at).1)
+    };
+    if let Some(event) = event {
+        event();
+    }
     let cut = match fault {
         Some(Fault::Cut(bytes)) if method == "PUT" => Some(bytes),
         _ => None,

@@ -43,12 +43,20 @@ pub fn measure(
         .context(|| "cannot take the blocks one by one".into())
 }
 
-/// For people: a table, with a bar for what each part costs alone.
-pub fn show(layers: &[Layer]) {
-    let most = layers.iter().map(|layer| layer.alone.value).fold(0.0, f64::max);
+/// Of a model with more parts than this, only those that cost most are shown, so that all of the result fits a screen.
+const SHOWN: usize = 18;
+
+/// For people: a table, with a bar for what each part costs alone. `all`: however many there are.
+pub fn show(layers: &[Layer], all: bool) {
+    let mut costs: Vec<f64> = layers.iter().map(|layer| layer.alone.value).collect();
+    costs.sort_by(|a, b| b.total_cmp(a));
+    let most = costs.first().copied().unwrap_or_default();
+    // Parts that cost the same are shown together.
+    let least = costs.get(SHOWN - 1).copied().filter(|_| !all && costs.len() > SHOWN).unwrap_or(f64::NEG_INFINITY);
     line("");
     line("part        error of the stream   KL divergence, only this part quantized");
-    for Layer { place, stream, alone } in layers {
+    let (shown, left): (Vec<&Layer>, Vec<&Layer>) = layers.iter().partition(|layer| layer.alone.value >= least);
+    for Layer { place, stream, alone } in shown {
         let stream = stream.map_or(String::new(), |error| format!("{:.4}%", 100.0 * error));
         line(format!(
             "{:11} {stream:>19}   {:.6} ± {:.6}  {}",
@@ -57,6 +65,9 @@ pub fn show(layers: &[Layer]) {
             alone.error,
             bar(alone.value / most)
         ));
+    }
+    if !left.is_empty() {
+        line(format!("and {} other parts, each less than {least:.6}: -v", left.len()));
     }
 }
 

@@ -25,7 +25,7 @@ pub fn show(results: &Results) {
         positions(statistics);
     }
     if let Some(layers) = &results.layers {
-        layers::show(layers);
+        layers::show(layers, args.verbose);
     }
     if let (Measured::Against(statistics, _), Some(verdict)) = (&results.measured, results.verdict()) {
         line("");

@@ -42,7 +42,7 @@ enum Where {
 }
 
 /// A model in either form.
-struct Subject {
+struct AdvisedModel {
     /// What it is, for messages and commands.
     path: PathBuf,
     counts: OpCounts,
@@ -72,7 +72,7 @@ pub fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-fn open(path: &Path) -> Result<Subject> {
+fn open(path: &Path) -> Result<AdvisedModel> {
     if !path.is_dir() {
         return graph(path);
     }
@@ -98,13 +98,13 @@ fn open(path: &Path) -> Result<Subject> {
     }
 }
 
-fn graph(path: &Path) -> Result<Subject> {
+fn graph(path: &Path) -> Result<AdvisedModel> {
     let file = OnnxFile::open(path)?;
     let counts = OpCounts::of(file.model).context(|| format!("cannot read {}", path.display()))?;
-    Ok(Subject { path: path.into(), counts, bytes: file.bytes, graph: true })
+    Ok(AdvisedModel { path: path.into(), counts, bytes: file.bytes, graph: true })
 }
 
-fn checkpoint(path: &Path) -> Result<Subject> {
+fn checkpoint(path: &Path) -> Result<AdvisedModel> {
     let checkpoint = Checkpoint::open(path)?;
     if Model::read(&Config::open(&path.join("config.json"))?).is_ok() {
         let shown = path.display();
@@ -114,11 +114,11 @@ fn checkpoint(path: &Path) -> Result<Subject> {
         .hint(format!("llmq quantize {shown} -o OUT.gguf")));
     }
     let bytes = checkpoint.tensors().map(|tensor| tensor.bytes as u64).sum();
-    Ok(Subject { path: path.into(), counts: OpCounts::of_checkpoint(&checkpoint), bytes, graph: false })
+    Ok(AdvisedModel { path: path.into(), counts: OpCounts::of_checkpoint(&checkpoint), bytes, graph: false })
 }
 
 /// What to type.
-fn command(subject: &Subject, choice: Choice) -> Option<String> {
+fn command(subject: &AdvisedModel, choice: Choice) -> Option<String> {
     let path = subject.path.display();
     let out = subject.path.with_extension("int8.onnx");
     let out = out.display();
@@ -137,8 +137,8 @@ fn command(subject: &Subject, choice: Choice) -> Option<String> {
     })
 }
 
-fn show(subject: &Subject, advice: &Advice, command: Option<&str>) {
-    let Subject { path, counts, bytes: size, .. } = subject;
+fn show(subject: &AdvisedModel, advice: &Advice, command: Option<&str>) {
+    let AdvisedModel { path, counts, bytes: size, .. } = subject;
     line(format!("{}: {}, {} weights", path.display(), bytes(*size), counts.weights()));
     for (kind, share) in &counts.kinds {
         let work =
@@ -159,7 +159,7 @@ fn show(subject: &Subject, advice: &Advice, command: Option<&str>) {
     }
 }
 
-fn tell(subject: &Subject, advice: &Advice, command: Option<&str>) {
+fn tell(subject: &AdvisedModel, advice: &Advice, command: Option<&str>) {
     let counts = &subject.counts;
     for (kind, share) in &counts.kinds {
         let fields = json!({

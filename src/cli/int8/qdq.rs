@@ -16,7 +16,7 @@ use crate::int8::qat;
 use crate::int8::qdq::exclude::{self, Exclusions};
 use crate::int8::qdq::observe::Seen;
 use crate::int8::qdq::plan::{Plan, Role};
-use crate::int8::qdq::{Float, Given, Layer, Quantized};
+use crate::int8::qdq::{CalibratedGraph, Float, Layer, Quantized};
 use crate::int8::refine;
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -88,8 +88,14 @@ pub fn run(args: &Args) -> Result<()> {
     let (integers, words) = args.calibration.integers();
     let excluded = |name: &str| exclusions.contains(name);
     let calibrator = args.calibration.calibrator()?;
-    let given =
-        Given { float: &float, samples: &samples, ranges: &seen.ranges, calibrator, integers, excluded: &excluded };
+    let given = CalibratedGraph {
+        float: &float,
+        samples: &samples,
+        ranges: &seen.ranges,
+        calibrator,
+        integers,
+        excluded: &excluded,
+    };
     let (mut trained, mut refined) = (None, None);
     let quantized = if let Some(options) = training {
         let found = training::train(given, options, args.json)?;

@@ -2,12 +2,12 @@
 
 use crate::cli::output::{Progress, line};
 use crate::error::Result;
-use crate::int8::qdq::Given;
+use crate::int8::qdq::CalibratedGraph;
 use crate::int8::refine::{self, LEAST, Name, Refined, Report, Step};
 use serde_json::{Value, json};
 
 /// Refines, and shows how it goes.
-pub fn refine(given: Given, json: bool) -> Result<Refined> {
+pub fn refine(given: CalibratedGraph, json: bool) -> Result<Refined> {
     let progress = Progress::new(false, json);
     let mut current = None;
     let told = &mut |name: Name, done: usize, total: usize| {

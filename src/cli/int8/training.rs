@@ -3,7 +3,7 @@
 use crate::cli::output::{Progress, line};
 use crate::error::{Error, Result};
 use crate::int8::qat::{self, Report, Trained};
-use crate::int8::qdq::Given;
+use crate::int8::qdq::CalibratedGraph;
 use serde_json::{Value, json};
 
 #[derive(Debug, clap::Args)]
@@ -41,7 +41,7 @@ impl Training {
 }
 
 /// Trains, and shows how it goes.
-pub fn train(given: Given, options: qat::Options, json: bool) -> Result<Trained> {
+pub fn train(given: CalibratedGraph, options: qat::Options, json: bool) -> Result<Trained> {
     let progress = Progress::new(false, json);
     let told = &mut |done: usize, total: usize, error: f64| {
         progress.say(&format!("error {}", percent(error)));

@@ -1,7 +1,7 @@
 //! What the options of `llmq quantize` ask for; `llmq plan` has the same ones.
 
 use super::{Args, provenance};
-use crate::cli::budget::Given;
+use crate::cli::budget::SizeBudget;
 use crate::cli::{output, override_kv};
 use crate::error::{Error, Result};
 use crate::format::mix::Mix;
@@ -18,11 +18,11 @@ impl Args {
     ///
     /// # Errors
     /// A number that makes no sense.
-    pub(super) fn target(&self) -> Result<Option<Given>> {
-        match self.target.given()? {
-            None if self.fit.context.is_none() || self.fit.given()?.is_some() => self.fit.given(),
+    pub(super) fn target(&self) -> Result<Option<SizeBudget>> {
+        match self.target.budget()? {
+            None if self.fit.context.is_none() || self.fit.budget()?.is_some() => self.fit.budget(),
             None => Err(Error::usage("--context is for --fit").hint("add --fit SIZE, the memory of a GPU")),
-            given => Ok(given),
+            budget => Ok(budget),
         }
     }
 

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 /// An input: noise for floats, and ones for whole numbers, which are valid as ids, types and masks.
 #[derive(Debug, Serialize)]
-pub(super) struct Given {
+pub(super) struct BenchInput {
     pub name: String,
     #[serde(rename = "type")]
     pub kind: Kind,
@@ -25,7 +25,7 @@ pub(super) enum Kind {
     Bool,
 }
 
-impl Given {
+impl BenchInput {
     /// For this input, its open dimensions as `sizes` says.
     ///
     /// # Errors

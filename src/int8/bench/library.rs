@@ -1,6 +1,6 @@
 //! ONNX Runtime's library, loaded while the program runs.
 
-use super::bench_inputs::{Given, Kind};
+use super::bench_inputs::{BenchInput, Kind};
 use super::in_turn;
 use super::runtime::{Answer, Question};
 use crate::error::{Error, Result};
@@ -97,7 +97,7 @@ fn version(path: &Path) -> String {
     }
 }
 
-fn value(given: &Given) -> ort::Result<DynTensor> {
+fn value(given: &BenchInput) -> ort::Result<DynTensor> {
     let (dims, elements) = (given.dims.clone(), given.elements());
     Ok(match given.kind {
         Kind::Float32 => Tensor::from_array((dims, given.noise()))?.upcast(),

@@ -1,6 +1,6 @@
 //! ONNX Runtime, as a library or through Python, whichever is found.
 
-use super::bench_inputs::Given;
+use super::bench_inputs::BenchInput;
 #[cfg(feature = "ort")]
 use super::library::Library;
 use super::python::Python;
@@ -41,7 +41,7 @@ pub(super) struct Question {
     /// Where the graphs go that it makes of them.
     pub optimized: Vec<PathBuf>,
     /// What all models are given.
-    pub inputs: Vec<Given>,
+    pub inputs: Vec<BenchInput>,
     pub runs: usize,
     /// 0: as many as it likes.
     pub threads: usize,
@@ -92,7 +92,7 @@ impl OnnxRuntime {
         let question = Question {
             models: files.iter().map(|file| file.path.clone()).collect(),
             optimized: (0..files.len()).map(|n| folder.path().join(format!("{n}.onnx"))).collect(),
-            inputs: inputs.iter().map(|input| Given::of(input, sizes)).collect::<Result<_>>()?,
+            inputs: inputs.iter().map(|input| BenchInput::of(input, sizes)).collect::<Result<_>>()?,
             runs,
             threads,
         };

@@ -27,7 +27,7 @@ use super::engine::Engine;
 use super::onnx::Graph;
 use super::onnx::proto::ModelProto;
 use super::qdq::plan::Plan;
-use super::qdq::{Given, Quantized};
+use super::qdq::{CalibratedGraph, Quantized};
 use super::ranges::Range;
 use super::samples::Samples;
 use crate::error::{Context, Error, Result};
@@ -108,8 +108,8 @@ pub type Told<'a> = &'a mut dyn FnMut(usize, usize, f64);
 ///
 /// # Errors
 /// Training cannot go through the graph, there are too few samples, or it diverges.
-pub fn train(given: Given, options: Options, told: Told) -> Result<Trained> {
-    let Given { float, samples, ranges, integers, excluded, .. } = given;
+pub fn train(given: CalibratedGraph, options: Options, told: Told) -> Result<Trained> {
+    let CalibratedGraph { float, samples, ranges, integers, excluded, .. } = given;
     if samples.len() < LEAST_SAMPLES {
         return Err(Error::new(format!(
             "--qat needs {LEAST_SAMPLES} calibration samples, and there are {}",

@@ -29,7 +29,7 @@ use std::path::PathBuf;
 
 /// A static quantization that is to become better.
 #[derive(Clone, Copy)]
-pub struct Given<'a> {
+pub struct CalibratedGraph<'a> {
     /// The float model.
     pub float: &'a Float,
     /// The calibration samples.

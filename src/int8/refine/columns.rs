@@ -31,7 +31,7 @@ pub struct Windows {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Padding {
     /// In front and behind, for each axis.
-    Given([usize; 2], [usize; 2]),
+    Explicit([usize; 2], [usize; 2]),
     /// As much as makes the output as large as the input over the stride; where that is odd, one more `behind`.
     Same { behind: bool },
 }
@@ -57,13 +57,13 @@ impl Columns {
         let padding = match text {
             b"SAME_UPPER" => Padding::Same { behind: true },
             b"SAME_LOWER" => Padding::Same { behind: false },
-            b"VALID" => Padding::Given([0; 2], [0; 2]),
+            b"VALID" => Padding::Explicit([0; 2], [0; 2]),
             _ => {
                 let pads: Vec<i64> = node.ints_of("pads").map_or(vec![0; 2 * axes], <[i64]>::to_vec);
                 let pads: Vec<usize> = pads.iter().map(|&n| usize::try_from(n).ok()).collect::<Option<_>>()?;
                 match pads[..] {
-                    [a, b] if axes == 1 => Padding::Given([0, a], [0, b]),
-                    [a, b, c, d] if axes == 2 => Padding::Given([a, b], [c, d]),
+                    [a, b] if axes == 1 => Padding::Explicit([0, a], [0, b]),
+                    [a, b, c, d] if axes == 2 => Padding::Explicit([a, b], [c, d]),
                     _ => return None,
                 }
             }
@@ -154,7 +154,7 @@ impl Windows {
     fn extent(&self, size: [usize; 2]) -> ([usize; 2], [usize; 2]) {
         let span = |axis: usize| self.dilations[axis] * (self.kernel[axis] - 1) + 1;
         let one = |axis: usize| match &self.padding {
-            Padding::Given(before, behind) => {
+            Padding::Explicit(before, behind) => {
                 let room = (size[axis] + before[axis] + behind[axis]).checked_sub(span(axis));
                 (before[axis], room.map_or(0, |room| room / self.strides[axis] + 1))
             }

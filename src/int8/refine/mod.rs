@@ -18,7 +18,7 @@ mod split;
 
 use super::engine::Engine;
 use super::onnx::proto::ModelProto;
-use super::qdq::{Given, Quantized};
+use super::qdq::{CalibratedGraph, Quantized};
 use super::ranges::Range;
 use crate::error::Result;
 use judge::{Verdict, judge};
@@ -95,8 +95,8 @@ pub type Told<'a> = &'a mut dyn FnMut(Name, usize, usize);
 ///
 /// # Errors
 /// A sample cannot be read, a graph cannot be run on it, or a tensor is damaged.
-pub fn refine(given: Given, told: Told) -> Result<Refined> {
-    let Given { float, samples, ranges, integers, excluded, .. } = given;
+pub fn refine(given: CalibratedGraph, told: Told) -> Result<Refined> {
+    let CalibratedGraph { float, samples, ranges, integers, excluded, .. } = given;
     let quantized = float.quantized(ranges, integers, excluded)?;
     let mut report = Report { teach: 0, judge: 0, steps: Vec::new() };
     let Some(split) = Split::of(samples.len()) else {
@@ -123,7 +123,7 @@ struct Now {
 }
 
 struct Run<'a> {
-    given: Given<'a>,
+    given: CalibratedGraph<'a>,
     split: Split,
     teacher: Engine,
     report: Report,
@@ -148,7 +148,7 @@ impl Run<'_> {
     }
 
     fn balance(&mut self, told: Told) -> Result<()> {
-        let Given { float, samples, integers, excluded, calibrator, .. } = self.given;
+        let CalibratedGraph { float, samples, integers, excluded, calibrator, .. } = self.given;
         let plan = &self.now.quantized.plan;
         let show = &mut |done, total| told(Name::Balance, done, total);
         let (model, done) = balance::balance(&self.now.model, plan, integers.levels, samples, &self.split.teach, show)?;
@@ -168,7 +168,7 @@ impl Run<'_> {
     }
 
     fn round(&mut self, told: Told) -> Result<()> {
-        let Given { samples, integers, .. } = self.given;
+        let CalibratedGraph { samples, integers, .. } = self.given;
         let show = &mut |done, total| told(Name::Rounding, done, total);
         let Now { model, quantized, .. } = &self.now;
         let (model, done) = rounding::round(model, quantized, integers.levels, samples, &self.split.teach, show)?;

@@ -6,11 +6,11 @@ use llmq::model::Model;
 use llmq::pipeline::loaded_model::gguf_model;
 use llmq::pipeline::weights::open_gguf;
 use llmq::source::config::Config;
-use llmq_fuzz::Given;
+use llmq_fuzz::InputFile;
 use std::hint::black_box;
 use std::sync::LazyLock;
 
-static FILES: LazyLock<[Given; 2]> = LazyLock::new(|| ["config.json", "model.gguf"].map(|name| Given::new(name, &[])));
+static FILES: LazyLock<[InputFile; 2]> = LazyLock::new(|| ["config.json", "model.gguf"].map(|name| InputFile::new(name, &[])));
 
 fuzz_target!(|bytes: &[u8]| {
     let is_gguf = bytes.starts_with(b"GGUF");

@@ -5,11 +5,11 @@ use libfuzzer_sys::fuzz_target;
 use llmq::pipeline::weights::open_gguf;
 use llmq::source::tokenizer::Tokenizer;
 use llmq::source::vocabulary::{Kind, Vocabulary};
-use llmq_fuzz::Given;
+use llmq_fuzz::InputFile;
 use std::hint::black_box;
 use std::sync::LazyLock;
 
-static FILE: LazyLock<Given> = LazyLock::new(|| Given::new("model.gguf", &[]));
+static FILE: LazyLock<InputFile> = LazyLock::new(|| InputFile::new("model.gguf", &[]));
 
 fuzz_target!(|bytes: &[u8]| {
     let Ok(file) = open_gguf(FILE.holds(bytes)) else { return };

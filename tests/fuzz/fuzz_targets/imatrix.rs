@@ -3,11 +3,11 @@
 
 use libfuzzer_sys::fuzz_target;
 use llmq::source::imatrix::Imatrix;
-use llmq_fuzz::Given;
+use llmq_fuzz::InputFile;
 use std::hint::black_box;
 use std::sync::LazyLock;
 
-static FILE: LazyLock<Given> = LazyLock::new(|| Given::new("imatrix.gguf", &[]));
+static FILE: LazyLock<InputFile> = LazyLock::new(|| InputFile::new("imatrix.gguf", &[]));
 
 fuzz_target!(|bytes: &[u8]| {
     let Ok(mut imatrix) = Imatrix::read(FILE.holds(bytes)) else { return };

@@ -4,10 +4,10 @@
 use libfuzzer_sys::fuzz_target;
 use llmq::int8::onnx::shape::Dim;
 use llmq::int8::samples::{InputSpec, Samples};
-use llmq_fuzz::Given;
+use llmq_fuzz::InputFile;
 use std::sync::LazyLock;
 
-static FILES: LazyLock<[Given; 2]> = LazyLock::new(|| ["x.npz", "x.npy"].map(|name| Given::new(name, &[])));
+static FILES: LazyLock<[InputFile; 2]> = LazyLock::new(|| ["x.npz", "x.npy"].map(|name| InputFile::new(name, &[])));
 
 fuzz_target!(|bytes: &[u8]| {
     let path = FILES[usize::from(!bytes.starts_with(b"PK"))].holds(bytes);

@@ -7,12 +7,12 @@ use llmq::int8::dynamic::{self, Options};
 use llmq::int8::onnx::OnnxFile;
 use llmq::int8::qdq::Float;
 use llmq::int8::weights::Levels;
-use llmq_fuzz::{Given, alone};
+use llmq_fuzz::{InputFile, alone};
 use std::sync::LazyLock;
 
-static FILE: LazyLock<Given> = LazyLock::new(|| {
+static FILE: LazyLock<InputFile> = LazyLock::new(|| {
     alone();
-    Given::new("model.onnx", &[("w", &[63; 64])])
+    InputFile::new("model.onnx", &[("w", &[63; 64])])
 });
 
 fuzz_target!(|bytes: &[u8]| {

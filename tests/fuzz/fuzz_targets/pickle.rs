@@ -3,12 +3,12 @@
 
 use libfuzzer_sys::fuzz_target;
 use llmq::source::checkpoint::Checkpoint;
-use llmq_fuzz::{Given, alone, zip};
+use llmq_fuzz::{InputFile, alone, zip};
 use std::sync::LazyLock;
 
-static FILE: LazyLock<Given> = LazyLock::new(|| {
+static FILE: LazyLock<InputFile> = LazyLock::new(|| {
     alone();
-    Given::new("pytorch_model.bin", &[])
+    InputFile::new("pytorch_model.bin", &[])
 });
 
 fuzz_target!(|bytes: &[u8]| {

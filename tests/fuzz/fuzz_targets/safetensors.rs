@@ -3,7 +3,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use llmq::source::checkpoint::Checkpoint;
-use llmq_fuzz::{Given, alone};
+use llmq_fuzz::{InputFile, alone};
 use std::sync::LazyLock;
 
 const DESCRIPTIONS: [&str; 6] = [
@@ -15,9 +15,9 @@ const DESCRIPTIONS: [&str; 6] = [
     r#"{"quantization_config": {"quant_method": "fp8", "weight_block_size": [2, 2]}}"#,
 ];
 
-static FILES: LazyLock<[Given; 6]> = LazyLock::new(|| {
+static FILES: LazyLock<[InputFile; 6]> = LazyLock::new(|| {
     alone();
-    DESCRIPTIONS.map(|config| Given::new("model.safetensors", &[("config.json", config.as_bytes())]))
+    DESCRIPTIONS.map(|config| InputFile::new("model.safetensors", &[("config.json", config.as_bytes())]))
 });
 
 fuzz_target!(|bytes: &[u8]| {

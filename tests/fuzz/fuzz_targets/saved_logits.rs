@@ -3,12 +3,12 @@
 
 use libfuzzer_sys::fuzz_target;
 use llmq::eval::saved::SavedLogits;
-use llmq_fuzz::{Given, alone};
+use llmq_fuzz::{InputFile, alone};
 use std::sync::LazyLock;
 
-static FILE: LazyLock<Given> = LazyLock::new(|| {
+static FILE: LazyLock<InputFile> = LazyLock::new(|| {
     alone();
-    Given::new("base.kld", &[])
+    InputFile::new("base.kld", &[])
 });
 
 fuzz_target!(|bytes: &[u8]| {

@@ -2,12 +2,12 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use llmq_fuzz::{Given, alone, encode};
+use llmq_fuzz::{InputFile, alone, encode};
 use std::sync::LazyLock;
 
-static FILE: LazyLock<Given> = LazyLock::new(|| {
+static FILE: LazyLock<InputFile> = LazyLock::new(|| {
     alone();
-    Given::new("tekken.json", &[])
+    InputFile::new("tekken.json", &[])
 });
 
 fuzz_target!(|bytes: &[u8]| encode(FILE.folder_holds(bytes), 16));

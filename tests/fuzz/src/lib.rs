@@ -13,14 +13,14 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 /// A file that holds the input at hand. It should lie in memory: scripts/fuzz.sh sets `TMPDIR` to a folder there.
-pub struct Given {
+pub struct InputFile {
     file: File,
     path: PathBuf,
 }
 
-impl Given {
+impl InputFile {
     /// The file of this name, alone in a folder but for its neighbours, which hold what is given with their names.
-    pub fn new(name: &str, neighbours: &[(&str, &[u8])]) -> Given {
+    pub fn new(name: &str, neighbours: &[(&str, &[u8])]) -> InputFile {
         static FOLDERS: AtomicUsize = AtomicUsize::new(0);
         let number = FOLDERS.fetch_add(1, Relaxed);
         let folder = std::env::temp_dir().join(format!("llmq-fuzz-{}-{number}", std::process::id()));
@@ -29,7 +29,7 @@ impl Given {
             fs::write(folder.join(name), bytes).expect("a file in it");
         }
         let path = folder.join(name);
-        Given { file: File::create(&path).expect("a file in it"), path }
+        InputFile { file: File::create(&path).expect("a file in it"), path }
     }
 
     /// Makes these bytes all that the file holds, and gives its path. Nothing may have it mapped.

@@ -15,7 +15,7 @@ use rand_chacha::ChaCha8Rng;
 
 /// An input of an operator under test.
 #[derive(Clone, Copy)]
-enum Given {
+enum TestInput {
     /// Floats between these, with a gradient.
     X(&'static [usize], f32, f32),
     /// Floats that are constant.
@@ -29,7 +29,7 @@ enum Given {
     /// Left out.
     Missing,
 }
-use Given::{B, C, I, Missing, One, X};
+use TestInput::{B, C, I, Missing, One, X};
 
 fn text(name: &str, value: &str) -> AttributeProto {
     let kind = Some(AttributeType::String as i32);
@@ -41,7 +41,7 @@ fn number(name: &str, value: f32) -> AttributeProto {
 }
 
 /// Compares all outputs with the engine's, and the gradient along some directions with differences.
-fn check(op: &str, attributes: Vec<AttributeProto>, given: &[Given], outputs: usize) {
+fn check(op: &str, attributes: Vec<AttributeProto>, given: &[TestInput], outputs: usize) {
     let mut random = ChaCha8Rng::seed_from_u64(7);
     let names: Vec<String> = (0..given.len()).map(|at| format!("x{at}")).collect();
     let inputs: Vec<&str> =
