@@ -58,6 +58,16 @@ impl Steps {
         (self.d * self.scales[group], -(self.dmin * self.mins[group]))
     }
 
+    /// The row in lane `l`.
+    pub fn lane(&self, l: usize) -> RowSteps {
+        RowSteps {
+            d: self.d.0[l],
+            dmin: self.dmin.0[l],
+            scales: self.scales.map(|x| x.0[l]),
+            mins: self.mins.map(|x| x.0[l]),
+        }
+    }
+
     /// Replaces the row in lane `l`.
     pub fn set_lane(&mut self, l: usize, row: &RowSteps) {
         (self.d.0[l], self.dmin.0[l]) = (row.d, row.dmin);

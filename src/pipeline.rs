@@ -16,6 +16,7 @@ pub mod journal;
 mod kept;
 pub mod loaded_model;
 mod on_the_fly;
+mod output_side;
 mod packed;
 pub mod plan;
 pub mod report;
@@ -38,6 +39,7 @@ use crate::{interrupt, writer};
 use folder::Folder;
 use journal::{Journal, State};
 use llmq_kernels::elementwise::first_beyond;
+use output_side::OutputSide;
 use plan::{Plan, Planned};
 use report::{Clock, Observer, Summary, TensorReport, Work};
 use std::collections::HashMap;
@@ -153,8 +155,20 @@ fn attempt(
     let tokens = windows.iter().map(Vec::len).sum();
     let (tensors, notes, statistics) = (Vec::new(), Vec::new(), Imatrix::default());
     let vanished = HashMap::new();
-    let mut run =
-        Run { plan, rounding, observer, clock, writer, journal, tensors, vanished, notes, tokens, statistics };
+    let mut run = Run {
+        plan,
+        rounding,
+        observer,
+        clock,
+        writer,
+        journal,
+        tensors,
+        vanished,
+        notes,
+        tokens,
+        statistics,
+        outputs: None,
+    };
     run.all(calibration, &windows, state)?;
     report::vanished(&run.tensors).into_iter().for_each(|note| run.note(note));
     let Run { mut clock, mut writer, tensors, notes, tokens, statistics, journal, .. } = run;
@@ -194,6 +208,8 @@ struct Run<'a> {
     notes: Vec<String>,
     tokens: usize,
     statistics: Imatrix,
+    /// The output-side Hessians of layers, where errors of rows are carried on to others.
+    outputs: Option<OutputSide>,
 }
 
 /// A tensor that is ready to be written.
@@ -218,6 +234,9 @@ impl Run<'_> {
             plan.notes.iter().for_each(|note| self.note(note.clone()));
         }
         let first = state.as_ref().map_or(0, |state| state.blocks);
+        if let Some(c) = calibration.filter(|_| self.rounding.options.outputs) {
+            self.outputs = Some(self.output_side(windows, c, state.is_some())?);
+        }
         let mut stream = match &state {
             Some(state) if state.complete => return Ok(()),
             Some(state) => {

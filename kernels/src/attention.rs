@@ -1,7 +1,10 @@
 //! Attention, causal or both ways.
 
+mod backward;
+
 use crate::elementwise::{log_sum_exp, softcap, softmax};
 use crate::gemm::{Old, Precision, View, product};
+pub use backward::causal_backward;
 use rayon::prelude::*;
 
 /// Queries that one task handles. A constant, so that results do not depend on the number of threads.
@@ -90,12 +93,12 @@ pub fn causal(q: &[f32], k: &[f32], v: &[f32], shape: Shape, how: &Scores, out: 
             let values = View::new(&v[kv..], seen, d, kv_width);
             product(Precision::Split, &mut scores, seen, Old::Replaced, 1.0, queries, keys.t());
             for (i, row) in scores.chunks_mut(seen).enumerate() {
-                let own = how.seen(past + first + i, all);
-                row[own.end..].fill(0.0);
-                row[..own.start].fill(0.0);
                 match how.chosen.get((w * positions + first + i) * all..) {
-                    None | Some([]) => weigh(&mut row[own], how, how.sinks.get(h)),
+                    None | Some([]) => weigh_seen(row, past + first + i, all, how, h),
                     Some(chosen) => {
+                        let own = how.seen(past + first + i, all);
+                        row[own.end..].fill(0.0);
+                        row[..own.start].fill(0.0);
                         let mut few: Vec<f32> = own.clone().filter(|&u| chosen[u]).map(|u| row[u]).collect();
                         weigh(&mut few, how, how.sinks.get(h));
                         let mut few = few.into_iter();
@@ -154,6 +157,14 @@ pub fn choose(q: &[f32], k: &[f32], weights: &[f32], shape: Shape, top: usize) -
         }
     });
     chosen
+}
+
+/// From the scores of a position to its weights, in head `h`: of those that it sees, and zeros elsewhere.
+fn weigh_seen(row: &mut [f32], position: usize, all: usize, how: &Scores, h: usize) {
+    let own = how.seen(position, all);
+    row[own.end..].fill(0.0);
+    row[..own.start].fill(0.0);
+    weigh(&mut row[own], how, how.sinks.get(h));
 }
 
 /// From scores to weights.

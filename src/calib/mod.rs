@@ -4,6 +4,7 @@ pub mod activation_stats;
 pub mod chat;
 pub mod corpus;
 pub mod hessian;
+pub mod output_hessian;
 #[cfg(feature = "parquet")]
 mod parquet_column;
 pub mod sets;

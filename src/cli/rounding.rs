@@ -40,6 +40,11 @@ pub struct How {
     #[arg(long)]
     no_scale_sweeps: bool,
 
+    /// Carry the error of a row on to other rows, too, by how errors at the outputs of layers move the model's predictions: measured by a
+    /// backward pass over a part of the calibration text
+    #[arg(long)]
+    output_feedback: bool,
+
     /// Do not run the original model beside the quantized one, by which layers mend what those before them have lost
     #[arg(long)]
     no_gptaq: bool,
@@ -111,7 +116,7 @@ impl How {
         }
         let (order, scales) = (!self.no_order, !self.no_scale_sweeps);
         let sweeps = self.sweeps.unwrap_or(self.effort.preset().sweeps);
-        Ok(Options { damp: self.damp, order, sweeps, scales })
+        Ok(Options { damp: self.damp, order, sweeps, scales, outputs: self.output_feedback })
     }
 
     /// The options that decide about the bytes of a file made with this method, as they are typed.
@@ -132,6 +137,7 @@ impl How {
         let flags = [
             ("--no-order", !options.order),
             ("--no-scale-sweeps", !options.scales),
+            ("--output-feedback", options.outputs),
             ("--no-gptaq", !self.asymmetric(method)),
         ];
         words.extend(flags.into_iter().filter(|(_, given)| *given).map(|(flag, _)| flag.to_owned()));

@@ -46,6 +46,7 @@ impl Method for Auto {
         let layers = site.layers.iter().zip(ways).map(|(layer, (way, rounded))| {
             let w = if way.target { layer.target() } else { layer.w };
             let rounded = match layer.w.len() / site.columns <= JUDGED {
+                _ if way.fed_back && layer.outputs.is_some() => layer.round(solver, scales.as_deref(), site.columns),
                 true => rounded,
                 false => way.round(w, layer.grid, site, solver, scales.as_deref()),
             };

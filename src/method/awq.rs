@@ -59,7 +59,7 @@ impl Method for AwqGptq {
         let solver = site.solver(options);
         let scales = scales_for(solver, site);
         let layers = site.layers.iter().map(|layer| Solved {
-            rounded: solver.round(layer.target(), scales.as_deref(), layer.grid),
+            rounded: layer.round(solver, scales.as_deref(), site.columns),
             method: match (scales.is_some(), solver.is_plain()) {
                 (true, false) => self.name(),
                 (false, false) => "gptq",

@@ -41,7 +41,7 @@ impl Method for Gptq {
     fn quantize(&self, site: &Site, options: &Options) -> Result<Solution> {
         let solver = site.solver(options);
         let layers = site.layers.iter().map(|layer| Solved {
-            rounded: solver.round(layer.target(), None, layer.grid),
+            rounded: layer.round(solver, None, site.columns),
             method: if solver.is_plain() { "rtn" } else { self.name() },
         });
         Ok(Solution { scales: None, layers: layers.collect(), notes: solver.note().into_iter().collect() })
@@ -220,7 +220,8 @@ impl Solver {
         };
         let columns = self.columns(scales);
         let mut out = QuantizedMatrix::new(w.len() / n, n, grid);
-        let each = at_once(w.len() / n);
+        let rows = w.len() / n;
+        let each = at_once(rows).min(rows.div_ceil(rayon::current_num_threads()).next_multiple_of(LANES)).max(LANES);
         let spare = Spare::new();
         out.parts(each).zip(w.par_chunks(each * n)).for_each(|(mut part, w)| {
             spare.with(Room::default, |room| {

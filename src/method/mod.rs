@@ -9,6 +9,7 @@ mod factor;
 mod gptaq;
 mod gptq;
 mod gptq_int8;
+mod output_feedback;
 mod polish;
 mod quantized_matrix;
 mod rtn;
@@ -22,6 +23,7 @@ pub use gptq::{FEEDBACK, Solver, Span};
 pub use gptq_int8::GptqInt8;
 use llmq_kernels::gemm::{Old, Precision, View, product};
 use llmq_kernels::squares;
+pub use output_feedback::OutputFeedback;
 pub use quantized_matrix::QuantizedMatrix;
 use rayon::prelude::*;
 use std::borrow::Cow;
@@ -44,11 +46,13 @@ pub struct Options {
     pub sweeps: usize,
     /// Whether these sweeps move the scales, too.
     pub scales: bool,
+    /// Carry the error of a row on to others, by how the outputs of a layer move the model's predictions.
+    pub outputs: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { damp: 0.01, order: true, sweeps: 3, scales: true }
+        Options { damp: 0.01, order: true, sweeps: 3, scales: true, outputs: false }
     }
 }
 
@@ -62,12 +66,22 @@ pub struct Layer<'a> {
     pub weight: f64,
     /// What its output should be instead of its own one, where that is known.
     pub target: Option<Target>,
+    /// How the errors of its rows are carried on, where that is known.
+    pub outputs: Option<OutputFeedback>,
 }
 
 impl Layer<'_> {
     /// The weights whose output is nearest to what it should be: `[rows, columns]`.
     pub fn target(&self) -> &[f32] {
         self.target.as_ref().map_or(self.w, |target| &target.w)
+    }
+
+    /// Rounds all of it with error feedback, towards its target, its columns multiplied by `scales` first.
+    pub fn round(&self, solver: &Solver, scales: Option<&[f32]>, columns: usize) -> QuantizedMatrix {
+        match &self.outputs {
+            Some(outputs) if !solver.is_plain() => outputs.round(solver, self.target(), columns, scales, self.grid),
+            _ => solver.round(self.target(), scales, self.grid),
+        }
     }
 
     /// The squared error of the layer's output over the windows that were held out, up to a constant, per token, as the rows that

@@ -52,6 +52,19 @@ impl QuantizedMatrix {
         out
     }
 
+    /// Replaces some rows by those of a matrix of as many columns on the same grid, in their order.
+    pub fn set_rows(&mut self, places: &[usize], other: &QuantizedMatrix) {
+        let (n, blocks) = (self.columns, self.columns / self.width);
+        for (from, &to) in places.iter().enumerate() {
+            let (own, other_lane) = (to / LANES, from / LANES);
+            let codes = self.codes[own * n..][..n].iter_mut().zip(&other.codes[other_lane * n..][..n]);
+            codes.for_each(|(own, other)| own[to % LANES] = other[from % LANES]);
+            let steps =
+                self.steps[own * blocks..][..blocks].iter_mut().zip(&other.steps[other_lane * blocks..][..blocks]);
+            steps.for_each(|(own, other)| own.set_lane(to % LANES, &other.lane(from % LANES)));
+        }
+    }
+
     /// Multiplies each row by a factor, as exactly as the file can hold the super-scales: the codes stay what they are, because
     /// every method rounds a row the same way whatever its size.
     pub fn scale_rows(&mut self, factors: &[f32], freedom: &Freedom) {

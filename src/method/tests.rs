@@ -5,13 +5,14 @@ mod gptaq;
 mod gptq;
 mod gptq_int8;
 mod odd;
+mod output_feedback;
 mod rows;
 
 use super::*;
 use crate::format::{Encoding, TYPES, Type};
 
 /// The algorithm as the paper has it, and nothing after it.
-const PAPER: Options = Options { damp: 0.01, order: false, sweeps: 0, scales: false };
+const PAPER: Options = Options { damp: 0.01, order: false, sweeps: 0, scales: false, outputs: false };
 
 fn noise(n: usize, seed: u64) -> Vec<f32> {
     let mut s = seed.wrapping_add(99);
@@ -66,7 +67,7 @@ fn few_columns(grid: &dyn Grid) -> usize {
 }
 
 fn layer<'a>(w: &'a [f32], grid: &'a dyn Grid) -> Layer<'a> {
-    Layer { w, grid, weight: 1.0, target: None }
+    Layer { w, grid, weight: 1.0, target: None, outputs: None }
 }
 
 /// A Hessian with the usual damping.

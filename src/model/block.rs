@@ -159,8 +159,8 @@ impl<'a> Block<'a> {
         self.config(half).mixer.last().is_some()
     }
 
-    fn layers(&self, half: usize) -> Layers<'_, 'a> {
-        Layers { block: self, half, moved: None, experts: None }
+    pub(super) fn layers(&self, half: usize) -> Layers<'_, 'a> {
+        Layers { block: self, half, moved: &[], experts: None }
     }
 
     fn norm(&self, norm: &NormConfig, x: &Tensor) -> Result<Tensor> {
@@ -356,12 +356,12 @@ impl<'a> Block<'a> {
         let mut signs = ChaCha8Rng::seed_from_u64(tokens as u64);
         let noise: Vec<f32> = (0..tokens * rows).map(|_| if signs.random() { size } else { -size }).collect();
         let noise = Tensor::from_vec(noise, (tokens, rows), x.device())?;
-        let inner = |moved| {
+        let inner = |moved: &[(Part, &Tensor)]| {
             let layers = Layers { moved, ..self.layers(half) };
             config.mixer.inner(&layers, x, &mut At { states, state: None })
         };
-        let moved = self.last(half, &inner(Some((part, &noise)))?)?;
-        let difference = (moved - self.last(half, &inner(None)?)?)?.sqr()?.sum_all()?.to_scalar::<f32>()?;
+        let moved = self.last(half, &inner(&[(part, &noise)])?)?;
+        let difference = (moved - self.last(half, &inner(&[])?)?)?.sqr()?.sum_all()?.to_scalar::<f32>()?;
         Ok(f64::from(difference) / (tokens * rows) as f64 / f64::from(size * size))
     }
 
@@ -399,7 +399,7 @@ impl<'a> Block<'a> {
         self.run(&Layers { experts: Some(experts), ..self.layers(half) }, states, before, None)
     }
 
-    fn run(
+    pub(super) fn run(
         &self,
         layers: &Layers<'_, 'a>,
         states: &States,

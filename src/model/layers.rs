@@ -4,6 +4,7 @@ use super::block::{Block, ExpertMatrices};
 use super::frame::Frame;
 use super::matrix::Matrix;
 use super::mixer::At;
+use super::ops;
 use super::part::{Kind, Part};
 use crate::error::{Error, Result};
 use candle_core::Tensor;
@@ -13,8 +14,8 @@ use std::ops::Range;
 pub struct Layers<'b, 'a> {
     pub(super) block: &'b Block<'a>,
     pub(super) half: usize,
-    /// What is added to the output of one layer.
-    pub(super) moved: Option<(Part, &'b Tensor)>,
+    /// What is added to the outputs of some layers.
+    pub(super) moved: &'b [(Part, &'b Tensor)],
     /// Where matrices of experts come from, if not from the block.
     pub(super) experts: Option<&'b ExpertMatrices<'b, 'a>>,
 }
@@ -49,9 +50,9 @@ impl Layers<'_, '_> {
     /// Shapes that do not fit.
     pub fn linear(&self, part: Part, x: &Tensor) -> Result<Tensor> {
         let y = self.block.linear(part, x)?;
-        match self.moved {
-            Some((of, by)) if of == part => Ok((y + by)?),
-            _ => Ok(y),
+        match self.moved.iter().find(|(of, _)| *of == part) {
+            Some((_, by)) => Ok(ops::sum(&y, by)?),
+            None => Ok(y),
         }
     }
 
@@ -60,7 +61,8 @@ impl Layers<'_, '_> {
     /// # Errors
     /// Shapes that do not fit.
     pub fn last(&self, inner: &Tensor) -> Result<Tensor> {
-        self.block.last(self.half, inner)
+        let last = self.frame().mixer(self.block.index(), self.half).last();
+        self.linear(last.ok_or_else(|| self.missing("a last layer"))?, inner)
     }
 
     /// One expert's matrix, `[rows, columns]`.

@@ -4,6 +4,7 @@
 //! their names in the checkpoint and in GGUF. There is one forward pass for each [`mixer`], not one for each family. To add an
 //! architecture, write one file in [`family`] and add it to the list there; to add a mixer, the same in [`mixer`].
 
+pub mod backward;
 pub mod block;
 pub mod checkpoint;
 mod config;
@@ -30,6 +31,7 @@ pub mod per_layer;
 pub mod pooling;
 pub mod rope;
 pub mod rotation;
+pub mod sampled_loss;
 mod sharing;
 pub mod states;
 pub mod streams;

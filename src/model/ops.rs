@@ -2,16 +2,23 @@
 //!
 //! On the CPU each goes through llmq's own kernels, plugged in as a candle custom operation; on any other device, through
 //! candle's operations in [`portable`]. Tests hold the two against each other.
+//!
+//! Candle keeps what a backward pass needs only where a variable is among the inputs. Then products and attention have kernels
+//! for their gradients, and [`backward`] has the rest. No gradient goes to weights.
 
+mod backward;
 pub mod portable;
 
 use super::half::Norm;
 use crate::error;
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, D, Layout, Result, Shape, Storage, Tensor, bail};
-use llmq_kernels::attention::{Scores, Shape as Windows, causal};
+use candle_core::{
+    CpuStorage, CustomOp1, CustomOp2, CustomOp3, D, Device, Layout, Result, Shape, Storage, Tensor, bail,
+};
+use llmq_kernels::attention::{Scores, Shape as Windows, causal, causal_backward};
 use llmq_kernels::elementwise::{self, Activation, Pairing};
 use llmq_kernels::fused;
-use llmq_kernels::gemm::{self, Precision};
+use llmq_kernels::gemm::{self, Old, Precision, View};
+use rayon::prelude::*;
 use std::ops::Range;
 
 /// Rows of a tensor that lies in one piece on the CPU.
@@ -20,6 +27,16 @@ fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
         Some((from, to)) => Ok(&storage.as_slice::<f32>()?[from..to]),
         None => bail!("a tensor that is not contiguous: {layout:?}"),
     }
+}
+
+/// The numbers of a tensor on the CPU, in one piece.
+fn numbers(x: &Tensor) -> Result<Vec<f32>> {
+    x.flatten_all()?.to_vec1()
+}
+
+/// A gradient, on the CPU, of the shape of what it is of.
+fn gradient(of: &Tensor, numbers: Vec<f32>) -> Result<Option<Tensor>> {
+    Tensor::from_vec(numbers, of.shape(), &Device::Cpu).map(Some)
 }
 
 struct Linear(Precision);
@@ -37,11 +54,28 @@ impl CustomOp2 for Linear {
         gemm::linear(self.0, slice(x, xl)?, slice(w, wl)?, k, &mut y);
         Ok((CpuStorage::F32(y), (n, m).into()))
     }
+    fn bwd(&self, _: &Tensor, w: &Tensor, _: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        Ok((Some(linear_backward(self.0, grad, w)?), None))
+    }
 }
 
 /// `x·wᵀ`. `x`: `[n, columns]`, `w`: `[rows, columns]`, result: `[n, rows]`. Only on the CPU anything is rounded.
 pub fn linear(precision: Precision, x: &Tensor, w: &Tensor) -> Result<Tensor> {
-    if x.device().is_cpu() { x.apply_op2_no_bwd(w, &Linear(precision)) } else { portable::linear(x, w) }
+    if x.device().is_cpu() { x.apply_op2(w, Linear(precision)) } else { portable::linear(x, w) }
+}
+
+/// The gradient at the input of [`linear`]: `dX = dY·W`. `grad`: `[n, rows]`, `w`: `[rows, columns]`, on the CPU; result: `[n, columns]`.
+pub fn linear_backward(precision: Precision, grad: &Tensor, w: &Tensor) -> Result<Tensor> {
+    let ((n, m), k) = (grad.dims2()?, w.dim(1)?);
+    let (grad, storage) = (numbers(grad)?, w.storage_and_layout().0);
+    let Storage::Cpu(storage) = &*storage else { bail!("weights that are not on the CPU") };
+    let (w, mut dx) = (View::new(slice(storage, w.layout())?, m, k, k), vec![0.0; n * k]);
+    let each = n.div_ceil(rayon::current_num_threads()).max(1);
+    dx.par_chunks_mut(each * k).zip(grad.par_chunks(each * m)).for_each(|(dx, grad)| {
+        let grad = View::new(grad, grad.len() / m, m, m);
+        gemm::product(precision, dx, k, Old::Replaced, 1.0, grad, w);
+    });
+    Tensor::from_vec(dx, (n, k), &Device::Cpu)
 }
 
 /// The same with rows of `w`, `[rows, columns]`, from `decode`, on the CPU; see [`fused::linear`].
@@ -82,11 +116,14 @@ impl CustomOp2 for Sum {
         elementwise::add(a, b, &mut y);
         Ok((CpuStorage::F32(y), al.shape().clone()))
     }
+    fn bwd(&self, _: &Tensor, _: &Tensor, _: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        Ok((Some(grad.clone()), Some(grad.clone())))
+    }
 }
 
 /// `a + b`, both of the same shape: on llmq's own threads, which candle's would wait for.
 pub fn sum(a: &Tensor, b: &Tensor) -> Result<Tensor> {
-    if a.device().is_cpu() { a.apply_op2_no_bwd(b, &Sum) } else { a + b }
+    if a.device().is_cpu() { a.apply_op2(b, Sum) } else { a + b }
 }
 
 struct RmsNorm(f32);
@@ -101,11 +138,15 @@ impl CustomOp2 for RmsNorm {
         elementwise::rms_norm(x, gain, self.0, &mut y);
         Ok((CpuStorage::F32(y), xl.shape().clone()))
     }
+    fn bwd(&self, x: &Tensor, gain: &Tensor, _: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let dx = backward::norm(false, &numbers(x)?, &numbers(gain)?, self.0, &numbers(grad)?);
+        Ok((gradient(x, dx)?, None))
+    }
 }
 
 /// `x / √(mean(x²) + eps) · gain` for each row. `x`: `[n, width]`, `gain`: `[width]`.
 pub fn rms_norm(x: &Tensor, gain: &Tensor, eps: f32) -> Result<Tensor> {
-    if x.device().is_cpu() { x.apply_op2_no_bwd(gain, &RmsNorm(eps)) } else { portable::rms_norm(x, gain, eps) }
+    if x.device().is_cpu() { x.apply_op2(gain, RmsNorm(eps)) } else { portable::rms_norm(x, gain, eps) }
 }
 
 /// The same without a gain.
@@ -133,6 +174,17 @@ impl CustomOp3 for LayerNorm {
         elementwise::layer_norm(x, slice(g, gl)?, slice(b, bl)?, self.0, &mut y);
         Ok((CpuStorage::F32(y), xl.shape().clone()))
     }
+    fn bwd(
+        &self,
+        x: &Tensor,
+        gain: &Tensor,
+        _: &Tensor,
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let dx = backward::norm(true, &numbers(x)?, &numbers(gain)?, self.0, &numbers(grad)?);
+        Ok((gradient(x, dx)?, None, None))
+    }
 }
 
 /// A norm of each row. `x`: `[n, width]`, `gain`, `bias`: `[width]`; only a layer norm has a bias, and it may have none.
@@ -141,7 +193,7 @@ pub fn norm(kind: Norm, x: &Tensor, gain: &Tensor, bias: Option<&Tensor>, eps: f
         (Norm::Gain, _) => x.broadcast_mul(gain),
         (Norm::Bare, _) => bare_norm(x, eps),
         (Norm::Rms, _) => rms_norm(x, gain, eps),
-        (Norm::Layer, Some(bias)) if x.device().is_cpu() => x.apply_op3_no_bwd(gain, bias, &LayerNorm(eps)),
+        (Norm::Layer, Some(bias)) if x.device().is_cpu() => x.apply_op3(gain, bias, LayerNorm(eps)),
         (Norm::Layer, Some(bias)) => portable::layer_norm(x, gain, bias, eps),
         (Norm::Layer, None) => norm(kind, x, gain, Some(&gain.zeros_like()?), eps),
     }
@@ -159,11 +211,15 @@ impl CustomOp2 for Gated {
         elementwise::gated(self.0, gate, up, &mut y);
         Ok((CpuStorage::F32(y), gl.shape().clone()))
     }
+    fn bwd(&self, gate: &Tensor, up: &Tensor, _: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let (of_gate, of_up) = backward::gated(self.0, &numbers(gate)?, &numbers(up)?, &numbers(grad)?);
+        Ok((gradient(gate, of_gate)?, gradient(up, of_up)?))
+    }
 }
 
 /// `activation(gate)·up`, both `[n, width]`.
 pub fn gated(kind: Activation, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-    if gate.device().is_cpu() { gate.apply_op2_no_bwd(up, &Gated(kind)) } else { portable::gated(kind, gate, up) }
+    if gate.device().is_cpu() { gate.apply_op2(up, Gated(kind)) } else { portable::gated(kind, gate, up) }
 }
 
 struct Activate(Activation);
@@ -176,6 +232,9 @@ impl CustomOp1 for Activate {
         let mut y = slice(x, xl)?.to_vec();
         elementwise::activate(self.0, &mut y);
         Ok((CpuStorage::F32(y), xl.shape().clone()))
+    }
+    fn bwd(&self, x: &Tensor, y: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        gradient(x, backward::activate(self.0, &numbers(x)?, &numbers(y)?, &numbers(grad)?))
     }
 }
 
@@ -193,7 +252,7 @@ pub fn above(x: &Tensor, deviations: f32) -> Result<Tensor> {
 
 /// `activation(x)`.
 pub fn activate(kind: Activation, x: &Tensor) -> Result<Tensor> {
-    if x.device().is_cpu() { x.apply_op1_no_bwd(&Activate(kind)) } else { portable::activate(kind, x) }
+    if x.device().is_cpu() { x.apply_op1(Activate(kind)) } else { portable::activate(kind, x) }
 }
 
 struct Rope {
@@ -220,6 +279,17 @@ impl CustomOp3 for Rope {
         elementwise::rope(&mut y, self.head_dim, self.rotary, heads, slice(c, cl)?, slice(s, sl)?, self.pairing);
         Ok((CpuStorage::F32(y), xl.shape().clone()))
     }
+    fn bwd(
+        &self,
+        _: &Tensor,
+        cos: &Tensor,
+        sin: &Tensor,
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        // The transpose of a rotation is the rotation back.
+        Ok((Some(rope(&grad.contiguous()?, cos, &sin.neg()?, self.head_dim, self.pairing)?), None, None))
+    }
 }
 
 /// Rotary embedding. `x`: `[windows · positions, heads · head_dim]`; `cos`, `sin`: `[positions, rotary / 2]`, for the first
@@ -227,15 +297,15 @@ impl CustomOp3 for Rope {
 pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor, head_dim: usize, pairing: Pairing) -> Result<Tensor> {
     if x.device().is_cpu() {
         let rotary = 2 * cos.dims2()?.1;
-        x.apply_op3_no_bwd(cos, sin, &Rope { head_dim, rotary, pairing })
+        x.apply_op3(cos, sin, Rope { head_dim, rotary, pairing })
     } else {
         portable::rope(x, cos, sin, head_dim, pairing)
     }
 }
 
-struct Attention<'a>(Windows, &'a Scores);
+struct Attention(Windows, Scores);
 
-impl CustomOp3 for Attention<'_> {
+impl CustomOp3 for Attention {
     fn name(&self) -> &'static str {
         "llmq-attention"
     }
@@ -250,8 +320,22 @@ impl CustomOp3 for Attention<'_> {
     ) -> Result<(CpuStorage, Shape)> {
         let q = slice(q, ql)?;
         let mut out = vec![0.0; q.len()];
-        causal(q, slice(k, kl)?, slice(v, vl)?, self.0, self.1, &mut out);
+        causal(q, slice(k, kl)?, slice(v, vl)?, self.0, &self.1, &mut out);
         Ok((CpuStorage::F32(out), ql.shape().clone()))
+    }
+    fn bwd(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        if !self.1.chosen.is_empty() {
+            bail!("attention to chosen positions has no gradient");
+        }
+        let [dq, dk, dv] = causal_backward(&numbers(q)?, &numbers(k)?, &numbers(v)?, &numbers(grad)?, self.0, &self.1);
+        Ok((gradient(q, dq)?, gradient(k, dk)?, gradient(v, dv)?))
     }
 }
 
@@ -260,7 +344,7 @@ impl CustomOp3 for Attention<'_> {
 /// `q`: `[windows · positions, heads · d]`; `k`, `v`: `[windows · (past + positions), kv_heads · d]`; result as `q`.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, shape: Windows, scores: &Scores) -> Result<Tensor> {
     if q.device().is_cpu() {
-        q.apply_op3_no_bwd(k, v, &Attention(shape, scores))
+        q.apply_op3(k, v, Attention(shape, scores.clone()))
     } else {
         portable::attention(q, k, v, shape, scores)
     }
@@ -269,7 +353,7 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, shape: Windows, scores: &Sc
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::Device;
+    use candle_core::Var;
 
     fn tensor(rows: usize, columns: usize, step: f32) -> Tensor {
         let x: Vec<f32> = (0..rows * columns).map(|i| (i as f32 * step).sin()).collect();
@@ -321,6 +405,50 @@ mod tests {
             let ours = attention(x, &k, &v, shape, &how).unwrap();
             close(&ours, &portable::attention(x, &k, &v, shape, &how).unwrap());
         }
+    }
+
+    /// The gradient at `x` of a sum of products of what `of` makes of it.
+    fn gradient_at(x: &Tensor, of: &dyn Fn(&Tensor) -> Result<Tensor>) -> Tensor {
+        let x = Var::from_tensor(x).unwrap();
+        let y = of(&x).unwrap();
+        let (rows, columns) = y.dims2().unwrap();
+        let loss = (y * tensor(rows, columns, 0.77)).unwrap().sum_all().unwrap();
+        loss.backward().unwrap().remove(&x).unwrap()
+    }
+
+    #[test]
+    fn gradients_are_those_that_candle_finds() {
+        let (x, y, w) = (tensor(24, 32, 0.7), tensor(24, 32, 0.9), tensor(48, 32, 0.3));
+        let gain = tensor(1, 32, 0.2).reshape(32).unwrap();
+        let same = |x: &Tensor, a: &dyn Fn(&Tensor) -> Result<Tensor>, b: &dyn Fn(&Tensor) -> Result<Tensor>| {
+            close(&gradient_at(x, a), &gradient_at(x, b));
+        };
+        same(&x, &|x| linear(Precision::Single, x, &w), &|x| portable::linear(x, &w));
+        same(&x, &|x| sum(x, &y), &|x| x + &y);
+        same(&x, &|x| rms_norm(x, &gain, 1e-5), &|x| portable::rms_norm(x, &gain, 1e-5));
+        same(&x, &|x| norm(Norm::Layer, x, &gain, Some(&gain), 1e-5), &|x| portable::layer_norm(x, &gain, &gain, 1e-5));
+        let wide = (&x * 9.0).unwrap();
+        for kind in Activation::ALL {
+            same(&wide, &|x| activate(kind, x), &|x| portable::activate(kind, x));
+            same(&wide, &|x| gated(kind, x, &y), &|x| portable::gated(kind, x, &y));
+            same(&wide, &|x| gated(kind, &y, x), &|x| portable::gated(kind, &y, x));
+        }
+        let (cos, sin) = (tensor(12, 3, 0.5), tensor(12, 3, 0.6));
+        for pairing in [Pairing::Halves, Pairing::Neighbours] {
+            same(&x, &|x| rope(x, &cos, &sin, 8, pairing), &|x| portable::rope(x, &cos, &sin, 8, pairing));
+        }
+        let (k, v) = (tensor(24, 16, 0.4), tensor(24, 16, 0.8));
+        let shape = Windows { positions: 12, past: 0, heads: 4, kv_heads: 2, d: 8 };
+        let how = Scores {
+            scale: 0.35,
+            cap: Some(1.5),
+            window: Some(5),
+            sinks: vec![0.5, -1.0, 0.0, 2.0],
+            ..Scores::default()
+        };
+        same(&x, &|q| attention(q, &k, &v, shape, &how), &|q| portable::attention(q, &k, &v, shape, &how));
+        same(&k, &|k| attention(&x, k, &v, shape, &how), &|k| portable::attention(&x, k, &v, shape, &how));
+        same(&v, &|v| attention(&x, &k, v, shape, &how), &|v| portable::attention(&x, &k, v, shape, &how));
     }
 
     #[test]

@@ -283,7 +283,10 @@ impl Run<'_> {
             columns,
             seen: Arc::new(Damped::new(seen, columns, self.rounding.options.damp)),
             held: Some(held),
-            layers: owned.iter().map(|(w, grid)| Layer { w, grid: *grid, weight: 1.0, target: None }).collect(),
+            layers: owned
+                .iter()
+                .map(|(w, grid)| Layer { w, grid: *grid, weight: 1.0, target: None, outputs: None })
+                .collect(),
             channels: None,
             factored: OnceLock::new(),
         };

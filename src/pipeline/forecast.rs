@@ -13,7 +13,8 @@ pub mod time;
 
 use super::experts::MEMORY;
 use super::stream::{PRECISION, RunNeeds};
-use super::{PIECE, head, stream};
+use super::{PIECE, head, output_side, stream};
+use crate::calib::output_hessian;
 use crate::method::{self, Method, Options, PART};
 use crate::model::Model;
 use crate::model::mixer::Cost;
@@ -173,6 +174,9 @@ impl<'a> Job<'a> {
                 .with("threads", self.threads as u64 * PER_THREAD)
                 .with("what tokenizing leaves", self.text.bytes * PER_TEXT + documents * PER_DOCUMENT);
             moments.extend(self.before_blocks(model, shapes, &base));
+            if self.options.outputs {
+                moments.push(self.gradients(model, shapes, &base));
+            }
             for block in shapes {
                 for half in 0..block.costs.len() {
                     self.half(model, block, half, &base, &mut moments);
@@ -184,6 +188,29 @@ impl<'a> Job<'a> {
             }
         }
         moments.into_iter().max_by_key(Peak::bytes).expect("there is always one")
+    }
+
+    /// The backward pass in front of everything else; see `output_side.rs`.
+    fn gradients(&self, model: &Model, shapes: &[BlockShape], base: &Peak) -> Peak {
+        let (windows, length) = output_side::extent(self.samples, self.positions);
+        let (tokens, n) = ((windows * length) as u64, model.hidden as u64);
+        // Each half's norm and sum, what its layers give, and the same again for what is added to it and for its gradient.
+        let numbers = |cost: &Cost| (cost.between + cost.inner) as u64 + 4 * n;
+        let per_token = |block: &BlockShape| block.costs.iter().map(numbers).sum::<u64>() * 3;
+        let held = shapes.iter().map(per_token).max().unwrap_or_default() * output_side::LENGTH as u64 * SINGLE;
+        let block = shapes.iter().map(BlockShape::elements).max().unwrap_or_default() * SINGLE;
+        let base = base.clone().at("the gradients at the layers' outputs");
+        let base = base.with("three residual streams of some windows", 3 * tokens * n * SINGLE);
+        base.with("a block in single precision", block).with("a window's activations and gradients", held)
+    }
+
+    /// Bytes on the disk that this takes: while it is at work, and behind it.
+    fn gradients_scratch(&self, model: &Model) -> (u64, u64) {
+        let (windows, length) = output_side::extent(self.samples, self.positions);
+        let fronts = model.blocks.len() * windows * length * model.hidden * stream::WIDTH;
+        let layers = self.plan.tensors.iter().filter(|tensor| super::block_step::is_grid(tensor));
+        let kept: usize = layers.map(|tensor| output_hessian::numbers(tensor.spec.rows())).sum();
+        (fronts as u64, kept as u64 * SINGLE)
     }
 
     /// A tensor that no Hessian belongs to: a piece of it, or all of one whose rows are turned.
@@ -207,7 +234,15 @@ impl<'a> Job<'a> {
         let tokens = self.tokens();
         let hidden = self.model().map_or(0, |model| model.state_columns() as u64);
         let inner = shapes.iter().flat_map(|block| block.sites.iter().map(|site| self.kept(block, site).1));
-        2 * (tokens.all + tokens.compared) * hidden * stream::WIDTH as u64 + inner.max().unwrap_or_default()
+        let streams = 2 * (tokens.all + tokens.compared) * hidden * stream::WIDTH as u64;
+        let streams = streams + inner.max().unwrap_or_default();
+        match self.model().filter(|_| self.options.outputs) {
+            Some(model) => {
+                let (fronts, kept) = self.gradients_scratch(model);
+                streams.max(fronts) + kept
+            }
+            None => streams,
+        }
     }
 
     /// A tied output matrix, which comes first, and the embedding of the windows.
@@ -289,6 +324,8 @@ impl<'a> Job<'a> {
             }
             let solving = solving.with("solver", solver(n, site.widths()));
             let (all, largest) = (site.codes(), site.largest());
+            let targets = if self.options.outputs { largest.elements() * SINGLE } else { 0 };
+            let solving = solving.with("targets of rows behind others", targets);
             let each = method::rows_at_once(largest.rows, self.threads);
             moments.push(
                 solving

@@ -45,6 +45,7 @@ pub(super) fn of(
         ("--no-order", text(&!options.order)),
         ("--sweeps", text(&options.sweeps)),
         ("--no-scale-sweeps", text(&!options.scales)),
+        ("--output-feedback", text(&options.outputs)),
         ("--no-gptaq", text(&!rounding.asymmetric)),
         ("--save-imatrix", text(&rounding.keep_statistics)),
         ("the importance matrix", rounding.imatrix.map_or("none".into(), |imatrix| hash(&imatrix.entries))),

@@ -8,7 +8,9 @@ use crate::error::Result;
 use crate::format::Encoding;
 use crate::grid::{Grid, Supers};
 use crate::interrupt;
-use crate::method::{self, Damped, JUDGED, Layer, QuantizedMatrix, REPORTED, Solver, Target, few, over, pull, times};
+use crate::method::{
+    self, Damped, JUDGED, Layer, OutputFeedback, QuantizedMatrix, REPORTED, Solver, Target, few, over, pull, times,
+};
 use crate::model::block::Block;
 use crate::model::part::Absorber;
 use crate::model::{Kind, Part, Site, TensorRole};
@@ -52,7 +54,9 @@ impl Run<'_> {
         for ((tensor, w), &weight) in solved.iter().zip(&originals).zip(weights) {
             let Encoding::Grid(grid) = tensor.kind.encoding() else { unreachable!("it is rounded to codes") };
             check_range(tensor, w)?;
-            layers.push(Layer { w, grid, weight, target: None });
+            let g = self.outputs.as_ref().map(|all| all.get(&tensor.spec.gguf)).transpose()?.flatten();
+            let outputs = g.map(|g| OutputFeedback::new(&g, tensor.spec.rows()));
+            layers.push(Layer { w, grid, weight, target: None, outputs });
         }
         let mut site_of_method = method::Site {
             columns,

@@ -177,6 +177,12 @@ fn named(folder: &Path, shared: &Path, name: &str) -> PathBuf {
     }
 }
 
+/// Where something may be kept that is gone before inner activations come: in their place. `folder`: that of the streams; `shared`: the
+/// run's own.
+pub(super) fn spare(folder: &Path, shared: &Path) -> PathBuf {
+    named(folder, shared, NAMES[2])
+}
+
 impl Stream {
     /// Starts with the embedded tokens. `windows`: `[windows, positions]`; `rows`: the embedding's rows of the `known` tokens
     /// (sorted), as the source and as the file has them, one after the other; `in_file`: those of other tensors. `folder`: where its

@@ -348,6 +348,10 @@ impl Mix for Attention {
         self.fused_qkv.then_some("it has several layers in one tensor")
     }
 
+    fn obstacle_to_backward(&self) -> Option<&'static str> {
+        (self.keeps || self.is_shared()).then_some("its blocks share keys and values")
+    }
+
     fn rotated_values(&self) -> Option<usize> {
         let plain = self.gate == Gate::None && !self.value_norm && self.keys_values == KeysValues::Own;
         (plain && !self.fused_qkv).then_some(self.value_dim())

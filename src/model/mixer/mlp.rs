@@ -136,6 +136,10 @@ impl Mix for Mlp {
         (self.layers == MlpLayers::Fused).then_some("it has several layers in one tensor")
     }
 
+    fn obstacle_to_backward(&self) -> Option<&'static str> {
+        None
+    }
+
     fn cost(&self) -> Cost {
         Cost { between: 2 * self.width, inner: self.width, elementwise: self.width as f64, ..Cost::default() }
     }

@@ -115,6 +115,11 @@ pub trait Mix: Debug {
         None
     }
 
+    /// Why gradients cannot be carried back through it, if they cannot.
+    fn obstacle_to_backward(&self) -> Option<&'static str> {
+        Some("it has layers without a backward pass")
+    }
+
     /// The size of a head of values that a rotation can turn, if there is one.
     fn rotated_values(&self) -> Option<usize> {
         None

@@ -3,10 +3,12 @@
 use super::shape::{BlockShape, SiteShape};
 use super::speed::{Speed, WALK, factorization, lower_triangle, polish_products};
 use super::{Job, Tokens};
+use crate::calib::output_hessian::CHUNK;
 use crate::method;
 use crate::model::Model;
 use crate::model::Site;
 use crate::model::mixer::Place;
+use crate::pipeline::output_side;
 
 /// Bytes per second that are read from the disk and converted, and that are written and made durable. Not measured: a forecast
 /// writes nothing.
@@ -151,7 +153,29 @@ impl Job<'_> {
             }
         }
         self.outputs(&mut work, model, shapes, tokens, source);
+        if self.options.outputs {
+            self.output_side(&mut work, model, shapes, source);
+        }
         work
+    }
+
+    /// The gradients at the outputs of layers; see `pipeline/output_side.rs`.
+    fn output_side(&self, work: &mut Work, model: &Model, shapes: &[BlockShape], source: u64) {
+        let (windows, length) = output_side::extent(self.samples, self.positions);
+        let tokens = (windows * length) as f64;
+        for block in shapes {
+            let tokens = tokens * block.count as f64;
+            // Forward, forward once more, and back; of attention's two products each leads to three, or is one of them again.
+            let rows: usize = block.sites.iter().flat_map(|site| &site.layers).map(|layer| layer.rows).sum();
+            let (mixed, numbers) = block.mixing(length);
+            work.linear += 3.0 * tokens * block.elements() as f64;
+            work.attention += 4.5 * tokens * mixed;
+            work.elementwise += 5.0 * tokens * (3.0 * model.hidden as f64 + numbers);
+            work.outer += tokens * (rows * CHUNK) as f64;
+        }
+        // Logits, logits once more, and back.
+        work.linear += 3.0 * tokens * (model.vocab * model.hidden) as f64;
+        work.read += 2.0 * source as f64;
     }
 
     /// What experts take; see `pipeline/experts.rs`.
