@@ -116,7 +116,7 @@ impl How {
         }
         let (order, scales) = (!self.no_order, !self.no_scale_sweeps);
         let sweeps = self.sweeps.unwrap_or(self.effort.preset().sweeps);
-        Ok(Options { damp: self.damp, order, sweeps, scales, outputs: self.output_feedback })
+        Ok(Options { damp: self.damp, order, sweeps, scales, outputs: self.output_feedback, ..Options::default() })
     }
 
     /// The options that decide about the bytes of a file made with this method, as they are typed.

@@ -22,10 +22,6 @@ use std::sync::Arc;
 /// Columns whose errors are collected before they reach the columns behind them (the paper's B, section 3.3, step 2).
 pub(super) const B: usize = 128;
 
-/// How exact it is what errors do to the columns behind them, and moves to the gradient. It only steers the choice of codes: rounding its
-/// operands to bfloat16 changes the error of a layer's output by 0.3% at most (`eval/results/bench.md`).
-pub const FEEDBACK: Precision = Precision::Bf16;
-
 /// GPTQ.
 pub struct Gptq;
 
@@ -96,7 +92,7 @@ impl Walk {
     /// Half the negative gradient of the objective, `H (W − Q)ᵀ`, in the order of the file, from the errors that were fed back.
     ///
     /// With `W − Q = EU` and `H⁻¹ = UᵀU` it is `U⁻¹Eᵀ`, half of the product that it would otherwise be.
-    fn gradient(&self, room: &mut Room) {
+    fn gradient(&self, precision: Precision, room: &mut Room) {
         let (n, Room { wt, g, .. }) = (self.order.len(), room);
         let padded = g.len() / n;
         let width = B.next_multiple_of(self.span.width).min(n);
@@ -118,7 +114,7 @@ impl Walk {
                 // E_:,before −= G_tile · U_before,tile
                 let u = View::new(&self.u[first..], first, last - first, n);
                 let own = View::new(own, last - first, padded, padded);
-                product(FEEDBACK, before, padded, Old::Kept, -1.0, u, own);
+                product(precision, before, padded, Old::Kept, -1.0, u, own);
             }
         }
         for (row, &j) in g.chunks(padded).zip(&self.order) {
@@ -131,7 +127,7 @@ impl Walk {
 impl Solver {
     /// Prepares layers whose grids have one of some `spans`.
     pub fn new(hessian: Arc<Damped>, spans: &[Span], options: &Options) -> Solver {
-        let polish = polish::Effort { sweeps: options.sweeps, scales: options.scales };
+        let polish = polish::Effort { sweeps: options.sweeps, scales: options.scales, precision: options.feedback };
         let walks = |hessian: &Damped| {
             let (h, n) = (&hessian.h, hessian.columns());
             let walk = |&span: &Span| {
@@ -228,7 +224,7 @@ impl Solver {
                 transpose(w, walk.order.iter().copied(), n, &mut room.wt);
                 self.rows(room, &|_| &columns, grid, walk, &mut part);
                 if self.polish.sweeps > 0 {
-                    walk.gradient(room);
+                    walk.gradient(self.polish.precision, room);
                     polish(room, &columns.s, &mut part, &self.hessian.h, n, grid, self.polish);
                 }
             });
@@ -311,7 +307,7 @@ impl Solver {
                 // W_:,rest −= E · U_tile,rest
                 let u = View::new(&walk.u[first * n + last..], last - first, n - last, n);
                 let e = View::new(&errors[first * padded..], last - first, padded, padded);
-                product(FEEDBACK, &mut wt[last * padded..], padded, Old::Kept, -1.0, u.t(), e);
+                product(self.polish.precision, &mut wt[last * padded..], padded, Old::Kept, -1.0, u.t(), e);
             }
         }
         energies

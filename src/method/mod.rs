@@ -19,7 +19,7 @@ use crate::error::{Error, Result};
 use crate::grid::Grid;
 pub use awq::{CANDIDATES, SAMPLE, over, times};
 pub use factor::Damped;
-pub use gptq::{FEEDBACK, Solver, Span};
+pub use gptq::{Solver, Span};
 pub use gptq_int8::GptqInt8;
 use llmq_kernels::gemm::{Old, Precision, View, product};
 use llmq_kernels::squares;
@@ -48,11 +48,14 @@ pub struct Options {
     pub scales: bool,
     /// Carry the error of a row on to others, by how the outputs of a layer move the model's predictions.
     pub outputs: bool,
+    /// How exact it is what errors do to the columns behind them, and moves to the gradient. Both only steer the choice of codes: with
+    /// operands that are rounded to bfloat16 the error of a layer's output changes by 0.3% at most (`eval/results/bench.md`).
+    pub feedback: Precision,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { damp: 0.01, order: true, sweeps: 3, scales: true, outputs: false }
+        Options { damp: 0.01, order: true, sweeps: 3, scales: true, outputs: false, feedback: Precision::Bf16 }
     }
 }
 

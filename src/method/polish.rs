@@ -6,10 +6,10 @@
 //! the best step rounded to what the file can hold: integer sub-scales, then the super-scale in half precision. No move is
 //! made unless it lowers the objective.
 
-use super::gptq::{FEEDBACK, Room};
+use super::gptq::Room;
 use super::quantized_matrix::Part;
 use crate::grid::{Codes, F, Freedom, Grid, LANES, Steps};
-use llmq_kernels::gemm::{Old, View, product};
+use llmq_kernels::gemm::{Old, Precision, View, product};
 use llmq_kernels::{codebook, descent};
 
 /// Columns that are moved before the rest of the gradient follows.
@@ -22,6 +22,8 @@ pub struct Effort {
     pub sweeps: usize,
     /// Whether scales move, too.
     pub scales: bool,
+    /// Of the products with what moves.
+    pub precision: Precision,
 }
 
 /// Lowers the objective of some rows. `room`: half the negative gradient of what they are rounded to; `scales`: by what each column is
@@ -65,7 +67,7 @@ pub fn polish(
             if from < n {
                 let moves = View::new(moves, last - first, padded, padded);
                 let columns = View::new(&h[from * n + first..], n - from, last - first, n);
-                product(FEEDBACK, &mut g[from * padded..], padded, Old::Kept, -1.0, columns, moves);
+                product(effort.precision, &mut g[from * padded..], padded, Old::Kept, -1.0, columns, moves);
             }
         }
         if !moved {

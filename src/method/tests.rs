@@ -12,7 +12,8 @@ use super::*;
 use crate::format::{Encoding, TYPES, Type};
 
 /// The algorithm as the paper has it, and nothing after it.
-const PAPER: Options = Options { damp: 0.01, order: false, sweeps: 0, scales: false, outputs: false };
+const PAPER: Options =
+    Options { damp: 0.01, order: false, sweeps: 0, scales: false, outputs: false, feedback: Precision::Single };
 
 fn noise(n: usize, seed: u64) -> Vec<f32> {
     let mut s = seed.wrapping_add(99);

@@ -197,7 +197,8 @@ impl Rounding {
     }
 
     fn round(&mut self) {
-        let Rounding { kind, n, w, h, wide, wide_h, factored, .. } = self;
+        let Rounding { kind, options, n, w, h, wide, wide_h, factored, .. } = self;
+        let options = *options;
         let n = *n;
         let Encoding::Grid(grid) = kind.encoding() else {
             // Numbers are stored one by one.
@@ -222,12 +223,12 @@ impl Rounding {
             (0..threads).into_par_iter().for_each(|_| {
                 let mut g = vec![0.0; wide * rows];
                 let (columns, moves) = (View::new(wide_h, wide, TILE, wide), View::new(part, TILE, rows, rows));
-                product(method::FEEDBACK, &mut g, rows, Old::Kept, -1.0, columns, moves);
+                product(options.feedback, &mut g, rows, Old::Kept, -1.0, columns, moves);
                 std::hint::black_box(g);
             });
         });
         let (columns, hessian) = factored;
-        self.factor.run(|| gptq().rows(hessian.clone(), *columns, grid, &self.options));
+        self.factor.run(|| gptq().rows(hessian.clone(), *columns, grid, &options));
         let Some([drafts, polished]) = &self.solvers else { return };
         self.walk.run(|| drafts.round(w, grid).values(grid));
         self.polished.run(|| polished.round(w, grid).values(grid));
