@@ -22,8 +22,7 @@ use candle_core::{Device, Tensor, Var};
 use std::collections::HashMap;
 use std::path::Path;
 
-/// Tokens that gradients are taken at, at most. Twice as many change the KL divergence of the README's checkpoint by less than its
-/// error (`eval/results/output-feedback.md`).
+/// Tokens that gradients are taken at, at most: a hundred and more for each row of a chunk.
 pub const TOKENS: usize = 1 << 13;
 
 /// Tokens of a window that are looked at, at most; and tokens of a block's activations, all of which its backward pass holds.
