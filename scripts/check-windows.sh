@@ -61,7 +61,7 @@ for _ in $(seq 600); do
     if [ -d "$again.unfinished" ]; then break; fi
     sleep 0.1
 done
-sleep 4
+sleep 1
 kill -9 $run
 wait $run || true
 test -d "$again.unfinished"
@@ -77,7 +77,7 @@ arguments=$(printf '%q ' /usr/lib/wine/wine64 "$folder/llmq.exe" quantize eval/t
         if [ -d "$stopped.unfinished" ]; then break; fi
         sleep 0.1
     done
-    sleep 4
+    sleep 1
     printf '\003'
     sleep 20
 } | script -qec "$arguments" /dev/null > "$work/terminal" || code=$?

@@ -385,7 +385,8 @@ impl Run<'_> {
         let left = &self.plan.tensors[finished.min(self.plan.tensors.len())..];
         let weights: u64 = left.iter().map(|t| t.spec.elements() as u64).sum();
         let layers: u64 = left.iter().map(|t| self.plan.multiplications(&t.spec)).sum();
-        Work { total: weights * report::PER_WEIGHT + layers * tokens }
+        let gradients = if self.rounding.options.outputs { self.work_of_gradients() } else { 0 };
+        Work { total: weights * report::PER_WEIGHT + layers * tokens + gradients }
     }
 
     /// A tensor that no Hessian belongs to, from the source to the file.

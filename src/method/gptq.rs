@@ -10,7 +10,7 @@ use super::awq::{times, weighed};
 use super::factor::{Damped, factored, inverse_factor};
 use super::polish::{self, polish};
 use super::quantized_matrix::{Part, QuantizedMatrix};
-use super::{BAND, Method, Options, Rows, Site, Solution, Solved, at_once};
+use super::{BAND, Method, Options, Rows, Site, Solution, Solved, at_once, rows_evenly};
 use crate::error::Result;
 use crate::grid::{Effort, F, GROUPS, Grid, LANES};
 use llmq_kernels::gemm::{Old, Precision, View, product};
@@ -217,7 +217,7 @@ impl Solver {
         let columns = self.columns(scales);
         let mut out = QuantizedMatrix::new(w.len() / n, n, grid);
         let rows = w.len() / n;
-        let each = at_once(rows).min(rows.div_ceil(rayon::current_num_threads()).next_multiple_of(LANES)).max(LANES);
+        let each = rows_evenly(rows, rayon::current_num_threads());
         let spare = Spare::new();
         out.parts(each).zip(w.par_chunks(each * n)).for_each(|(mut part, w)| {
             spare.with(Room::default, |room| {

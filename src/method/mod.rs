@@ -16,7 +16,7 @@ mod rtn;
 
 use crate::calib::hessian::BAND;
 use crate::error::{Error, Result};
-use crate::grid::Grid;
+use crate::grid::{Grid, LANES};
 pub use awq::{CANDIDATES, SAMPLE, over, times};
 pub use factor::Damped;
 pub use gptq::{Solver, Span};
@@ -316,7 +316,15 @@ pub const PART: usize = 128;
 pub fn rows_at_once(rows: usize, threads: usize) -> usize {
     /// Of all threads together.
     const MOST: usize = 2048;
-    rows.div_ceil(threads).min(MOST / threads).clamp(PART, 4 * PART).next_multiple_of(PART)
+    let most = (MOST / threads).clamp(PART, 4 * PART);
+    let rounds = rows.div_ceil(threads * most).max(1);
+    rows.div_ceil(rounds * threads).next_multiple_of(PART).max(PART)
+}
+
+/// The same where no sum depends on it: multiples of [`LANES`] that leave no thread without.
+pub fn rows_evenly(rows: usize, threads: usize) -> usize {
+    let parts = rows.div_ceil(rows_at_once(rows, threads)).max(1).next_multiple_of(threads);
+    rows.div_ceil(parts).next_multiple_of(LANES).max(LANES)
 }
 
 /// The same for the threads that there are.

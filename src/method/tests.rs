@@ -142,7 +142,9 @@ fn how_many_rows_a_task_takes_changes_nothing() {
     let (rows, n) = (4 * PART + 40, 64);
     // Many on few threads, no fewer than a part on many.
     assert_eq!([1, 2, 4, 8, 16, 999].map(|threads| rows_at_once(4096, threads)), [512, 512, 512, 256, 128, 128]);
-    assert_eq!([1, 2, 4, 5].map(|threads| rows_at_once(rows, threads)), [512, 384, 256, 128]);
+    assert_eq!([1, 2, 4, 5].map(|threads| rows_at_once(rows, threads)), [384, 384, 256, 128]);
+    // No thread is left without in a last round.
+    assert_eq!([576, 1536, 1600, 16].map(|rows| rows_evenly(rows, 2)), [288, 384, 400, 16]);
     let (h, w, drift) = (hessian(n, 200), noise(rows * n, 7), noise(n * n, 8));
     let (_, grid) = grid("Q4_0");
     let on = |threads| {

@@ -4,7 +4,7 @@
 //! candle's operations in [`portable`]. Tests hold the two against each other.
 //!
 //! Candle keeps what a backward pass needs only where a variable is among the inputs. Then products and attention have kernels
-//! for their gradients, and [`backward`] has the rest. No gradient goes to weights.
+//! for their gradients, and `ops/backward.rs` has the rest. No gradient goes to weights.
 
 mod backward;
 pub mod portable;

@@ -117,7 +117,9 @@ impl Run<'_> {
         }
         let (scratch, folder) = self.folders()?;
         let (mut all, spare) = (OutputSide::open(self.plan, folder)?, spare(scratch, folder));
-        if !(resumed && all.is_complete()) {
+        if resumed && all.is_complete() {
+            self.observer.advance(self.work_of_gradients());
+        } else {
             self.phase(None, "gradients at the layers' outputs");
             self.measure(windows, c, &mut all, &spare)?;
             std::fs::remove_file(&spare).context(|| format!("cannot remove {}", spare.display()))?;
@@ -125,6 +127,21 @@ impl Run<'_> {
             all.file.write(0, hash.as_bytes())?;
         }
         Ok(all)
+    }
+
+    /// What the gradients of all blocks are worth among the rest of a run: about twice what is done with as many calibration tokens.
+    pub(super) fn work_of_gradients(&self) -> u64 {
+        let (tokens, blocks) = (self.tokens as u64, self.plan.blocks());
+        let share = self.rounding.calibration.map_or(0, |c| {
+            let (count, length) = extent(c.samples, c.positions);
+            (count * length) as u64
+        });
+        2 * share.min(tokens) * blocks.map(|tensors| self.work_of_block(tensors)).sum::<u64>()
+    }
+
+    /// Multiplications per token in the layers of a block.
+    fn work_of_block(&self, tensors: &[Planned]) -> u64 {
+        tensors.iter().map(|t| self.plan.multiplications(&t.spec)).sum()
     }
 
     /// Fills a file. `spare`: where the residual stream in front of each block is kept.
@@ -142,7 +159,7 @@ impl Run<'_> {
         };
         let mut fronts = Scratch::open(spare, 0)?;
         fronts.reserve(place(model.blocks.len(), 0))?;
-        for i in 0..model.blocks.len() {
+        for (i, tensors) in plan.blocks().enumerate() {
             let block = self.original(&frame, i)?;
             let started = self.clock.start();
             for (b, h) in batches.iter_mut().enumerate() {
@@ -151,6 +168,7 @@ impl Run<'_> {
                 to_bf16(&mut bytes, &h.h)?;
                 fronts.write(place(i, b), &bytes)?;
                 *h = block.forward(h)?;
+                self.observer.advance(self.work_of_block(tensors) * h.h.dim(0)? as u64 / 2);
             }
             self.clock.forward += started.elapsed();
         }
@@ -174,6 +192,7 @@ impl Run<'_> {
                     for (sum, grad) in sums.iter_mut().zip(&outputs) {
                         sum.add(PRECISION, grad).context(|| format!("gradients of block {i}"))?;
                     }
+                    self.observer.advance(self.work_of_block(tensors) * grad.dim(0)? as u64 * 3 / 2);
                     parts_of_batch.push(grad);
                 }
                 *behind = Tensor::cat(&parts_of_batch, 0)?;

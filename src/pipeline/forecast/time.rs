@@ -300,7 +300,7 @@ impl Job<'_> {
 
     /// By how much longer a layer takes than its weights say, because its rows come in parts that do not fill all threads.
     fn idle(&self, rows: usize) -> f64 {
-        let each = method::rows_at_once(rows, self.threads);
+        let each = method::rows_evenly(rows, self.threads);
         let rounds = rows.div_ceil(each).max(1).div_ceil(self.threads);
         (rounds * self.threads * each) as f64 / rows.max(1) as f64
     }
