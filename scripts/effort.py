@@ -11,7 +11,6 @@ from machine import LLMQ, ROOT, header, shown
 
 ROWS = [
     "--method rtn",
-    "--effort fast --no-gptaq --sweeps 0 --samples 8",
     "--effort fast --no-gptaq --sweeps 0",
     "--effort fast --no-gptaq",
     "--effort fast",
