@@ -74,7 +74,7 @@ fn memory_and_time_grow_with_windows_and_rtn_needs_next_to_none() {
     let summary = of(&["--samples", "64", "--seq-len", "256"]);
     let forecasts = summary["forecasts"].as_array().unwrap();
     let methods: Vec<&Value> = forecasts.iter().map(|f| &f["method"]).collect();
-    assert_eq!(methods, ["auto", "gptq", "auto", "auto", "rtn"]);
+    assert_eq!(methods, ["auto", "auto", "auto", "auto", "rtn"]);
     let names: Vec<&Value> = forecasts.iter().map(|f| &f["name"]).collect();
     assert_eq!(names, ["as asked for", "--effort fast", "--effort balanced", "--effort best", "--method rtn"]);
     let seconds: Vec<f64> = forecasts.iter().map(|f| f["seconds"].as_f64().unwrap()).collect();

@@ -37,7 +37,7 @@ impl Effort {
     /// What it stands for.
     pub fn preset(self) -> Preset {
         match self {
-            Effort::Fast => Preset { method: "gptq", samples: 32, sweeps: 1 },
+            Effort::Fast => Preset { method: "auto", samples: 16, sweeps: 1 },
             Effort::Balanced => Preset { method: "auto", samples: 128, sweeps: 3 },
             Effort::Best => Preset { method: "auto", samples: 256, sweeps: 8 },
         }

@@ -16,11 +16,11 @@ pub struct How {
     pub(super) time: Option<f64>,
 
     /// How weights are rounded: auto (for each site whichever of the others errs least on windows held out), awq+gptq, gptq,
-    /// awq, or rtn (to the nearest value, without calibration) [default: auto; gptq with --effort fast]
+    /// awq, or rtn (to the nearest value, without calibration) [default: auto]
     #[arg(short, long)]
     method: Option<String>,
 
-    /// How many windows of calibration text [default: 128; 32 with --effort fast, 256 with --effort best]
+    /// How many windows of calibration text [default: 128; 16 with --effort fast, 256 with --effort best]
     #[arg(long, value_name = "N")]
     samples: Option<usize>,
 

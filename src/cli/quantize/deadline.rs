@@ -17,7 +17,7 @@ use std::time::Duration;
 fn efforts() -> [Preset; 8] {
     let [best, balanced, fast] = [Effort::Best, Effort::Balanced, Effort::Fast].map(Effort::preset);
     let fewer = |preset: Preset, part| Preset { samples: preset.samples / part, ..preset };
-    let fastest = Preset { sweeps: 0, ..fewer(fast, 4) };
+    let fastest = Preset { method: "gptq", sweeps: 0, ..fewer(fast, 2) };
     let plain = Preset { method: "rtn", ..fast };
     [best, balanced, fewer(balanced, 2), fewer(balanced, 4), fast, fewer(fast, 2), fastest, plain]
 }
