@@ -13,7 +13,6 @@ use crate::format::Encoding;
 use crate::interrupt;
 use crate::method::Rows;
 use crate::model::TensorRole;
-use crate::model::block::Block;
 use crate::model::frame::Frame;
 use crate::model::lm_head::LastNorm;
 use crate::model::states::States;
@@ -67,10 +66,7 @@ impl Run<'_> {
         let windows = &windows[..windows.len().div_ceil(SHARE)];
         let mut batches = embed(&plan.source, model, windows, &device)?;
         for i in 0..model.blocks.len() {
-            let mut block = Block::new(&frame, i);
-            for spec in model.block(i) {
-                block.set(&spec, self.read(&spec)?)?;
-            }
+            let block = self.original(&frame, i)?;
             let started = self.clock.start();
             for h in &mut batches {
                 interrupt::check()?;

@@ -225,7 +225,7 @@ impl Run<'_> {
     }
 
     /// A block of the original model.
-    fn original<'f>(&mut self, frame: &'f Frame, i: usize) -> Result<Block<'f>> {
+    pub(super) fn original<'f>(&mut self, frame: &'f Frame, i: usize) -> Result<Block<'f>> {
         let mut block = Block::new(frame, i);
         for spec in self.plan.model()?.block(i) {
             block.set(&spec, self.read(&spec)?)?;
