@@ -1,5 +1,6 @@
 //! A product of packed operands, in blocks that stay in the caches (Goto, van de Geijn 2008, section 4).
 
+use crate::memory::unwritten;
 use crate::micro::{Element, Micro, Tile};
 use crate::pack::{Operand, Out, View, packed, put};
 use rayon::prelude::*;
@@ -24,7 +25,7 @@ impl<E: Element> Packed<E> {
     /// Room for `rows` rows of `columns` numbers.
     pub fn room(micro: Micro<E>, operand: Operand, rows: usize, columns: usize, piece: usize) -> Packed<E> {
         let width = micro.width(operand);
-        let room = vec![0.0; room_for::<E>(packed::<E>(rows, columns, width))];
+        let room = unwritten(room_for::<E>(packed::<E>(rows, columns, width)));
         Packed { room, of: PhantomData, rows: rows.next_multiple_of(width), depth: columns.div_ceil(E::NUMBERS), piece }
     }
 

@@ -68,21 +68,32 @@ fn improve(w: &[F], h: &[F], inverse: F, levels: impl Nearest, best: &mut F, gai
 #[inline(always)]
 fn symmetric_in(w: &[F], h: &[F], levels: impl Nearest, reach: f32, effort: Effort) -> F {
     let unit = extreme(w).recip();
-    let (mut best, mut gain) = (F::ZERO, F::ZERO);
-    // A tenth of a level apart at four bits; as many of them for finer levels, which are closer already. With a level or two, most
-    // entries are best clipped: those of a block of 256 normal numbers at two fifths of the largest.
-    let apart = if reach < 2.0 { 0.06 } else { 0.1 * (reach / 8.0).min(1.0).max(reach / 80.0) };
-    let steps = match effort {
-        Effort::Quick if reach < 2.0 => 0..=36,
-        Effort::Quick if levels.is_even() && (32.0..100.0).contains(&reach) => -3..=6,
-        Effort::Quick => 0..=0,
-        Effort::Full if levels.is_even() && reach > 100.0 => -2..=8,
-        Effort::Full => -9..=36,
+    let (mut best, mut gain, mut at) = (F::ZERO, F::ZERO, F::ZERO);
+    // A tenth of a level apart at four bits; as many of them for finer levels, which are closer already, but for uneven ones, whose outer
+    // levels are far apart. With a level or two, most entries are best clipped: those of a block of 256 normal numbers at two fifths
+    // of the largest.
+    let finer = if levels.is_even() { (reach / 8.0).min(1.0).max(reach / 80.0) } else { reach / 8.0 };
+    let apart = if reach < 2.0 { 0.06 } else { 0.1 * finer };
+    let (steps, by) = match effort {
+        Effort::Quick if reach < 2.0 => (0..=36, 1),
+        Effort::Quick if levels.is_even() && (32.0..100.0).contains(&reach) => (-3..=6, 1),
+        Effort::Quick => (0..=0, 1),
+        Effort::Full if levels.is_even() && reach > 100.0 => (-2..=8, 1),
+        Effort::Full if reach < 2.0 => (-9..=36, 1),
+        // Then the neighbours of the best: as good as all of them.
+        Effort::Full => (-9..=36, 3),
     };
-    for step in steps {
+    for step in steps.step_by(by) {
         for sign in [-1.0, 1.0] {
-            let t = sign * (reach + apart * step as f32);
-            improve(w, h, unit * F::splat(t), levels, &mut best, &mut gain);
+            let inverse = unit * F::splat(sign * (reach + apart * step as f32));
+            let before = gain;
+            improve(w, h, inverse, levels, &mut best, &mut gain);
+            at = before.less(gain, inverse, at);
+        }
+    }
+    if by > 1 {
+        for step in [-apart, apart] {
+            improve(w, h, at + unit * F::splat(step), levels, &mut best, &mut gain);
         }
     }
     for _ in 0..effort.refinements() {

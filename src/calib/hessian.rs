@@ -4,7 +4,7 @@ use crate::error::{Error, Result};
 use candle_core::{Device, Storage, Tensor};
 use llmq_kernels::elementwise::first_non_finite;
 use llmq_kernels::gemm::Precision;
-use llmq_kernels::memory::triangular;
+use llmq_kernels::memory::triangle;
 use llmq_kernels::syrk;
 use rayon::prelude::*;
 
@@ -26,9 +26,7 @@ impl Hessian {
 
     /// The same, of which only what [`Hessian::finish`] says of a triangle will be there, in half the memory.
     pub fn triangle(precision: Precision, columns: usize) -> Hessian {
-        let hessian = Hessian { triangle: true, ..Hessian::new(precision, columns) };
-        triangular(&hessian.sum);
-        hessian
+        Hessian { precision, columns, tokens: 0, sum: triangle(columns), triangle: true }
     }
 
     /// Adds activations, `[tokens, columns]`.
@@ -36,8 +34,13 @@ impl Hessian {
     /// # Errors
     /// NaN or infinity among them, or another width.
     pub fn add(&mut self, x: &Tensor) -> Result<()> {
-        let (precision, columns, sum) = (self.precision, self.columns, &mut self.sum);
-        rows_of(x, columns, self.tokens, |x| syrk::syrk(precision, x, columns, sum))?;
+        let (precision, columns, seen, sum) = (self.precision, self.columns, self.tokens, &mut self.sum);
+        row_of(x, columns, |x| {
+            syrk::syrk(precision, x, columns, sum);
+            // What is not finite makes its column's square so: those are fewer to look through.
+            let finite = (0..columns).all(|j| sum[j * (columns + 1)].is_finite());
+            if finite { Ok(()) } else { refuse_non_finite(x, columns, seen) }
+        })??;
         self.tokens += x.dims2()?.0;
         Ok(())
     }
@@ -83,6 +86,11 @@ pub const BAND: usize = 512;
 /// # Errors
 /// NaN or infinity among them, or another width.
 pub(super) fn rows_of<T>(x: &Tensor, columns: usize, seen: usize, work: impl FnOnce(&[f32]) -> T) -> Result<T> {
+    row_of(x, columns, |x| refuse_non_finite(x, columns, seen).map(|()| work(x)))?
+}
+
+/// The same with whatever numbers there are.
+fn row_of<T>(x: &Tensor, columns: usize, work: impl FnOnce(&[f32]) -> T) -> Result<T> {
     let (tokens, found) = x.dims2()?;
     if found != columns {
         return Err(Error::new(format!("activations of {found} numbers at a site of {columns}")));
@@ -93,13 +101,14 @@ pub(super) fn rows_of<T>(x: &Tensor, columns: usize, seen: usize, work: impl FnO
         return Err(Error::new("activations that are not on the CPU"));
     };
     let first = layout.start_offset();
-    let x = &storage.as_slice::<f32>()?[first..first + tokens * columns];
-    if let Some(at) = first_non_finite(x) {
-        let (token, column) = (seen + at / columns, at % columns);
-        return Err(Error::new(format!("the activations hold {} at token {token} and column {column}", x[at]))
-            .hint("the checkpoint overflows in its own forward pass: check it with `llmq eval --perplexity`"));
-    }
-    Ok(work(x))
+    Ok(work(&storage.as_slice::<f32>()?[first..first + tokens * columns]))
+}
+
+fn refuse_non_finite(x: &[f32], columns: usize, seen: usize) -> Result<()> {
+    let Some(at) = first_non_finite(x) else { return Ok(()) };
+    let (token, column) = (seen + at / columns, at % columns);
+    Err(Error::new(format!("the activations hold {} at token {token} and column {column}", x[at]))
+        .hint("the checkpoint overflows in its own forward pass: check it with `llmq eval --perplexity`"))
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use super::diagonal;
 use llmq_kernels::cholesky::{Real, cholesky, reversed_inverse};
-use llmq_kernels::memory::triangular;
+use llmq_kernels::memory::triangle;
 use rayon::prelude::*;
 use std::sync::Arc;
 
@@ -41,8 +41,7 @@ fn factor_in<T: Real>(
     remains: impl Fn(usize, T) -> bool,
 ) -> Option<Vec<f32>> {
     let n = order.len();
-    let mut l = vec![T::default(); n * n];
-    triangular(&l);
+    let mut l = triangle::<T>(n);
     l.par_chunks_mut(n).enumerate().for_each(|(i, to)| {
         let row = &h[order[n - 1 - i] * n..][..n];
         to[..=i].iter_mut().zip(order.iter().rev()).for_each(|(to, &column)| *to = T::of(f64::from(row[column])));
@@ -50,8 +49,7 @@ fn factor_in<T: Real>(
     if !cholesky(&mut l, n, heavy) || !(0..n).all(|i| remains(i, l[i * n + i])) {
         return None;
     }
-    let mut u = vec![0.0; n * n];
-    triangular(&u);
+    let mut u = triangle(n);
     reversed_inverse(&l, n, &mut u);
     let sound = |i: usize| u[i * n + i].is_finite() && u[i * n + i] > 0.0;
     (0..n).all(sound).then_some(u)

@@ -8,6 +8,7 @@
 
 use super::{JUDGED, at_once, energies, few, inner};
 use llmq_kernels::gemm::{Old, Precision, View, product};
+use llmq_kernels::memory::unwritten;
 use rayon::prelude::*;
 
 /// What a layer should compute.
@@ -25,7 +26,7 @@ pub struct Target {
 /// columns]`; `drift`: `D = E[(x̃ − x) xᵀ]`, `[columns, columns]`; result: `[rows, columns]`.
 pub fn pull(precision: Precision, w: &[f32], columns: usize, drift: &[f32]) -> Vec<f32> {
     let n = columns;
-    let mut m = vec![0.0; w.len()];
+    let mut m = unwritten(w.len());
     let d = View::new(drift, n, n, n);
     let each = at_once(w.len() / n) * n;
     m.par_chunks_mut(each).zip(w.par_chunks(each)).for_each(|(m, w)| {

@@ -18,6 +18,7 @@ use llmq_kernels::attention::{Scores, Shape as Windows, causal, causal_backward}
 use llmq_kernels::elementwise::{self, Activation, Pairing};
 use llmq_kernels::fused;
 use llmq_kernels::gemm::{self, Old, Precision, View};
+use llmq_kernels::memory::unwritten;
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -50,7 +51,7 @@ impl CustomOp2 for Linear {
         if k != wk {
             bail!("a linear layer of {wk} columns on activations of {k}");
         }
-        let mut y = vec![0.0; n * m];
+        let mut y = unwritten(n * m);
         gemm::linear(self.0, slice(x, xl)?, slice(w, wl)?, k, &mut y);
         Ok((CpuStorage::F32(y), (n, m).into()))
     }
@@ -69,7 +70,7 @@ pub fn linear_backward(precision: Precision, grad: &Tensor, w: &Tensor) -> Resul
     let ((n, m), k) = (grad.dims2()?, w.dim(1)?);
     let (grad, storage) = (numbers(grad)?, w.storage_and_layout().0);
     let Storage::Cpu(storage) = &*storage else { bail!("weights that are not on the CPU") };
-    let (w, mut dx) = (View::new(slice(storage, w.layout())?, m, k, k), vec![0.0; n * k]);
+    let (w, mut dx) = (View::new(slice(storage, w.layout())?, m, k, k), unwritten(n * k));
     let each = n.div_ceil(rayon::current_num_threads()).max(1);
     dx.par_chunks_mut(each * k).zip(grad.par_chunks(each * m)).for_each(|(dx, grad)| {
         let grad = View::new(grad, grad.len() / m, m, m);
@@ -93,7 +94,7 @@ pub fn linear_of(
     if k != columns {
         return Err(error::Error::new(format!("a linear layer of {columns} columns on activations of {k}")));
     }
-    let mut y = vec![0.0; n * rows];
+    let mut y = unwritten(n * rows);
     match &*x.storage_and_layout().0 {
         Storage::Cpu(storage) => fused::linear(precision, slice(storage, x.layout())?, k, rows, decode, &mut y)?,
         _ => return Err(error::Error::new("weights are decoded on the CPU only")),
@@ -112,7 +113,7 @@ impl CustomOp2 for Sum {
             bail!("a sum of {:?} and {:?}", al.shape(), bl.shape());
         }
         let (a, b) = (slice(a, al)?, slice(b, bl)?);
-        let mut y = vec![0.0; a.len()];
+        let mut y = unwritten(a.len());
         elementwise::add(a, b, &mut y);
         Ok((CpuStorage::F32(y), al.shape().clone()))
     }
@@ -134,7 +135,7 @@ impl CustomOp2 for RmsNorm {
     }
     fn cpu_fwd(&self, x: &CpuStorage, xl: &Layout, g: &CpuStorage, gl: &Layout) -> Result<(CpuStorage, Shape)> {
         let (x, gain) = (slice(x, xl)?, slice(g, gl)?);
-        let mut y = vec![0.0; x.len()];
+        let mut y = unwritten(x.len());
         elementwise::rms_norm(x, gain, self.0, &mut y);
         Ok((CpuStorage::F32(y), xl.shape().clone()))
     }
@@ -170,7 +171,7 @@ impl CustomOp3 for LayerNorm {
         bl: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         let x = slice(x, xl)?;
-        let mut y = vec![0.0; x.len()];
+        let mut y = unwritten(x.len());
         elementwise::layer_norm(x, slice(g, gl)?, slice(b, bl)?, self.0, &mut y);
         Ok((CpuStorage::F32(y), xl.shape().clone()))
     }
@@ -207,7 +208,7 @@ impl CustomOp2 for Gated {
     }
     fn cpu_fwd(&self, g: &CpuStorage, gl: &Layout, u: &CpuStorage, ul: &Layout) -> Result<(CpuStorage, Shape)> {
         let (gate, up) = (slice(g, gl)?, slice(u, ul)?);
-        let mut y = vec![0.0; gate.len()];
+        let mut y = unwritten(gate.len());
         elementwise::gated(self.0, gate, up, &mut y);
         Ok((CpuStorage::F32(y), gl.shape().clone()))
     }
@@ -319,7 +320,7 @@ impl CustomOp3 for Attention {
         vl: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         let q = slice(q, ql)?;
-        let mut out = vec![0.0; q.len()];
+        let mut out = unwritten(q.len());
         causal(q, slice(k, kl)?, slice(v, vl)?, self.0, &self.1, &mut out);
         Ok((CpuStorage::F32(out), ql.shape().clone()))
     }

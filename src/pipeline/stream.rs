@@ -14,6 +14,7 @@ use crate::model::per_layer::{FileRows, PerLayerInputs};
 use crate::model::states::States;
 use candle_core::{Device, Tensor};
 use llmq_kernels::gemm::Precision;
+use llmq_kernels::memory::unwritten;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
@@ -363,7 +364,7 @@ impl Stream {
     /// The disk refuses.
     pub fn put(&mut self, i: usize, position: &Position) -> Result<()> {
         let batch = &self.batches[i];
-        let mut bytes = vec![0; batch.bytes()];
+        let mut bytes = unwritten(batch.bytes());
         let (own, original) = bytes.split_at_mut(batch.section());
         let states = |bytes: &mut [u8], states: &States| -> Result<()> {
             let mut rest = bytes;
@@ -469,7 +470,7 @@ impl Scratch {
     /// # Errors
     /// The disk refuses.
     pub fn read(&self, offset: u64, bytes: usize) -> Result<Vec<u8>> {
-        let mut bytes = vec![0; bytes];
+        let mut bytes = unwritten(bytes);
         let mut file = &self.file;
         let read = file.seek(SeekFrom::Start(offset)).and_then(|_| file.read_exact(&mut bytes));
         read.context(|| failed("read", &self.path))?;
@@ -499,7 +500,7 @@ pub(super) fn to_bf16(bytes: &mut [u8], x: &Tensor) -> Result<()> {
 
 /// The first `[tokens, columns]` numbers of bfloat16.
 pub(super) fn from_bf16(bytes: &[u8], tokens: usize, columns: usize) -> Result<Tensor> {
-    let mut x = vec![0.0; tokens * columns];
+    let mut x = unwritten(tokens * columns);
     let (numbers, bytes) = (x.par_chunks_mut(1 << 16), bytes.par_chunks(WIDTH << 16));
     numbers.zip(bytes).for_each(|(x, bytes)| llmq_kernels::convert::bf16_to_f32(&bytes[..x.len() * WIDTH], x));
     Ok(Tensor::from_vec(x, (tokens, columns), &Device::Cpu)?)

@@ -4,6 +4,7 @@ use super::bytes;
 use crate::error::{Context, Error, Result};
 use crate::source::{lfs, pages};
 use llmq_kernels::convert;
+use llmq_kernels::memory::unwritten;
 use memmap2::Mmap;
 use rayon::prelude::*;
 use safetensors::tensor::Dtype;
@@ -139,7 +140,7 @@ pub fn is_fp8(dtype: Dtype) -> bool {
 /// Converts on all threads. `width`: bytes per number.
 fn converted(bytes: &[u8], width: usize, convert: impl Fn(&[u8], &mut [f32]) + Sync) -> Vec<f32> {
     const PART: usize = 1 << 16;
-    let mut out = vec![0.0; bytes.len() / width];
+    let mut out = unwritten(bytes.len() / width);
     out.par_chunks_mut(PART).zip(bytes.par_chunks(PART * width)).for_each(|(out, bytes)| convert(bytes, out));
     out
 }
