@@ -180,10 +180,29 @@ kernel! {
 /// # Panics
 /// If the lengths differ.
 pub fn add(a: &[f32], b: &[f32], y: &mut [f32]) {
+    pairs(a, b, y, |a, b| a + b);
+}
+
+/// `y = a − b`; see [`add`].
+pub fn subtract(a: &[f32], b: &[f32], y: &mut [f32]) {
+    pairs(a, b, y, |a, b| a - b);
+}
+
+/// Each row divided by the same numbers, on all threads. `x`, `y`: `[n, by.len()]`.
+pub fn divide(x: &[f32], by: &[f32], y: &mut [f32]) {
+    let part = ROWS * by.len().max(1);
+    y.par_chunks_mut(part).zip(x.par_chunks(part)).for_each(|(y, x)| {
+        for (y, x) in y.chunks_mut(by.len()).zip(x.chunks(by.len())) {
+            y.iter_mut().zip(x.iter().zip(by)).for_each(|(y, (x, by))| *y = x / by);
+        }
+    });
+}
+
+fn pairs(a: &[f32], b: &[f32], y: &mut [f32], of: impl Fn(f32, f32) -> f32 + Sync) {
     const PART: usize = 1 << 15;
     assert_eq!((a.len(), b.len()), (y.len(), y.len()), "lengths of a sum");
     y.par_chunks_mut(PART).zip(a.par_chunks(PART).zip(b.par_chunks(PART))).for_each(|(y, (a, b))| {
-        y.iter_mut().zip(a.iter().zip(b)).for_each(|(y, (a, b))| *y = a + b);
+        y.iter_mut().zip(a.iter().zip(b)).for_each(|(y, (a, b))| *y = of(*a, *b));
     });
 }
 

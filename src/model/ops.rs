@@ -30,6 +30,17 @@ fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
     }
 }
 
+/// What `work` makes of the numbers of a tensor, which are copied only where they lie scattered or on another device.
+///
+/// # Errors
+/// A tensor that cannot be moved to the CPU, or holds no `f32`.
+pub fn with_numbers<T>(x: &Tensor, work: impl FnOnce(&[f32]) -> T) -> Result<T> {
+    let x = x.to_device(&Device::Cpu)?.contiguous()?;
+    let (storage, layout) = x.storage_and_layout();
+    let Storage::Cpu(storage) = &*storage else { bail!("numbers that are not on the CPU") };
+    Ok(work(slice(storage, layout)?))
+}
+
 /// The numbers of a tensor on the CPU, in one piece.
 fn numbers(x: &Tensor) -> Result<Vec<f32>> {
     x.flatten_all()?.to_vec1()
@@ -102,7 +113,10 @@ pub fn linear_of(
     Ok(Tensor::from_vec(y, (n, rows), x.device())?)
 }
 
-struct Sum;
+/// A sum, or a difference.
+struct Sum {
+    minus: bool,
+}
 
 impl CustomOp2 for Sum {
     fn name(&self) -> &'static str {
@@ -114,17 +128,36 @@ impl CustomOp2 for Sum {
         }
         let (a, b) = (slice(a, al)?, slice(b, bl)?);
         let mut y = unwritten(a.len());
-        elementwise::add(a, b, &mut y);
+        if self.minus {
+            elementwise::subtract(a, b, &mut y)
+        } else {
+            elementwise::add(a, b, &mut y)
+        }
         Ok((CpuStorage::F32(y), al.shape().clone()))
     }
     fn bwd(&self, _: &Tensor, _: &Tensor, _: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        Ok((Some(grad.clone()), Some(grad.clone())))
+        Ok((Some(grad.clone()), Some(if self.minus { grad.neg()? } else { grad.clone() })))
     }
 }
 
 /// `a + b`, both of the same shape: on llmq's own threads, which candle's would wait for.
 pub fn sum(a: &Tensor, b: &Tensor) -> Result<Tensor> {
-    if a.device().is_cpu() { a.apply_op2(b, Sum) } else { a + b }
+    if a.device().is_cpu() { a.apply_op2(b, Sum { minus: false }) } else { a + b }
+}
+
+/// `a − b`, likewise.
+pub fn difference(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    if a.device().is_cpu() { a.contiguous()?.apply_op2(&b.contiguous()?, Sum { minus: true }) } else { a - b }
+}
+
+/// Each column of `x`, `[n, columns]`, divided by a number of its own.
+pub fn divide_columns(x: &Tensor, by: &[f32]) -> Result<Tensor> {
+    if x.dim(D::Minus1)? != by.len() {
+        bail!("{} divisors for the columns of {:?}", by.len(), x.shape());
+    }
+    let mut y = unwritten(x.elem_count());
+    with_numbers(x, |x| elementwise::divide(x, by, &mut y))?;
+    Tensor::from_vec(y, x.shape(), x.device())
 }
 
 struct RmsNorm(f32);
@@ -371,6 +404,11 @@ mod tests {
     fn the_kernels_agree_with_candle() {
         let (x, w) = (tensor(24, 32, 0.7), tensor(48, 32, 0.3));
         close(&sum(&x, &x).unwrap(), &(&x + &x).unwrap());
+        let turned = w.t().unwrap().narrow(1, 3, 24).unwrap().t().unwrap();
+        close(&difference(&x, &turned).unwrap(), &(&x - &turned).unwrap());
+        let by: Vec<f32> = (1..33).map(|i| i as f32 * 0.3).collect();
+        let divided = x.broadcast_div(&Tensor::new(by.clone(), &Device::Cpu).unwrap()).unwrap();
+        close(&divide_columns(&x, &by).unwrap(), &divided);
         close(&linear(Precision::Single, &x, &w).unwrap(), &portable::linear(&x, &w).unwrap());
         let gain = tensor(1, 32, 0.2).reshape(32).unwrap();
         close(&rms_norm(&x, &gain, 1e-5).unwrap(), &portable::rms_norm(&x, &gain, 1e-5).unwrap());

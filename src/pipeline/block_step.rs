@@ -11,6 +11,7 @@ use crate::error::{Context, Result};
 use crate::interrupt;
 use crate::model::block::Block;
 use crate::model::mixer::Place;
+use crate::model::ops;
 use crate::model::{Site, TensorRole};
 use crate::source::imatrix::Entry;
 use candle_core::Tensor;
@@ -196,11 +197,11 @@ impl Run<'_> {
             if method {
                 let sums = if batch.held { &mut held } else { &mut seen };
                 let off = match (&inputs.original, &position.original) {
-                    (Some(x), Some(_)) if !site.is_inner() => Some((x - &inputs.x)?),
+                    (Some(x), Some(_)) if !site.is_inner() => Some(ops::difference(x, &inputs.x)?),
                     (Some(x), Some(other)) => {
-                        let own = block.difference(site.half, &(x - &inputs.x)?)?;
-                        match block.owed(site.half, (&other.h - &position.states.h)?)? {
-                            Some(owed) => Some((own + owed)?),
+                        let own = block.difference(site.half, &ops::difference(x, &inputs.x)?)?;
+                        match block.owed(site.half, ops::difference(&other.h, &position.states.h)?)? {
+                            Some(owed) => Some(ops::sum(&own, &owed)?),
                             None => Some(own),
                         }
                     }
@@ -258,7 +259,7 @@ impl Run<'_> {
 /// scales to in the file, a thousandth of one at most, is left out.
 fn divided(x: Tensor, scales: Option<&[f32]>) -> Result<Tensor> {
     let Some(scales) = scales else { return Ok(x) };
-    Ok(x.broadcast_div(&Tensor::new(scales, x.device())?)?)
+    Ok(ops::divide_columns(&x, scales)?)
 }
 
 /// How much an error of each rounded layer that reads a half's input counts, measured on one window.

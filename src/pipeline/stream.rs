@@ -10,6 +10,7 @@ use super::plan::Plan;
 use crate::error::{Context, Error, Result};
 use crate::model::embedding::Embedding;
 use crate::model::frame::Frame;
+use crate::model::ops;
 use crate::model::per_layer::{FileRows, PerLayerInputs};
 use crate::model::states::States;
 use candle_core::{Device, Tensor};
@@ -490,12 +491,12 @@ impl Scratch {
 
 /// Rounds numbers to bfloat16.
 pub(super) fn to_bf16(bytes: &mut [u8], x: &Tensor) -> Result<()> {
-    let x = x.flatten_all()?.to_vec1::<f32>()?;
-    bytes.par_chunks_mut(WIDTH << 12).zip(x.par_chunks(1 << 12)).for_each(|(bytes, x)| {
-        let bytes = bytes.chunks_exact_mut(WIDTH);
-        bytes.zip(x).for_each(|(bytes, x)| bytes.copy_from_slice(&half::bf16::from_f32(*x).to_le_bytes()));
-    });
-    Ok(())
+    Ok(ops::with_numbers(x, |x| {
+        bytes.par_chunks_mut(WIDTH << 12).zip(x.par_chunks(1 << 12)).for_each(|(bytes, x)| {
+            let bytes = bytes.chunks_exact_mut(WIDTH);
+            bytes.zip(x).for_each(|(bytes, x)| bytes.copy_from_slice(&half::bf16::from_f32(*x).to_le_bytes()));
+        });
+    })?)
 }
 
 /// The first `[tokens, columns]` numbers of bfloat16.
