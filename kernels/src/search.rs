@@ -168,14 +168,10 @@ kernel! {
     /// The scale `d ≥ 0` and minimum `m` that make `d·q + m`, `q ∈ 0 ..= hi`, fit best: `[lanes]` each. With `below`, among
     /// minima of at most zero.
     ///
-    /// `w`, `h`: `[columns]`. Candidates stretch and shrink the range from the smallest to the largest entry.
+    /// `w`, `h`: `[columns]`. Candidates stretch and shrink the range from the smallest to the largest entry; of weights that are
+    /// weighed both ends, each by itself, with the extreme entries clipped in favour of the weighty ones, and then once more on either
+    /// side of the best.
     pub fn asymmetric / asymmetric_on(w: &[F], h: &[F], hi: f32, effort: Effort, below: bool) -> (F, F) {
-        let steps = match effort {
-            // Where both super-scales are still to be fitted, the search is a small part of the work.
-            Effort::Quick if below => 4,
-            Effort::Quick => 1,
-            Effort::Full => 9,
-        };
         let (mut low, mut high) = (w[0], w[0]);
         let (mut sum_h, mut sum_w) = (F::ZERO, F::ZERO);
         for (&x, &h) in w.iter().zip(h) {
@@ -188,15 +184,36 @@ kernel! {
             low = low.min(F::ZERO);
         }
         let mean = sum_w.div_or_zero(sum_h);
-        let range = (high - low).recip();
+        let (span, range) = (high - low, (high - low).recip());
         let constant = if below { mean.min(F::ZERO) } else { mean };
         let gain = F::ZERO - (mean - constant) * (mean - constant) * sum_h;
         let mut best = Line { scale: F::ZERO, minimum: constant, gain };
-        // As many candidates however fine the levels are, and never a range of no levels.
-        let apart = 0.1 * (hi / 15.0).min(1.0);
-        for step in -steps..=steps {
-            let inverse = range * F::splat(hi + apart * step as f32);
-            best = best.better(line(w, h, mean, sum_h, inverse, low, hi, below));
+        if effort == Effort::Full {
+            // Parts of the range that are cut off below and above: so many steps of 0.6 levels, and never all of it.
+            let step = (0.6 / hi).min(0.2);
+            let mut cuts = (F::ZERO, F::ZERO);
+            for (a, b) in (-1..3).flat_map(|a| (-1..3).map(move |b| (a, b))) {
+                let (a, b) = (a as f32 * step, b as f32 * step);
+                let inverse = range * F::splat(hi / (1.0 - a - b));
+                let line = line(w, h, mean, sum_h, inverse, span.mul_add(F::splat(a), low), hi, below);
+                cuts.0 = best.gain.less(line.gain, F::splat(a), cuts.0);
+                cuts.1 = best.gain.less(line.gain, F::splat(b), cuts.1);
+                best = best.better(line);
+            }
+            for (a, b) in [(-0.5, 0.0), (0.5, 0.0), (0.0, -0.5), (0.0, 0.5)] {
+                let (a, b) = (cuts.0 + F::splat(a * step), cuts.1 + F::splat(b * step));
+                let inverse = range * F::splat(hi) * (F::splat(1.0) - a - b).recip();
+                best = best.better(line(w, h, mean, sum_h, inverse, span.mul_add(a, low), hi, below));
+            }
+        } else {
+            // Where both super-scales are still to be fitted, the search is a small part of the work.
+            let steps = if below { 4 } else { 1 };
+            // As many candidates however fine the levels are, and never a range of no levels.
+            let apart = 0.1 * (hi / 15.0).min(1.0);
+            for step in -steps..=steps {
+                let inverse = range * F::splat(hi + apart * step as f32);
+                best = best.better(line(w, h, mean, sum_h, inverse, low, hi, below));
+            }
         }
         for _ in 0..effort.refinements() {
             best = best.better(line(w, h, mean, sum_h, best.scale.recip(), best.minimum, hi, below));
@@ -324,6 +341,31 @@ mod tests {
                 .map(|d| error_of(&w, &h, lane, d, 0.0, Q4))
                 .fold(f64::INFINITY, f64::min);
             assert!(found <= sweep * 1.06, "lane {lane}: {found} against {sweep}");
+        }
+    }
+
+    #[test]
+    fn no_scale_and_minimum_of_a_fine_sweep_are_much_better() {
+        for (levels, width) in [(3, 16), (15, 32)] {
+            let hi = levels as f32;
+            let (mut found, mut swept) = (0.0, 0.0);
+            for seed in 0..4 {
+                let w = numbers(width, 10 + seed);
+                let h: Vec<F> = numbers(width, 20 + seed).iter().map(|h| h.map(|x| (2.0 * x).exp())).collect();
+                let (d, m) = asymmetric(&w, &h, hi, Effort::Full, false);
+                for lane in 0..LANES {
+                    let (low, high) =
+                        w.iter().fold((f32::MAX, f32::MIN), |(a, b), w| (a.min(w.0[lane]), b.max(w.0[lane])));
+                    let error = |d, m| error_of(&w, &h, lane, d, m, Levels::Uniform { lo: 0, hi: levels });
+                    // Of the range, up to a half at either end.
+                    let cuts = (-4..50).flat_map(|a| (-4..50 - a).map(move |b| (a as f32 * 0.01, b as f32 * 0.01)));
+                    let span = high - low;
+                    let of = |(a, b): (f32, f32)| error((1.0 - a - b) * span / hi, low + a * span);
+                    found += error(d.0[lane], m.0[lane]);
+                    swept += cuts.map(of).fold(f64::INFINITY, f64::min);
+                }
+            }
+            assert!(found <= swept * 1.04, "0 to {levels}: {found} against {swept}");
         }
     }
 
