@@ -11,7 +11,7 @@ use super::states::States;
 use super::streams::Destination;
 use crate::error::{Error, Result};
 use candle_core::backprop::GradStore;
-use candle_core::{DType, Tensor, Var};
+use candle_core::{CpuStorage, CustomOp1, DType, Layout, Shape, Tensor, Var};
 
 impl Model {
     /// Why gradients cannot be carried back through its blocks, if they cannot.
@@ -60,5 +60,23 @@ impl Block<'_> {
 /// # Errors
 /// Something on the way has no gradient.
 pub fn gradients(y: &Tensor, grad: &Tensor) -> Result<GradStore> {
-    Ok((y * grad)?.sum_all()?.backward()?)
+    if y.shape() != grad.shape() {
+        return Err(Error::new(format!("a gradient {:?} at numbers {:?}", grad.shape(), y.shape())));
+    }
+    Ok(y.apply_op1(Seed(grad.clone()))?.backward()?)
+}
+
+/// A loss that is known by its gradient alone.
+struct Seed(Tensor);
+
+impl CustomOp1 for Seed {
+    fn name(&self) -> &'static str {
+        "llmq-seed"
+    }
+    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
+        Ok((CpuStorage::F32(vec![0.0]), Shape::from(())))
+    }
+    fn bwd(&self, _: &Tensor, _: &Tensor, _: &Tensor) -> candle_core::Result<Option<Tensor>> {
+        Ok(Some(self.0.clone()))
+    }
 }
