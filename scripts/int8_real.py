@@ -406,7 +406,7 @@ def render(records):
 
     lines = ["# INT8 on graphs that people have", "",
              f"`scripts/int8_real.py LLMQ`, onnxruntime {onnxruntime.__version__}; {cpu()}, {CORES} cores, shared with other work.", "",
-             __doc__.split("\n\n")[2].strip(), "",
+             __doc__.split("\n\n")[2].split("Results are kept")[0].split("Pillow. ")[1].strip(), "",
              "SQNR and cosine: of the output that is furthest from float's. Agreement: of what the model decides with what float decides. Time: part of float's.", "",
              "| model | file | MB | SQNR, dB | cosine | agreement | time | exit |", "|---|---|---|---|---|---|---|---|"]
     ours = {"closer": [], "size": [], "time": []}
@@ -465,7 +465,7 @@ def write(out, work):
     """The table of all results that are there."""
     found = [work / f"{name}.json" for name in MODELS]
     old = out.read_text() if out.exists() else ""
-    notes = old[old.index(NOTES):] if NOTES in old else f"{NOTES}\n"
+    notes = old[old.index(f"\n{NOTES}") + 1:] if f"\n{NOTES}" in old else f"{NOTES}\n"
     out.write_text(render([json.loads(path.read_text()) for path in found if path.exists()]) + "\n" + notes)
 
 
