@@ -388,9 +388,10 @@ def measure(name, llmq, work, keep):
     for method in BEST:
         attempt(f"ORT {method}", theirs(method))
     tried = [label for label in record["rows"] if label.removeprefix("ORT ") in BEST]
-    if tried:
-        record["best"] = max(tried, key=lambda label: record["rows"][label]["sqnr"])
-    timed = {label: folder / f"{label}.onnx" for label in record["rows"] if label not in tried or label == record["best"]}
+    # A file that is no smaller is hardly quantized.
+    if smaller := [label for label in tried if record["rows"][label]["bytes"] < record["float"]]:
+        record["best"] = max(smaller, key=lambda label: record["rows"][label]["sqnr"])
+    timed = {label: folder / f"{label}.onnx" for label in record["rows"] if label not in tried or label == record.get("best")}
     parts, record["ms"] = times({"float": source, **timed}, judges[0])
     for label, part in parts.items():
         if label != "float":
@@ -429,7 +430,7 @@ def render(records):
         other = {label: row for label, row in rows.items() if label.startswith("ORT")}
         best = rows.get("ORT best static")
         ours["closer"].append((record["model"], best is None or auto["sqnr"] >= best["sqnr"]))
-        near = [row["bytes"] for row in other.values() if row["sqnr"] >= auto["sqnr"]]
+        near = [row["bytes"] for row in other.values() if row["sqnr"] >= auto["sqnr"] and row["bytes"] < record["float"]]
         ours["size"].append((record["model"], not near or auto["bytes"] <= 1.05 * min(near)))
         ours["time"].append((record["model"], auto["time"] <= 1.05))
     named = {"closer": "closer to float than ONNX Runtime's best static file", "size": "at most 1.05 of its smallest file that is no further from float",

@@ -49,8 +49,8 @@ pub struct Candidate {
     pub name: String,
     /// The graph.
     pub model: ModelProto,
-    /// It multiplies integers.
-    pub integers: bool,
+    /// The part of its layers that multiply integers, 0 to 1.
+    pub integers: f64,
     /// Layers that a static recipe exists for and that compute in floats, the most sensitive first.
     pub left: Vec<String>,
     /// The least signal-to-noise ratio of all outputs in dB, on the samples that judge.
@@ -112,11 +112,12 @@ pub fn candidates(trial: &Trial, told: Told) -> Result<Curve> {
     let all: Vec<usize> = (0..samples.len()).collect();
     let judges = choice.as_ref().map_or_else(|| spread(&all, 8), |choice| choice.judges.clone());
     curve.judges = (judges.len(), choice.as_ref().is_none_or(|choice| choice.held_out));
-    let add = |curve: &mut Curve, name: &str, integers: bool, left: Vec<String>, model: Result<ModelProto>| {
-        let judged = model.and_then(|model| Ok((judge(&teacher, &model, samples, &judges)?.sqnr(), model)));
+    let add = |curve: &mut Curve, name: &str, left: Vec<String>, made: Result<(ModelProto, f64)>| {
+        let judged =
+            made.and_then(|(model, part)| Ok((judge(&teacher, &model, samples, &judges)?.sqnr(), model, part)));
         let name = name.to_owned();
         match judged {
-            Ok((sqnr, model)) => {
+            Ok((sqnr, model, integers)) => {
                 curve.candidates.push(Candidate {
                     name,
                     model,
@@ -135,8 +136,8 @@ pub fn candidates(trial: &Trial, told: Told) -> Result<Curve> {
             }
         }
     };
-    add(&mut curve, "weights", false, vec![], weights(file, float.as_ref().ok()));
-    add(&mut curve, "dynamic", true, vec![], products(file, integers));
+    add(&mut curve, "weights", vec![], weights(file, float.as_ref().ok()));
+    add(&mut curve, "dynamic", vec![], products(file, integers));
     let (float, Choice { seen, tried, .. }) = match (float, choice) {
         (Ok(float), Some(choice)) => (float, choice),
         (Err(error), _) => {
@@ -146,12 +147,13 @@ pub fn candidates(trial: &Trial, told: Told) -> Result<Curve> {
         (Ok(_), None) => return Ok(curve),
     };
     curve.calibrators = tried;
-    let fixed = |excluded: &dyn Fn(&str) -> bool| {
-        let (mut model, _) = float.in_integers(float.model().clone(), &seen.ranges, integers, excluded)?;
-        rest(&mut model)?;
-        Ok(model)
+    let fixed = |left: &[String]| {
+        let excluded = |name: &str| left.iter().any(|left| left == name);
+        let (mut model, _) = float.in_integers(float.model().clone(), &seen.ranges, integers, &excluded)?;
+        let stored = rest(&mut model)?;
+        Ok((model, part(float.layers.len() - left.len(), stored)))
     };
-    let reached = add(&mut curve, "static", true, vec![], fixed(&|_| false));
+    let reached = add(&mut curve, "static", vec![], fixed(&[]));
     if reached.is_some_and(|sqnr| sqnr < enough) && float.layers.len() > 1 {
         let bench = sensitivity::Bench::new(&float, &seen.ranges, integers, samples, RANKING)?;
         let layers = float.layers.len();
@@ -160,8 +162,8 @@ pub fn candidates(trial: &Trial, told: Told) -> Result<Curve> {
         let counts = std::iter::successors(Some(1), |n| Some(n * 2)).take_while(|&n| n < layers);
         for n in counts {
             let left = names[..n].to_vec();
-            let model = fixed(&|name| left.iter().any(|left| left == name));
-            if add(&mut curve, &format!("mixed {n}"), true, left, model).is_some_and(|sqnr| sqnr >= enough) {
+            let model = fixed(&left);
+            if add(&mut curve, &format!("mixed {n}"), left, model).is_some_and(|sqnr| sqnr >= enough) {
                 break;
             }
         }
@@ -170,7 +172,7 @@ pub fn candidates(trial: &Trial, told: Told) -> Result<Curve> {
 }
 
 /// Weights in 8 bits, all arithmetic in floats.
-fn weights(file: &OnnxFile, float: Option<&Float>) -> Result<ModelProto> {
+fn weights(file: &OnnxFile, float: Option<&Float>) -> Result<(ModelProto, f64)> {
     let mut model = match float {
         Some(float) => float.model().clone(),
         None => {
@@ -181,7 +183,7 @@ fn weights(file: &OnnxFile, float: Option<&Float>) -> Result<ModelProto> {
     };
     match rest(&mut model)? {
         0 => Err(Error::new("it has no weights that 8 bits could hold")),
-        _ => Ok(model),
+        _ => Ok((model, 0.0)),
     }
 }
 
@@ -190,13 +192,18 @@ fn rest(model: &mut ModelProto) -> Result<usize> {
     Ok(quantize_embeddings(model)?.done.len() + store(model, &|_| false)?)
 }
 
+/// The part of all layers that are in integers.
+fn part(integers: usize, stored: usize) -> f64 {
+    integers as f64 / (integers + stored).max(1) as f64
+}
+
 /// Products in integers.
-fn products(file: &OnnxFile, integers: Integers) -> Result<ModelProto> {
+fn products(file: &OnnxFile, integers: Integers) -> Result<(ModelProto, f64)> {
     file.need_opset(dynamic::OPSET, "dynamic quantization")?;
     let mut model = file.model.clone();
-    dynamic::quantize_products(&mut model, integers.levels)?;
-    rest(&mut model)?;
-    Ok(model)
+    let done = dynamic::quantize_products(&mut model, integers.levels)?.done.len();
+    let stored = rest(&mut model)?;
+    Ok((model, part(done, stored)))
 }
 
 /// Measures sizes, and time where ONNX Runtime is found.
@@ -232,8 +239,8 @@ pub fn measure(
 }
 
 /// The knee: of the candidates that are good enough the fastest, of equally fast ones the smallest, of equally small ones the nearest to
-/// float. Where none is good enough, the nearest of those that are of any use. Where time is not known, integers go before floats on a CPU
-/// that is fast with them.
+/// float. Where none is good enough, the nearest of those that are of any use. Where time is not known, a layer in integers
+/// is taken for twice as fast on a CPU that is fast with them.
 ///
 /// # Errors
 /// None is of any use.
@@ -247,8 +254,8 @@ pub fn knee<'c>(curve: &'c Curve, trial: &Trial, cpu: Cpu) -> Result<&'c Candida
     let good: Vec<&Candidate> = useful.iter().copied().filter(|candidate| candidate.sqnr >= trial.enough).collect();
     let fastest = |candidate: &Candidate| match candidate.time {
         Some(time) => time,
-        None if candidate.integers == cpu.is_fast() => 0.5,
-        None => 1.0,
+        None if cpu.is_fast() => 1.0 - 0.5 * candidate.integers,
+        None => 1.0 + 0.5 * candidate.integers,
     };
     let least = good.iter().map(|candidate| fastest(candidate)).fold(f64::INFINITY, f64::min);
     let fast: Vec<&Candidate> = good.into_iter().filter(|candidate| fastest(candidate) <= SAME_TIME * least).collect();

@@ -199,7 +199,7 @@ fn summarize(chosen: &Candidate, curve: &Curve, args: &Args, size: u64, file: &O
         format!("the nearest: none has {} dB", args.sqnr)
     };
     line(format!("chosen         {}: {enough}", chosen.name));
-    if !chosen.integers {
+    if chosen.integers == 0.0 {
         line("left float     all arithmetic; only weights are in 8 bits");
     } else if !chosen.left.is_empty() {
         let more = if chosen.left.len() > 4 { format!(" and {} more", chosen.left.len() - 4) } else { String::new() };
