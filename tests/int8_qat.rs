@@ -160,6 +160,9 @@ fn what_training_cannot_do_is_told_and_nothing_is_left() {
     let unknown = Case::new(&model, "image", images, 12);
     let wanted = ["training cannot go through these operators: Sin (node 'the bend')", "--refine"];
     refused(&unknown, &["--qat"], 1, &wanted);
+    // Before anyone looks at the samples.
+    let [float, none, out] = ["float.onnx", "none.npz", "out.onnx"].map(|name| unknown.folder.path().join(name));
+    llmq!["int8", "static", float, "--calib", none, "-o", out, "--qat"].failed(1, &wanted);
     unknown.quantize(&[]).ok();
 
     // An option of one that it does know.

@@ -17,9 +17,10 @@ use super::onnx::shape::{Dim, shown};
 use super::onnx::tensor::Tensor;
 use crate::error::{Context, Error, Result};
 use crate::interrupt;
-use bench_inputs::{BenchInput, Kind};
+use bench_inputs::Kind;
 use std::time::{Duration, Instant};
 
+pub use bench_inputs::BenchInput;
 pub use kernels::{Kernels, kernels};
 pub use runtime::OnnxRuntime;
 
@@ -101,7 +102,7 @@ fn value(given: &BenchInput) -> Value {
     let dims = given.dims.clone();
     match given.kind {
         Kind::Float32 => Value::F32(Tensor::new(dims, given.noise())),
-        Kind::Int64 | Kind::Int32 | Kind::Bool => Value::I32(Tensor::new(dims, vec![1; given.elements()])),
+        Kind::Int64 | Kind::Int32 | Kind::Bool => Value::I32(Tensor::new(dims, given.integers())),
     }
 }
 

@@ -71,6 +71,29 @@ pub fn quantize_rest(model: &mut ModelProto, levels: Levels, excluded: &dyn Fn(&
     })
 }
 
+/// Quantizes products alone, in a float graph of any exporter.
+///
+/// # Errors
+/// As for [`quantize`].
+pub fn quantize_products(model: &mut ModelProto, levels: Levels) -> Result<Report> {
+    check_is_float(model)?;
+    prepare(model)?;
+    let report = Recipe::run(model, &Options { levels, exclude: &[] }, &|_, kind, _| kind == Kind::MatMul)?;
+    if report.done.is_empty() {
+        return Err(report.nothing_done());
+    }
+    Ok(report)
+}
+
+/// Quantizes embeddings alone.
+///
+/// # Errors
+/// As for [`quantize_rest`].
+pub fn quantize_embeddings(model: &mut ModelProto) -> Result<Report> {
+    let options = Options { levels: Levels::Full, exclude: &[] };
+    Recipe::run(model, &options, &|_, kind, _| kind == Kind::Embedding)
+}
+
 /// A weight in the graph that is being made.
 #[derive(Debug, Clone)]
 struct Weight {

@@ -29,6 +29,15 @@ pub enum Calibrator {
 }
 
 impl Calibrator {
+    /// All of them, the first being the one that errs least where nothing is known.
+    pub const ALL: [Calibrator; 5] = [
+        Calibrator::MinMax,
+        Calibrator::Percentile(Calibrator::PERCENTILE),
+        Calibrator::Mse,
+        Calibrator::Entropy,
+        Calibrator::Average,
+    ];
+
     /// The percentage of [`Calibrator::Percentile`] that ONNX Runtime takes, too.
     pub const PERCENTILE: f64 = 99.999;
 
@@ -83,7 +92,7 @@ impl Range {
 /// Everything that the calibrators have to know about an activation, in memory that does not depend on the number of samples.
 #[derive(Debug, Clone)]
 pub struct Observer {
-    calibrator: Calibrator,
+    counts: bool,
     histogram: Histogram,
     samples: u64,
     lows: f64,
@@ -91,9 +100,9 @@ pub struct Observer {
 }
 
 impl Observer {
-    /// Nothing seen.
-    pub fn new(calibrator: Calibrator) -> Observer {
-        Observer { calibrator, histogram: Histogram::default(), samples: 0, lows: 0.0, highs: 0.0 }
+    /// Nothing seen. `counts`: for calibrators that need more than extremes.
+    pub fn new(counts: bool) -> Observer {
+        Observer { counts, histogram: Histogram::default(), samples: 0, lows: 0.0, highs: 0.0 }
     }
 
     /// Adds the activations of a sample.
@@ -111,7 +120,7 @@ impl Observer {
         self.samples += 1;
         self.lows += f64::from(low);
         self.highs += f64::from(high);
-        self.histogram.add(if self.calibrator.counts() { x } else { &[] }, low, high);
+        self.histogram.add(if self.counts { x } else { &[] }, low, high);
         Ok(())
     }
 
@@ -120,11 +129,11 @@ impl Observer {
         self.samples == 0
     }
 
-    /// The range.
-    pub fn range(&self) -> Range {
+    /// The range that a calibrator chooses.
+    pub fn range(&self, calibrator: Calibrator) -> Range {
         let h = &self.histogram;
         let samples = self.samples.max(1) as f64;
-        match self.calibrator {
+        match calibrator {
             _ if h.min() == h.max() => Range::new(0.0, 0.0),
             Calibrator::MinMax => Range::new(f64::from(h.min()), f64::from(h.max())),
             Calibrator::Average => Range::new(self.lows / samples, self.highs / samples),
@@ -229,18 +238,10 @@ mod tests {
     use rand::{Rng, SeedableRng};
     use rand_chacha::ChaCha8Rng;
 
-    const ALL: [Calibrator; 5] = [
-        Calibrator::MinMax,
-        Calibrator::Average,
-        Calibrator::Percentile(Calibrator::PERCENTILE),
-        Calibrator::Entropy,
-        Calibrator::Mse,
-    ];
-
     fn range(calibrator: Calibrator, samples: &[Vec<f32>]) -> Range {
-        let mut observer = Observer::new(calibrator);
+        let mut observer = Observer::new(calibrator.counts());
         samples.iter().for_each(|x| observer.add(x).unwrap());
-        observer.range()
+        observer.range(calibrator)
     }
 
     /// Laplace's distribution, whose tails are those of activations.
@@ -292,7 +293,7 @@ mod tests {
         let x: Vec<f32> = (0..1000).map(|i| i as f32).collect();
         let tail = range(Calibrator::Percentile(99.0), &[x]);
         assert!(tail.low == 0.0 && (tail.high - 994.0).abs() < 0.5, "{tail:?}");
-        assert_eq!(Observer::new(Calibrator::Mse).add(&[0.0, f32::INFINITY]), Err(1));
+        assert_eq!(Observer::new(true).add(&[0.0, f32::INFINITY]), Err(1));
     }
 
     #[test]
@@ -328,7 +329,7 @@ mod tests {
         ) {
             let samples: Vec<Vec<f32>> = samples.into_iter().map(|x| x.into_iter().map(|x| x + shift).collect()).collect();
             let widest = range(Calibrator::MinMax, &samples);
-            for calibrator in ALL {
+            for calibrator in Calibrator::ALL {
                 let r = range(calibrator, &samples);
                 prop_assert!(r.low <= 0.0 && r.high >= 0.0, "{calibrator:?} {r:?}");
                 prop_assert!(widest.low <= r.low && r.high <= widest.high, "{calibrator:?} {r:?} {widest:?}");

@@ -2,14 +2,14 @@
 
 use crate::cli::output::{self, bytes, line};
 use crate::error::{Error, Result};
-use crate::int8::bench::{Kernels, OnnxRuntime, Times, kernels, with_rten};
+use crate::int8::bench::{BenchInput, Kernels, OnnxRuntime, Times, kernels, with_rten};
 use crate::int8::cpu::Cpu;
 use crate::int8::engine::Input;
 use crate::int8::onnx::OnnxFile;
 use clap::ValueEnum;
 use serde_json::{Value, json};
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -134,8 +134,10 @@ fn measure(
     };
     let graph = files[0].model.graph.clone().unwrap_or_default();
     let given = |name: &str| graph.initializer.iter().all(|tensor| tensor.name() != name);
-    let inputs: Vec<Input> = graph.input.iter().filter(|input| given(input.name())).map(Input::of).collect();
-    let found = runtime.time(files, &inputs, dims, args.runs, args.threads.unwrap_or(0))?;
+    let inputs = graph.input.iter().filter(|input| given(input.name())).map(Input::of);
+    let inputs = inputs.map(|input| BenchInput::of(&input, dims)).collect::<Result<Vec<_>>>()?;
+    let paths: Vec<&Path> = files.iter().map(|file| file.path.as_path()).collect();
+    let found = runtime.time(&paths, inputs, args.runs, args.threads.unwrap_or(0))?;
     let engine = format!("ONNX Runtime {}", found.version);
     Ok(match found.kernels.into_iter().collect::<Option<Vec<_>>>() {
         Some(kernels) => Measured { engine, times: found.times, kernels, real: true },

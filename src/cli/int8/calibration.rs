@@ -5,16 +5,18 @@ use crate::cli::output::{self, Progress};
 use crate::error::{Error, Result};
 use crate::int8::batch_axis::doubts;
 use crate::int8::calibration_inputs;
+use crate::int8::choose::choose;
 use crate::int8::cpu::Cpu;
 use crate::int8::engine::Engine;
 use crate::int8::qdq::Float;
-use crate::int8::qdq::observe::Seen;
+use crate::int8::qdq::observe::{Calibrators, Seen};
 use crate::int8::qdq::rewrite::Integers;
 use crate::int8::ranges::Calibrator;
 use crate::int8::samples::Samples;
 use crate::int8::weights::Levels;
 use clap::ValueEnum;
 use serde_json::json;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 #[derive(Debug, clap::Args)]
@@ -25,7 +27,12 @@ pub struct Options {
     pub calib: Vec<PathBuf>,
 
     /// How ranges are chosen from what calibration saw
-    #[arg(long, value_name = "NAME", default_value = "percentile")]
+    #[arg(
+        long,
+        value_name = "NAME",
+        default_value = "best",
+        default_value_if("percentile", clap::builder::ArgPredicate::IsPresent, "percentile")
+    )]
     calibrator: Named,
 
     /// With --calibrator percentile: how much of all numbers a range holds
@@ -47,6 +54,8 @@ pub struct Options {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Named {
+    /// The one with the least error at the outputs on samples held out, and another for values that it suits better
+    Best,
     Minmax,
     Average,
     Percentile,
@@ -54,9 +63,28 @@ enum Named {
     Mse,
 }
 
+/// What calibration gave.
+pub struct Calibrated {
+    pub samples: Samples,
+    pub seen: Seen,
+    pub calibrators: Calibrators,
+    /// The least signal-to-noise ratio of all outputs in dB, where calibrators were chosen by it.
+    pub sqnr: Option<f64>,
+}
+
+/// In words.
+pub fn named(calibrators: &Calibrators) -> String {
+    let mut own: BTreeMap<&str, usize> = BTreeMap::new();
+    calibrators.own.values().for_each(|calibrator| *own.entry(calibrator.name()).or_default() += 1);
+    let own = own.iter().map(|(name, n)| format!(", {n} by {name}"));
+    format!("{}{}", calibrators.most.name(), own.collect::<String>())
+}
+
 impl Options {
-    pub fn calibrator(&self) -> Result<Calibrator> {
-        Ok(match self.calibrator {
+    /// None if the best is to be found.
+    fn calibrator(&self) -> Result<Option<Calibrator>> {
+        Ok(Some(match self.calibrator {
+            Named::Best => return Ok(None),
             Named::Minmax => Calibrator::MinMax,
             Named::Average => Calibrator::Average,
             Named::Entropy => Calibrator::Entropy,
@@ -68,7 +96,7 @@ impl Options {
                 let percent = self.percentile;
                 return Err(Error::usage(format!("--percentile {percent} is not above 0 and at most 100")));
             }
-        })
+        }))
     }
 
     /// The integers for the target, and in words why.
@@ -83,20 +111,29 @@ impl Options {
     }
 
     /// Opens the samples and runs the float model on them; tells the user what is wrong with them.
-    pub fn calibrate(&self, float: &Float, json: bool) -> Result<(Samples, Seen)> {
+    pub fn calibrate(&self, float: &Float, excluded: &dyn Fn(&str) -> bool, json: bool) -> Result<Calibrated> {
         let engine = float.engine()?;
         let samples = open(&self.calib, &engine)?;
         let progress = Progress::new(false, json);
-        let total = samples.len() as u64;
-        let show = &mut |done: usize| progress.set(done as u64, total);
         let doubts = doubts(&engine, &samples)?;
-        let mut seen = float.calibrate(&engine, &samples, self.calibrator()?, show)?;
+        let (mut seen, calibrators, sqnr) = match self.calibrator()? {
+            Some(calibrator) => {
+                let (all, total) = (Calibrators::all(calibrator), samples.len() as u64);
+                let show = &mut |done: usize| progress.set(done as u64, total);
+                (float.calibrate(&engine, &samples, &all, show)?, all, None)
+            }
+            None => {
+                let show = &mut |done: usize, total: usize| progress.set(done as u64, total as u64);
+                let found = choose(float, &samples, self.integers().0, excluded, show)?;
+                (found.seen, found.calibrators, Some(found.sqnr))
+            }
+        };
         progress.finish();
         seen.warnings.extend(doubts);
         for warning in &seen.warnings {
             warn(warning, json);
         }
-        Ok((samples, seen))
+        Ok(Calibrated { samples, seen, calibrators, sqnr })
     }
 }
 

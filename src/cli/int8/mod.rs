@@ -1,6 +1,7 @@
 //! `llmq int8`: models that are no LLMs. One file per subcommand; without one, a checkpoint folder.
 
 mod advise;
+mod auto;
 mod bench;
 mod calibration;
 mod checkpoint;
@@ -26,6 +27,8 @@ pub struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Try what fits an ONNX model, and write what is on the knee of the curve of size, error and time
+    Auto(auto::Args),
     /// Quantize an ONNX model's weights, and its activations while it runs: BERT and other transformers
     Dynamic(dynamic::Args),
     /// Quantize an ONNX model with ranges of activations that calibration finds: convolutional networks above all
@@ -41,10 +44,11 @@ enum Command {
 }
 
 pub fn run(args: &Args) -> Result<()> {
-    if matches!(args.command, Some(Command::Dynamic(_) | Command::Static(_))) {
+    if matches!(args.command, Some(Command::Auto(_) | Command::Dynamic(_) | Command::Static(_))) {
         llmq_kernels::memory::give_back_early();
     }
     match (&args.command, &args.checkpoint) {
+        (Some(Command::Auto(args)), _) => auto::run(args),
         (Some(Command::Dynamic(args)), _) => dynamic::run(args),
         (Some(Command::Static(args)), _) => qdq::run(args),
         (Some(Command::Validate(args)), _) => validate::run(args),

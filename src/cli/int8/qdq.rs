@@ -1,6 +1,6 @@
 //! `llmq int8 static`: calibrated INT8 for ONNX graphs.
 
-use super::calibration::Options;
+use super::calibration::{Calibrated, Options, named};
 use super::dynamic::by_recipe;
 use super::ratio;
 use super::refining;
@@ -8,6 +8,7 @@ use super::training::{self, Training};
 use super::warn_larger;
 use crate::cli::output::{self, bytes, line};
 use crate::error::{Error, Result};
+use crate::int8::compare::LEAST_SQNR;
 use crate::int8::dynamic::Done;
 use crate::int8::onnx::OnnxFile;
 use crate::int8::onnx::file::Destination;
@@ -84,15 +85,18 @@ pub fn run(args: &Args) -> Result<()> {
         return Err(Error::new("every layer is excluded: nothing would run in integers"));
     }
     let destination = Destination::new(output, &file, args.force)?;
-    let (samples, mut seen) = args.calibration.calibrate(&float, args.json)?;
     let (integers, words) = args.calibration.integers();
     let excluded = |name: &str| exclusions.contains(name);
-    let calibrator = args.calibration.calibrator()?;
+    if training.is_some() {
+        qat::check(&float, integers, &excluded)?;
+    }
+    let Calibrated { samples, mut seen, calibrators, sqnr } =
+        args.calibration.calibrate(&float, &excluded, args.json)?;
     let given = CalibratedGraph {
         float: &float,
         samples: &samples,
         ranges: &seen.ranges,
-        calibrator,
+        calibrators: &calibrators,
         integers,
         excluded: &excluded,
     };
@@ -121,9 +125,11 @@ pub fn run(args: &Args) -> Result<()> {
         file: &file,
         float: &float,
         seen: &seen,
+        calibrators: named(&calibrators),
         plan: &plan,
         size,
         words,
+        sqnr,
         dynamic: &dynamic,
         trained: trained.as_ref(),
         refined: refined.as_ref(),
@@ -133,7 +139,13 @@ pub fn run(args: &Args) -> Result<()> {
     } else {
         summary.show()
     }
-    Ok(())
+    let better = trained.is_some() || refined.is_some();
+    sqnr.filter(|&sqnr| !better && sqnr < LEAST_SQNR).map_or(Ok(()), |sqnr| {
+        Err(Error::new(format!(
+            "the outputs have an SQNR of {sqnr:.2} dB; below {LEAST_SQNR}, a model is not usable for anything"
+        ))
+        .hint("llmq int8 auto leaves in floats what loses too much"))
+    })
 }
 
 fn list(float: &Float, json: bool) {
@@ -159,9 +171,12 @@ struct Summary<'a> {
     file: &'a OnnxFile,
     float: &'a Float,
     seen: &'a Seen,
+    calibrators: String,
     plan: &'a Plan,
     size: u64,
     words: String,
+    /// By the samples that chose the calibrators, in dB, before training and refinement.
+    sqnr: Option<f64>,
     dynamic: &'a [Done],
     trained: Option<&'a qat::Report>,
     refined: Option<&'a refine::Report>,
@@ -190,12 +205,11 @@ impl Summary<'_> {
         let layers: Vec<String> = self.layers().iter().map(|(op, n)| format!("{n} {op}")).collect();
         line(format!("in integers    {}; {} other nodes between them", layers.join(", "), self.others()));
         line(format!("               {}", self.words));
-        let calibrator = self.args.calibration.calibrator().map_or("", |calibrator| calibrator.name());
-        line(format!(
-            "calibration    {} samples, {} ranges by {calibrator}",
-            self.seen.samples,
-            self.plan.observed().count()
-        ));
+        let (samples, ranges, by) = (self.seen.samples, self.plan.observed().count(), &self.calibrators);
+        line(format!("calibration    {samples} samples, {ranges} ranges by {by}"));
+        if let Some(sqnr) = self.sqnr {
+            line(format!("               SQNR {sqnr:.2} dB by the calibration samples"));
+        }
         if let Some(report) = self.trained {
             training::show(report);
         }
@@ -246,7 +260,8 @@ impl Summary<'_> {
                 "original_bytes": self.file.bytes,
                 "others": self.plan.others,
                 "samples": self.seen.samples,
-                "calibrator": self.args.calibration.calibrator().map_or("", |calibrator| calibrator.name()),
+                "calibrator": self.calibrators,
+                "sqnr": self.sqnr,
                 "layers": self.layers(),
                 "other_nodes": self.others(),
                 "embeddings": self.dynamic.iter().filter(|done| done.kind == Kind::Embedding).count(),

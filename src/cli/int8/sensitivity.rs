@@ -1,6 +1,6 @@
 //! `llmq int8 sensitivity`: which layers should stay float.
 
-use super::calibration::Options;
+use super::calibration::{Calibrated, Options};
 use crate::cli::output::{self, Progress, line};
 use crate::error::{Error, Result};
 use crate::int8::compare::compare;
@@ -64,7 +64,7 @@ pub fn run(args: &Args) -> Result<()> {
         }
         check_destination(path, &[&file.path], args.force)?;
     }
-    let (samples, seen) = args.calibration.calibrate(&float, args.json)?;
+    let Calibrated { samples, seen, .. } = args.calibration.calibrate(&float, &|_| false, args.json)?;
     if args.max_loss.is_some() && !samples.labelled() {
         return Err(Error::usage("--max-loss is about accuracy, but the data have no labels")
             .hint("add an array 'labels' with the class of each sample, or use --target-sqnr"));

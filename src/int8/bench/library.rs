@@ -98,11 +98,11 @@ fn version(path: &Path) -> String {
 }
 
 fn value(given: &BenchInput) -> ort::Result<DynTensor> {
-    let (dims, elements) = (given.dims.clone(), given.elements());
+    let (dims, whole) = (given.dims.clone(), given.integers());
     Ok(match given.kind {
         Kind::Float32 => Tensor::from_array((dims, given.noise()))?.upcast(),
-        Kind::Int64 => Tensor::from_array((dims, vec![1i64; elements]))?.upcast(),
-        Kind::Int32 => Tensor::from_array((dims, vec![1i32; elements]))?.upcast(),
-        Kind::Bool => Tensor::from_array((dims, vec![true; elements]))?.upcast(),
+        Kind::Int64 => Tensor::from_array((dims, whole.into_iter().map(i64::from).collect::<Vec<_>>()))?.upcast(),
+        Kind::Int32 => Tensor::from_array((dims, whole))?.upcast(),
+        Kind::Bool => Tensor::from_array((dims, whole.into_iter().map(|x| x != 0).collect::<Vec<_>>()))?.upcast(),
     })
 }

@@ -1,6 +1,6 @@
 """Times models with ONNX Runtime: takes a question as JSON on standard input, gives the answer as JSON on standard output.
 
-Question: {"models": [PATH...], "optimized": [PATH...], "inputs": [{"name", "type", "dims"}...], "runs": N, "threads": N or 0}
+Question: {"models": [PATH...], "optimized": [PATH...], "inputs": [{"name", "type", "dims", "whole"}...], "runs": N, "threads": N or 0}
 Answer: {"version": V, "seconds": [[...] per model], "optimized": [whether ONNX Runtime saved its own graph, per model]}
 """
 
@@ -19,6 +19,8 @@ generator = numpy.random.default_rng(0)
 def value(entry):
     if entry["type"] == "float32":
         return generator.standard_normal(entry["dims"]).astype(numpy.float32)
+    if entry["whole"]:
+        return numpy.array(entry["whole"], entry["type"]).reshape(entry["dims"])
     # Valid as an id, as a type and as a mask.
     return numpy.ones(entry["dims"], entry["type"])
 

@@ -4,9 +4,8 @@ use super::bench_inputs::BenchInput;
 #[cfg(feature = "ort")]
 use super::library::Library;
 use super::python::Python;
-use super::{Kernels, Sizes, Times, kernels};
+use super::{Kernels, Times, kernels};
 use crate::error::{Context, Error, Result};
-use crate::int8::engine::Input;
 use crate::int8::onnx::OnnxFile;
 use serde::{Deserialize, Serialize};
 use std::ffi::OsStr;
@@ -79,20 +78,13 @@ impl OnnxRuntime {
     /// Times models in turn on the same inputs.
     ///
     /// # Errors
-    /// ONNX Runtime cannot run one of them, or an input's shape is not known.
-    pub fn time(
-        &self,
-        files: &[&OnnxFile],
-        inputs: &[Input],
-        sizes: &Sizes,
-        runs: usize,
-        threads: usize,
-    ) -> Result<Measured> {
+    /// ONNX Runtime cannot run one of them.
+    pub fn time(&self, files: &[&Path], inputs: Vec<BenchInput>, runs: usize, threads: usize) -> Result<Measured> {
         let folder = tempfile::tempdir().context(|| "cannot make a temporary folder".into())?;
         let question = Question {
-            models: files.iter().map(|file| file.path.clone()).collect(),
+            models: files.iter().map(|&path| path.into()).collect(),
             optimized: (0..files.len()).map(|n| folder.path().join(format!("{n}.onnx"))).collect(),
-            inputs: inputs.iter().map(|input| BenchInput::of(input, sizes)).collect::<Result<_>>()?,
+            inputs,
             runs,
             threads,
         };

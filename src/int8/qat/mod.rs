@@ -27,7 +27,8 @@ use super::engine::Engine;
 use super::onnx::Graph;
 use super::onnx::proto::ModelProto;
 use super::qdq::plan::Plan;
-use super::qdq::{CalibratedGraph, Quantized};
+use super::qdq::rewrite::Integers;
+use super::qdq::{CalibratedGraph, Float, Quantized};
 use super::ranges::Range;
 use super::samples::Samples;
 use crate::error::{Context, Error, Result};
@@ -117,12 +118,7 @@ pub fn train(given: CalibratedGraph, options: Options, told: Told) -> Result<Tra
         ))
         .hint("100 and more are better: training sees nothing else"));
     }
-    // What is quantized is trained with quantized embeddings, which the engine computes.
-    let mut student = float.model().clone();
-    dynamic::quantize_rest(&mut student, integers.levels, excluded)?;
-    let graph = Graph::take(&mut student.clone())?;
-    let plan = Plan::of(&graph, &|node| excluded(node.label()));
-    let program = Program::of(&graph, &plan)?;
+    let (student, graph, plan, program) = student(float, integers, excluded)?;
     let parameters = Parameters::of(&graph, &plan, &program, ranges, integers)?;
     let engines = Engines { teacher: Engine::new(float.model())?, student: Engine::with_intermediates(&student)? };
     agree(&engines, &program, &parameters, samples)?;
@@ -159,6 +155,28 @@ pub fn train(given: CalibratedGraph, options: Options, told: Told) -> Result<Tra
         return Ok(Trained { quantized: before, ranges: ranges.clone(), report });
     }
     Ok(Trained { quantized: after, ranges: learned, report })
+}
+
+/// Refuses a graph that training cannot go through, before anything is calibrated.
+///
+/// # Errors
+/// It cannot.
+pub fn check(float: &Float, integers: Integers, excluded: &dyn Fn(&str) -> bool) -> Result<()> {
+    student(float, integers, excluded).map(drop)
+}
+
+/// The model that is trained, and what to run. What is quantized is trained with quantized embeddings, which the engine computes.
+fn student(
+    float: &Float,
+    integers: Integers,
+    excluded: &dyn Fn(&str) -> bool,
+) -> Result<(ModelProto, Graph, Plan, Program)> {
+    let mut student = float.model().clone();
+    dynamic::quantize_rest(&mut student, integers.levels, excluded)?;
+    let graph = Graph::take(&mut student.clone())?;
+    let plan = Plan::of(&graph, &|node| excluded(node.label()));
+    let program = Program::of(&graph, &plan)?;
+    Ok((student, graph, plan, program))
 }
 
 /// The samples to judge by, in order.

@@ -77,12 +77,16 @@ fn image(seed: u64) -> Array<f32> {
 fn ranges(float: &Float) -> HashMap<String, Range> {
     let engine = float.engine().unwrap();
     let values: Vec<&str> = float.plan.observed().collect();
-    let mut observers = vec![Observer::new(Calibrator::MinMax); values.len()];
+    let mut observers = vec![Observer::new(false); values.len()];
     for seed in 0..4 {
         let found = engine.run_for(&[("image", Value::F32(image(seed)))], &values).unwrap();
         observers.iter_mut().zip(found).for_each(|(observer, x)| observer.add(&x.floats().unwrap().data).unwrap());
     }
-    values.iter().map(|name| name.to_string()).zip(observers.iter().map(Observer::range)).collect()
+    values
+        .iter()
+        .map(|name| name.to_string())
+        .zip(observers.iter().map(|seen| seen.range(Calibrator::MinMax)))
+        .collect()
 }
 
 fn prepared(float: &Float) -> (Program, Parameters) {

@@ -18,10 +18,11 @@ use super::onnx::proto::ModelProto;
 use super::onnx::{Graph, OnnxFile};
 use super::operators::check_is_float;
 use super::prepare::{self, Prepared, batch_norm, prepare_static};
-use super::ranges::{Calibrator, Range};
+use super::ranges::Range;
 use super::samples::Samples;
 use crate::error::{Context, Error, Result};
-use observe::Seen;
+use crate::interrupt;
+use observe::{Calibrators, Observation, Seen};
 use plan::{Plan, Role};
 use rewrite::{Integers, rewrite};
 use std::collections::HashMap;
@@ -37,7 +38,7 @@ pub struct CalibratedGraph<'a> {
     /// What calibration has found.
     pub ranges: &'a HashMap<String, Range>,
     /// How.
-    pub calibrator: Calibrator,
+    pub calibrators: &'a Calibrators,
     /// The integers to run in.
     pub integers: Integers,
     /// The nodes that stay float.
@@ -132,27 +133,53 @@ impl Float {
         })
     }
 
-    /// Finds the range of each value that may be quantized.
+    /// Finds the range of each value that may be quantized. `done` is told after each sample how many there have been.
     ///
     /// # Errors
-    /// As for [`observe::observe`].
+    /// A sample cannot be read, the graph cannot be run on it, or a value is not finite.
     pub fn calibrate(
         &self,
         engine: &Engine,
         samples: &Samples,
-        calibrator: Calibrator,
+        by: &Calibrators,
         done: &mut dyn FnMut(usize),
     ) -> Result<Seen> {
-        let values: Vec<&str> = self.plan.observed().collect();
-        let mut seen = observe::observe(engine, samples, &values, calibrator, done)
-            .context(|| format!("cannot calibrate {}", self.path.display()))?;
-        // A value that has another's scale when all is quantized may need its own when some is not: it has the same range.
+        let mut observation = Observation::new(engine, samples, self.plan.observed().collect(), by.counts());
+        for (at, sample) in samples.iter().enumerate() {
+            interrupt::check()?;
+            observation.add(&sample?).context(|| format!("cannot calibrate {}", self.path.display()))?;
+            done(at + 1);
+        }
+        let mut seen = observation.seen(by);
+        self.share(&mut seen.ranges);
+        Ok(seen)
+    }
+
+    /// A value that has another's scale when all is quantized may need its own when some is not: it has the same range.
+    pub fn share(&self, ranges: &mut HashMap<String, Range>) {
         for (value, root) in &self.plan.shares {
-            if let Some(&range) = seen.ranges.get(root) {
-                seen.ranges.insert(value.clone(), range);
+            if let Some(&range) = ranges.get(root) {
+                ranges.insert(value.clone(), range);
             }
         }
-        Ok(seen)
+    }
+
+    /// What has a static recipe in integers, but for the nodes that `excluded` names; all else as it is.
+    ///
+    /// # Errors
+    /// A range is missing, or a tensor is damaged.
+    pub fn in_integers(
+        &self,
+        mut model: ModelProto,
+        ranges: &HashMap<String, Range>,
+        integers: Integers,
+        excluded: &dyn Fn(&str) -> bool,
+    ) -> Result<(ModelProto, Plan)> {
+        let mut graph = Graph::take(&mut model)?;
+        let plan = Plan::of(&graph, &|node| excluded(node.label()));
+        rewrite(&mut graph, &plan, ranges, integers)?;
+        graph.finish(&mut model)?;
+        Ok((model, plan))
     }
 
     /// Quantizes all but the nodes that `excluded` names; what has no static recipe gets the dynamic one.
@@ -174,15 +201,12 @@ impl Float {
     /// A range is missing, or a tensor is damaged.
     pub fn quantized_from(
         &self,
-        mut model: ModelProto,
+        model: ModelProto,
         ranges: &HashMap<String, Range>,
         integers: Integers,
         excluded: &dyn Fn(&str) -> bool,
     ) -> Result<Quantized> {
-        let mut graph = Graph::take(&mut model)?;
-        let mut plan = Plan::of(&graph, &|node| excluded(node.label()));
-        rewrite(&mut graph, &plan, ranges, integers)?;
-        graph.finish(&mut model)?;
+        let (mut model, mut plan) = self.in_integers(model, ranges, integers, excluded)?;
         let rest = dynamic::quantize_rest(&mut model, integers.levels, excluded)?;
         plan.left.retain(|left| rest.done.iter().all(|done| done.node != left.node));
         Ok(Quantized { model, plan, dynamic: rest.done })

@@ -11,10 +11,10 @@ pub mod balance;
 pub mod bias;
 mod columns;
 mod fold;
-mod judge;
+pub mod judge;
 mod layers;
 pub mod rounding;
-mod split;
+pub mod split;
 
 use super::engine::Engine;
 use super::onnx::proto::ModelProto;
@@ -148,7 +148,7 @@ impl Run<'_> {
     }
 
     fn balance(&mut self, told: Told) -> Result<()> {
-        let CalibratedGraph { float, samples, integers, excluded, calibrator, .. } = self.given;
+        let CalibratedGraph { float, samples, integers, excluded, calibrators, .. } = self.given;
         let plan = &self.now.quantized.plan;
         let show = &mut |done, total| told(Name::Balance, done, total);
         let (model, done) = balance::balance(&self.now.model, plan, integers.levels, samples, &self.split.teach, show)?;
@@ -157,7 +157,7 @@ impl Run<'_> {
         }
         let total = samples.len();
         let show = &mut |done| told(Name::Balance, done, total);
-        let seen = float.calibrate(&Engine::with_intermediates(&model)?, samples, calibrator, show)?;
+        let seen = float.calibrate(&Engine::with_intermediates(&model)?, samples, calibrators, show)?;
         let quantized = float.quantized_from(model.clone(), &seen.ranges, integers, excluded)?;
         if self.keep(Name::Balance, (done.changed, done.sites), &quantized.model)? {
             self.now.model = model;

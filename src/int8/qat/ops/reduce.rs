@@ -8,14 +8,12 @@ use candle_core::Tensor;
 
 pub(super) fn rule(op: &str) -> Option<Rule> {
     Some(match op {
-        "ReduceMean" => |i| one(reduce(i, true)?),
-        "ReduceSum" => |i| one(reduce(i, false)?),
-        "ReduceL2" => |i| one(reduce(&squared(i)?, false)?.sqrt()?),
-        "GlobalAveragePool" => |i| {
-            let x = i.x(0)?;
-            let spatial: Vec<usize> = (2..x.rank()).collect();
-            one(x.mean_keepdim(&spatial[..])?)
-        },
+        "ReduceMean" => |i| one(reduce(i, mean)?),
+        "ReduceSum" => |i| one(reduce(i, sum)?),
+        "ReduceMax" => |i| one(reduce(i, max)?),
+        "ReduceL2" => |i| one(reduce(&squared(i)?, sum)?.sqrt()?),
+        "GlobalAveragePool" => |i| one(mean(i.x(0)?, &spatial(i.x(0)?))?),
+        "GlobalMaxPool" => |i| one(max(i.x(0)?, &spatial(i.x(0)?))?),
         "Softmax" => |i| one(softmax(i)?),
         "LogSoftmax" => |i| one(log_softmax(i)?),
         "LayerNormalization" => |i| one(layer_norm(i)?),
@@ -24,7 +22,27 @@ pub(super) fn rule(op: &str) -> Option<Rule> {
     })
 }
 
-fn reduce(i: &Inputs, mean: bool) -> Result<Tensor> {
+/// Along some axes, which stay with one number each.
+type Along = fn(&Tensor, &[usize]) -> Result<Tensor>;
+
+fn mean(x: &Tensor, over: &[usize]) -> Result<Tensor> {
+    Ok(x.mean_keepdim(over)?)
+}
+
+fn sum(x: &Tensor, over: &[usize]) -> Result<Tensor> {
+    Ok(x.sum_keepdim(over)?)
+}
+
+fn max(x: &Tensor, over: &[usize]) -> Result<Tensor> {
+    over.iter().try_fold(x.clone(), |x, &axis| Ok(x.max_keepdim(axis)?))
+}
+
+/// The axes behind batch and channels.
+fn spatial(x: &Tensor) -> Vec<usize> {
+    (2..x.rank()).collect()
+}
+
+fn reduce(i: &Inputs, along: Along) -> Result<Tensor> {
     let x = i.x(0)?;
     let given = i.numbers(1, "axes").unwrap_or_default();
     let all: Vec<i64> = (0..x.rank() as i64).collect();
@@ -34,7 +52,7 @@ fn reduce(i: &Inputs, mean: bool) -> Result<Tensor> {
         (false, _) => &given,
     };
     let over = axes(over, x.rank())?;
-    let mut y = if mean { x.mean_keepdim(&over[..])? } else { x.sum_keepdim(&over[..])? };
+    let mut y = along(x, &over)?;
     if i.node.int_or("keepdims", 1) == 0 {
         for &at in over.iter().rev() {
             y = y.squeeze(at)?;

@@ -222,6 +222,9 @@ fn norms_and_reductions() {
     let (mean, variance) = (C(&[3], &[0.1, -0.2, 0.3]), C(&[3], &[0.5, 1.5, 2.5]));
     check("BatchNormalization", vec![], &[image, X(&[3], 0.5, 2.0), X(&[3], -1.0, 1.0), mean, variance], 1);
     check("GlobalAveragePool", vec![], &[image], 1);
+    check("GlobalMaxPool", vec![], &[image], 1);
+    check("ReduceMax", vec![ints("axes", &[-1])], &[x], 1);
+    check("ReduceMax", vec![ints("axes", &[0, 2]), int("keepdims", 0)], &[x], 1);
     check("ReduceMean", vec![ints("axes", &[-1])], &[x], 1);
     check("ReduceMean", vec![ints("axes", &[0, 2]), int("keepdims", 0)], &[x], 1);
     check("ReduceMean", vec![], &[x], 1);
