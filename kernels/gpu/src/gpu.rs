@@ -42,8 +42,11 @@ pub(crate) struct Scratch {
     pub out: Slot,
     staging: Slot,
     /// The last submission, which the next one waits for.
-    last: Option<wgpu::SubmissionIndex>,
+    last: Last,
 }
+
+/// The submission that the next one waits for.
+pub(crate) type Last = Option<wgpu::SubmissionIndex>;
 
 /// A buffer that grows.
 #[derive(Default)]
@@ -207,7 +210,7 @@ impl Gpu {
     /// Submits one dispatch of a kernel on its buffers. `params`: what its `Params` has; `last`: the submission before.
     pub(crate) fn dispatch(
         &self,
-        last: &mut Option<wgpu::SubmissionIndex>,
+        last: &mut Last,
         pipeline: &wgpu::ComputePipeline,
         buffers: &[&wgpu::Buffer],
         params: &[u32],
@@ -245,7 +248,7 @@ impl Gpu {
         }
     }
 
-    fn wait(&self, submission_index: Option<wgpu::SubmissionIndex>) -> Result<()> {
+    fn wait(&self, submission_index: Last) -> Result<()> {
         let waited = self.device.poll(wgpu::PollType::Wait { submission_index, timeout: None });
         waited.map(|_| ()).map_err(|cause| Error::Refused(cause.to_string()))
     }
@@ -290,7 +293,7 @@ impl Gpu {
 
 impl Scratch {
     /// All of it apart, for who needs several at once.
-    pub fn parts(&mut self) -> (&mut Slot, &mut Slot, &mut Slot, &mut Slot, &mut Option<wgpu::SubmissionIndex>) {
+    pub fn parts(&mut self) -> (&mut Slot, &mut Slot, &mut Slot, &mut Slot, &mut Last) {
         (&mut self.left, &mut self.right, &mut self.out, &mut self.staging, &mut self.last)
     }
 }

@@ -1,7 +1,7 @@
 //! Weights on the device, and what linear layers make with them.
 
 use crate::error::Result;
-use crate::gpu::{Gpu, Held, at_once};
+use crate::gpu::{Gpu, Held, Last, at_once};
 use crate::kernels::Kernel;
 use std::ops::Range;
 
@@ -102,21 +102,43 @@ impl Gpu {
                 if add {
                     self.write(c, y, m, m);
                 }
-                for (band, rows) in w.bands.iter().zip(bands(m, w.each)) {
-                    let (pipeline, tile) = self.pipelines.get(Kernel::Gemm, n, rows.len());
-                    let most = at_once(n, k, tile).min(self.groups() * tile);
-                    for first in (0..rows.len()).step_by(most) {
-                        let columns = most.min(rows.len() - first);
-                        let (here, c_first) = (first as u32, (rows.start + first) as u32);
-                        let params =
-                            [n as u32, columns as u32, (stride / 4) as u32, here, c_first, m as u32, u32::from(add)];
-                        let groups = (columns.div_ceil(tile), n.div_ceil(tile));
-                        self.dispatch(last, pipeline, &[a, band, c], &params, groups)?;
-                    }
-                }
+                self.multiply(last, a, w, c, n, add)?;
                 self.read(staging, c, &[(0, 4 * (n * m) as u64)], |found| y.copy_from_slice(found))?;
             }
             Ok(())
+        })
+    }
+
+    /// `C = A·Wᵀ`, or `C += A·Wᵀ`. `a`: `[n, stride]`; `c`: `[n, rows]`.
+    fn multiply(&self, last: &mut Last, a: &Held, w: &Matrix, c: &Held, n: usize, add: bool) -> Result<()> {
+        let quads = (stride(w.columns) / 4) as u32;
+        for (band, rows) in w.bands.iter().zip(bands(w.rows, w.each)) {
+            let (pipeline, tile) = self.pipelines.get(Kernel::Gemm, n, rows.len());
+            let most = at_once(n, w.columns, tile).min(self.groups() * tile);
+            for first in (0..rows.len()).step_by(most) {
+                let columns = most.min(rows.len() - first);
+                let (here, c_first) = (first as u32, (rows.start + first) as u32);
+                let params = [n as u32, columns as u32, quads, here, c_first, w.rows as u32, u32::from(add)];
+                let groups = (columns.div_ceil(tile), n.div_ceil(tile));
+                self.dispatch(last, pipeline, &[a, band, c], &params, groups)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Multiplies `n` rows of whatever is there with a matrix, some times over, for benchmarks: no number leaves the device.
+    ///
+    /// # Errors
+    /// There is no room, or the device fails.
+    #[doc(hidden)]
+    pub fn spin(&self, n: usize, w: &Matrix, times: usize) -> Result<()> {
+        self.work(|scratch| {
+            let (left, _, out, staging, last) = scratch.parts();
+            let a = self.room(left, 4 * (n * stride(w.columns)) as u64)?;
+            let c = self.room(out, 4 * (n * w.rows) as u64)?;
+            (0..times).try_for_each(|_| self.multiply(last, a, w, c, n, false))?;
+            // Waits for all of it.
+            self.read(staging, c, &[(0, 4)], |_| ())
         })
     }
 }

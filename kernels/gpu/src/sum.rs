@@ -1,7 +1,7 @@
 //! Sums of outer products that stay on the device until they are asked for.
 
 use crate::error::Result;
-use crate::gpu::{Gpu, Held, at_once};
+use crate::gpu::{Gpu, Held, Last, at_once};
 use crate::kernels::Kernel;
 use crate::matrix::{bands, stride};
 use std::sync::Arc;
@@ -81,21 +81,44 @@ impl Sum {
                     }
                     None => own,
                 };
-                for (band, rows) in self.bands.iter().zip(bands(m, self.each)) {
-                    let (pipeline, tile) = gpu.pipelines.get(Kernel::Outer, rows.len(), n);
-                    let most = at_once(n, tokens, tile).min(gpu.groups() * tile);
-                    for first in (0..rows.len()).step_by(most) {
-                        let here = most.min(rows.len() - first);
-                        let lower = u32::from(self.part == Part::Lower);
-                        let (quads, start) = ((a_wide / 4) as u32, rows.start as u32);
-                        let top = (first / tile) as u32;
-                        let params = [tokens as u32, quads, (b_wide / 4) as u32, rows.len() as u32, start, top, lower];
-                        let groups = (n.div_ceil(tile), here.div_ceil(tile));
-                        gpu.dispatch(last, pipeline, &[own, other, band], &params, groups)?;
-                    }
-                }
+                self.accumulate(last, own, other, tokens)?;
             }
             Ok(())
+        })
+    }
+
+    /// Adds `AᵀB`. `a`: `[tokens, stride of rows]`; `b`: `[tokens, stride of columns]`.
+    fn accumulate(&self, last: &mut Last, a: &Held, b: &Held, tokens: usize) -> Result<()> {
+        let (gpu, n) = (&self.gpu, self.columns);
+        let quads = [self.rows, n].map(|wide| (stride(wide) / 4) as u32);
+        for (band, rows) in self.bands.iter().zip(bands(self.rows, self.each)) {
+            let (pipeline, tile) = gpu.pipelines.get(Kernel::Outer, rows.len(), n);
+            let most = at_once(n, tokens, tile).min(gpu.groups() * tile);
+            for first in (0..rows.len()).step_by(most) {
+                let lower = u32::from(self.part == Part::Lower);
+                let (start, top) = (rows.start as u32, (first / tile) as u32);
+                let params = [tokens as u32, quads[0], quads[1], rows.len() as u32, start, top, lower];
+                let groups = (n.div_ceil(tile), most.min(rows.len() - first).div_ceil(tile));
+                gpu.dispatch(last, pipeline, &[a, b, band], &params, groups)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds the outer products of so many rows of whatever is there, some times over, for benchmarks: no number reaches the device.
+    ///
+    /// # Errors
+    /// There is no room, or the device fails.
+    #[doc(hidden)]
+    pub fn spin(&mut self, tokens: usize, times: usize) -> Result<()> {
+        let gpu = &self.gpu;
+        gpu.work(|scratch| {
+            let (left, right, _, staging, last) = scratch.parts();
+            let a = gpu.room(left, 4 * (tokens * stride(self.rows)) as u64)?;
+            let b = gpu.room(right, 4 * (tokens * stride(self.columns)) as u64)?;
+            (0..times).try_for_each(|_| self.accumulate(last, a, b, tokens))?;
+            // Waits for all of it.
+            gpu.read(staging, a, &[(0, 4)], |_| ())
         })
     }
 
