@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """How fast llmq is against the others, and in how much memory, side by side on this machine.
 
-  scripts/bench.py [--only products,eval,rtn,gptq,memory,seven,eight,real] [--model DIR] [--calib FILE]
+  scripts/bench.py [--only products,eval,rtn,gptq,memory,seven,eight,real,gpu] [--model DIR] [--calib FILE]
                    [--text FILE] [--blocks N] [--long] [--out FILE]
 
 Writes a table, by default eval/results/bench.md. Each pair is timed in turns, each figure is the best of three runs. What a
@@ -16,6 +16,9 @@ comparison needs and this machine lacks is named in the table instead of a figur
             with outliers; --windows x 512 tokens
   real      LLAMA_IMATRIX and LLAMA_QUANTIZE, --factors and --dither: two folders of one pretrained checkpoint, whole; processor seconds, and
             beside them KL divergence from the original on --chunks windows of the text that is built in
+  gpu       a GPU, and llmq built with --features gpu: each kernel alone and with the way there and back; and llmq's default on one block of
+            4096 / 14336, 128 x 1024 tokens, there (--device) against the CPU, which is left out after --patience seconds; under eight
+            minutes. Not among what runs by default
   seven     the same: --blocks of a 7B model, 4096 / 11008; 8 x 512 tokens, and with --long 128 x 2048
 
 --model is by default the embedded checkpoint, which is too small to say much. Needs `cargo build --release`.
@@ -270,6 +273,34 @@ def real(a, work):
             yield row(f"{name}, KL divergence", "", kl, their_kl, "", kl / their_kl)
 
 
+def gpu(a, work):
+    """Kernels on a GPU, and one large block there against the CPU."""
+    bench = subprocess.run(["cargo", "bench", "--quiet", "--manifest-path", os.path.join(ROOT, "Cargo.toml"), "-p", "llmq-gpu", "--bench",
+                            "gpu", "--", *filter(None, [a.device.partition(":")[2]])], capture_output=True, text=True)
+    if bench.returncode:
+        yield row("kernels on a GPU", "≥ 40% of its f32 peak", missing=f"device that works: {bench.stderr.strip()[-200:]}")
+    for what, shape, rate in re.findall(r"^(gemm.*?|outer.*?)  +(\d.*?)  +([\d.]+) TFLOP/s", bench.stdout, re.M):
+        yield row(f"{what}, {shape}", "≥ 40% of its f32 peak" if what == "gemm" else "", float(rate), unit="TFLOP/s")
+    model, out = (os.path.join(work, name) for name in ("block", "out.gguf"))
+    shape = ["--blocks", "1", "--hidden", "4096", "--ffn", "14336", "--heads", "32", "--kv-heads", "8", "--vocab", "2048"]
+    run([PYTHON if os.path.exists(PYTHON) else sys.executable, os.path.join(ROOT, "scripts", "random_checkpoint.py"), model, *shape, "--outliers"])
+    command = [LLMQ, "quantize", model, "--type", "Q4_K_M", "--samples", "128", "--seq-len", "1024", "-o", out, "--force", "--device"]
+
+    def seconds(device):
+        started = time.perf_counter()
+        try:
+            done = subprocess.run([*command, device], capture_output=True, text=True, timeout=a.patience)
+        except subprocess.TimeoutExpired:
+            return None
+        if done.returncode:
+            sys.exit(f"{shlex.join([*command, device])} failed:\n{done.stderr[-2000:]}")
+        return time.perf_counter() - started
+
+    ours, theirs = seconds(a.device), seconds("cpu")
+    what = "one block of 4096 / 14336, Q4_K_M, 128 x 1024, default, against the CPU" + ("" if theirs else f" (over {a.patience:.0f} s)")
+    yield row(what, "≤ 10 s", ours or a.patience, theirs, "s", ours and theirs and ours / theirs)
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--only", type=lambda text: text.split(","), default=SECTIONS)
@@ -282,6 +313,8 @@ def main():
     p.add_argument("--chunks", type=int, default=24, help="real: windows to judge on")
     p.add_argument("--blocks", type=int, default=2, help="of seven; the whole model has 32")
     p.add_argument("--windows", type=int, default=16, help="of eight and real")
+    p.add_argument("--device", default="gpu", help="gpu: which one: gpu, or gpu:NAME")
+    p.add_argument("--patience", type=float, default=180, help="gpu: seconds that a block may take")
     p.add_argument("--long", action="store_true", help="seven: with 128 x 2048 tokens, too; eight: the larger block, too")
     p.add_argument("--out", default=os.path.join(ROOT, "eval", "results", "bench.md"))
     a = p.parse_args()
@@ -297,7 +330,7 @@ def main():
         for name in a.only:
             of = dict(products=lambda: products(a), eval=lambda: evaluation(a, work), rtn=lambda: rtn(a, work),
                       gptq=lambda: gptq(a, work), memory=lambda: memory(a, work), seven=lambda: seven(a, work),
-                      eight=lambda: eight(a, work), real=lambda: real(a, work))[name]
+                      eight=lambda: eight(a, work), real=lambda: real(a, work), gpu=lambda: gpu(a, work))[name]
             for line in of():
                 print(line, flush=True)
                 lines.append(line)

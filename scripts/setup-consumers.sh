@@ -7,7 +7,8 @@
 # Needs Linux with glibc, node >= 20 with npm, python3 >= 3.11 with venv, and access to the npm and PyPI registries.
 # Builds nothing and writes only to .consumers/ (about 500 MB). The versions are pinned in tests/consumers: package.json
 # with package-lock.json, and requirements.txt. A folder that already matches its pins is left alone. Chromium is the one of
-# the system, or the one that the variable CHROMIUM names; where there is none, it is installed with apt-get, by root only.
+# the system, or the one that the variable CHROMIUM names; where there is none, it is installed with apt-get, by root only. So is Mesa's
+# Vulkan driver for the CPU, without which the tests of GPU kernels are skipped.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 pins=$PWD/tests/consumers
@@ -75,6 +76,18 @@ browser_consumer() {
     } || die "installing chromium failed, see above; $hint"
 }
 
+# The driver that computes on the CPU, for tests of what runs on a GPU; they are skipped where there is none.
+driver_consumer() {
+    ! compgen -G "/usr/share/vulkan/icd.d/lvp_icd*.json" >/dev/null || return 0
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq &&
+        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends mesa-vulkan-drivers libvulkan1 >/dev/null; then
+        return 0
+    fi
+    echo "setup-consumers.sh: no Mesa driver for Vulkan, so tests of GPU kernels will be SKIPPED;" \
+        "on Debian: apt-get install mesa-vulkan-drivers libvulkan1" >&2
+}
+
 node_consumer
 python_consumer
 browser_consumer
+driver_consumer

@@ -16,10 +16,11 @@
 //! A module imports only from those to its left; [`pipeline`] alone sees all of them. [`eval`], [`int8`] and [`cli`] sit
 //! on top.
 //! [`grid`] is the hinge: a method asks a grid to fit a block and to round a value, a format implements it, and neither
-//! imports the other. So every method works on every type.
+//! imports the other. So every method works on every type. Large products go through [`compute`], to the left of all: on the CPU, or on a GPU.
 
 pub mod calib;
 pub mod cli;
+pub mod compute;
 mod disk;
 pub mod error;
 pub mod eval;

@@ -28,6 +28,7 @@ pub mod stream;
 pub mod weights;
 
 use crate::calib::corpus::Corpus;
+use crate::compute::{Compute, Products};
 use crate::error::{Context, Error, Result};
 use crate::format::{self, Encoding};
 use crate::grid::Grid;
@@ -44,7 +45,8 @@ use plan::{Plan, Planned};
 use report::{Clock, Observer, Summary, TensorReport, Work};
 use std::collections::HashMap;
 use std::path::Path;
-use stream::{EmbeddedRows, RunNeeds, Stream};
+use std::sync::Arc;
+use stream::{EmbeddedRows, PRECISION, RunNeeds, Stream};
 
 /// Where calibration text comes from, and how much of it is used.
 #[derive(Debug, Clone)]
@@ -73,6 +75,8 @@ pub struct Rounding<'a> {
     pub imatrix: Option<&'a Imatrix>,
     /// Keep the statistics of a calibrated run for [`Summary::imatrix`].
     pub keep_statistics: bool,
+    /// Where linear layers and statistics are computed.
+    pub compute: Arc<dyn Compute>,
     /// Inner activations up to this many bytes are kept in memory from the statistics to the output of a half, usually [`KEEP`]; more of
     /// them are kept in a file. The result is the same.
     pub keep: usize,
@@ -241,7 +245,8 @@ impl Run<'_> {
             Some(state) if state.complete => return Ok(()),
             Some(state) => {
                 let in_file = |spec: &TensorSpec, rows| self.rows_in_file(spec, rows);
-                Some(Stream::reopen(plan, windows, self.wants(), &state.stream, &in_file, self.folders()?)?)
+                let stream = Stream::reopen(plan, windows, self.wants(), &state.stream, &in_file, self.folders()?)?;
+                Some(stream.on(&self.rounding.compute))
             }
             None => self.head(calibration, windows)?,
         };
@@ -313,6 +318,7 @@ impl Run<'_> {
         }
         let in_file = |spec: &TensorSpec, rows| self.rows_in_file(spec, rows);
         let stream = Stream::new(plan, windows, self.wants(), &wanted, &rows, &in_file, self.folders()?)?;
+        let stream = stream.on(&self.rounding.compute);
         self.record(0, &stream)?;
         Ok(Some(stream))
     }
@@ -330,6 +336,11 @@ impl Run<'_> {
         let importance = self.importance(spec, 0);
         let plain = plain(spec.columns(), importance.as_deref(), self.plan.may_be_on_a_grid(tensor));
         Ok(tensor.kind.decode_all(&plain.quantize(&numbers, grid)))
+    }
+
+    /// How the products of layers and statistics are computed.
+    fn products(&self) -> Products {
+        Products { precision: PRECISION, on: self.rounding.compute.clone() }
     }
 
     /// Which of the windows the method looks at in which way.

@@ -2,48 +2,57 @@
 //! what the original model computes.
 
 use super::hessian::{Hessian, rows_of};
+use crate::compute::{OuterSum, Part, Products};
 use crate::error::{Error, Result};
 use candle_core::Tensor;
 use llmq_kernels::elementwise::first_non_finite;
-use llmq_kernels::gemm::Precision;
-use llmq_kernels::syrk;
 use rayon::prelude::*;
 
 /// `E[a bᵀ]` over tokens.
 pub struct Outer {
-    precision: Precision,
+    products: Products,
+    rows: usize,
     columns: usize,
-    sum: Vec<f32>, // [rows, columns]
+    /// None before the first token.
+    sum: Option<Box<dyn OuterSum>>,
     tokens: usize,
 }
 
 impl Outer {
-    /// An empty sum for activations of `rows` and `columns` numbers, whose products need not be more exact than `precision`.
-    pub fn new(precision: Precision, rows: usize, columns: usize) -> Outer {
-        Outer { precision, columns, sum: vec![0.0; rows * columns], tokens: 0 }
+    /// An empty sum for activations of `rows` and `columns` numbers.
+    pub fn new(products: impl Into<Products>, rows: usize, columns: usize) -> Outer {
+        Outer { products: products.into(), rows, columns, sum: None, tokens: 0 }
     }
 
     /// Adds activations. `a`: `[tokens, rows]`; `b`: `[tokens, columns]`.
     ///
     /// # Errors
-    /// NaN or infinity among them, or other shapes.
+    /// NaN or infinity among them, or other shapes; or what computes it fails.
     pub fn add(&mut self, a: &Tensor, b: &Tensor) -> Result<()> {
-        let (precision, n, seen) = (self.precision, self.columns, self.tokens);
-        let (tokens, rows) = (b.dims2()?.0, self.sum.len() / n);
+        let (rows, n, seen) = (self.rows, self.columns, self.tokens);
+        let tokens = b.dims2()?.0;
         if a.dims2()? != (tokens, rows) {
             return Err(Error::new(format!("activations {:?} beside those of {tokens} tokens", a.dims())));
         }
-        let sum = &mut self.sum;
-        rows_of(a, rows, seen, |a| rows_of(b, n, seen, |b| syrk::outer(precision, a, rows, b, n, sum)))??;
+        let sum = match &mut self.sum {
+            Some(sum) => sum,
+            empty => empty.insert(self.products.on.sum(self.products.precision, rows, n, Part::Whole)?),
+        };
+        rows_of(a, rows, seen, |a| rows_of(b, n, seen, |b| sum.add(a, Some(b))))???;
         self.tokens += tokens;
         Ok(())
     }
 
     /// The mean: `[rows, columns]`.
-    pub fn finish(mut self) -> Vec<f32> {
+    ///
+    /// # Errors
+    /// What computes it fails.
+    pub fn finish(self) -> Result<Vec<f32>> {
         let scale = 1.0 / self.tokens.max(1) as f32;
-        self.sum.par_iter_mut().for_each(|x| *x *= scale);
-        self.sum
+        let Some(sum) = self.sum else { return Ok(vec![0.0; self.rows * self.columns]) };
+        let mut sum = sum.finish()?;
+        sum.par_iter_mut().for_each(|x| *x *= scale);
+        Ok(sum)
     }
 }
 
@@ -65,17 +74,17 @@ pub struct FinishedStats {
 
 impl ActivationStats {
     /// Empty sums for inputs of `columns` numbers. `drift`: how many numbers come along that say what is off.
-    pub fn new(precision: Precision, columns: usize, drift: Option<usize>) -> ActivationStats {
-        ActivationStats {
-            hessian: Hessian::new(precision, columns),
-            drift: drift.map(|rows| Outer::new(precision, rows, columns)),
-        }
+    pub fn new(products: impl Into<Products>, columns: usize, drift: Option<usize>) -> ActivationStats {
+        let products = products.into();
+        let drift = drift.map(|rows| Outer::new(&products, rows, columns));
+        ActivationStats { hessian: Hessian::new(products, columns), drift }
     }
 
     /// The same with a triangle of the Hessian.
-    pub fn triangle(precision: Precision, columns: usize, drift: Option<usize>) -> ActivationStats {
-        let hessian = Hessian::triangle(precision, columns);
-        ActivationStats { hessian, drift: drift.map(|rows| Outer::new(precision, rows, columns)) }
+    pub fn triangle(products: impl Into<Products>, columns: usize, drift: Option<usize>) -> ActivationStats {
+        let products = products.into();
+        let drift = drift.map(|rows| Outer::new(&products, rows, columns));
+        ActivationStats { hessian: Hessian::triangle(products, columns), drift }
     }
 
     /// Adds the inputs of some tokens, `[tokens, columns]`. `off`: by how much something is off there, `[tokens, rows]`.
@@ -98,12 +107,12 @@ impl ActivationStats {
     /// The means.
     ///
     /// # Errors
-    /// Activations so large that the sums of their products left single precision.
+    /// Activations so large that the sums of their products left single precision; or what computes them fails.
     pub fn finish(self) -> Result<FinishedStats> {
         let known = FinishedStats {
             tokens: self.hessian.tokens(),
-            hessian: self.hessian.finish(),
-            drift: self.drift.map(Outer::finish),
+            hessian: self.hessian.finish()?,
+            drift: self.drift.map(Outer::finish).transpose()?,
         };
         let means = [Some(&known.hessian), known.drift.as_ref()];
         if let Some(at) = means.into_iter().flatten().find_map(|means| first_non_finite(means)) {
@@ -121,6 +130,7 @@ impl ActivationStats {
 mod tests {
     use super::*;
     use candle_core::Device;
+    use llmq_kernels::gemm::Precision;
 
     #[test]
     fn drift_is_the_mean_product_of_what_is_off_and_inputs() {

@@ -1,45 +1,52 @@
 //! The statistics of a site: the Hessian of its layers' output error.
 
+use crate::compute::{OuterSum, Part, Products};
 use crate::error::{Error, Result};
 use candle_core::{Device, Storage, Tensor};
 use llmq_kernels::elementwise::first_non_finite;
-use llmq_kernels::gemm::Precision;
-use llmq_kernels::memory::triangle;
 use llmq_kernels::syrk;
 use rayon::prelude::*;
 
 /// `H = Σ x xᵀ` over the tokens that a site saw, divided by their number (Frantar et al. 2022, section 3: the Hessian of
 /// `‖WX − QX‖²`, up to a factor).
 pub struct Hessian {
-    precision: Precision,
+    products: Products,
     columns: usize,
     tokens: usize,
-    sum: Vec<f32>,
+    /// None before the first token.
+    sum: Option<Box<dyn OuterSum>>,
     triangle: bool,
 }
 
 impl Hessian {
-    /// An empty sum for activations of `columns` numbers, whose products need not be more exact than `precision`.
-    pub fn new(precision: Precision, columns: usize) -> Hessian {
-        Hessian { precision, columns, tokens: 0, sum: vec![0.0; columns * columns], triangle: false }
+    /// An empty sum for activations of `columns` numbers.
+    pub fn new(products: impl Into<Products>, columns: usize) -> Hessian {
+        Hessian { products: products.into(), columns, tokens: 0, sum: None, triangle: false }
     }
 
     /// The same, of which only what [`Hessian::finish`] says of a triangle will be there, in half the memory.
-    pub fn triangle(precision: Precision, columns: usize) -> Hessian {
-        Hessian { precision, columns, tokens: 0, sum: triangle(columns), triangle: true }
+    pub fn triangle(products: impl Into<Products>, columns: usize) -> Hessian {
+        Hessian { triangle: true, ..Hessian::new(products, columns) }
     }
 
     /// Adds activations, `[tokens, columns]`.
     ///
     /// # Errors
-    /// NaN or infinity among them, or another width.
+    /// NaN or infinity among them, or another width; or what computes it fails.
     pub fn add(&mut self, x: &Tensor) -> Result<()> {
-        let (precision, columns, seen, sum) = (self.precision, self.columns, self.tokens, &mut self.sum);
-        row_of(x, columns, |x| {
-            syrk::syrk(precision, x, columns, sum);
+        let n = self.columns;
+        let sum = match &mut self.sum {
+            Some(sum) => sum,
+            empty => {
+                let part = if self.triangle { Part::Triangle } else { Part::Lower };
+                empty.insert(self.products.on.sum(self.products.precision, n, n, part)?)
+            }
+        };
+        let seen = self.tokens;
+        row_of(x, n, |x| {
+            sum.add(x, None)?;
             // What is not finite makes its column's square so: those are fewer to look through.
-            let finite = (0..columns).all(|j| sum[j * (columns + 1)].is_finite());
-            if finite { Ok(()) } else { refuse_non_finite(x, columns, seen) }
+            if sum.is_finite() == Some(true) { Ok(()) } else { refuse_non_finite(x, n, seen) }
         })??;
         self.tokens += x.dims2()?.0;
         Ok(())
@@ -51,8 +58,11 @@ impl Hessian {
     }
 
     /// `Σx²` of each column so far.
-    pub fn squares(&self) -> impl Iterator<Item = f32> {
-        (0..self.columns).map(|j| self.sum[j * self.columns + j])
+    ///
+    /// # Errors
+    /// What computes it fails.
+    pub fn squares(&self) -> Result<Vec<f32>> {
+        self.sum.as_ref().map_or(Ok(vec![0.0; self.columns]), |sum| sum.diagonal())
     }
 
     /// How many columns it has.
@@ -62,19 +72,24 @@ impl Hessian {
 
     /// The mean outer product, `[columns, columns]`, whole; or of a triangle what lies below the diagonal and in the squares of
     /// [`BAND`] columns along it.
-    pub fn finish(mut self) -> Vec<f32> {
+    ///
+    /// # Errors
+    /// What computes it fails.
+    pub fn finish(self) -> Result<Vec<f32>> {
         let (n, scale) = (self.columns, 1.0 / self.tokens.max(1) as f32);
+        let Some(sum) = self.sum else { return Ok(vec![0.0; n * n]) };
+        let mut sum = sum.finish()?; // [n, n]
         let there = |i: usize| if self.triangle { (i / BAND * BAND + BAND).min(n) } else { n };
-        let rows = self.sum.par_chunks_mut(n.max(1)).enumerate();
+        let rows = sum.par_chunks_mut(n.max(1)).enumerate();
         rows.for_each(|(i, row)| row[..there(i)].iter_mut().for_each(|x| *x *= scale));
         if !self.triangle {
-            syrk::mirror(n, &mut self.sum);
-            return self.sum;
+            syrk::mirror(n, &mut sum);
+            return Ok(sum);
         }
         for (i, j) in (0..n).flat_map(|i| (i + 1..there(i)).map(move |j| (i, j))) {
-            self.sum[i * n + j] = self.sum[j * n + i];
+            sum[i * n + j] = sum[j * n + i];
         }
-        self.sum
+        Ok(sum)
     }
 }
 
@@ -114,6 +129,7 @@ fn refuse_non_finite(x: &[f32], columns: usize, seen: usize) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use llmq_kernels::gemm::Precision;
 
     #[test]
     fn it_is_the_mean_outer_product() {
@@ -121,7 +137,7 @@ mod tests {
         for row in [[1.0f32, 2.0], [3.0, -1.0]] {
             h.add(&Tensor::from_slice(&row, (1, 2), &Device::Cpu).unwrap()).unwrap();
         }
-        assert_eq!(h.finish(), [5.0, -0.5, -0.5, 2.5]);
+        assert_eq!(h.finish().unwrap(), [5.0, -0.5, -0.5, 2.5]);
     }
 
     #[test]
@@ -130,7 +146,7 @@ mod tests {
         let x: Vec<f32> = (0..3 * n).map(|i| (i as f32 * 0.37).sin()).collect();
         let of = |mut h: Hessian| {
             h.add(&Tensor::from_slice(&x, (3, n), &Device::Cpu).unwrap()).unwrap();
-            h.finish()
+            h.finish().unwrap()
         };
         let [whole, triangle] = [Hessian::new, Hessian::triangle].map(|new| of(new(Precision::Single, n)));
         let there = |&(i, j): &(usize, usize)| j <= i || i / BAND == j / BAND;

@@ -1,5 +1,6 @@
 //! `llmq compare`: which of several files is nearest to their original.
 
+use super::device::OnDevice;
 use super::eval_progress::{EvalProgress, Keeping};
 use super::output::{self, Progress, line};
 use super::report_files::{Basis, Entry, ReportFiles, weight_lines};
@@ -42,6 +43,9 @@ pub struct Args {
     #[arg(long, value_name = "NAME")]
     pre: Option<String>,
 
+    #[command(flatten)]
+    on: OnDevice,
+
     /// How many threads [default: one per core]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
@@ -78,8 +82,9 @@ pub fn run(args: &Args) -> Result<()> {
     super::use_threads(args.threads)?;
     let started = Instant::now();
     let pre = args.pre.as_deref();
-    let all_loaded = paths.iter().map(|path| scoring::open(path, pre)).collect::<Result<Vec<_>>>()?;
-    let reference = scoring::reference(&args.reference, pre)?;
+    let mut all_loaded = paths.iter().map(|path| scoring::open(path, pre)).collect::<Result<Vec<_>>>()?;
+    let mut reference = scoring::reference(&args.reference, pre)?;
+    scoring::compute_on(&args.on, &mut all_loaded, Some(&mut reference))?;
     let (setting, cut) = match &reference {
         Reference::Saved(saved) => args.text.saved(&args.reference, saved)?,
         Reference::Model(_) => args.text.cut(&all_loaded[0])?,

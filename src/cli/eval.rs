@@ -7,6 +7,7 @@ mod show;
 mod speed;
 mod tasks;
 
+use super::device::OnDevice;
 use super::eval_progress::{EvalProgress, Keeping};
 use super::output::{self, Progress};
 use super::report_files::{Basis, Entry, ReportFiles, weight_lines};
@@ -74,6 +75,9 @@ pub struct Args {
     #[arg(long, value_name = "NAME")]
     pre: Option<String>,
 
+    #[command(flatten)]
+    on: OnDevice,
+
     /// How many threads [default: one per core]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
@@ -111,11 +115,12 @@ pub fn run(args: &Args) -> Result<()> {
     check(args)?;
     super::use_threads(args.threads)?;
     let started = Instant::now();
-    let loaded = scoring::open(&args.model, args.pre.as_deref())?;
-    let reference = match &args.reference {
+    let mut loaded = scoring::open(&args.model, args.pre.as_deref())?;
+    let mut reference = match &args.reference {
         Some(path) => Some(scoring::reference(path, args.pre.as_deref())?),
         None => None,
     };
+    scoring::compute_on(&args.on, [&mut loaded], reference.as_mut())?;
     let progress = Progress::new(false, args.json);
     let reached = args.tasks.run(&loaded, reference.as_ref(), &progress)?;
     let speeds = match args.speed {

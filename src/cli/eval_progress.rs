@@ -67,6 +67,7 @@ impl Keeping {
             [
                 ("llmq --version", env!("CARGO_PKG_VERSION").into()),
                 ("the instruction set of the machine", format!("{:?}", llmq_kernels::Isa::best())),
+                ("--device", models[0].1.compute.identity()),
                 ("the set of files", contents.collect::<Result<Vec<_>>>()?.join(" ")),
                 ("the reference", original),
                 ("--protocol", setting.protocol.name().into()),

@@ -1,11 +1,13 @@
 //! `llmq imatrix`: how much each column of each layer matters.
 
+use super::device::OnDevice;
 use super::hub::{self, Download};
 use super::output::{self, Progress, bytes, time};
 use crate::calib::sets::{self, Set, SetRequest};
 use crate::calib::text;
 use crate::error::{Context, Error, Result};
 use crate::eval::perplexity::{Protocol, begun, cut_tokens};
+use crate::pipeline::forecast::device_memory::device_memory;
 use crate::pipeline::importance;
 use crate::pipeline::loaded_model::LoadedModel;
 use crate::source::hub::Need;
@@ -51,6 +53,9 @@ pub struct Args {
     /// The pre-tokenizer's name in llama.cpp, if the model's is not known
     #[arg(long, value_name = "NAME")]
     pre: Option<String>,
+
+    #[command(flatten)]
+    on: OnDevice,
 
     /// How many threads [default: one per core]
     #[arg(long, value_name = "N")]
@@ -148,7 +153,8 @@ fn check(args: &Args, all: &[Imatrix], model: &Path) -> Result<()> {
 
 fn measure(args: &Args, model: &Path) -> Result<Imatrix> {
     let model = hub::find(model, Need::Weights)?;
-    let loaded = LoadedModel::open(model.path(), args.pre.as_deref())?;
+    let mut loaded = LoadedModel::open(model.path(), args.pre.as_deref())?;
+    loaded.compute = args.on.choose(device_memory(&loaded.model, false, false))?;
     let (documents, names) = texts(args, &loaded)?;
     // As llama-imatrix: one text from the first token to the last, in windows that each start with BOS.
     let (tokenizer, protocol, text) = (&loaded.tokenizer, Protocol::LlamaCpp, documents.join("\n"));

@@ -4,6 +4,9 @@ mod archs;
 mod budget;
 mod compare;
 mod completions;
+mod device;
+#[cfg(feature = "gpu")]
+mod devices;
 mod effort;
 mod eval;
 mod eval_progress;
@@ -80,6 +83,9 @@ enum Command {
     Publish(publish::Args),
     /// Show what is in a GGUF or a checkpoint
     Inspect(inspect::Args),
+    /// Show the GPUs that can be computed on, and test them
+    #[cfg(feature = "gpu")]
+    Devices(devices::Args),
     /// List the architectures that can be quantized, and what applies to each
     Archs(archs::Args),
     /// Quantize models that are no LLMs to INT8: BERT, ResNet, ViT and the like
@@ -139,6 +145,8 @@ fn dispatch(command: &Command) -> Result<()> {
         #[cfg(feature = "hub")]
         Command::Publish(args) => publish::run(args),
         Command::Inspect(args) => inspect::run(args),
+        #[cfg(feature = "gpu")]
+        Command::Devices(args) => devices::run(args),
         Command::Archs(args) => archs::run(args),
         #[cfg(feature = "int8")]
         Command::Int8(args) => int8::run(args),

@@ -43,6 +43,7 @@ use std::path::Path;
     mut_arg("dry_run", |arg| arg.hide(true)),
     mut_arg("force", |arg| arg.hide(true)),
     mut_arg("verbose", |arg| arg.hide(true)),
+    mut_arg("vram", |arg| arg.help("The memory of the GPU that is to run the file, for example 8G: what is free of it")),
     mut_arg("json", |arg| arg.help("One JSON object a line on standard output: each type, then a summary")),
 )]
 #[cfg_attr(
@@ -50,10 +51,6 @@ use std::path::Path;
     command(mut_arg("publish", |arg| arg.hide(true)), mut_arg("yes", |arg| arg.hide(true)))
 )]
 pub struct Args {
-    /// The memory of the GPU that is to run the file, for example 8G: what is free of it
-    #[arg(long, value_name = "SIZE", value_parser = quantize::ram::size)]
-    vram: Option<u64>,
-
     /// Every type and every part of the memory, not only the nearest and the largest
     #[arg(long)]
     all: bool,
@@ -135,6 +132,7 @@ pub fn run(args: &Args) -> Result<()> {
         method = method::by_name("rtn")?;
         plan = Plan::new(model, request(method)?)?;
     }
+    asked.compute(&plan, method.calibrated())?;
     let own = anonymous_memory().unwrap_or(OWN);
     let positions =
         plan.model().ok().filter(|_| method.calibrated()).map(|model| asked.positions(model)).transpose()?;
@@ -183,7 +181,7 @@ pub fn run(args: &Args) -> Result<()> {
         output::note(&format!("note: --context {n} is longer than the model's context of {most}"));
     }
     let needs = known.as_ref().map(|sizes| asked.fit.needs(sizes));
-    let vram = asked.fit.free()?.or(args.vram);
+    let vram = asked.fit.free()?.or(asked.on.vram);
     let fits = |size: &Size| Some(needs?.fit(size.on_gpu, vram?));
     let source_type = source_type(&plan);
     let largest = |of: &dyn Fn(&Size) -> bool| {

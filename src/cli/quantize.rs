@@ -10,16 +10,20 @@ pub(super) mod ram;
 mod types;
 
 use super::budget::{self, Target};
+use super::device::OnDevice;
 use super::fallbacks;
 use super::fit::Fit;
 use super::hub;
 use super::output::{self, Progress, bytes};
 use super::rounding::How;
 use super::summary::{show, shown, summary_json, tensor_json, tensor_line};
+use crate::compute::choice::Wanted;
+use crate::compute::{Compute, Cpu};
 use crate::error::{Error, Result};
 use crate::format;
 use crate::format::{integer, mix};
 use crate::pipeline::choice::{self, Choice};
+use crate::pipeline::forecast::device_memory::device_memory;
 use crate::pipeline::journal::{self, Journal};
 use crate::pipeline::plan::{Plan, Planned};
 use crate::pipeline::{self, KEEP, Rounding};
@@ -28,6 +32,7 @@ use crate::source::imatrix::Imatrix;
 use crate::writer::imatrix;
 use serde_json::json;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 #[derive(Debug, Clone, clap::Args)]
@@ -87,6 +92,9 @@ pub struct Args {
 
     #[command(flatten)]
     pub(super) how: How,
+
+    #[command(flatten)]
+    pub(super) on: OnDevice,
 
     /// Calibration text: .txt; .jsonl, .json and .json.gz with one {"text": …} or {"messages": […]} a line; or a set that is
     /// fetched, c4 or wikitext2. Repeatable, or with commas; NAME:WEIGHT gives each its share of the windows
@@ -275,6 +283,8 @@ fn one(args: &Args) -> Result<Vec<PathBuf>> {
         true => Some(corpus::read(args, &plan, if target.is_some() { budget::model(&plan)? } else { plan.model()? })?),
         false => None,
     };
+    let compute = args.compute(&plan, calibration.is_some())?;
+    provenance::computed(&mut plan.metadata, &*compute);
     calibration.iter().for_each(|text| provenance::calibrated(&mut plan.metadata, text));
     let decided = {
         let mix = target.is_none().then_some(plan.mix);
@@ -287,6 +297,7 @@ fn one(args: &Args) -> Result<Vec<PathBuf>> {
         calibration: calibration.as_ref(),
         imatrix: imatrix.as_ref(),
         keep_statistics: args.save_imatrix.is_some(),
+        compute,
         keep: KEEP,
     };
     let chosen = match (target, &calibration) {
@@ -327,6 +338,22 @@ fn one(args: &Args) -> Result<Vec<PathBuf>> {
         output::json("summary", summary_json(&summary, decided.as_deref(), &paths, took));
     }
     Ok(paths)
+}
+
+impl Args {
+    /// Where a plan's layers are computed, if they are `calibrated`.
+    ///
+    /// # Errors
+    /// The GPU that was asked for cannot be had.
+    pub(super) fn compute(&self, plan: &Plan, calibrated: bool) -> Result<Arc<dyn Compute>> {
+        let Some(model) = plan.model().ok().filter(|_| calibrated) else {
+            if matches!(self.on.device, Wanted::Gpu(_)) {
+                output::note("note: --device is not used: nothing here is calibrated");
+            }
+            return Ok(Arc::new(Cpu));
+        };
+        self.on.choose(device_memory(model, true, self.how.asymmetric(self.how.method()?)))
+    }
 }
 
 /// The model, fetched if it is on the hub. An output that is in the way is better known before gigabytes have come.

@@ -1,5 +1,6 @@
 //! What `llmq eval` and `llmq compare` share: the text and its windows, and what a file weighs.
 
+use super::device::OnDevice;
 use super::hub::{self, Download};
 use super::output;
 use crate::calib::sets::{self, Set};
@@ -9,6 +10,7 @@ use crate::eval::divergence::Reference;
 use crate::eval::histogram::Bin;
 use crate::eval::perplexity::{self, Protocol};
 use crate::eval::saved::SavedLogits;
+use crate::pipeline::forecast::device_memory::device_memory;
 use crate::pipeline::loaded_model::LoadedModel;
 use crate::pipeline::weights::Weights;
 use crate::source::hub::Need;
@@ -157,6 +159,25 @@ pub fn reference(path: &Path, pre: Option<&str>) -> Result<Reference> {
 /// As [`hub::find`] and [`LoadedModel::open`].
 pub fn open(model: &Path, pre: Option<&str>) -> Result<LoadedModel> {
     LoadedModel::open(hub::find(model, Need::Weights)?.path(), pre)
+}
+
+/// Has the linear layers of some models, and of what they are compared with, computed on one device.
+///
+/// # Errors
+/// The GPU that was asked for cannot be had.
+pub fn compute_on<'a>(
+    on: &OnDevice,
+    models: impl IntoIterator<Item = &'a mut LoadedModel>,
+    reference: Option<&'a mut Reference>,
+) -> Result<()> {
+    let mut all: Vec<&mut LoadedModel> = models.into_iter().collect();
+    if let Some(Reference::Model(original)) = reference {
+        all.push(original);
+    }
+    let need = all.iter().map(|loaded| device_memory(&loaded.model, false, false)).max();
+    let compute = on.choose(need.unwrap_or_default())?;
+    all.into_iter().for_each(|loaded| loaded.compute = compute.clone());
+    Ok(())
 }
 
 fn set(name: &str) -> Result<Set> {

@@ -325,7 +325,7 @@ pub(super) fn all(original: &Original, files: &[(&LoadedModel, Tensor)], targets
             let n = BATCH.min(targets.len() - from);
             let (a, add): (_, Adding) = match (original, &own) {
                 (Original::Hidden(reference, hidden), Some(own)) => {
-                    (logits(&reference.model, hidden, from, n, (first, own))?, Token::add)
+                    (logits(reference, hidden, from, n, (first, own))?, Token::add)
                 }
                 (Original::Saved(saved, before), _) => (saved.rows(before + from, n, rows.clone())?, Token::add_saved),
                 (Original::Hidden(..), None) => continue,
@@ -333,7 +333,7 @@ pub(super) fn all(original: &Original, files: &[(&LoadedModel, Tensor)], targets
             for (((file, hidden), matrix), tokens) in files.iter().zip(&matrices).zip(&mut tokens) {
                 interrupt::check()?;
                 let Some(matrix) = matrix.as_ref().or(own.as_ref()) else { continue };
-                let b = logits(&file.model, hidden, from, n, (first, matrix))?;
+                let b = logits(file, hidden, from, n, (first, matrix))?;
                 tokens[from..from + n]
                     .par_iter_mut()
                     .zip(&targets[from..from + n])

@@ -145,7 +145,9 @@ impl<'a> Side<'a> {
     fn new(file: &'a LoadedModel, original: &'a LoadedModel, windows: &[Vec<u32>]) -> Result<Side<'a>> {
         let models = [file, original];
         let positions = windows[0].len();
-        let frame = |loaded: &LoadedModel| Frame::new(&loaded.model, loaded.pairing(), positions, &Device::Cpu);
+        let frame = |loaded: &LoadedModel| -> Result<Frame> {
+            Ok(Frame::new(&loaded.model, loaded.pairing(), positions, &Device::Cpu)?.on(&loaded.compute))
+        };
         let (own, clean) = (file.embed(windows, &Device::Cpu)?, original.embed(windows, &Device::Cpu)?);
         let branches = vec![own.clone()];
         Ok(Side { models, frames: [frame(file)?, frame(original)?], own, clean, branches })

@@ -1,9 +1,10 @@
 //! Logits, a piece of the vocabulary at a time: no more than a piece of the output matrix is ever decoded, and no more
 //! than a piece of the logits of a batch of tokens is there.
 
+use crate::compute::Products;
 use crate::error::Result;
 use crate::interrupt;
-use crate::model::{Model, ops};
+use crate::model::ops;
 use crate::pipeline::loaded_model::{BATCH, LoadedModel};
 use candle_core::{Device, Tensor};
 use llmq_kernels::elementwise::log_sum_exp;
@@ -31,15 +32,15 @@ pub(super) fn output_rows(loaded: &LoadedModel, rows: Range<usize>) -> Result<Te
 /// The logits of `n` tokens from the `from`-th on, for these rows of the output matrix, `first` being the first of them: `n · rows`
 /// numbers.
 pub(super) fn logits(
-    model: &Model,
+    loaded: &LoadedModel,
     hidden: &Tensor,
     from: usize,
     n: usize,
     (first, rows): (usize, &Tensor),
 ) -> Result<Vec<f32>> {
-    let mut logits =
-        ops::linear(Precision::Split, &hidden.narrow(0, from, n)?, rows)?.flatten_all()?.to_vec1::<f32>()?;
-    model.finish_logits(&mut logits, first..first + rows.dim(0)?);
+    let how = Products { precision: Precision::Split, on: loaded.compute.clone() };
+    let mut logits = ops::linear(how, &hidden.narrow(0, from, n)?, rows)?.flatten_all()?.to_vec1::<f32>()?;
+    loaded.model.finish_logits(&mut logits, first..first + rows.dim(0)?);
     Ok(logits)
 }
 
@@ -95,7 +96,7 @@ pub fn each_row<T: Send>(
         for from in (0..known.len()).step_by(BATCH) {
             interrupt::check()?;
             let n = BATCH.min(known.len() - from);
-            let logits = logits(&loaded.model, hidden, from, n, (rows.start, &matrix))?;
+            let logits = logits(loaded, hidden, from, n, (rows.start, &matrix))?;
             known[from..from + n]
                 .par_iter_mut()
                 .zip(logits.par_chunks(rows.len()))
@@ -118,7 +119,7 @@ pub fn whole_rows(loaded: &LoadedModel, hidden: &Tensor, each: &mut dyn FnMut(&[
         for rows in pieces(vocab, loaded.model.hidden) {
             interrupt::check()?;
             let matrix = output_rows(loaded, rows.clone())?;
-            let piece = logits(&loaded.model, hidden, from, n, (rows.start, &matrix))?;
+            let piece = logits(loaded, hidden, from, n, (rows.start, &matrix))?;
             for (all, piece) in all.chunks_exact_mut(vocab).zip(piece.chunks_exact(rows.len())) {
                 all[rows.clone()].copy_from_slice(piece);
             }

@@ -278,7 +278,7 @@ pub(super) fn final_states(
 ) -> Result<Tensor> {
     let (model, device) = (&loaded.model, Device::Cpu);
     let context = windows[0].len();
-    let frame = Frame::new(model, loaded.pairing(), context, &device)?;
+    let frame = Frame::new(model, loaded.pairing(), context, &device)?.on(&loaded.compute);
     let mut batches = loaded.embed(windows, &device)?;
     let blocks = model.blocks.len();
     for i in 0..blocks {

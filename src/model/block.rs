@@ -125,10 +125,10 @@ impl<'a> Block<'a> {
     }
 
     pub(super) fn linear(&self, part: Part, x: &Tensor) -> Result<Tensor> {
-        let precision = self.frame.precision();
+        let products = self.frame.products();
         let y = match self.on_the_fly.get(&part) {
-            Some(weight) => weight.linear(precision, x)?,
-            None => ops::linear(precision, x, self.weight(part))?,
+            Some(weight) => weight.linear(products, x)?,
+            None => ops::linear(products, x, self.weight(part))?,
         };
         self.frame.count(x, &y)?;
         match self.tensors.get(&(part, Kind::Bias)) {
@@ -308,7 +308,7 @@ impl<'a> Block<'a> {
     /// Shapes that do not fit.
     pub fn difference(&self, half: usize, inner: &Tensor) -> Result<Tensor> {
         let last = self.config(half).mixer.last().ok_or_else(|| self.layers(half).missing("a last layer"))?;
-        let y = ops::linear(self.frame.precision(), inner, self.weight(last))?;
+        let y = ops::linear(self.frame.products(), inner, self.weight(last))?;
         self.frame.count(inner, &y)?;
         Ok(y)
     }

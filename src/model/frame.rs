@@ -3,6 +3,7 @@
 use super::Model;
 use super::mixer::Mixer;
 use super::rope::Rope;
+use crate::compute::{Compute, Products};
 use crate::error::{Error, Result};
 use candle_core::{D, Device, Tensor};
 use llmq_kernels::elementwise::Pairing;
@@ -20,7 +21,7 @@ pub struct Frame {
     /// Each rotary embedding of the model with its cosines and sines, `[positions, rotary / 2]`.
     tables: Vec<(Rope, Tensor, Tensor)>,
     device: Device,
-    precision: Precision,
+    products: Products,
     /// See [`Frame::multiplications`].
     multiplied: Arc<AtomicU64>,
 }
@@ -41,14 +42,20 @@ impl Frame {
             }
         }
         let (model, device) = (model.clone(), device.clone());
-        let (precision, multiplied) = (Precision::Split, Arc::default());
-        Ok(Frame { model, pairing, positions, tables, device, precision, multiplied })
+        let (products, multiplied) = (Precision::Split.into(), Arc::default());
+        Ok(Frame { model, pairing, positions, tables, device, products, multiplied })
     }
 
     /// The same with linear layers that need not be more exact than this.
     #[must_use]
     pub fn with_precision(self, precision: Precision) -> Frame {
-        Frame { precision, ..self }
+        Frame { products: Products { precision, ..self.products }, ..self }
+    }
+
+    /// The same with linear layers that are computed there.
+    #[must_use]
+    pub fn on(self, compute: &Arc<dyn Compute>) -> Frame {
+        Frame { products: Products { on: compute.clone(), ..self.products }, ..self }
     }
 
     /// Tokens per window.
@@ -66,9 +73,9 @@ impl Frame {
         &self.device
     }
 
-    /// How exact linear layers are.
-    pub fn precision(&self) -> Precision {
-        self.precision
+    /// How linear layers are computed.
+    pub fn products(&self) -> &Products {
+        &self.products
     }
 
     /// Multiplications that linear layers of all blocks on this frame and its clones have done so far, each with its addition.

@@ -81,7 +81,7 @@ impl Layers<'_, '_> {
     /// # Errors
     /// Shapes that do not fit, or rows that cannot be read.
     pub fn expert_linear(&self, part: Part, expert: usize, x: &Tensor, weight: &Matrix<'_>) -> Result<Tensor> {
-        let y = weight.linear(self.frame().precision(), x)?;
+        let y = weight.linear(self.frame().products(), x)?;
         self.frame().count(x, &y)?;
         match self.block.tensor(part, Kind::Bias) {
             Some(bias) => Ok(y.broadcast_add(&bias.get(expert)?)?),

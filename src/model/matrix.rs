@@ -1,9 +1,9 @@
 //! Weight matrices: held as numbers, or dequantized on the fly, a few rows at a time.
 
 use super::ops;
+use crate::compute::{Key, Numbers, Products, Weights};
 use crate::error::{Error, Result};
 use candle_core::{Device, Tensor};
-use llmq_kernels::gemm::Precision;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -29,6 +29,7 @@ pub enum Matrix<'a> {
 #[derive(Clone)]
 pub struct OnTheFly<'a> {
     source: Arc<dyn Rows + 'a>,
+    key: Key,
     first: usize,
     rows: usize,
     columns: usize,
@@ -37,7 +38,7 @@ pub struct OnTheFly<'a> {
 impl<'a> OnTheFly<'a> {
     /// A matrix of `[rows, columns]`; a stack of matrices is one with the rows of all.
     pub fn new(source: Arc<dyn Rows + 'a>, rows: usize, columns: usize) -> OnTheFly<'a> {
-        OnTheFly { source, first: 0, rows, columns }
+        OnTheFly { source, key: Key::new_rows(), first: 0, rows, columns }
     }
 
     /// The `i`-th matrix of a stack of `count`.
@@ -49,23 +50,27 @@ impl<'a> OnTheFly<'a> {
             return Err(Error::new(format!("there is no matrix {i} in a stack of {count}")));
         }
         let rows = self.rows / count;
-        Ok(OnTheFly { first: self.first + i * rows, rows, ..self.clone() })
+        Ok(OnTheFly { key: self.key.from_row(i * rows), first: self.first + i * rows, rows, ..self.clone() })
     }
 
     /// `x·wᵀ`. `x`: `[n, columns]`, result: `[n, rows]`.
     ///
     /// # Errors
     /// Shapes that do not fit, or rows that cannot be decoded.
-    pub fn linear(&self, precision: Precision, x: &Tensor) -> Result<Tensor> {
+    pub fn linear(&self, how: impl Into<Products>, x: &Tensor) -> Result<Tensor> {
+        let (rows, columns) = (self.rows, self.columns);
         let decode = |rows: Range<usize>, out: &mut [f32]| {
             self.source.decode(self.first + rows.start..self.first + rows.end, out)
         };
         match x.device() {
-            Device::Cpu => ops::linear_of(precision, x, self.rows, self.columns, decode),
+            Device::Cpu => {
+                let weights = Weights { key: self.key, rows, columns, numbers: Numbers::OnTheFly(&decode) };
+                ops::linear_of(&how.into(), x, &weights)
+            }
             device => {
-                let mut numbers = vec![0.0; self.rows * self.columns];
-                decode(0..self.rows, &mut numbers)?;
-                Ok(ops::linear(precision, x, &Tensor::from_vec(numbers, (self.rows, self.columns), device)?)?)
+                let mut numbers = vec![0.0; rows * columns];
+                decode(0..rows, &mut numbers)?;
+                ops::linear(how, x, &Tensor::from_vec(numbers, (rows, columns), device)?)
             }
         }
     }
@@ -76,10 +81,10 @@ impl Matrix<'_> {
     ///
     /// # Errors
     /// Shapes that do not fit, or rows that cannot be decoded.
-    pub fn linear(&self, precision: Precision, x: &Tensor) -> Result<Tensor> {
+    pub fn linear(&self, how: impl Into<Products>, x: &Tensor) -> Result<Tensor> {
         match self {
-            Matrix::Held(w) => Ok(ops::linear(precision, x, w)?),
-            Matrix::OnTheFly(w) => w.linear(precision, x),
+            Matrix::Held(w) => ops::linear(how, x, w),
+            Matrix::OnTheFly(w) => w.linear(how, x),
         }
     }
 }
@@ -93,6 +98,7 @@ impl From<Tensor> for Matrix<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use llmq_kernels::gemm::Precision;
 
     /// Row `r` is `r, r, …`; the one behind the fourth cannot be read.
     struct Numbered;

@@ -10,17 +10,17 @@ mod backward;
 pub mod portable;
 
 use super::half::Norm;
+use crate::compute::{Key, Numbers, Products, Weights};
 use crate::error;
 use candle_core::{
     CpuStorage, CustomOp1, CustomOp2, CustomOp3, D, Device, Layout, Result, Shape, Storage, Tensor, bail,
 };
 use llmq_kernels::attention::{Scores, Shape as Windows, causal, causal_backward};
 use llmq_kernels::elementwise::{self, Activation, Pairing};
-use llmq_kernels::fused;
 use llmq_kernels::gemm::{self, Old, Precision, View};
 use llmq_kernels::memory::unwritten;
 use rayon::prelude::*;
-use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 
 /// Rows of a tensor that lies in one piece on the CPU.
 fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
@@ -51,29 +51,57 @@ fn gradient(of: &Tensor, numbers: Vec<f32>) -> Result<Option<Tensor>> {
     Tensor::from_vec(numbers, of.shape(), &Device::Cpu).map(Some)
 }
 
-struct Linear(Precision);
+/// What has been computed where its errors are told as such: candle would make words of them.
+struct Linear {
+    precision: Precision,
+    y: Mutex<Vec<f32>>, // [n, rows]
+}
 
 impl CustomOp2 for Linear {
     fn name(&self) -> &'static str {
         "llmq-linear"
     }
-    fn cpu_fwd(&self, x: &CpuStorage, xl: &Layout, w: &CpuStorage, wl: &Layout) -> Result<(CpuStorage, Shape)> {
-        let ((n, k), (m, wk)) = (xl.shape().dims2()?, wl.shape().dims2()?);
-        if k != wk {
-            bail!("a linear layer of {wk} columns on activations of {k}");
-        }
-        let mut y = unwritten(n * m);
-        gemm::linear(self.0, slice(x, xl)?, slice(w, wl)?, k, &mut y);
-        Ok((CpuStorage::F32(y), (n, m).into()))
+    fn cpu_fwd(&self, _: &CpuStorage, xl: &Layout, _: &CpuStorage, wl: &Layout) -> Result<(CpuStorage, Shape)> {
+        let y = std::mem::take(&mut *self.y.lock().unwrap_or_else(PoisonError::into_inner));
+        Ok((CpuStorage::F32(y), (xl.shape().dims2()?.0, wl.shape().dims2()?.0).into()))
     }
     fn bwd(&self, _: &Tensor, w: &Tensor, _: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        Ok((Some(linear_backward(self.0, grad, w)?), None))
+        Ok((Some(linear_backward(self.precision, grad, w)?), None))
     }
 }
 
-/// `x·wᵀ`. `x`: `[n, columns]`, `w`: `[rows, columns]`, result: `[n, rows]`. Only on the CPU anything is rounded.
-pub fn linear(precision: Precision, x: &Tensor, w: &Tensor) -> Result<Tensor> {
-    if x.device().is_cpu() { x.apply_op2(w, Linear(precision)) } else { portable::linear(x, w) }
+/// `x·wᵀ`. `x`: `[n, columns]`, `w`: `[rows, columns]`, result: `[n, rows]`. The gradient is computed on the CPU.
+///
+/// # Errors
+/// Shapes that do not fit, or what computes it fails.
+pub fn linear(how: impl Into<Products>, x: &Tensor, w: &Tensor) -> error::Result<Tensor> {
+    if !x.device().is_cpu() {
+        return Ok(portable::linear(x, w)?);
+    }
+    let ((rows, columns), how) = (w.dims2()?, how.into());
+    let y = {
+        let storage = w.storage_and_layout().0;
+        let Storage::Cpu(storage) = &*storage else {
+            return Err(error::Error::new("weights that are not on the CPU beside activations that are"));
+        };
+        let numbers = Numbers::Held(slice(storage, w.layout())?);
+        outputs(&how, x, &Weights { key: Key::Tensor(w.id()), rows, columns, numbers })?
+    };
+    Ok(x.apply_op2(w, Linear { precision: how.precision, y: Mutex::new(y) })?)
+}
+
+/// What a linear layer makes of activations, `[n, columns]` on the CPU: `[n, rows]`.
+fn outputs(how: &Products, x: &Tensor, w: &Weights<'_>) -> error::Result<Vec<f32>> {
+    let (n, k) = x.dims2()?;
+    if k != w.columns {
+        return Err(error::Error::new(format!("a linear layer of {} columns on activations of {k}", w.columns)));
+    }
+    let mut y = unwritten(n * w.rows);
+    match &*x.storage_and_layout().0 {
+        Storage::Cpu(storage) => how.on.linear(how.precision, slice(storage, x.layout())?, w, &mut y)?,
+        _ => return Err(error::Error::new("weights are decoded on the CPU only")),
+    }
+    Ok(y)
 }
 
 /// The gradient at the input of [`linear`]: `dX = dY·W`. `grad`: `[n, rows]`, `w`: `[rows, columns]`, on the CPU; result: `[n, columns]`.
@@ -90,27 +118,12 @@ pub fn linear_backward(precision: Precision, grad: &Tensor, w: &Tensor) -> Resul
     Tensor::from_vec(dx, (n, k), &Device::Cpu)
 }
 
-/// The same with rows of `w`, `[rows, columns]`, from `decode`, on the CPU; see [`fused::linear`].
+/// The same as [`linear`] with weights of any kind, for activations on the CPU; without a gradient.
 ///
 /// # Errors
-/// Shapes that do not fit, or the error of `decode`.
-pub fn linear_of(
-    precision: Precision,
-    x: &Tensor,
-    rows: usize,
-    columns: usize,
-    decode: impl Fn(Range<usize>, &mut [f32]) -> error::Result<()> + Sync,
-) -> error::Result<Tensor> {
-    let (n, k) = x.dims2()?;
-    if k != columns {
-        return Err(error::Error::new(format!("a linear layer of {columns} columns on activations of {k}")));
-    }
-    let mut y = unwritten(n * rows);
-    match &*x.storage_and_layout().0 {
-        Storage::Cpu(storage) => fused::linear(precision, slice(storage, x.layout())?, k, rows, decode, &mut y)?,
-        _ => return Err(error::Error::new("weights are decoded on the CPU only")),
-    }
-    Ok(Tensor::from_vec(y, (n, rows), x.device())?)
+/// Shapes that do not fit, weights that cannot be decoded, or what computes it fails.
+pub fn linear_of(how: &Products, x: &Tensor, w: &Weights<'_>) -> error::Result<Tensor> {
+    Ok(Tensor::from_vec(outputs(how, x, w)?, (x.dim(0)?, w.rows), x.device())?)
 }
 
 /// A sum, or a difference.
@@ -462,7 +475,7 @@ mod tests {
         let same = |x: &Tensor, a: &dyn Fn(&Tensor) -> Result<Tensor>, b: &dyn Fn(&Tensor) -> Result<Tensor>| {
             close(&gradient_at(x, a), &gradient_at(x, b));
         };
-        same(&x, &|x| linear(Precision::Single, x, &w), &|x| portable::linear(x, &w));
+        same(&x, &|x| Ok(linear(Precision::Single, x, &w).unwrap()), &|x| portable::linear(x, &w));
         same(&x, &|x| sum(x, &y), &|x| x + &y);
         same(&x, &|x| rms_norm(x, &gain, 1e-5), &|x| portable::rms_norm(x, &gain, 1e-5));
         same(&x, &|x| norm(Norm::Layer, x, &gain, Some(&gain), 1e-5), &|x| portable::layer_norm(x, &gain, &gain, 1e-5));

@@ -3,7 +3,7 @@
 use super::kept::Kept;
 use super::plan::Planned;
 use super::solve::Pending;
-use super::stream::{PRECISION, Position, Stream};
+use super::stream::{Position, Stream};
 use super::{Finished, Run};
 use crate::calib::activation_stats::{ActivationStats, FinishedStats};
 use crate::calib::squares::Squares;
@@ -186,8 +186,8 @@ impl Run<'_> {
         // What is off: the inputs of a half's first layers; where its last one adds to the residual stream, that sum.
         let off = if site.is_inner() { self.plan.model()?.hidden } else { columns };
         let drift = compare.then_some(off);
-        let mut seen = ActivationStats::new(PRECISION, columns, drift);
-        let mut held = ActivationStats::triangle(PRECISION, columns, drift);
+        let mut seen = ActivationStats::new(self.products(), columns, drift);
+        let mut held = ActivationStats::triangle(self.products(), columns, drift);
         let mut squares = Squares::new(columns);
         for (i, batch) in stream.batches().iter().enumerate() {
             interrupt::check()?;

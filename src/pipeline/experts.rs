@@ -6,10 +6,11 @@
 
 use super::plan::Planned;
 use super::report::Clock;
-use super::stream::{PRECISION, Position, Stream};
+use super::stream::{Position, Stream};
 use super::{Finished, Run, check_range};
 use crate::calib::hessian::Hessian;
 use crate::calib::squares::Squares;
+use crate::compute::Products;
 use crate::error::{Context, Error, Result};
 use crate::format::Encoding;
 use crate::grid::Grid;
@@ -39,8 +40,8 @@ struct ActivationStats {
 }
 
 impl ActivationStats {
-    fn new(columns: usize) -> ActivationStats {
-        ActivationStats { seen: Hessian::new(PRECISION, columns), held: Hessian::new(PRECISION, columns) }
+    fn new(products: &Products, columns: usize) -> ActivationStats {
+        ActivationStats { seen: Hessian::new(products, columns), held: Hessian::new(products, columns) }
     }
 
     fn of(&mut self, held: bool) -> &mut Hessian {
@@ -49,20 +50,23 @@ impl ActivationStats {
 
     /// The Hessians of the calibration windows and of those held out, shrunk towards their diagonals as far as few tokens
     /// demand. `others`: the mean squares of the inputs of all experts, `[columns]`.
-    fn finish(self, others: &[f32]) -> (Vec<f32>, Vec<f32>) {
+    ///
+    /// # Errors
+    /// What computes them fails.
+    fn finish(self, others: &[f32]) -> Result<(Vec<f32>, Vec<f32>)> {
         let (n, tokens, of_held) = (self.seen.columns(), self.seen.tokens(), self.held.tokens());
         if tokens < FEW {
             let mut diagonal = vec![0.0; n * n];
             (0..n).for_each(|j| diagonal[j * n + j] = others[j]);
-            return (diagonal.clone(), diagonal);
+            return Ok((diagonal.clone(), diagonal));
         }
-        let mut seen = self.seen.finish();
+        let mut seen = self.seen.finish()?;
         shrink(&mut seen, n, tokens);
-        let mut held = if of_held < FEW { seen.clone() } else { self.held.finish() };
+        let mut held = if of_held < FEW { seen.clone() } else { self.held.finish()? };
         if of_held >= FEW {
             shrink(&mut held, n, of_held);
         }
-        (seen, held)
+        Ok((seen, held))
     }
 }
 
@@ -149,10 +153,12 @@ impl Run<'_> {
         let ffn = stacks.last().spec.columns();
         let at_once = (MEMORY / (8 * (hidden * hidden + ffn * ffn))).clamp(1, count);
         let mut everywhere: Option<Vec<f32>> = None;
+        let products = self.products();
         let mut routes = Vec::new();
         for first in (0..count).step_by(at_once) {
             let group = first..(first + at_once).min(count);
-            let mut inputs: Vec<ActivationStats> = group.clone().map(|_| ActivationStats::new(hidden)).collect();
+            let mut inputs: Vec<ActivationStats> =
+                group.clone().map(|_| ActivationStats::new(&products, hidden)).collect();
             let mut squares = Squares::new(hidden);
             self.walk(half, block, stream, &mut routes, &mut |clock, held, x, routes| {
                 let started = clock.start();
@@ -171,14 +177,15 @@ impl Run<'_> {
             let everywhere = everywhere.get_or_insert_with(|| squares.means());
             tokens.extend(inputs.iter().map(|stats| stats.seen.tokens()));
             if self.rounding.keep_statistics {
-                self.keep_experts(stacks.firsts(), &inputs, count);
+                self.keep_experts(stacks.firsts(), &inputs, count)?;
             }
             for (expert, stats) in group.clone().zip(inputs) {
-                let (seen, held) = stats.finish(everywhere);
+                let (seen, held) = stats.finish(everywhere)?;
                 let firsts: Vec<_> = stacks.firsts().iter().copied().zip(0..).collect();
                 self.round_experts(expert, &firsts, seen, &held, &mut made).context(place)?;
             }
-            let mut inners: Vec<ActivationStats> = group.clone().map(|_| ActivationStats::new(ffn)).collect();
+            let mut inners: Vec<ActivationStats> =
+                group.clone().map(|_| ActivationStats::new(&products, ffn)).collect();
             let quantized = |part: Part, expert: usize| {
                 let at = stacks.place(part)?;
                 let tensor = stacks.all[at];
@@ -202,11 +209,11 @@ impl Run<'_> {
             })
             .context(place)?;
             if self.rounding.keep_statistics {
-                self.keep_experts(&[stacks.last()], &inners, count);
+                self.keep_experts(&[stacks.last()], &inners, count)?;
             }
             let unknown = vec![1.0; ffn];
             for (expert, stats) in group.zip(inners) {
-                let (seen, held) = stats.finish(&unknown);
+                let (seen, held) = stats.finish(&unknown)?;
                 let last = [(stacks.last(), stacks.all.len() - 1)];
                 self.round_experts(expert, &last, seen, &held, &mut made).context(place)?;
             }
@@ -346,16 +353,17 @@ impl Run<'_> {
     }
 
     /// Keeps what experts saw for an importance matrix: one column of counts for each expert.
-    fn keep_experts(&mut self, tensors: &[&Planned], stats: &[ActivationStats], count: usize) {
+    fn keep_experts(&mut self, tensors: &[&Planned], stats: &[ActivationStats], count: usize) -> Result<()> {
         for tensor in tensors {
             let entry = self.statistics.entries.entry(tensor.spec.gguf.clone());
             let entry = entry.or_insert_with(|| Entry { sums: Vec::new(), counts: Vec::new() });
             for stats in stats {
-                entry.sums.extend(stats.seen.squares());
+                entry.sums.extend(stats.seen.squares()?);
                 entry.counts.push(stats.seen.tokens() as f32);
             }
             debug_assert!(entry.counts.len() <= count);
         }
+        Ok(())
     }
 
     /// Says how many tokens experts have seen, where some have seen few.

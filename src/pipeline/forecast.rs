@@ -4,6 +4,7 @@
 //! is held at once. Whoever changes what the pipeline holds changes the term of that name here.
 
 pub mod advice;
+pub mod device_memory;
 pub mod fit;
 pub mod memory_advice;
 pub mod shape;

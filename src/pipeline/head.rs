@@ -62,7 +62,8 @@ impl Run<'_> {
     /// The Hessian of the last hidden states of the original model, over some windows.
     pub(super) fn foresee(&mut self, windows: &[Vec<u32>], c: &Calibration) -> Result<Vec<f32>> {
         let (plan, model, device) = (self.plan, self.plan.model()?, Device::Cpu);
-        let frame = Frame::new(model, pairing(&plan.source, model), c.positions, &device)?.with_precision(PRECISION);
+        let frame = Frame::new(model, pairing(&plan.source, model), c.positions, &device)?;
+        let frame = frame.with_precision(PRECISION).on(&self.rounding.compute);
         let windows = &windows[..windows.len().div_ceil(SHARE)];
         let mut batches = embed(&plan.source, model, windows, &device)?;
         for i in 0..model.blocks.len() {
@@ -86,13 +87,13 @@ impl Run<'_> {
     fn final_hessian(&mut self, all: impl Iterator<Item = Result<States>>) -> Result<Vec<f32>> {
         let model = self.plan.model()?;
         let norm = LastNorm::new(model, |spec| self.read(spec))?;
-        let mut hessian = Hessian::new(PRECISION, model.hidden);
+        let mut hessian = Hessian::new(self.products(), model.hidden);
         let started = self.clock.start();
         for states in all {
             interrupt::check()?;
             hessian.add(&norm.apply(&states?)?).context(|| "behind the last norm".into())?;
         }
         self.clock.hessian += started.elapsed();
-        Ok(hessian.finish())
+        hessian.finish()
     }
 }

@@ -27,7 +27,7 @@ pub fn measure(
 ) -> Result<Imatrix> {
     let (model, device) = (&loaded.model, Device::Cpu);
     let positions = windows.first().map_or(0, Vec::len);
-    let frame = Frame::new(model, loaded.pairing(), positions, &device)?;
+    let frame = Frame::new(model, loaded.pairing(), positions, &device)?.on(&loaded.compute);
     let mut batches = loaded.embed(windows, &device)?;
     let mut imatrix = Imatrix { chunks: windows.len() as u32, chunk_size: positions as u32, ..Imatrix::default() };
     for i in 0..model.blocks.len() {

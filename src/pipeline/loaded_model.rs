@@ -2,6 +2,7 @@
 
 use super::weights::{Weights, open_gguf, vector};
 use crate::calib::chat::Chat;
+use crate::compute::{Compute, Cpu};
 use crate::error::{Context, Error, Result};
 use crate::model::block::Block;
 use crate::model::embedding::Embedding;
@@ -30,6 +31,8 @@ pub struct LoadedModel {
     pub model: Model,
     /// Its tokenizer.
     pub tokenizer: Tokenizer,
+    /// Where its linear layers are computed: at first on the CPU.
+    pub compute: Arc<dyn Compute>,
     /// Its chat template, if it has one that can be used.
     chat: Result<Option<Chat>>,
     weights: Weights,
@@ -120,13 +123,13 @@ impl LoadedModel {
             let vocabulary = Vocabulary::from_files(path, model.vocab, config.json(), pre)?;
             let tokenizer = Tokenizer::open(path, &vocabulary)?;
             let chat = Chat::of(&vocabulary.to_metadata(), tokenizer.bos().is_some());
-            LoadedModel { model, tokenizer, chat, weights: Weights::Checkpoint(weights) }
+            LoadedModel { model, tokenizer, compute: Arc::new(Cpu), chat, weights: Weights::Checkpoint(weights) }
         } else {
             let file = open_gguf(path)?;
             let model = gguf_model(&file)?;
             let tokenizer = gguf_tokenizer(&file, &model, pre)?;
             let chat = Chat::of(&file.metadata, tokenizer.bos().is_some());
-            LoadedModel { model, tokenizer, chat, weights: Weights::Gguf(file) }
+            LoadedModel { model, tokenizer, compute: Arc::new(Cpu), chat, weights: Weights::Gguf(file) }
         };
         for spec in loaded.model.tensors() {
             loaded.weights.check(&spec)?;

@@ -151,7 +151,8 @@ impl Run<'_> {
         // The first of them may be held out.
         let windows: Vec<Vec<u32>> =
             windows[windows.len() - count..].iter().map(|window| window[..length].to_vec()).collect();
-        let frame = Frame::new(model, pairing(&plan.source, model), length, &device)?.with_precision(PRECISION);
+        let frame = Frame::new(model, pairing(&plan.source, model), length, &device)?;
+        let frame = frame.with_precision(PRECISION).on(&self.rounding.compute);
         let mut batches = embed(&plan.source, model, &windows, &device)?;
         let sizes: Vec<usize> = batches.iter().map(|h| h.h.elem_count() * WIDTH).collect();
         let place = |block: usize, batch: usize| {

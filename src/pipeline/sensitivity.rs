@@ -77,7 +77,7 @@ pub fn measure(
     let windows = plan.with_tokenizer(|tokenizer| {
         calibration.corpus.windows(tokenizer, extent.windows, extent.length, calibration.seed)
     })?;
-    let frame = Frame::new(model, pairing(&plan.source, model), extent.length, &Device::Cpu)?;
+    let frame = Frame::new(model, pairing(&plan.source, model), extent.length, &Device::Cpu)?.on(&rounding.compute);
     let mut walk =
         Walk { plan, rounding, model, all, tokens: windows.concat(), length: extent.length, probes: Vec::new() };
     let mut batches = embed(&plan.source, model, &windows, &Device::Cpu)?;
@@ -195,7 +195,7 @@ impl<'a> Walk<'a> {
             }
             for inputs in all {
                 let reads = inputs.reads;
-                let (squares, left) = inputs.finish();
+                let (squares, left) = inputs.finish()?;
                 for &at in here.iter().filter(|&&at| read(at) == Some(reads)) {
                     interrupt::check()?;
                     let tensor = &self.plan.tensors[at];

@@ -33,6 +33,7 @@ pub(super) fn of(
     let mut settings = vec![
         ("llmq --version", text(&env!("CARGO_PKG_VERSION"))),
         ("the instruction set of the machine", text(&format_args!("{:?}", llmq_kernels::Isa::best()))),
+        ("--device", rounding.compute.identity()),
         ("the model", of_files(&plan.source.files())?),
         ("--type", text(&plan.mix)),
         ("the choice of the tensors' types", hash(&tensors)),

@@ -7,6 +7,7 @@
 use super::kept::Kept;
 use super::loaded_model::{BATCH, pairing};
 use super::plan::Plan;
+use crate::compute::Compute;
 use crate::error::{Context, Error, Result};
 use crate::model::embedding::Embedding;
 use crate::model::frame::Frame;
@@ -296,6 +297,12 @@ impl Stream {
         };
         let (per_layer, others) = ([own, original], model.other_columns());
         Ok(Stream { frame, batches, files, read: 1, write: 0, inner, looks_back, others, kept: [0; 2], per_layer })
+    }
+
+    /// The same with linear layers that are computed there.
+    #[must_use]
+    pub fn on(self, compute: &Arc<dyn Compute>) -> Stream {
+        Stream { frame: self.frame.on(compute), ..self }
     }
 
     /// What its blocks share.

@@ -1,11 +1,12 @@
 //! What a file says about how it was made, in keys that llama.cpp ignores: `llmq.version`, `llmq.options`, and of calibrated
-//! methods `llmq.calibration` and `llmq.calibration.blake3`.
+//! methods `llmq.calibration` and `llmq.calibration.blake3`; and `llmq.device` where it was not the CPU.
 //!
 //! Paths stay at home: of files only their names are kept. Types are not repeated, for the file itself has them.
 
 use super::Args;
 use super::corpus::{What, named};
 use crate::cli::shell::word;
+use crate::compute::{Compute, Cpu};
 use crate::error::Result;
 use crate::method::Method;
 use crate::pipeline::Calibration;
@@ -16,6 +17,7 @@ const VERSION: &str = "llmq.version";
 const OPTIONS: &str = "llmq.options";
 const CALIBRATION: &str = "llmq.calibration";
 const HASH: &str = "llmq.calibration.blake3";
+const DEVICE: &str = "llmq.device";
 
 /// The keys. The hash is that of no text until [`calibrated`] knows better, so that plans know how long they are.
 ///
@@ -33,6 +35,14 @@ pub fn keys(args: &Args, method: &dyn Method) -> Result<Metadata> {
         keys.push((HASH.into(), blake3::hash(b"").to_string().into()));
     }
     Ok(keys)
+}
+
+/// Writes down on which device, with which driver and kernels, unless it was the CPU.
+pub fn computed(metadata: &mut Metadata, compute: &dyn Compute) {
+    let identity = compute.identity();
+    if identity != Cpu.identity() && metadata.iter().all(|(key, _)| key != DEVICE) {
+        metadata.push((DEVICE.into(), identity.into()));
+    }
 }
 
 /// Writes down which text was read: BLAKE3 of its documents, each with its length before it (8 bytes, the least significant

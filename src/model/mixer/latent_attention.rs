@@ -113,7 +113,7 @@ impl Mix for LatentAttention {
 
     fn inner(&self, layers: &Layers, x: &Tensor, at: &mut At) -> Result<Tensor> {
         let LatentAttention { heads, head_dim: d, latent, turned, value, .. } = *self;
-        let (still, precision) = (d - turned, layers.frame().precision());
+        let (still, products) = (d - turned, layers.frame().products());
         let norm = |part: Part, x: &Tensor| ops::norm(Norm::Rms, x, layers.weight(part), None, self.eps);
         let narrow = match self.query {
             None => None,
@@ -148,7 +148,7 @@ impl Mix for LatentAttention {
                 None => {
                     // [latent, still] and [value, latent]
                     let (k, v) = (layers.weight(Part::K_B).get(head)?, layers.weight(Part::V_B).get(head)?);
-                    (ops::linear(precision, &c, &k.t()?.contiguous()?)?, ops::linear(precision, &c, &v)?)
+                    (ops::linear(products, &c, &k.t()?.contiguous()?)?, ops::linear(products, &c, &v)?)
                 }
             };
             keys.push(Tensor::cat(&[k, k_turned.clone()], 1)?);

@@ -49,9 +49,12 @@ impl Feedback {
     }
 
     /// `tr(D) / tr(H)`: what feedback leaves of the error of rounding to nearest. One where `H` cannot be factored.
-    pub fn left(self) -> f64 {
+    ///
+    /// # Errors
+    /// What computes it fails.
+    pub fn left(self) -> Result<f64> {
         let n = self.hessian.columns();
-        let h = self.hessian.finish();
+        let h = self.hessian.finish()?;
         let trace: f64 = (0..n).map(|j| f64::from(h[j * n + j])).sum();
         let lambda = DAMP * trace / n as f64;
         // Reversed, so that the factor is the lower one that faer makes.
@@ -59,13 +62,13 @@ impl Feedback {
             let (i, j) = (n - 1 - i, n - 1 - j);
             f64::from(h[i * n + j]) + if i == j { lambda } else { 0.0 }
         });
-        match reversed.llt(Side::Lower) {
+        Ok(match reversed.llt(Side::Lower) {
             Ok(factor) if trace > 0.0 => {
                 let pivots = (0..n).map(|j| factor.L()[(j, j)].powi(2));
                 (pivots.sum::<f64>() / (trace + lambda * n as f64)).min(1.0)
             }
             _ => 1.0,
-        }
+        })
     }
 }
 
@@ -77,7 +80,7 @@ mod tests {
         let mut feedback = Feedback::new(columns).unwrap();
         let x: Vec<f32> = (0..rows * columns).map(|i| of(i / columns, i % columns)).collect();
         feedback.add(&Tensor::from_vec(x, (rows, columns), &Device::Cpu).unwrap()).unwrap();
-        feedback.left()
+        feedback.left().unwrap()
     }
 
     #[test]

@@ -39,9 +39,12 @@ impl Inputs {
     }
 
     /// The sums of squares of each input, if any was seen, and what the method leaves of the error of rounding to nearest.
-    pub fn finish(self) -> (Option<Vec<f32>>, f64) {
+    ///
+    /// # Errors
+    /// What computes them fails.
+    pub fn finish(self) -> Result<(Option<Vec<f32>>, f64)> {
         let sums = Some(self.squares.sums()).filter(|sums| sums.iter().any(|&sum| sum > 0.0));
-        (sums, self.feedback.map_or(1.0, Feedback::left))
+        Ok((sums, self.feedback.map_or(Ok(1.0), Feedback::left)?))
     }
 }
 
