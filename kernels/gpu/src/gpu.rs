@@ -7,9 +7,13 @@ use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 /// Multiplications, each with its addition, that one submission asks for at most: Windows resets a device that is busy for two seconds.
 const WORK: f64 = 25e9;
+
+/// How long to wait for a device that fails.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Bytes that are written at once, so that what the driver copies them through stays small.
 const PIECE: usize = 64 << 20;
@@ -319,6 +323,10 @@ fn guarded<T>(
     // The last that was opened is closed first.
     let memory = pollster::block_on(memory.pop());
     let found = [pollster::block_on(internal.pop()), pollster::block_on(validation.pop())].into_iter().flatten().next();
+    if result.is_err() || found.is_some() || memory.is_some() {
+        // That a device is lost is told when nothing is left of what it was doing, which may be after the errors that come of it.
+        device.poll(wgpu::PollType::Wait { submission_index: None, timeout: Some(PATIENCE) }).ok();
+    }
     if let Some(why) = lock(&faults.lost).clone() {
         return Err(Error::Lost(why));
     }
