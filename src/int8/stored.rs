@@ -183,7 +183,7 @@ mod tests {
                 let (a, b) = (of(&before), of(&after));
                 let signal: f32 = a.iter().map(|a| a * a).sum();
                 let noise: f32 = a.iter().zip(&b).map(|(a, b)| (a - b).powi(2)).sum();
-                assert!(noise < 1e-3 * signal, "{op} {dims:?} channel {channel}: {noise} of {signal}");
+                assert!(noise < 1e-2 * signal, "{op} {dims:?} channel {channel}: {noise} of {signal}");
             }
         }
     }

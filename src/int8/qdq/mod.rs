@@ -48,7 +48,7 @@ pub struct CalibratedGraph<'a> {
 /// A graph that is ready to be calibrated.
 #[derive(Debug)]
 pub struct Float {
-    path: PathBuf,
+    pub(in crate::int8) path: PathBuf,
     model: ModelProto,
     /// What exporters had written in another way.
     pub prepared: Prepared,
