@@ -102,7 +102,7 @@ impl Streams {
         let normed = ops::norm(Norm::Rms, x, block.weight(Part::ALTUP_ROUTER_NORM), None, self.eps)?;
         let normed = (normed / x.dim(1)? as f64)?;
         let routed = ops::linear(Precision::Single, &normed, block.weight(Part::ALTUP_ROUTER))?.tanh()?;
-        Ok(ops::linear(Precision::Single, &routed, block.weight(part))?)
+        ops::linear(Precision::Single, &routed, block.weight(part))
     }
 }
 

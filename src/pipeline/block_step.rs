@@ -243,7 +243,7 @@ impl Run<'_> {
     /// Multiplications per token in the layers of a half.
     fn work_of(&self, tensors: &[Planned], half: usize) -> u64 {
         let here = |t: &&Planned| matches!(t.spec.role, TensorRole::Block(..)) && t.spec.half == half;
-        tensors.iter().filter(here).map(|t| self.plan.multiplications(&t.spec)).sum()
+        self.plan.work(tensors.iter().filter(here))
     }
 
     /// Keeps what a site saw, for every layer that reads it.

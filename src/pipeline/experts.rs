@@ -7,7 +7,8 @@
 use super::plan::Planned;
 use super::report::Clock;
 use super::stream::{Position, Stream};
-use super::{Finished, Run, check_range};
+use super::tensor_step::check_range;
+use super::{Finished, Run};
 use crate::calib::hessian::Hessian;
 use crate::calib::squares::Squares;
 use crate::compute::Products;
@@ -397,8 +398,8 @@ mod tests {
         let mut wide = vec![1.0; n * n];
         shrink(&mut wide, n, 8);
         assert_eq!((wide[0], wide[1]), (1.0, 0.5));
-        let stats = ActivationStats::new(2);
-        let (seen, held) = stats.finish(&[3.0, 5.0]);
+        let stats = ActivationStats::new(&Products::from(crate::pipeline::PRECISION), 2);
+        let (seen, held) = stats.finish(&[3.0, 5.0]).unwrap();
         assert_eq!(seen, [3.0, 0.0, 0.0, 5.0]);
         assert_eq!(seen, held);
     }

@@ -13,8 +13,9 @@ pub mod speed;
 pub mod time;
 
 use super::experts::MEMORY;
+use super::scratch::WIDTH;
 use super::stream::{PRECISION, RunNeeds};
-use super::{PIECE, head, output_side, stream};
+use super::{PIECE, head, output_side};
 use crate::calib::output_hessian;
 use crate::method::{self, Method, Options, PART};
 use crate::model::Model;
@@ -157,7 +158,7 @@ impl<'a> Job<'a> {
     pub fn kept(&self, block: &BlockShape, site: &SiteShape) -> (u64, u64) {
         let routed = block.experts.as_ref().is_some_and(|experts| experts.half == site.site.half);
         let tokens = self.tokens();
-        match (tokens.all + tokens.compared) * site.columns as u64 * stream::WIDTH as u64 {
+        match (tokens.all + tokens.compared) * site.columns as u64 * WIDTH as u64 {
             _ if !site.is_inner() || routed => (0, 0),
             bytes if bytes <= self.keep as u64 => (bytes, 0),
             bytes => (0, bytes),
@@ -208,7 +209,7 @@ impl<'a> Job<'a> {
     /// Bytes on the disk that this takes: while it is at work, and behind it.
     fn gradients_scratch(&self, model: &Model) -> (u64, u64) {
         let (windows, length) = output_side::extent(self.samples, self.positions);
-        let fronts = model.blocks.len() * windows * length * model.hidden * stream::WIDTH;
+        let fronts = model.blocks.len() * windows * length * model.hidden * WIDTH;
         let layers = self.plan.tensors.iter().filter(|tensor| super::block_step::is_grid(tensor));
         let kept: usize = layers.map(|tensor| output_hessian::numbers(tensor.spec.rows())).sum();
         (fronts as u64, kept as u64 * SINGLE)
@@ -235,7 +236,7 @@ impl<'a> Job<'a> {
         let tokens = self.tokens();
         let hidden = self.model().map_or(0, |model| model.state_columns() as u64);
         let inner = shapes.iter().flat_map(|block| block.sites.iter().map(|site| self.kept(block, site).1));
-        let streams = 2 * (tokens.all + tokens.compared) * hidden * stream::WIDTH as u64;
+        let streams = 2 * (tokens.all + tokens.compared) * hidden * WIDTH as u64;
         let streams = streams + inner.max().unwrap_or_default();
         match self.model().filter(|_| self.options.outputs) {
             Some(model) => {

@@ -1,6 +1,6 @@
 //! What goes into the last layer of a half, from the statistics of its site to the output of the half.
 
-use super::stream::{Scratch, WIDTH, from_bf16, to_bf16};
+use super::scratch::{Scratch, WIDTH, from_bf16, to_bf16};
 use crate::error::Result;
 use candle_core::Tensor;
 

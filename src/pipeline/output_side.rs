@@ -6,7 +6,8 @@
 
 use super::block_step::is_grid;
 use super::loaded_model::{embed, pairing};
-use super::stream::{PRECISION, Scratch, WIDTH, from_bf16, spare, to_bf16};
+use super::scratch::{Scratch, WIDTH, from_bf16, to_bf16};
+use super::stream::{PRECISION, spare};
 use super::{Calibration, Run};
 use crate::calib::output_hessian::{OutputHessian, numbers};
 use crate::error::{Context, Error, Result};
@@ -136,12 +137,7 @@ impl Run<'_> {
             let (count, length) = extent(c.samples, c.positions);
             (count * length) as u64
         });
-        2 * share.min(tokens) * blocks.map(|tensors| self.work_of_block(tensors)).sum::<u64>()
-    }
-
-    /// Multiplications per token in the layers of a block.
-    fn work_of_block(&self, tensors: &[Planned]) -> u64 {
-        tensors.iter().map(|t| self.plan.multiplications(&t.spec)).sum()
+        2 * share.min(tokens) * blocks.map(|tensors| self.plan.work(tensors)).sum::<u64>()
     }
 
     /// Fills a file. `spare`: where the residual stream in front of each block is kept.
@@ -169,7 +165,7 @@ impl Run<'_> {
                 to_bf16(&mut bytes, &h.h)?;
                 fronts.write(place(i, b), &bytes)?;
                 *h = block.forward(h)?;
-                self.observer.advance(self.work_of_block(tensors) * h.h.dim(0)? as u64 / 2);
+                self.observer.advance(self.plan.work(tensors) * h.h.dim(0)? as u64 / 2);
             }
             self.clock.forward += started.elapsed();
         }
@@ -193,7 +189,7 @@ impl Run<'_> {
                     for (sum, grad) in sums.iter_mut().zip(&outputs) {
                         sum.add(PRECISION, grad).context(|| format!("gradients of block {i}"))?;
                     }
-                    self.observer.advance(self.work_of_block(tensors) * grad.dim(0)? as u64 * 3 / 2);
+                    self.observer.advance(self.plan.work(tensors) * grad.dim(0)? as u64 * 3 / 2);
                     parts_of_batch.push(grad);
                 }
                 *behind = Tensor::cat(&parts_of_batch, 0)?;

@@ -390,6 +390,11 @@ impl Plan {
         block.mixers().find_map(|mixer| mixer.experts())
     }
 
+    /// Multiplications per token in the layers among these tensors.
+    pub fn work<'t>(&self, tensors: impl IntoIterator<Item = &'t Planned>) -> u64 {
+        tensors.into_iter().map(|tensor| self.multiplications(&tensor.spec)).sum()
+    }
+
     /// Multiplications of a layer for one token.
     pub fn multiplications(&self, spec: &TensorSpec) -> u64 {
         let elements = spec.elements() as u64;

@@ -18,7 +18,8 @@ mod inputs;
 
 use super::loaded_model::{embed, pairing};
 use super::plan::{Plan, Planned};
-use super::{Calibration, Rounding, check_range};
+use super::tensor_step::check_range;
+use super::{Calibration, Rounding};
 use crate::calib::squares::Squares;
 use crate::error::{Context, Error, Result};
 use crate::format::budget::{Cost, candidates};

@@ -3,7 +3,8 @@
 use super::block_step::{Statistics, is_grid};
 use super::plan::Planned;
 use super::stream::PRECISION;
-use super::{Finished, Run, check_range, convert};
+use super::tensor_step::{check_range, convert};
+use super::{Finished, Run};
 use crate::error::Result;
 use crate::format::Encoding;
 use crate::grid::{Grid, Supers};

@@ -7,20 +7,18 @@
 use super::kept::Kept;
 use super::loaded_model::{BATCH, pairing};
 use super::plan::Plan;
+use super::scratch::{Scratch, WIDTH, from_bf16, to_bf16};
 use crate::compute::Compute;
-use crate::error::{Context, Error, Result};
+use crate::error::{Error, Result};
 use crate::model::embedding::Embedding;
 use crate::model::frame::Frame;
-use crate::model::ops;
 use crate::model::per_layer::{FileRows, PerLayerInputs};
 use crate::model::states::States;
 use candle_core::{Device, Tensor};
 use llmq_kernels::gemm::Precision;
 use llmq_kernels::memory::unwritten;
-use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
-use std::fs::{self, File};
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -37,10 +35,6 @@ const COMPARED: usize = 4;
 
 /// What the two files are called, and that of the inner activations of a half.
 const NAMES: [&str; 3] = ["stream-0", "stream-1", "inner"];
-
-/// Bytes of a number in the file: it holds bfloat16. Its rounding averages out in the statistics: with single precision the KL
-/// divergence of the README's checkpoint at Q4_K_M is 0.000888, with this 0.000878.
-pub(super) const WIDTH: usize = 2;
 
 /// The residual stream.
 pub struct Stream {
@@ -156,13 +150,6 @@ pub struct EmbeddedRows {
     pub original: Vec<f32>,
     /// As the file has them.
     pub quantized: Vec<f32>,
-}
-
-/// A file that is gone with the run.
-pub(super) struct Scratch {
-    path: PathBuf,
-    file: File,
-    hashes: Vec<Option<blake3::Hash>>,
 }
 
 /// Removes the files of a stream. `shared`: the folder that goes away as a whole.
@@ -411,11 +398,8 @@ impl Stream {
     /// # Errors
     /// The disk refuses, or the file has vanished.
     pub fn save(&self) -> Result<Place> {
-        let Scratch { path, file, hashes } = &self.files[self.read];
-        file.sync_data().and_then(|()| fs::metadata(path)).map_err(|cause| {
-            let hint = "if its folder has vanished, start over with another one for --work-dir";
-            Error::new(failed("save", path)).hint(hint).because(cause)
-        })?;
+        let Scratch { path, hashes, .. } = &self.files[self.read];
+        self.files[self.read].save()?;
         let hashes = hashes.iter().flatten().map(|hash| hash.to_hex().to_string()).collect();
         Ok(Place { path: path.clone(), hashes, kept: self.kept[0] })
     }
@@ -438,78 +422,4 @@ impl Batch {
 fn in_order(windows: &[Vec<u32>], wants: RunNeeds) -> Vec<&Vec<u32>> {
     let held = wants.held(windows.len());
     windows[held..].iter().chain(&windows[..held]).collect()
-}
-
-fn failed(verb: &str, path: &Path) -> String {
-    format!("cannot {verb} the calibration's residual stream in {}", path.display())
-}
-
-impl Scratch {
-    /// Opens the file of so many batches, or makes it.
-    ///
-    /// # Errors
-    /// The folder cannot be written.
-    pub fn open(path: &Path, batches: usize) -> Result<Scratch> {
-        let file = File::options().read(true).write(true).create(true).truncate(false).open(path);
-        let file = file.map_err(|cause| {
-            Error::new(failed("keep", path)).hint("choose a folder that can be written with --work-dir").because(cause)
-        })?;
-        Ok(Scratch { path: path.to_owned(), file, hashes: vec![None; batches] })
-    }
-
-    /// Finds out now whether the disk has room for so many bytes.
-    ///
-    /// # Errors
-    /// It has not.
-    pub fn reserve(&self, bytes: u64) -> Result<()> {
-        crate::writer::atomic::reserve(&self.file, bytes).map_err(|cause| self.refused(cause, bytes))
-    }
-
-    fn refused(&self, cause: std::io::Error, bytes: u64) -> Error {
-        Error::new(failed("keep", &self.path))
-            .hint(format!(
-                "it needs {bytes} bytes: free some space, choose another folder with --work-dir, or lower --samples or --seq-len"
-            ))
-            .because(cause)
-    }
-
-    /// So many bytes from `offset` on.
-    ///
-    /// # Errors
-    /// The disk refuses.
-    pub fn read(&self, offset: u64, bytes: usize) -> Result<Vec<u8>> {
-        let mut bytes = unwritten(bytes);
-        let mut file = &self.file;
-        let read = file.seek(SeekFrom::Start(offset)).and_then(|_| file.read_exact(&mut bytes));
-        read.context(|| failed("read", &self.path))?;
-        Ok(bytes)
-    }
-
-    /// Puts bytes at `offset`.
-    ///
-    /// # Errors
-    /// The disk refuses.
-    pub fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
-        let mut file = &self.file;
-        let written = file.seek(SeekFrom::Start(offset)).and_then(|_| file.write_all(bytes));
-        written.map_err(|cause| self.refused(cause, bytes.len() as u64))
-    }
-}
-
-/// Rounds numbers to bfloat16.
-pub(super) fn to_bf16(bytes: &mut [u8], x: &Tensor) -> Result<()> {
-    Ok(ops::with_numbers(x, |x| {
-        bytes.par_chunks_mut(WIDTH << 12).zip(x.par_chunks(1 << 12)).for_each(|(bytes, x)| {
-            let bytes = bytes.chunks_exact_mut(WIDTH);
-            bytes.zip(x).for_each(|(bytes, x)| bytes.copy_from_slice(&half::bf16::from_f32(*x).to_le_bytes()));
-        });
-    })?)
-}
-
-/// The first `[tokens, columns]` numbers of bfloat16.
-pub(super) fn from_bf16(bytes: &[u8], tokens: usize, columns: usize) -> Result<Tensor> {
-    let mut x = unwritten(tokens * columns);
-    let (numbers, bytes) = (x.par_chunks_mut(1 << 16), bytes.par_chunks(WIDTH << 16));
-    numbers.zip(bytes).for_each(|(x, bytes)| llmq_kernels::convert::bf16_to_f32(&bytes[..x.len() * WIDTH], x));
-    Ok(Tensor::from_vec(x, (tokens, columns), &Device::Cpu)?)
 }
