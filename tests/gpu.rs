@@ -63,7 +63,8 @@ fn a_file_made_on_a_gpu_is_as_good_as_the_cpus_and_the_same_every_time() {
     quantized(&path("cpu.gguf"), "cpu", &[]).ok();
     let [gpu, cpu] = ["gpu.gguf", "cpu.gguf"].map(|name| divergence(&path(name), "cpu", "40"));
     eprintln!("KL divergence: {gpu} on the GPU, {cpu} on the CPU");
-    // On so few tokens other last bits lead to other codes here and there: 3% are measured at 48 tokens a window, 7% at 256.
+    // Single precision there, bfloat16 here, where the CPU has instructions for it: on so few tokens the CPU's own file differs by 2.4%
+    // between the two.
     assert!((gpu / cpu - 1.0).abs() < 0.1, "{gpu} on the GPU, {cpu} on the CPU");
     let [own, others] = [name.as_str(), "cpu"].map(|device| divergence(&path("gpu.gguf"), device, "1"));
     assert!((own / others - 1.0).abs() < 1e-3, "evaluated: {own} on the GPU, {others} on the CPU");
