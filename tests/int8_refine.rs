@@ -50,8 +50,10 @@ impl Case {
     fn quantize(&self, out: &str, options: &[&str]) -> Run {
         let [float, calib, out] = ["float.onnx", "calib.npz", out].map(|name| self.path(name));
         let run = llmq!["int8", "static", float, "--calib", calib, "-o", out, "--force", "--json", "--target", "vnni"; options];
-        // What is no use is written and said to be none.
-        if run.stderr.contains("below 10, a model is not usable") { run } else { run.ok() }
+        // What is no use is written, and said to be none.
+        let useless = run.stderr.contains("below 10, a model is not usable");
+        assert_eq!(run.code, Some(i32::from(useless)), "{}", run.stderr);
+        run
     }
 
     /// The signal-to-noise ratio of the first output on samples that nothing has seen.

@@ -173,19 +173,23 @@ kernel! {
     /// side of the best.
     pub fn asymmetric / asymmetric_on(w: &[F], h: &[F], hi: f32, effort: Effort, below: bool) -> (F, F) {
         let (mut low, mut high) = (w[0], w[0]);
-        let mut sum_h = F::ZERO;
+        let (mut sum_h, mut sum_w) = (F::ZERO, F::ZERO);
         for (&x, &h) in w.iter().zip(h) {
             low = low.min(x);
             high = high.max(x);
             sum_h = sum_h + h;
+            sum_w = h.mul_add(x, sum_w);
         }
         // Entries that are worth clipping are not worth nothing: they tell where the levels end. With that a few per cent of the gain are
         // lost, and no entry is far outside.
-        let least = if effort == Effort::Full { sum_h * F::splat(0.03 / w.len() as f32) } else { F::ZERO };
-        let (mut sum_h, mut sum_w) = (F::ZERO, F::ZERO);
-        for (&x, &h) in w.iter().zip(h) {
-            sum_h = sum_h + (h + least);
-            sum_w = (h + least).mul_add(x, sum_w);
+        let mut least = F::ZERO;
+        if effort == Effort::Full {
+            least = sum_h * F::splat(0.03 / w.len() as f32);
+            (sum_h, sum_w) = (F::ZERO, F::ZERO);
+            for (&x, &h) in w.iter().zip(h) {
+                sum_h = sum_h + (h + least);
+                sum_w = (h + least).mul_add(x, sum_w);
+            }
         }
         if below {
             low = low.min(F::ZERO);

@@ -34,10 +34,7 @@ impl Outer {
         if a.dims2()? != (tokens, rows) {
             return Err(Error::new(format!("activations {:?} beside those of {tokens} tokens", a.dims())));
         }
-        let sum = match &mut self.sum {
-            Some(sum) => sum,
-            empty => empty.insert(self.products.on.sum(self.products.precision, rows, n, Part::Whole)?),
-        };
+        let sum = self.products.sum(&mut self.sum, rows, n, Part::Whole)?;
         rows_of(a, rows, seen, |a| rows_of(b, n, seen, |b| sum.add(a, Some(b))))???;
         self.tokens += tokens;
         Ok(())

@@ -2,7 +2,8 @@
 
 use crate::compute::{OuterSum, Part, Products};
 use crate::error::{Error, Result};
-use candle_core::{Device, Storage, Tensor};
+use crate::model::ops;
+use candle_core::Tensor;
 use llmq_kernels::elementwise::first_non_finite;
 use llmq_kernels::syrk;
 use rayon::prelude::*;
@@ -35,13 +36,8 @@ impl Hessian {
     /// NaN or infinity among them, or another width; or what computes it fails.
     pub fn add(&mut self, x: &Tensor) -> Result<()> {
         let n = self.columns;
-        let sum = match &mut self.sum {
-            Some(sum) => sum,
-            empty => {
-                let part = if self.triangle { Part::Triangle } else { Part::Lower };
-                empty.insert(self.products.on.sum(self.products.precision, n, n, part)?)
-            }
-        };
+        let part = if self.triangle { Part::Triangle } else { Part::Lower };
+        let sum = self.products.sum(&mut self.sum, n, n, part)?;
         let seen = self.tokens;
         row_of(x, n, |x| {
             sum.add(x, None)?;
@@ -106,17 +102,11 @@ pub(super) fn rows_of<T>(x: &Tensor, columns: usize, seen: usize, work: impl FnO
 
 /// The same with whatever numbers there are.
 fn row_of<T>(x: &Tensor, columns: usize, work: impl FnOnce(&[f32]) -> T) -> Result<T> {
-    let (tokens, found) = x.dims2()?;
+    let found = x.dims2()?.1;
     if found != columns {
         return Err(Error::new(format!("activations of {found} numbers at a site of {columns}")));
     }
-    let x = x.contiguous()?.to_device(&Device::Cpu)?;
-    let (storage, layout) = x.storage_and_layout();
-    let Storage::Cpu(storage) = &*storage else {
-        return Err(Error::new("activations that are not on the CPU"));
-    };
-    let first = layout.start_offset();
-    Ok(work(&storage.as_slice::<f32>()?[first..first + tokens * columns]))
+    Ok(ops::with_numbers(x, work)?)
 }
 
 fn refuse_non_finite(x: &[f32], columns: usize, seen: usize) -> Result<()> {
@@ -129,6 +119,7 @@ fn refuse_non_finite(x: &[f32], columns: usize, seen: usize) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use candle_core::Device;
     use llmq_kernels::gemm::Precision;
 
     #[test]

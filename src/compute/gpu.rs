@@ -138,7 +138,7 @@ impl Compute for OnGpu {
         if rows * columns < WORTH_SUM {
             return Cpu.sum(precision, rows, columns, part);
         }
-        self.make_room(Sum::bytes(rows, columns));
+        self.make_room(Matrix::bytes(rows, columns));
         let wanted = if part == Part::Whole { llmq_gpu::Part::Whole } else { llmq_gpu::Part::Lower };
         let sum = Sum::new(&self.gpu, rows, columns, wanted).map_err(failed)?;
         Ok(Box::new(OnDevice { sum, rows, columns, part }))

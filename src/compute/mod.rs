@@ -128,6 +128,25 @@ pub struct Products {
     pub on: Arc<dyn Compute>,
 }
 
+impl Products {
+    /// The sum of outer products in a place that is empty before the first of them.
+    ///
+    /// # Errors
+    /// The device has no room.
+    pub fn sum<'p>(
+        &self,
+        place: &'p mut Option<Box<dyn OuterSum>>,
+        rows: usize,
+        columns: usize,
+        part: Part,
+    ) -> Result<&'p mut Box<dyn OuterSum>> {
+        Ok(match place {
+            Some(sum) => sum,
+            empty => empty.insert(self.on.sum(self.precision, rows, columns, part)?),
+        })
+    }
+}
+
 /// On the CPU.
 impl From<Precision> for Products {
     fn from(precision: Precision) -> Products {

@@ -10,7 +10,7 @@ use super::ranges::{Calibrator, Range};
 use super::refine::judge::{Verdict, judge};
 use super::refine::split::spread;
 use super::samples::Samples;
-use crate::error::{Context, Result};
+use crate::error::Result;
 use std::collections::HashMap;
 
 /// With fewer samples than these, the same ones teach and judge.
@@ -68,7 +68,7 @@ pub fn choose(
     let mut observation = Observation::new(&engine, samples, float.plan.observed().collect(), true);
     samples.each(&teachers, &mut |sample| {
         step();
-        observation.add(&sample).context(|| format!("cannot calibrate {}", float.path.display()))
+        float.observe(&mut observation, &sample)
     })?;
     let mut search = Search { float, engine: &engine, samples, judges: &judges, integers, excluded };
     let mut found = Vec::new();
@@ -100,7 +100,7 @@ pub fn choose(
     if held_out {
         samples.each(&judges, &mut |sample| {
             step();
-            observation.add(&sample).context(|| format!("cannot calibrate {}", float.path.display()))
+            float.observe(&mut observation, &sample)
         })?;
     }
     let mut seen = observation.seen(&now.calibrators);

@@ -100,7 +100,11 @@ fn store_one(graph: &mut Graph, at: usize, name: &str, axes: Range<usize>) -> Re
     let quantized = quantize(&flat, 1, Levels::Full, None, 1.0);
     let one = |(axis, &n): (usize, &usize)| if axes.contains(&axis) { n } else { 1 };
     let scales = Tensor::new(dims.iter().enumerate().map(one).collect::<Vec<_>>(), quantized.scales);
-    let codes = Tensor::new(dims, quantized.codes.data);
+    Ok(decoded(graph, at, name, &Tensor::new(dims, quantized.codes.data), &scales))
+}
+
+/// The same with what the weights were quantized to. `scales`: of a shape that stretches to that of `codes`.
+pub(super) fn decoded(graph: &mut Graph, at: usize, name: &str, codes: &Tensor<i8>, scales: &Tensor<f32>) -> String {
     let codes = graph.add(&format!("{name}_int8"), |name| codes.proto(name));
     let scales = graph.add(&format!("{name}_scales"), |name| scales.proto(name));
     let [floats, scaled, cast, scale] =
@@ -112,7 +116,7 @@ fn store_one(graph: &mut Graph, at: usize, name: &str, axes: Range<usize>) -> Re
             node("Mul", scale, &[&floats, &scales], &[&scaled], vec![]),
         ],
     );
-    Ok(scaled)
+    scaled
 }
 
 #[cfg(test)]

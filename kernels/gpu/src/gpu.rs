@@ -18,6 +18,10 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Bytes that are written at once, so that what the driver copies them through stays small.
 const PIECE: usize = 64 << 20;
 
+/// What buffers are for that kernels read and write.
+const COMPUTED: wgpu::BufferUsages =
+    wgpu::BufferUsages::STORAGE.union(wgpu::BufferUsages::COPY_DST).union(wgpu::BufferUsages::COPY_SRC);
+
 /// A device that computes.
 pub struct Gpu {
     device: wgpu::Device,
@@ -163,8 +167,7 @@ impl Gpu {
 
     /// A buffer that kernels read and write, zeros at first.
     pub(crate) fn buffer(&self, bytes: u64) -> Result<Held> {
-        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC;
-        self.allocate(bytes, usage)
+        self.allocate(bytes, COMPUTED)
     }
 
     fn allocate(&self, bytes: u64, usage: wgpu::BufferUsages) -> Result<Held> {
@@ -183,9 +186,13 @@ impl Gpu {
 
     /// The buffer of a slot, of at least so many bytes.
     pub(crate) fn room<'s>(&self, slot: &'s mut Slot, bytes: u64) -> Result<&'s Held> {
+        self.grown(slot, bytes, COMPUTED)
+    }
+
+    fn grown<'s>(&self, slot: &'s mut Slot, bytes: u64, usage: wgpu::BufferUsages) -> Result<&'s Held> {
         if slot.0.as_ref().is_none_or(|held| held.bytes < bytes) {
             slot.0 = None;
-            slot.0 = Some(self.buffer(bytes)?);
+            slot.0 = Some(self.allocate(bytes, usage)?);
         }
         slot.0.as_ref().ok_or_else(|| Error::Refused("a buffer vanished".into()))
     }
@@ -266,11 +273,7 @@ impl Gpu {
         show: impl FnOnce(&[f32]) -> T,
     ) -> Result<T> {
         let bytes = ranges.iter().map(|(_, bytes)| bytes).sum::<u64>();
-        if staging.0.as_ref().is_none_or(|held| held.bytes < bytes) {
-            staging.0 = None;
-            staging.0 = Some(self.allocate(bytes, wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST)?);
-        }
-        let Some(held) = &staging.0 else { return Err(Error::Refused("a buffer vanished".into())) };
+        let held = self.grown(staging, bytes, wgpu::BufferUsages::MAP_READ.union(wgpu::BufferUsages::COPY_DST))?;
         let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         let mut at = 0;
         for &(first, bytes) in ranges {

@@ -27,7 +27,7 @@ impl Matrix {
         (self.rows, self.columns)
     }
 
-    /// Bytes that a matrix of such a shape takes.
+    /// Bytes that a matrix of such a shape takes, or a sum.
     pub fn bytes(rows: usize, columns: usize) -> u64 {
         4 * rows as u64 * stride(columns) as u64
     }

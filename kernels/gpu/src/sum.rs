@@ -29,11 +29,6 @@ pub struct Sum {
 }
 
 impl Sum {
-    /// Bytes that a sum of such a shape takes.
-    pub fn bytes(rows: usize, columns: usize) -> u64 {
-        4 * rows as u64 * stride(columns) as u64
-    }
-
     /// Zeros. Of [`Part::Lower`] a square.
     ///
     /// # Errors

@@ -12,7 +12,6 @@ use crate::int8::cpu::Cpu;
 use crate::int8::engine::Engine;
 use crate::int8::onnx::OnnxFile;
 use crate::int8::onnx::file::Destination;
-use crate::int8::qdq::rewrite::Integers;
 use serde_json::json;
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -82,8 +81,7 @@ pub fn run(args: &Args) -> Result<()> {
     };
     let engine = Engine::new(&file.model)?;
     let samples = calibration::open(&args.samples, &engine)?;
-    let signed = matches!(cpu, Cpu::Arm | Cpu::ArmDot);
-    let integers = Integers { signed, levels: args.reduce_range.levels(cpu) };
+    let integers = calibration::integers(cpu, args.reduce_range);
     let trial = Trial { file: &file, samples: &samples, integers, enough: args.sqnr };
     let progress = Progress::new(false, args.json);
     let mut current = String::new();

@@ -102,8 +102,7 @@ impl Options {
     /// The integers for the target, and in words why.
     pub fn integers(&self) -> (Integers, String) {
         let cpu = self.target.cpu();
-        let levels = self.reduce_range.levels(cpu);
-        let signed = matches!(cpu, Cpu::Arm | Cpu::ArmDot);
+        let Integers { signed, levels } = integers(cpu, self.reduce_range);
         let (activations, bits) = (if signed { "S8" } else { "U8" }, if levels == Levels::Reduced { 7 } else { 8 });
         let words =
             format!("{activations} activations, S8 weights of {bits} bits per channel, for {}; S32 biases", cpu.name());
@@ -135,6 +134,11 @@ impl Options {
         }
         Ok(Calibrated { samples, seen, calibrators, sqnr })
     }
+}
+
+/// The integers that suit a CPU.
+pub fn integers(cpu: Cpu, reduce: Reduce) -> Integers {
+    Integers { signed: matches!(cpu, Cpu::Arm | Cpu::ArmDot), levels: reduce.levels(cpu) }
 }
 
 /// Opens samples; tells the user what of them is not used.

@@ -4,11 +4,11 @@
 use super::{Levels, Recipe};
 use crate::error::Result;
 use crate::int8::onnx::Tensor;
-use crate::int8::onnx::node::{int, node};
 use crate::int8::onnx::proto::tensor_proto::DataType;
 use crate::int8::onnx::proto::{ModelProto, NodeProto, OperatorSetIdProto};
 use crate::int8::onnx::tensor::type_of;
 use crate::int8::prepare::microsoft::MICROSOFT;
+use crate::int8::stored::decoded;
 use crate::int8::weights::{Channels, Quantized, quantize, transpose};
 
 /// How many inputs an LSTM has before those that a quantized one adds.
@@ -57,26 +57,17 @@ impl Recipe<'_> {
                 new.input.push(self.graph.add(&format!("{name}_scales"), |name| scales.proto(name)));
                 new.input.push(self.graph.add(&format!("{name}_zero_points"), |name| zeros.proto(name)));
             }
-            self.graph.replace(at, vec![new]);
         } else {
-            let mut nodes = Vec::new();
             for (place, name) in [(1, &input), (2, &hidden)] {
                 let [directions, gates, _] = self.dims(name);
                 // Nothing is added up in integers here.
                 let Quantized { codes, scales } = self.codes(name, Levels::Full)?;
                 let codes = Tensor::new(self.dims(name), codes.data);
                 let scales = Tensor::new([directions, gates, 1], scales);
-                let codes = self.graph.add(&format!("{name}_int8"), |name| codes.proto(name));
-                let scales = self.graph.add(&format!("{name}_scales"), |name| scales.proto(name));
-                let mut fresh = |what: &str| self.graph.fresh(&format!("{name}_{what}"));
-                let [floats, scaled, cast, scale] = ["float", "scaled", "Cast", "Scale"].map(&mut fresh);
-                nodes.push(node("Cast", cast, &[&codes], &[&floats], vec![int("to", DataType::Float as i64)]));
-                nodes.push(node("Mul", scale, &[&floats, &scales], &[&scaled], vec![]));
-                new.input[place] = scaled;
+                new.input[place] = decoded(&mut self.graph, at, name, &codes, &scales);
             }
-            nodes.push(new);
-            self.graph.replace(at, nodes);
         }
+        self.graph.replace(at, vec![new]);
         Ok(Ok(input))
     }
 

@@ -19,7 +19,7 @@ use super::onnx::{Graph, OnnxFile};
 use super::operators::check_is_float;
 use super::prepare::{self, Prepared, batch_norm, prepare_static};
 use super::ranges::Range;
-use super::samples::Samples;
+use super::samples::{Sample, Samples};
 use crate::error::{Context, Error, Result};
 use crate::interrupt;
 use observe::{Calibrators, Observation, Seen};
@@ -48,7 +48,7 @@ pub struct CalibratedGraph<'a> {
 /// A graph that is ready to be calibrated.
 #[derive(Debug)]
 pub struct Float {
-    pub(in crate::int8) path: PathBuf,
+    path: PathBuf,
     model: ModelProto,
     /// What exporters had written in another way.
     pub prepared: Prepared,
@@ -147,12 +147,20 @@ impl Float {
         let mut observation = Observation::new(engine, samples, self.plan.observed().collect(), by.counts());
         for (at, sample) in samples.iter().enumerate() {
             interrupt::check()?;
-            observation.add(&sample?).context(|| format!("cannot calibrate {}", self.path.display()))?;
+            self.observe(&mut observation, &sample?)?;
             done(at + 1);
         }
         let mut seen = observation.seen(by);
         self.share(&mut seen.ranges);
         Ok(seen)
+    }
+
+    /// Runs the graph on a sample, and takes in what its values are.
+    ///
+    /// # Errors
+    /// It cannot be run, or a value is not finite.
+    pub fn observe(&self, observation: &mut Observation<'_>, sample: &Sample) -> Result<()> {
+        observation.add(sample).context(|| format!("cannot calibrate {}", self.path.display()))
     }
 
     /// A value that has another's scale when all is quantized may need its own when some is not: it has the same range.
