@@ -119,7 +119,9 @@ pub fn run(
     mut journal: Option<Journal>,
     observer: &dyn Observer,
 ) -> Result<Summary> {
-    match attempt(plan, rounding, outputs, journal.as_mut(), observer) {
+    // On one of the pool's threads, which the others then need not wake for each product.
+    let all = rayon::scope(|_| attempt(plan, rounding, outputs, journal.as_mut(), observer));
+    match all {
         Ok(summary) => {
             journal.into_iter().for_each(Journal::finish);
             Ok(summary)

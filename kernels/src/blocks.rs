@@ -112,7 +112,8 @@ pub(crate) fn multiply<E: Element>(
     }
     let high = E::SIZES.rows.next_multiple_of(micro.rows).min(m);
     let wide = E::SIZES.columns.next_multiple_of(micro.columns).min(n);
-    // Side by side, whatever lies between the rows of the output: those of a wide one would take each other's places in a cache.
+    // Sums that go on with the next piece lie side by side, whatever lies between the rows of the output: those of a wide one would take
+    // each other's places in a cache.
     let count = high / micro.rows * (wide / micro.columns);
     tiles.resize_with(count.max(tiles.len()), Tile::default);
     for (i, j) in (0..m).step_by(high).flat_map(|i| (0..n).step_by(wide).map(move |j| (i, j))) {
@@ -122,19 +123,21 @@ pub(crate) fn multiply<E: Element>(
             (last(row + micro.rows - 1).min(columns.end - 1) + 1).saturating_sub(j).div_ceil(micro.columns)
         };
         let lines = || rows.clone().step_by(micro.rows);
+        let left_depth = left.depth;
         for at in left.pieces() {
             let left = &left.elements()[left.range(&at, first + rows.start..first + rows.end)];
             let right = &right.elements()[right.range(&at, columns.clone())];
             let panel = |width: usize| at.len() * width / E::SIDE;
             let lefts = left.chunks_exact(panel(micro.rows));
             for ((row, left), tiles) in lines().zip(lefts).zip(tiles.chunks_exact_mut(wide / micro.columns)) {
-                let count = wanted(row);
-                micro.panels(left, &right[..count * panel(micro.columns)], at.start > 0, &mut tiles[..count]);
-            }
-        }
-        for (row, tiles) in lines().zip(tiles.chunks_exact(wide / micro.columns)).filter(|_| left.depth > 0) {
-            for (column, tile) in columns.clone().step_by(micro.columns).zip(&tiles[..wanted(row)]) {
-                put(out, (row, column), tile, micro.columns, 1.0, add);
+                let tiles = &mut tiles[..wanted(row)];
+                micro.panels(left, &right[..tiles.len() * panel(micro.columns)], at.start > 0, tiles);
+                // What is complete goes to its place while it is in the nearest cache.
+                if at.end == left_depth {
+                    for (column, tile) in columns.clone().step_by(micro.columns).zip(&*tiles) {
+                        put(out, (row, column), tile, micro.columns, 1.0, add);
+                    }
+                }
             }
         }
     }

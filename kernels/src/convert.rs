@@ -1,6 +1,7 @@
 //! Half-precision numbers and single-precision ones.
 
 use crate::dispatch::kernel;
+use crate::micro::to_bf16;
 
 /// `x` in half precision, as bits, in single precision: exact for every value, NaN and infinity included.
 #[inline(always)]
@@ -27,6 +28,15 @@ kernel! {
     pub fn bf16_to_f32 / bf16_to_f32_on(bytes: &[u8], out: &mut [f32]) {
         for (x, bytes) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
             *x = f32::from_bits(u32::from(u16::from_le_bytes(*bytes)) << 16);
+        }
+    }
+}
+
+kernel! {
+    /// Rounds numbers to bfloat16, ties to even; NaN stays NaN. `x`: `[n]`, `bytes`: `[n, 2]`, little-endian.
+    pub fn f32_to_bf16 / f32_to_bf16_on(x: &[f32], bytes: &mut [u8]) {
+        for (bytes, x) in bytes.as_chunks_mut::<2>().0.iter_mut().zip(x) {
+            *bytes = ((to_bf16(*x) >> 16) as u16).to_le_bytes();
         }
     }
 }
@@ -62,6 +72,15 @@ mod tests {
                 for (i, x) in out.iter().enumerate() {
                     assert_eq!(x.to_bits(), ((i + skip) as u32) << 16, "{isa:?} {i}");
                 }
+            }
+            let numbers: Vec<f32> = (0..35).map(|i| (i as f32 * 0.7).sin() * 10f32.powi(i % 60 - 30)).collect();
+            for n in 0..numbers.len() {
+                let special = [f32::NAN, f32::INFINITY, f32::MAX, -0.0];
+                let numbers = [&special[..n.min(4)], &numbers[n.min(4)..n]].concat();
+                let mut bytes = vec![0; 2 * n];
+                f32_to_bf16_on(isa, &numbers, &mut bytes);
+                let wanted: Vec<u8> = numbers.iter().flat_map(|x| half::bf16::from_f32(*x).to_le_bytes()).collect();
+                assert_eq!(bytes, wanted, "{isa:?} {n}");
             }
             let numbers = [1.5f32, -0.0, f32::MAX];
             let bytes: Vec<u8> = numbers.iter().flat_map(|x| x.to_le_bytes()).collect();

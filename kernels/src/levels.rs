@@ -1,6 +1,7 @@
 //! The levels that codes stand for, and rounding to the nearest of them.
 
 use crate::column::Codes;
+use crate::dispatch::kernel;
 use crate::lanes::{F, LANES, whole};
 
 /// The levels `q` of a grid whose values are `scale · q + offset`.
@@ -43,6 +44,19 @@ impl Levels {
         match self {
             Levels::Uniform { .. } | Levels::Signs => f32::from(code),
             Levels::Table(table) => f32::from(table[code as usize]),
+        }
+    }
+}
+
+kernel! {
+    /// The numbers that the codes of a group stand for, `scale · level + offset`, rounded once. `codes`, `out`: `[n]`.
+    pub fn values / values_on(levels: Levels, codes: &[Codes], scale: F, offset: F, out: &mut [F]) {
+        for (codes, out) in codes.iter().zip(out) {
+            let level = match levels {
+                Levels::Uniform { .. } | Levels::Signs => F(codes.map(f32::from)),
+                Levels::Table(_) => F(codes.map(|code| levels.level(code))),
+            };
+            *out = level.mul_add(scale, offset);
         }
     }
 }
@@ -167,3 +181,27 @@ macro_rules! for_levels {
     };
 }
 pub(crate) use for_levels;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Isa;
+
+    #[test]
+    fn every_instruction_set_decodes_the_same_numbers() {
+        const TABLE: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+        let codes: Vec<Codes> = (0..35).map(|j| std::array::from_fn(|l| ((j * 7 + l * 3) % 16) as i8)).collect();
+        let lanes = |step: f32| F(std::array::from_fn(|l| (l as f32 * step).sin()));
+        let (scale, offset) = (lanes(0.7), lanes(1.3));
+        for levels in [Levels::Uniform { lo: 0, hi: 15 }, Levels::Table(&TABLE)] {
+            for isa in Isa::available() {
+                let mut out = vec![F::ZERO; codes.len()];
+                values_on(isa, levels, &codes, scale, offset, &mut out);
+                for (codes, out) in codes.iter().zip(&out) {
+                    let want = |l: usize| levels.level(codes[l]).mul_add(scale.0[l], offset.0[l]);
+                    assert_eq!(out.0, std::array::from_fn(want), "{isa:?}, {levels:?}");
+                }
+            }
+        }
+    }
+}

@@ -167,8 +167,13 @@ impl Element for f32 {
     const SIDE: usize = 1;
     const SIZES: Sizes = VECTORS;
 
-    fn pack(_: Isa, _: Operand, part: View<'_>, width: usize, out: &mut [f32]) {
-        lines(part, width, out);
+    fn pack(isa: Isa, _: Operand, part: View<'_>, width: usize, out: &mut [f32]) {
+        match isa {
+            // SAFETY: this machine has the instruction set.
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx if part.has_rows() => unsafe { x86::pack_rows(part, width, out) },
+            _ => lines(part, width, out),
+        }
     }
 
     fn tile(isa: Isa) -> (usize, usize) {
@@ -216,7 +221,7 @@ impl Pair {
 
 /// To the nearest number of bfloat16, ties to even, in the upper half of what is returned. NaN stays NaN.
 #[inline(always)]
-fn to_bf16(x: f32) -> u32 {
+pub(crate) fn to_bf16(x: f32) -> u32 {
     let bits = x.to_bits();
     let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1));
     if bits & 0x7fff_ffff > 0x7f80_0000 { bits | 0x0040_0000 } else { rounded }
@@ -251,8 +256,13 @@ impl Element for Pair {
     const SIDE: usize = 1;
     const SIZES: Sizes = VECTORS;
 
-    fn pack(_: Isa, _: Operand, part: View<'_>, width: usize, out: &mut [Pair]) {
-        lines(part, width, out);
+    fn pack(isa: Isa, _: Operand, part: View<'_>, width: usize, out: &mut [Pair]) {
+        match isa {
+            // SAFETY: this machine has the instruction set.
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Bf16 | Isa::Amx if part.has_rows() => unsafe { x86::pack_rows_in_pairs(part, width, out) },
+            _ => lines(part, width, out),
+        }
     }
 
     fn tile(isa: Isa) -> (usize, usize) {

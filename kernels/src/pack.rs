@@ -32,6 +32,11 @@ impl<'a> View<'a> {
         View { rows: self.columns, columns: self.rows, steps: (self.steps.1, self.steps.0), ..self }
     }
 
+    /// Whether the numbers of a row lie side by side, and not those of a column.
+    pub(crate) fn has_rows(self) -> bool {
+        self.steps.0 != 1
+    }
+
     /// One of its rows.
     ///
     /// # Panics
@@ -57,12 +62,13 @@ impl<'a> View<'a> {
         let out = &mut out[..packed::<E>(self.rows, self.columns, width)];
         let part = |p: usize, columns: Range<usize>| self.part(p * width..((p + 1) * width).min(self.rows), columns);
         if self.steps.0 == 1 {
-            // Panel by panel, memory would be read in small pieces far from each other.
+            // Panel by panel, memory would be read in small pieces far from each other; line by line, written in such.
             let deep = width / E::SIDE;
-            for j in 0..panel / deep {
-                let columns = j * E::NUMBERS..((j + 1) * E::NUMBERS).min(self.columns);
+            for j in (0..panel / deep).step_by(LINES) {
+                let lines = LINES.min(panel / deep - j);
+                let columns = j * E::NUMBERS..((j + lines) * E::NUMBERS).min(self.columns);
                 for (p, out) in out.chunks_exact_mut(panel).enumerate() {
-                    E::pack(micro.isa, operand, part(p, columns.clone()), width, &mut out[j * deep..][..deep]);
+                    E::pack(micro.isa, operand, part(p, columns.clone()), width, &mut out[j * deep..][..lines * deep]);
                 }
             }
             return;
@@ -120,6 +126,9 @@ pub(crate) fn lines<E: Line>(part: View<'_>, width: usize, out: &mut [E]) {
         }
     }
 }
+
+/// Lines of a panel that are written before those of the next one.
+const LINES: usize = 8;
 
 /// What stands for a column that is not there; at least as wide as a panel.
 const ZEROS: [f32; 64] = [0.0; 64];

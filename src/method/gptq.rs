@@ -298,7 +298,7 @@ impl Solver {
                 self.tile(first, tile, e, columns(lanes), grid, walk, part);
                 let mut squares = F::ZERO;
                 for (j, e) in e.iter().enumerate() {
-                    squares = e.mul_add(*e, squares);
+                    squares = squares + *e * *e;
                     errors[(first + j) * padded + lane..][..LANES].copy_from_slice(&e.0);
                 }
                 *energy += squares.0.iter().map(|x| f64::from(*x)).sum::<f64>();

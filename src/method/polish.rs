@@ -10,7 +10,7 @@ use super::gptq::Room;
 use super::quantized_matrix::Part;
 use crate::grid::{Codes, F, Freedom, Grid, LANES, Steps};
 use llmq_kernels::gemm::{Old, Precision, View, product};
-use llmq_kernels::{codebook, descent};
+use llmq_kernels::{codebook, descent, levels};
 
 /// Columns that are moved before the rest of the gradient follows.
 const TILE: usize = 128;
@@ -78,13 +78,17 @@ pub fn polish(
 
 /// The numbers that codes and scales stand for, transposed: `[n, padded]`.
 fn values(part: &Part<'_>, scales: &[f32], n: usize, grid: &dyn Grid, out: &mut [f32]) {
-    let (width, group, levels) = (grid.width(), grid.group(), grid.levels());
+    let (width, group) = (grid.width(), grid.group());
     let padded = part.codes.len() / n * LANES;
+    let mut numbers = vec![F::ZERO; group];
     for (r, codes) in part.codes.chunks(n).enumerate() {
-        for (j, codes) in codes.iter().enumerate() {
-            let (scale, offset) = part.steps[r * (n / width) + j / width].step(j % width / group);
-            let q = F(codes.map(|code| levels.level(code))).mul_add(scale, offset) * F::splat(1.0 / scales[j]);
-            out[j * padded + r * LANES..][..LANES].copy_from_slice(&q.0);
+        for (first, codes) in (0..n).step_by(group).zip(codes.chunks(group)) {
+            let (scale, offset) = part.steps[r * (n / width) + first / width].step(first % width / group);
+            levels::values(grid.levels(), codes, scale, offset, &mut numbers);
+            for (j, number) in (first..n).zip(&numbers[..codes.len()]) {
+                let q = *number * F::splat(1.0 / scales[j]);
+                out[j * padded + r * LANES..][..LANES].copy_from_slice(&q.0);
+            }
         }
     }
 }

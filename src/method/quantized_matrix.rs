@@ -2,6 +2,7 @@
 
 use super::rtn::scatter;
 use crate::grid::{Codes, F, Freedom, Grid, LANES, Steps};
+use llmq_kernels::levels::values;
 use rayon::prelude::*;
 
 /// Codes and scales of a matrix `[rows, columns]`, sixteen rows side by side.
@@ -42,10 +43,12 @@ impl QuantizedMatrix {
         let mut out = vec![0.0; self.rows * n];
         let lanes = self.codes.par_chunks(n).zip(self.steps.par_chunks(n / width));
         out.par_chunks_mut(LANES * n).zip(lanes).for_each(|(out, (codes, steps))| {
-            for (j, codes) in codes.iter().enumerate() {
-                let (scale, offset) = steps[j / width].step(j % width / group);
+            let mut numbers = vec![F::ZERO; group];
+            for (first, codes) in (0..n).step_by(group).zip(codes.chunks(group)) {
+                let (scale, offset) = steps[first / width].step(first % width / group);
+                values(levels, codes, scale, offset, &mut numbers);
                 for (l, row) in out.chunks_mut(n).enumerate() {
-                    row[j] = levels.level(codes[l]).mul_add(scale.0[l], offset.0[l]);
+                    row[first..].iter_mut().zip(&numbers[..codes.len()]).for_each(|(to, from)| *to = from.0[l]);
                 }
             }
         });

@@ -3,6 +3,7 @@
 use super::scratch::{Scratch, WIDTH, from_bf16, to_bf16};
 use crate::error::Result;
 use candle_core::Tensor;
+use llmq_kernels::memory::unwritten;
 
 /// Inner activations, batch by batch, as bfloat16: in memory, or in a file where they are too many. Which of the two changes no byte of
 /// what is made of them.
@@ -60,7 +61,7 @@ impl Kept {
     /// The disk refuses.
     pub fn push(&mut self, i: usize, x: &Tensor, original: Option<&Tensor>) -> Result<()> {
         let Share { first, tokens, compared } = self.batches[i];
-        let mut bytes = vec![0; (tokens + compared) * self.columns * WIDTH];
+        let mut bytes = unwritten((tokens + compared) * self.columns * WIDTH);
         let (own, other) = bytes.split_at_mut(tokens * self.columns * WIDTH);
         to_bf16(own, x)?;
         original.map_or(Ok(()), |x| to_bf16(other, x))?;

@@ -15,7 +15,7 @@ pub struct Work {
 }
 
 /// Someone who watches a run.
-pub trait Observer {
+pub trait Observer: Sync {
     /// The run's size is known.
     fn begin(&self, work: Work);
     /// The run goes on behind so many of its blocks, which an earlier one has finished.

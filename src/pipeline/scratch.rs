@@ -3,6 +3,7 @@
 use crate::error::{Context, Error, Result};
 use crate::model::ops;
 use candle_core::{Device, Tensor};
+use llmq_kernels::convert::{bf16_to_f32, f32_to_bf16};
 use llmq_kernels::memory::unwritten;
 use rayon::prelude::*;
 use std::fs::{self, File};
@@ -84,13 +85,16 @@ impl Scratch {
     }
 }
 
+/// What tells that bytes are still what they were.
+pub(super) fn hash(bytes: &[u8]) -> blake3::Hash {
+    blake3::Hasher::new().update_rayon(bytes).finalize()
+}
+
 /// Rounds numbers to bfloat16.
 pub(super) fn to_bf16(bytes: &mut [u8], x: &Tensor) -> Result<()> {
     Ok(ops::with_numbers(x, |x| {
-        bytes.par_chunks_mut(WIDTH << 12).zip(x.par_chunks(1 << 12)).for_each(|(bytes, x)| {
-            let bytes = bytes.chunks_exact_mut(WIDTH);
-            bytes.zip(x).for_each(|(bytes, x)| bytes.copy_from_slice(&half::bf16::from_f32(*x).to_le_bytes()));
-        });
+        let pieces = bytes.par_chunks_mut(WIDTH << 16).zip(x.par_chunks(1 << 16));
+        pieces.for_each(|(bytes, x)| f32_to_bf16(x, bytes));
     })?)
 }
 
@@ -98,7 +102,7 @@ pub(super) fn to_bf16(bytes: &mut [u8], x: &Tensor) -> Result<()> {
 pub(super) fn from_bf16(bytes: &[u8], tokens: usize, columns: usize) -> Result<Tensor> {
     let mut x = unwritten(tokens * columns);
     let (numbers, bytes) = (x.par_chunks_mut(1 << 16), bytes.par_chunks(WIDTH << 16));
-    numbers.zip(bytes).for_each(|(x, bytes)| llmq_kernels::convert::bf16_to_f32(&bytes[..x.len() * WIDTH], x));
+    numbers.zip(bytes).for_each(|(x, bytes)| bf16_to_f32(&bytes[..x.len() * WIDTH], x));
     Ok(Tensor::from_vec(x, (tokens, columns), &Device::Cpu)?)
 }
 

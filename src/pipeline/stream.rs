@@ -7,7 +7,7 @@
 use super::kept::Kept;
 use super::loaded_model::{BATCH, pairing};
 use super::plan::Plan;
-use super::scratch::{Scratch, WIDTH, from_bf16, to_bf16};
+use super::scratch::{Scratch, WIDTH, from_bf16, hash, to_bf16};
 use crate::compute::Compute;
 use crate::error::{Error, Result};
 use crate::model::embedding::Embedding;
@@ -245,7 +245,7 @@ impl Stream {
             let batch = stream.batches.get(i).cloned();
             let bytes = batch.map(|batch| stream.files[at].read(batch.offset, batch.bytes())).transpose();
             let bytes = bytes.map_err(|error| lost(Error::new("cannot resume").because(error)))?;
-            let hash = bytes.map(|bytes| blake3::hash(&bytes));
+            let hash = bytes.map(|bytes| hash(&bytes));
             if hash.is_none_or(|hash| *wanted != *hash.to_hex()) {
                 return Err(lost(Error::new(format!("cannot resume: {shown} is damaged in batch {i}"))));
             }
@@ -377,7 +377,7 @@ impl Stream {
         self.kept[1] = position.states.kept.as_ref().map_or(0, |kept| kept.dims()[1]);
         let file = &mut self.files[self.write];
         file.write(batch.offset, &bytes)?;
-        file.hashes[i] = Some(blake3::hash(&bytes));
+        file.hashes[i] = Some(hash(&bytes));
         Ok(())
     }
 
