@@ -61,7 +61,7 @@ impl<'a> View<'a> {
         let panel = packed::<E>(width, self.columns, width).max(1);
         let out = &mut out[..packed::<E>(self.rows, self.columns, width)];
         let part = |p: usize, columns: Range<usize>| self.part(p * width..((p + 1) * width).min(self.rows), columns);
-        if self.steps.0 == 1 {
+        if !self.has_rows() {
             // Panel by panel, memory would be read in small pieces far from each other; line by line, written in such.
             let deep = width / E::SIDE;
             for j in (0..panel / deep).step_by(LINES) {
@@ -101,7 +101,7 @@ pub(crate) enum Operand {
 /// [`Element::pack`] where all that has the same depth lies in one line. `out`: `[⌈columns / E::NUMBERS⌉, width]`.
 pub(crate) fn lines<E: Line>(part: View<'_>, width: usize, out: &mut [E]) {
     let rows = part.rows;
-    if part.steps.0 == 1 {
+    if !part.has_rows() {
         let column = |j: usize| {
             let from = j * part.steps.1;
             if j < part.columns { &part.data[from..from + rows] } else { &ZEROS[..rows] }
