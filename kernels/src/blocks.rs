@@ -107,7 +107,8 @@ pub(crate) fn multiply<E: Element>(
     out: &mut Out<'_>,
 ) {
     let (m, n) = (out.shape().0.next_multiple_of(micro.rows), out.shape().1.next_multiple_of(micro.columns));
-    if left.depth == 0 && !add {
+    let depth = left.depth;
+    if depth == 0 && !add {
         out.clear();
     }
     let high = E::SIZES.rows.next_multiple_of(micro.rows).min(m);
@@ -123,7 +124,6 @@ pub(crate) fn multiply<E: Element>(
             (last(row + micro.rows - 1).min(columns.end - 1) + 1).saturating_sub(j).div_ceil(micro.columns)
         };
         let lines = || rows.clone().step_by(micro.rows);
-        let left_depth = left.depth;
         for at in left.pieces() {
             let left = &left.elements()[left.range(&at, first + rows.start..first + rows.end)];
             let right = &right.elements()[right.range(&at, columns.clone())];
@@ -133,7 +133,7 @@ pub(crate) fn multiply<E: Element>(
                 let tiles = &mut tiles[..wanted(row)];
                 micro.panels(left, &right[..tiles.len() * panel(micro.columns)], at.start > 0, tiles);
                 // What is complete goes to its place while it is in the nearest cache.
-                if at.end == left_depth {
+                if at.end == depth {
                     for (column, tile) in columns.clone().step_by(micro.columns).zip(&*tiles) {
                         put(out, (row, column), tile, micro.columns, 1.0, add);
                     }

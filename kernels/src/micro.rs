@@ -343,7 +343,7 @@ fn baseline(a: &[f32], b: &[f32], add: bool, tile: &mut Tile) {
 #[cfg(target_arch = "aarch64")]
 mod neon;
 #[cfg(target_arch = "x86_64")]
-mod x86;
+pub(crate) mod x86;
 
 #[cfg(test)]
 mod tests {

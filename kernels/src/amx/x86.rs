@@ -1,7 +1,7 @@
 //! The instructions themselves, which stand here as text because stable Rust has no names for them.
 
 use super::{Register, SIDE, Split, Square};
-use crate::micro::{Pair, Tile, each};
+use crate::micro::{Pair, Tile, each, x86};
 use std::arch::asm;
 use std::arch::x86_64::*;
 use std::marker::PhantomData;
@@ -246,8 +246,7 @@ impl Square<'_> {
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 fn pairs(x: [__m512; 2], across: bool) -> (__m512i, [__m512; 2]) {
-    // SAFETY: a register is a register, whatever its numbers are taken for.
-    let near = unsafe { std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(x[1], x[0])) };
+    let near = x86::rounded(x[0], x[1]);
     let single = |half: __m256i| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(half)));
     let rounded = [single(_mm512_castsi512_si256(near)), single(_mm512_extracti64x4_epi64::<1>(near))];
     // Words 0, 16, 1, 17 and so on.
@@ -264,42 +263,10 @@ fn pairs(x: [__m512; 2], across: bool) -> (__m512i, [__m512; 2]) {
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn stored(lines: [__m512i; SIDE], turned: bool, out: &mut Register) {
-    let lines = if turned { transposed(lines) } else { lines };
+    let lines = if turned { x86::transposed(lines) } else { lines };
     for (line, out) in lines.into_iter().zip(&mut out.0) {
         let out: &mut [Pair; SIDE] = out;
         // SAFETY: a line is sixteen pairs of 32 bits.
         unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), line) };
     }
-}
-
-/// Of sixteen rows of sixteen pairs: pairs change places in squares of two, of four, of eight and of sixteen.
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn transposed(x: [__m512i; SIDE]) -> [__m512i; SIDE] {
-    let mut y = x;
-    for i in (0..SIDE).step_by(2) {
-        y[i] = _mm512_unpacklo_epi32(x[i], x[i + 1]);
-        y[i + 1] = _mm512_unpackhi_epi32(x[i], x[i + 1]);
-    }
-    let mut z = y;
-    for i in (0..SIDE).step_by(4) {
-        // Column 4·l + c of rows i to i + 3 is in lane l of z[i + c].
-        z[i] = _mm512_unpacklo_epi64(y[i], y[i + 2]);
-        z[i + 1] = _mm512_unpackhi_epi64(y[i], y[i + 2]);
-        z[i + 2] = _mm512_unpacklo_epi64(y[i + 1], y[i + 3]);
-        z[i + 3] = _mm512_unpackhi_epi64(y[i + 1], y[i + 3]);
-    }
-    let mut out = z;
-    for c in 0..4 {
-        let (a, b) = (z[c], z[4 + c]);
-        let (d, e) = (z[8 + c], z[12 + c]);
-        // Lanes 0 and 2, and lanes 1 and 3, of both.
-        let (ab02, ab13) = (_mm512_shuffle_i32x4::<0x88>(a, b), _mm512_shuffle_i32x4::<0xdd>(a, b));
-        let (de02, de13) = (_mm512_shuffle_i32x4::<0x88>(d, e), _mm512_shuffle_i32x4::<0xdd>(d, e));
-        out[c] = _mm512_shuffle_i32x4::<0x88>(ab02, de02);
-        out[4 + c] = _mm512_shuffle_i32x4::<0x88>(ab13, de13);
-        out[8 + c] = _mm512_shuffle_i32x4::<0xdd>(ab02, de02);
-        out[12 + c] = _mm512_shuffle_i32x4::<0xdd>(ab13, de13);
-    }
-    out
 }

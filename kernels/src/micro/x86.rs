@@ -1,4 +1,4 @@
-//! Tiles in the registers of AVX2 and AVX-512.
+//! Tiles in the registers of AVX2 and AVX-512, and what they are packed from.
 
 use super::{Element, Pair, Tile};
 use crate::pack::View;
@@ -106,7 +106,7 @@ pub fn avx512_bf16(a: &[Pair], b: &[Pair], add: bool, tile: &mut Tile) {
 /// they do in products.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bf16")]
-fn rounded(first: __m512, second: __m512) -> __m512i {
+pub fn rounded(first: __m512, second: __m512) -> __m512i {
     // SAFETY: a register is a register, whatever its numbers are taken for.
     unsafe { std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(second, first)) }
 }
@@ -114,7 +114,7 @@ fn rounded(first: __m512, second: __m512) -> __m512i {
 /// `[16, 16]` lanes of 32 bits, transposed: lanes of neighbouring rows side by side, then pairs of lanes, then quarters of registers.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn transposed(rows: [__m512i; 16]) -> [__m512i; 16] {
+pub fn transposed(rows: [__m512i; 16]) -> [__m512i; 16] {
     let mut one = rows;
     for i in (0..16).step_by(2) {
         one[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
